@@ -1,0 +1,1 @@
+"""Stable Diffusion, whole, in one small package."""

@@ -1,0 +1,272 @@
+"""Configurations of the three networks, read from and written to the `config.json` files of a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+def _levels(value: Any, levels: int) -> tuple[Any, ...]:
+    """A per-level list from a list or a single value (diffusers allows both)."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderConfig:
+    """AutoencoderKL: pictures [N, 3, H, W] in -1..1 to latents [N, 4, H/8, W/8] and back."""
+
+    in_channels: int = 3                                          # channels of a picture
+    out_channels: int = 3                                         # channels of a decoded picture
+    latent_channels: int = 4                                      # channels of a latent
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)    # width of each level, finest first
+    layers_per_block: int = 2                                     # resnets a level (the decoder has one more)
+    norm_num_groups: int = 32                                     # groups of every GroupNorm
+    scaling_factor: float = 0.18215                               # latent = scaling_factor * encoder mean
+    shift_factor: float = 0.0                                     # subtracted before scaling
+    sample_size: int = 512                                        # the picture size it was trained at
+    mid_block_attention: bool = True                              # one self-attention in the middle
+    use_quant_conv: bool = True                                   # 1x1 convolution after the encoder
+    use_post_quant_conv: bool = True                              # 1x1 convolution before the decoder
+    force_upcast: bool = True                                     # half precision overflows in the original weights
+
+    @property
+    def downscale(self) -> int:
+        """Picture pixels a latent pixel covers on each side (8 for Stable Diffusion)."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @classmethod
+    def from_diffusers(cls, config: Json) -> AutoencoderConfig:
+        """Read diffusers' `vae/config.json`. Raises ValueError on a block type that is not an AutoencoderKL's."""
+        for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            other = [b for b in config.get(key, ()) if b != known]
+            if other:
+                raise ValueError(f"{key} has {other[0]!r}; an AutoencoderKL has only {known!r}")
+        default = cls()
+        return cls(
+            in_channels=config.get("in_channels", 3),
+            out_channels=config.get("out_channels", 3),
+            latent_channels=config.get("latent_channels", 4),
+            block_out_channels=tuple(config.get("block_out_channels", (64,))),
+            layers_per_block=config.get("layers_per_block", 1),
+            norm_num_groups=config.get("norm_num_groups", 32),
+            scaling_factor=config.get("scaling_factor", default.scaling_factor),
+            shift_factor=config.get("shift_factor") or 0.0,
+            sample_size=config.get("sample_size", 32),
+            mid_block_attention=config.get("mid_block_add_attention", True),
+            use_quant_conv=config.get("use_quant_conv", True),
+            use_post_quant_conv=config.get("use_post_quant_conv", True),
+            force_upcast=config.get("force_upcast", True),
+        )
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `vae/config.json` that diffusers reads."""
+        levels = len(self.block_out_channels)
+        return {
+            "_class_name": "AutoencoderKL",
+            "act_fn": "silu",
+            "block_out_channels": list(self.block_out_channels),
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "latent_channels": self.latent_channels,
+            "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_num_groups,
+            "sample_size": self.sample_size,
+            "scaling_factor": self.scaling_factor,
+            "shift_factor": self.shift_factor or None,
+            "mid_block_add_attention": self.mid_block_attention,
+            "use_quant_conv": self.use_quant_conv,
+            "use_post_quant_conv": self.use_post_quant_conv,
+            "force_upcast": self.force_upcast,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class UNetConfig:
+    """UNet2DConditionModel: noisy latents, timesteps and a condition to a prediction of the same size."""
+
+    sample_size: int = 64                                         # latent size it was trained at
+    in_channels: int = 4                                          # 4, or 5, 7, 8, 9 with extra channels
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # width of each level, finest first
+    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)              # resnets a level going down (one more going up)
+    attention_levels: tuple[bool, ...] = (True, True, True, False)  # levels with spatial transformers
+    only_cross_attention: tuple[bool, ...] = (False, False, False, False)  # attn1 attends to the text too (upscaler)
+    transformer_layers: tuple[int, ...] = (1, 1, 1, 1)            # blocks in each spatial transformer
+    heads: tuple[int, ...] = (8, 8, 8, 8)                         # attention heads a level (a count, not a width)
+    cross_attention_dim: int = 768                                # width of the text
+    use_linear_projection: bool = False                           # proj_in/out of a transformer: linear or 1x1 conv
+    mid_block_attention: bool = True
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True                                  # timestep embedding: cosines first
+    freq_shift: int = 0
+    num_class_embeds: int | None = None                           # classes of the class embedding (1000: upscaler)
+    upcast_attention: bool = False                                # attention scores in float32
+    time_cond_proj_dim: int | None = None                         # guidance-scale embedding (LCM)
+
+    @classmethod
+    def from_diffusers(cls, config: Json) -> UNetConfig:
+        """Read diffusers' `unet/config.json`. Raises ValueError, naming it, on a feature we don't have."""
+        default_down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+        default_up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+        down = tuple(config.get("down_block_types", default_down))
+        up = tuple(config.get("up_block_types", default_up))
+        kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
+        for block in (*down, *up):
+            if block not in kinds:
+                raise ValueError(f"U-Net block type {block!r} is not one of {', '.join(kinds)}")
+        attention = tuple(kinds[b] for b in down)
+        if tuple(kinds[b] for b in reversed(up)) != attention:
+            raise ValueError("up_block_types do not mirror down_block_types")
+        levels = len(down)
+        unsupported = {
+            "class_embed_type": (None,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
+            "addition_embed_type": (None,), "dual_cross_attention": (False, None), "act_fn": ("silu",),
+            "resnet_time_scale_shift": ("default",), "time_embedding_type": ("positional",),
+            "conv_in_kernel": (3,), "conv_out_kernel": (3,), "downsample_padding": (1,),
+            "reverse_transformer_layers_per_block": (None,), "center_input_sample": (False,),
+            "mid_block_scale_factor": (1, 1.0), "attention_type": ("default",), "timestep_post_act": (None,),
+            "resnet_skip_time_act": (False,), "resnet_out_scale_factor": (1, 1.0), "time_embedding_dim": (None,),
+            "time_embedding_act_fn": (None,), "class_embeddings_concat": (False,), "cross_attention_norm": (None,),
+        }
+        for key, allowed in unsupported.items():
+            if key in config and config[key] not in allowed:
+                raise ValueError(f"U-Net option {key}={config[key]!r} is not supported")
+        mid = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+        if mid not in ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"):
+            raise ValueError(f"U-Net mid_block_type {mid!r} is not supported")
+        # diffusers' `attention_head_dim` has always meant the number of heads in this model.
+        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+        groups = config.get("norm_num_groups", 32)
+        if groups is None:
+            raise ValueError("U-Net option norm_num_groups=None is not supported")
+        sample_size = config.get("sample_size") or 64
+        cross = config.get("cross_attention_dim", 1280)
+        if not isinstance(cross, int):
+            raise ValueError(f"U-Net option cross_attention_dim={cross!r} is not supported")
+        return cls(
+            sample_size=sample_size if isinstance(sample_size, int) else max(sample_size),
+            in_channels=config.get("in_channels", 4),
+            out_channels=config.get("out_channels", 4),
+            block_out_channels=tuple(config.get("block_out_channels", (320, 640, 1280, 1280))),
+            layers_per_block=_levels(config.get("layers_per_block", 2), levels),
+            attention_levels=attention,
+            only_cross_attention=_levels(config.get("only_cross_attention", False), levels),
+            transformer_layers=_levels(config.get("transformer_layers_per_block", 1), levels),
+            heads=_levels(heads, levels),
+            cross_attention_dim=cross,
+            use_linear_projection=config.get("use_linear_projection", False),
+            mid_block_attention=mid == "UNetMidBlock2DCrossAttn",
+            norm_num_groups=groups,
+            norm_eps=config.get("norm_eps", 1e-5),
+            flip_sin_to_cos=config.get("flip_sin_to_cos", True),
+            freq_shift=config.get("freq_shift", 0),
+            num_class_embeds=config.get("num_class_embeds"),
+            upcast_attention=config.get("upcast_attention") or False,
+            time_cond_proj_dim=config.get("time_cond_proj_dim"),
+        )
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `unet/config.json` that diffusers reads."""
+        return {
+            "_class_name": "UNet2DConditionModel",
+            "act_fn": "silu",
+            "attention_head_dim": list(self.heads),
+            "block_out_channels": list(self.block_out_channels),
+            "center_input_sample": False,
+            "cross_attention_dim": self.cross_attention_dim,
+            "down_block_types": [("CrossAttn" if a else "") + "DownBlock2D" for a in self.attention_levels],
+            "downsample_padding": 1,
+            "flip_sin_to_cos": self.flip_sin_to_cos,
+            "freq_shift": self.freq_shift,
+            "in_channels": self.in_channels,
+            "layers_per_block": list(self.layers_per_block),
+            "mid_block_scale_factor": 1,
+            "mid_block_type": "UNetMidBlock2DCrossAttn" if self.mid_block_attention else "UNetMidBlock2D",
+            "norm_eps": self.norm_eps,
+            "norm_num_groups": self.norm_num_groups,
+            "num_class_embeds": self.num_class_embeds,
+            "only_cross_attention": list(self.only_cross_attention),
+            "out_channels": self.out_channels,
+            "sample_size": self.sample_size,
+            "time_cond_proj_dim": self.time_cond_proj_dim,
+            "transformer_layers_per_block": list(self.transformer_layers),
+            "up_block_types": [("CrossAttn" if a else "") + "UpBlock2D" for a in reversed(self.attention_levels)],
+            "upcast_attention": self.upcast_attention,
+            "use_linear_projection": self.use_linear_projection,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoderConfig:
+    """CLIPTextModel: token ids [N, 77] to embeddings [N, 77, D]."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768                                        # D
+    intermediate_size: int = 3072                                 # width of the feed-forward layer
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"                                # "quick_gelu" (OpenAI) or "gelu" (OpenCLIP)
+    layer_norm_eps: float = 1e-5
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+    pad_token_id: int = 49407                                     # SD 1.x pads with EOS, SD 2.x with "!" (0)
+    projection_dim: int = 768
+
+    @classmethod
+    def from_diffusers(cls, config: Json) -> TextEncoderConfig:
+        """Read `text_encoder/config.json` (transformers' CLIPTextConfig). Raises ValueError on an unknown activation."""
+        act = config.get("hidden_act", "quick_gelu")
+        if act not in ("quick_gelu", "gelu"):
+            raise ValueError(f"text encoder activation {act!r} is not 'quick_gelu' or 'gelu'")
+        default = cls(hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512)
+        names = [n for n in cls.__dataclass_fields__ if config.get(n) is not None]
+        values = {n: getattr(default, n) for n in cls.__dataclass_fields__} | {n: config[n] for n in names}
+        return cls(**values)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `text_encoder/config.json` that transformers reads."""
+        return {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "attention_dropout": 0.0,
+            "initializer_factor": 1.0,
+            "initializer_range": 0.02,
+            **{n: getattr(self, n) for n in self.__dataclass_fields__},
+        }
+
+
+SD15_AUTOENCODER = AutoencoderConfig()
+SD15_UNET = UNetConfig()
+SD15_TEXT_ENCODER = TextEncoderConfig()
+
+INPAINTING_UNET = UNetConfig(in_channels=9)
+SD2_UNET = UNetConfig(
+    sample_size=96, heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
+)
+SD2_TEXT_ENCODER = TextEncoderConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+    pad_token_id=0,
+    projection_dim=512,
+)
+UPSCALER_UNET = UNetConfig(
+    sample_size=128,
+    in_channels=7,
+    block_out_channels=(256, 512, 512, 1024),
+    attention_levels=(False, True, True, True),
+    only_cross_attention=(True, True, True, False),
+    cross_attention_dim=1024,
+    use_linear_projection=True,
+    num_class_embeds=1000,
+)
+UPSCALER_AUTOENCODER = AutoencoderConfig(block_out_channels=(128, 256, 512), scaling_factor=0.08333, sample_size=256)
