@@ -1,0 +1,157 @@
+"""The autoencoder of Stable Diffusion: pictures to latents and back (Rombach et al. 2022, arXiv 2112.10752, sec. 3.1).
+
+Shapes: N pictures, C = latent_channels, H W the picture's height and width, f = downscale, h = H/f, w = W/f.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import AutoencoderConfig
+from .layers import ResnetBlock, Upsample, attend
+
+EPS = 1e-6  # every GroupNorm of the original autoencoder
+
+
+class PixelAttention(nn.Module):
+    """One-head self-attention between all pixels, added to its input: [N, C, H, W] -> [N, C, H, W]."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.q = nn.Linear(channels, channels)
+        self.k = nn.Linear(channels, channels)
+        self.v = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x).flatten(2).transpose(1, 2)  # [N, H W, C]
+        y = self.out(attend(self.q(y), self.k(y), self.v(y), heads=1))
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
+class Middle(nn.Module):
+    """The coarsest level: resnet, attention (optional), resnet."""
+
+    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.resnet1 = ResnetBlock(channels, channels, groups, EPS)
+        self.attention = PixelAttention(channels, groups) if attention else None
+        self.resnet2 = ResnetBlock(channels, channels, groups, EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnet1(x)
+        if self.attention is not None:
+            x = self.attention(x)
+        y: Tensor = self.resnet2(x)
+        return y
+
+
+class DownLevel(nn.Module):
+    """Resnets of one size, then halving by a strided convolution (padded right and below only, as the original is)."""
+
+    def __init__(self, c_in: int, c_out: int, count: int, groups: int, last: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out, groups, EPS) for i in range(count))
+        self.downsample = None if last else nn.Conv2d(c_out, c_out, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.downsample is None else self.downsample(F.pad(x, (0, 1, 0, 1)))
+
+
+class UpLevel(nn.Module):
+    """Resnets of one size, then doubling."""
+
+    def __init__(self, c_in: int, c_out: int, count: int, groups: int, last: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out, groups, EPS) for i in range(count))
+        self.upsample = None if last else Upsample(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.upsample is None else self.upsample(x)
+
+
+class Encoder(nn.Module):
+    """[N, 3, H, W] -> [N, 2 C, h, w]: mean and log-variance, before the quant convolution."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            DownLevel(c_in, c_out, config.layers_per_block, groups, last=level == len(widths) - 1)
+            for level, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        )
+        self.mid = Middle(widths[-1], groups, config.mid_block_attention)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        y: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return y
+
+
+class Decoder(nn.Module):
+    """[N, C, h, w] -> [N, 3, H, W]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid = Middle(widths[0], groups, config.mid_block_attention)
+        self.up = nn.ModuleList(
+            UpLevel(c_in, c_out, config.layers_per_block + 1, groups, last=level == len(widths) - 1)
+            for level, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        )
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = self.mid(self.conv_in(z))
+        for level in self.up:
+            z = level(z)
+        y: Tensor = self.conv_out(F.silu(self.norm_out(z)))
+        return y
+
+
+class Autoencoder(nn.Module):
+    """AutoencoderKL. Pictures are [N, 3, H, W] in -1..1, H and W multiples of `config.downscale`."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant = nn.Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
+        self.post_quant = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[N, 3, H, W] in -1..1 -> moments [N, 2 C, h, w]: mean and log-variance of the unscaled latent."""
+        h: Tensor = self.encoder(pictures)
+        return h if self.quant is None else self.quant(h)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Unscaled latents [N, C, h, w] -> pictures [N, 3, H, W], about -1..1 (not clamped)."""
+        y: Tensor = self.decoder(latents if self.post_quant is None else self.post_quant(latents))
+        return y
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """An encoder's latent to the unit-deviation latent that the U-Net works on."""
+        return (latents - self.config.shift_factor) * self.config.scaling_factor
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """The inverse of `scale`: what `decode` takes."""
+        return latents / self.config.scaling_factor + self.config.shift_factor
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Reconstruct pictures through the mean of their latents."""
+        return self.decode(self.encode(pictures).chunk(2, dim=1)[0])

@@ -1,0 +1,63 @@
+"""Layers that more than one network is made of.
+
+Shapes: N pictures, C channels, H W height and width, E width of the time embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions around an identity; the time embedding is added between them.
+
+    [N, C_in, H, W] (and [N, E] if it takes a time) -> [N, C_out, H, W].
+    """
+
+    def __init__(self, c_in: int, c_out: int, groups: int, eps: float, time_width: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time = nn.Linear(time_width, c_out) if time_width is not None else None
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time is not None and time is not None:
+            h = h + self.time(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (x if self.shortcut is None else self.shortcut(x)) + h
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement by two (or to a given size), then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        x = F.interpolate(x, size=size, mode="nearest") if size else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        y: Tensor = self.conv(x)
+        return y
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, upcast: bool = False) -> Tensor:
+    """Multi-head attention: q [N, L, heads * d], k and v [N, T, heads * d] -> [N, L, heads * d]."""
+    n, length, width = q.shape
+    q, k, v = (y.view(n, -1, heads, width // heads).transpose(1, 2) for y in (q, k, v))  # [N, heads, L or T, d]
+    if upcast:
+        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v)
+    return y.transpose(1, 2).reshape(n, length, width)
+
+
+@torch.no_grad()
+def parameter_count(module: nn.Module) -> int:
+    """The number of trainable values in a network (works on the meta device)."""
+    return sum(p.numel() for p in module.parameters())
