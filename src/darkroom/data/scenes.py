@@ -1,0 +1,143 @@
+"""The built-in scenes: captions that say all there is, and the pictures they describe.
+
+A scene is a function of (seed, index), so any part of the endless data set can be read at any time, in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .glyphs import load_glyphs
+from .objects import BACKGROUNDS, CANVAS, COUNTS, GRID, OBJECTS, OPPOSITE, RELATIONS, SIZES, plural, with_article
+
+KINDS = ("single", "count", "relation")
+MARGIN = GRID  # pixels of background left free at every border and between objects
+NOUNS = tuple(OBJECTS)
+COLOURS = tuple(BACKGROUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An object in a scene: its square's side and upper left corner, in pixels."""
+
+    noun: str
+    side: int
+    x: int
+    y: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a picture shows, and the caption that says so."""
+
+    kind: str  # one of KINDS
+    caption: str
+    background: str
+    objects: tuple[Placed, ...]
+    relation: str = ""  # for kind "relation": objects[0] is `relation` objects[1]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether training must never see this scene: a tenth of (object, background), a tenth of the triples."""
+        if any(_tenth(o.noun, self.background) for o in self.objects):
+            return True
+        return bool(self.relation) and triple_held_out(self.objects[0].noun, self.relation, self.objects[1].noun)
+
+
+def _tenth(*words: str) -> bool:
+    """True for a tenth of all word tuples, by a hash of the words."""
+    return hashlib.sha256(" ".join(words).encode()).digest()[0] % 10 == 0
+
+
+def triple_held_out(first: str, relation: str, second: str) -> bool:
+    """Whether "first relation second" is held out; a triple and its mirror ("right" for "left") share their fate."""
+    if relation in OPPOSITE:
+        first, relation, second = second, OPPOSITE[relation], first
+    return _tenth(first, relation, second)
+
+
+def draw_scene(seed: int, index: int, kind: str | None = None, held_out: bool | None = False) -> Scene:
+    """The scene number `index` of the data set `seed`.
+
+    `kind` restricts it to one of KINDS; `held_out` False gives training scenes, True held-out ones, None either.
+    """
+    rng = np.random.default_rng((seed, index))
+    while True:
+        scene = _draw(rng, kind)
+        if held_out is None or scene.held_out == held_out:
+            return scene
+
+
+def _pick(rng: np.random.Generator, items: tuple[str, ...]) -> str:
+    return items[int(rng.integers(len(items)))]
+
+
+def _draw(rng: np.random.Generator, kind: str | None) -> Scene:
+    kind = kind or KINDS[int(rng.choice(3, p=(0.4, 0.25, 0.35)))]
+    colour, noun = _pick(rng, COLOURS), _pick(rng, NOUNS)
+    # Now and then the background goes without saying: then it is white.
+    tail = "" if colour == "white" and rng.random() < 0.3 else f" on {with_article(colour)} background"
+    if kind == "single":
+        size = _pick(rng, tuple(SIZES))
+        # Without a size an object is large.
+        words = noun if size == "large" and rng.random() < 0.3 else f"{size} {noun}"
+        placed = _place(rng, (noun,), SIZES[size])
+        return Scene(kind, with_article(words) + tail, colour, placed)
+    small = SIZES["small"]
+    if kind == "count":
+        word = _pick(rng, tuple(COUNTS))
+        placed = _place(rng, (noun,) * COUNTS[word], small)
+        return Scene(kind, f"{word} {plural(noun)}{tail}", colour, placed)
+    other = noun
+    while other == noun:
+        other = _pick(rng, NOUNS)
+    relation = _pick(rng, RELATIONS)
+    placed = _place(rng, (noun, other), small, relation)
+    caption = f"{with_article(noun)} {relation} {with_article(other)}{tail}"
+    return Scene(kind, caption, colour, placed, relation)
+
+
+def _place(rng: np.random.Generator, nouns: tuple[str, ...], side: int, relation: str = "") -> tuple[Placed, ...]:
+    """Random places on the grid, apart from each other and from the border, and as the relation says."""
+    cells = (CANVAS - side - 2 * MARGIN) // GRID + 1
+    while True:
+        at = MARGIN + GRID * rng.integers(cells, size=(len(nouns), 2))
+        placed = tuple(Placed(n, side, int(x), int(y)) for n, (x, y) in zip(nouns, at, strict=True))
+        if _apart(placed, side) and (not relation or holds(placed[0], relation, placed[1], slack=side // 2)):
+            return placed
+
+
+def _apart(placed: tuple[Placed, ...], side: int) -> bool:
+    gap = side + MARGIN
+    return all(
+        abs(a.x - b.x) >= gap or abs(a.y - b.y) >= gap for i, a in enumerate(placed) for b in placed[:i]
+    )
+
+
+def holds(a: Placed, relation: str, b: Placed, slack: float) -> bool:
+    """Whether a is `relation` b: in that direction first of all, and at most `slack` pixels aside."""
+    dx, dy = a.x - b.x, a.y - b.y
+    ahead, aside = {
+        "to the left of": (-dx, dy),
+        "to the right of": (dx, dy),
+        "above": (-dy, dx),
+        "below": (dy, dx),
+    }[relation]
+    return ahead > abs(aside) and abs(aside) <= slack
+
+
+def render_scene(scene: Scene) -> NDArray[np.uint8]:
+    """The scene's picture, [128, 128, 3]."""
+    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+    picture[:] = np.asarray(BACKGROUNDS[scene.background], np.float32) / 255
+    glyphs = load_glyphs()
+    for o in scene.objects:
+        glyph = glyphs[o.noun, o.side]
+        spot = picture[o.y : o.y + o.side, o.x : o.x + o.side]
+        spot *= 1 - glyph[..., 3:]
+        spot += glyph[..., :3]
+    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
