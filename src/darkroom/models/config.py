@@ -100,7 +100,8 @@ class UNetConfig:
     heads: tuple[int, ...] = (8, 8, 8, 8)                         # attention heads a level (a count, not a width)
     cross_attention_dim: int = 768                                # width of the text
     use_linear_projection: bool = False                           # proj_in/out of a transformer: linear or 1x1 conv
-    mid_block_attention: bool = True
+    mid_block: bool = True                                        # False: no middle at all (some distilled models)
+    mid_block_attention: bool = True                              # False: the middle is one resnet, no transformer
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True                                  # timestep embedding: cosines first
@@ -138,7 +139,7 @@ class UNetConfig:
             if key in config and config[key] not in allowed:
                 raise ValueError(f"U-Net option {key}={config[key]!r} is not supported")
         mid = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
-        if mid not in ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"):
+        if mid not in ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None):
             raise ValueError(f"U-Net mid_block_type {mid!r} is not supported")
         # diffusers' `attention_head_dim` has always meant the number of heads in this model.
         heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
@@ -161,7 +162,8 @@ class UNetConfig:
             heads=_levels(heads, levels),
             cross_attention_dim=cross,
             use_linear_projection=config.get("use_linear_projection", False),
-            mid_block_attention=mid == "UNetMidBlock2DCrossAttn",
+            mid_block=mid is not None,
+            mid_block_attention=mid != "UNetMidBlock2D",
             norm_num_groups=groups,
             norm_eps=config.get("norm_eps", 1e-5),
             flip_sin_to_cos=config.get("flip_sin_to_cos", True),
@@ -173,6 +175,7 @@ class UNetConfig:
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `unet/config.json` that diffusers reads."""
+        mid = "UNetMidBlock2DCrossAttn" if self.mid_block_attention else "UNetMidBlock2D"
         return {
             "_class_name": "UNet2DConditionModel",
             "act_fn": "silu",
@@ -187,7 +190,7 @@ class UNetConfig:
             "in_channels": self.in_channels,
             "layers_per_block": list(self.layers_per_block),
             "mid_block_scale_factor": 1,
-            "mid_block_type": "UNetMidBlock2DCrossAttn" if self.mid_block_attention else "UNetMidBlock2D",
+            "mid_block_type": mid if self.mid_block else None,
             "norm_eps": self.norm_eps,
             "norm_num_groups": self.norm_num_groups,
             "num_class_embeds": self.num_class_embeds,

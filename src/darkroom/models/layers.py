@@ -46,14 +46,18 @@ class Upsample(nn.Module):
         return y
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, upcast: bool = False) -> Tensor:
-    """Multi-head attention: q [N, L, heads * d], k and v [N, T, heads * d] -> [N, L, heads * d]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, upcast: bool = False, causal: bool = False) -> Tensor:
+    """Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1): q [N, L, E], k and v [N, T, E] -> [N, L, E].
+
+    E is `heads` times the width of a head. `upcast` guards float16 against overflowing scores; `causal` (L == T) lets a
+    position see only itself and those before it.
+    """
     n, length, width = q.shape
     q, k, v = (y.view(n, -1, heads, width // heads).transpose(1, 2) for y in (q, k, v))  # [N, heads, L or T, d]
-    if upcast:
-        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
-    else:
-        y = F.scaled_dot_product_attention(q, k, v)
+    dtype = v.dtype
+    if upcast and dtype == torch.float16 and not v.is_cuda:  # CUDA's kernels keep the scores in float32 anyway
+        q, k, v = q.float(), k.float(), v.float()
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal).to(dtype)
     return y.transpose(1, 2).reshape(n, length, width)
 
 

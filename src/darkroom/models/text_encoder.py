@@ -1,0 +1,116 @@
+"""The text encoder of Stable Diffusion: CLIP's (Radford et al. 2021, arXiv 2103.00020, sec. 2.4; the layers of GPT-2).
+
+Shapes: N prompts, T tokens (77 for the published models), D = hidden_size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TextEncoderConfig
+from .layers import attend
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid approximation of GELU that OpenAI trained CLIP with (Hendrycks & Gimpel 2016, arXiv 1606.08415, sec. 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class CausalAttention(nn.Module):
+    """Self-attention of tokens to those before them: [N, T, D] -> [N, T, D]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(attend(self.q(x), self.k(x), self.v(x), self.heads, causal=True))
+        return y
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer: attention, then two linear layers; each added to its input. [N, T, D] -> [N, T, D]."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = CausalAttention(width, config.num_attention_heads)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+
+
+class TextEncoder(nn.Module):
+    """CLIPTextModel: token ids to one embedding a token."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """CLIP's own initial weights: normal, narrower with width, and with depth where a layer adds to its input."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        inner = self.config.hidden_size**-0.5
+        added = inner * (2 * max(self.config.num_hidden_layers, 1)) ** -0.5
+        for layer in self.layers:
+            for linear in (layer.attention.q, layer.attention.k, layer.attention.v, layer.fc2):
+                nn.init.normal_(linear.weight, std=added)
+            nn.init.normal_(layer.attention.out.weight, std=inner)
+            nn.init.normal_(layer.fc1.weight, std=inner * 2**-0.5)
+            for linear in (*layer.attention.children(), layer.fc1, layer.fc2):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, ids: Tensor, clip_skip: int = 0, embeddings: Tensor | None = None) -> Tensor:
+        """Token ids [N, T] -> [N, T, D], after the final norm.
+
+        `clip_skip` n leaves out the last n - 1 layers (A1111's counting: 0 and 1 leave out none, 2 takes the penultimate
+        layer's output). `embeddings` [N, T, D], where given, stand in for the looked-up tokens. Raises ValueError on more
+        tokens than positions, an id outside the vocabulary, or a clip_skip outside 0..layers + 1.
+        """
+        config = self.config
+        x = self._tokens(ids) if embeddings is None else embeddings.to(self.token_embedding.weight.dtype)
+        if x.ndim != 3 or x.shape[2] != config.hidden_size:
+            raise ValueError(f"embeddings of shape {tuple(x.shape)} given; this encoder takes [N, T, {config.hidden_size}]")
+        if x.shape[1] > config.max_position_embeddings:
+            raise ValueError(f"{x.shape[1]} tokens given; this text encoder takes at most {config.max_position_embeddings}")
+        if not 0 <= clip_skip <= len(self.layers) + 1:
+            raise ValueError(f"clip_skip={clip_skip} is outside 0..{len(self.layers) + 1} of this text encoder")
+        x = x + self.position_embedding.weight[: x.shape[1]]
+        for layer in self.layers[: len(self.layers) - max(clip_skip - 1, 0)]:
+            x = layer(x)
+        y: Tensor = self.final_norm(x)
+        return y
+
+    def _tokens(self, ids: Tensor) -> Tensor:
+        """Look up [N, T] ids -> [N, T, D]."""
+        if ids.ndim != 2:
+            raise ValueError(f"token ids of shape {tuple(ids.shape)} given; this text encoder takes [N, T]")
+        if ids.device.type == "cpu" and ids.numel():  # elsewhere the check would wait for the device
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                bad = low if low < 0 else high
+                raise ValueError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+        x: Tensor = self.token_embedding(ids)
+        return x

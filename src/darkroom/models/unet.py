@@ -1,0 +1,302 @@
+"""The U-Net of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752, sec. 3.3; blocks of Ho et al. 2020, arXiv 2006.11239).
+
+Shapes: N rows, C_in / C_out channels of the latent that comes and goes, C channels inside, H W latent size, L = H W pixels,
+T tokens, D width of the text, E width of the time embedding. The finest level comes first on the way down, last on the way up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import UNetConfig
+from .layers import ResnetBlock, Upsample, attend
+
+EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
+MAX_PERIOD = 10_000.0  # longest wavelength of the timestep embedding, over 2 pi
+
+
+def timestep_embedding(timesteps: Tensor, width: int, cosines_first: bool = True, freq_shift: float = 0.0) -> Tensor:
+    """Sinusoids of `timesteps` (arXiv 1706.03762, sec. 3.5): [N], fractions allowed -> [N, width], float32.
+
+    The half = width // 2 frequencies fall geometrically from 1 to about 1 / 10000 as
+    `10000 ** (-i / (half - freq_shift))`.
+    """
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
+    waves = (angles.cos(), angles.sin()) if cosines_first else (angles.sin(), angles.cos())
+    return F.pad(torch.cat(waves, dim=1), (0, width % 2))
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers over the sinusoids [N, width] -> [N, E]; LCM adds an embedding [N, cond_width] in front."""
+
+    def __init__(self, width: int, out: int, cond_width: int | None) -> None:
+        super().__init__()
+        self.cond = nn.Linear(cond_width, width, bias=False) if cond_width is not None else None
+        self.linear1 = nn.Linear(width, out)
+        self.linear2 = nn.Linear(out, out)
+
+    def forward(self, waves: Tensor, cond: Tensor | None = None) -> Tensor:
+        if self.cond is not None and cond is not None:
+            waves = waves + self.cond(cond)
+        y: Tensor = self.linear2(F.silu(self.linear1(waves)))
+        return y
+
+
+class Attention(nn.Module):
+    """Attention of pixels [N, L, C] to themselves, or to a text [N, T, D]."""
+
+    def __init__(self, width: int, context_width: int, heads: int, upcast: bool) -> None:
+        super().__init__()
+        self.heads, self.upcast = heads, upcast
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(context_width, width, bias=False)
+        self.v = nn.Linear(context_width, width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        y: Tensor = self.out(attend(self.q(x), self.k(context), self.v(context), self.heads, upcast=self.upcast))
+        return y
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer 2020, arXiv 2002.05202): a four times wider layer, gated by GELU. [N, L, C] -> [N, L, C]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 8 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        y: Tensor = self.out(value * F.gelu(gate))
+        return y
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention (to the text instead, if `only_cross`), attention to the text, feed-forward; each added to its input."""
+
+    def __init__(self, width: int, text_width: int, heads: int, only_cross: bool, upcast: bool) -> None:
+        super().__init__()
+        self.only_cross = only_cross
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, text_width if only_cross else width, heads, upcast)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, text_width, heads, upcast)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attn1(y, text if self.only_cross else y)
+        x = x + self.attn2(self.norm2(x), text)
+        x = x + self.ff(self.norm3(x))
+        return x
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a level, added to their input: [N, C, H, W] and text [N, T, D] -> [N, C, H, W]."""
+
+    def __init__(self, config: UNetConfig, level: int, only_cross: bool) -> None:
+        super().__init__()
+        c, heads = config.block_out_channels[level], config.heads[level]
+        self.linear = config.use_linear_projection
+        self.norm = nn.GroupNorm(config.norm_num_groups, c, eps=EPS)
+        self.proj_in = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(c, config.cross_attention_dim, heads, only_cross, config.upcast_attention)
+            for _ in range(config.transformer_layers[level])
+        )
+        self.proj_out = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        size = x.shape[2:]
+        y = self.norm(x)
+        if not self.linear:
+            y = self.proj_in(y)
+        y = y.flatten(2).transpose(1, 2).contiguous()  # [N, L, C]: every layer of the blocks runs over C
+        if self.linear:
+            y = self.proj_in(y)
+        for block in self.blocks:
+            y = block(y, text)
+        if self.linear:
+            y = self.proj_out(y)
+        y = y.transpose(1, 2).unflatten(2, size)  # [N, C, H, W]
+        return x + (y if self.linear else self.proj_out(y))
+
+
+class DownLevel(nn.Module):
+    """Resnets of one size, each followed by a transformer where the level has them, then halving (rounded up)."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        widths, count = config.block_out_channels, config.layers_per_block[level]
+        c_in, c = widths[max(level - 1, 0)], widths[level]
+        self.resnets = nn.ModuleList(_resnet(config, c_in if i == 0 else c, c) for i in range(count))
+        self.attentions = _transformers(config, level, count)
+        self.downsample = nn.Conv2d(c, c, 3, stride=2, padding=1) if level < len(widths) - 1 else None
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> list[Tensor]:
+        """The outputs of every resnet (and transformer) and of the halving: the skips; the last one goes on."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions is not None:
+                x = self.attentions[i](x, text)
+            skips.append(x)
+        if self.downsample is not None:
+            skips.append(self.downsample(x))
+        return skips
+
+
+class Middle(nn.Module):
+    """The coarsest level: resnet, transformer, resnet; the first resnet alone in a network without attention here."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        c = config.block_out_channels[-1]
+        self.resnet1 = _resnet(config, c, c)
+        self.attention = SpatialTransformer(config, -1, only_cross=False) if config.mid_block_attention else None
+        self.resnet2 = _resnet(config, c, c) if config.mid_block_attention else None
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        x = self.resnet1(x, time)
+        if self.attention is not None and self.resnet2 is not None:
+            x = self.resnet2(self.attention(x, text), time)
+        return x
+
+
+class UpLevel(nn.Module):
+    """As the level going down with one resnet more; each resnet is given a skip beside its input. Then doubling."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        widths, count = config.block_out_channels, config.layers_per_block[level] + 1
+        below, c, above = widths[min(level + 1, len(widths) - 1)], widths[level], widths[max(level - 1, 0)]
+        self.resnets = nn.ModuleList(
+            _resnet(config, (below if i == 0 else c) + (above if i == count - 1 else c), c) for i in range(count)
+        )
+        self.attentions = _transformers(config, level, count)
+        self.upsample = Upsample(c) if level > 0 else None
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
+        """Takes its skips from the end of `skips`; the next one there gives the size to grow to."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat((x, skips.pop()), dim=1), time)
+            if self.attentions is not None:
+                x = self.attentions[i](x, text)
+        if self.upsample is not None:
+            height, width = skips[-1].shape[2:]  # an odd size was rounded up on the way down
+            x = self.upsample(x, (height, width))
+        return x
+
+
+class UNet(nn.Module):
+    """UNet2DConditionModel: what a noisy latent holds, given its noise level and a text."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        levels = range(len(widths))
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embed = TimeEmbedding(widths[0], 4 * widths[0], config.time_cond_proj_dim)
+        classes = config.num_class_embeds
+        self.class_embed = nn.Embedding(classes, 4 * widths[0]) if classes is not None else None
+        self.down = nn.ModuleList(DownLevel(config, level) for level in levels)
+        self.mid = Middle(config) if config.mid_block else None
+        self.up = nn.ModuleList(UpLevel(config, level) for level in reversed(levels))
+        self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        class_labels: Tensor | None = None,
+        down_residuals: Sequence[Tensor] | None = None,
+        mid_residual: Tensor | None = None,
+        time_cond: Tensor | None = None,
+    ) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, H, W], computed in the dtype of the weights; any H and W.
+
+        `timesteps` [N], 0..999, fractions allowed, each row its own (or one value for all); `text` [N, T, D];
+        `class_labels` [N] integers, for a network with classes and only there; `down_residuals` (one a skip connection,
+        in the order they arise: `conv_in` first) and `mid_residual` are a ControlNet's, added to the skips and to the
+        middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding. Raises ValueError on shapes that don't fit.
+        """
+        self._check(x, text, class_labels, time_cond)
+        dtype = self.conv_in.weight.dtype
+        text = text.to(dtype)
+        time = self.embed_time(timesteps.expand(len(x)), class_labels, time_cond)
+        x = self.conv_in(x.to(dtype))
+        skips = [x]
+        for level in self.down:
+            skips += level(skips[-1], time, text)
+        x = skips[-1]
+        if self.mid is not None:
+            x = self.mid(x, time, text)
+        if down_residuals is not None:
+            if len(down_residuals) != len(skips):
+                raise ValueError(f"{len(down_residuals)} down_residuals given; this U-Net has {len(skips)} skips")
+            skips = [skip + residual.to(skip.dtype) for skip, residual in zip(skips, down_residuals, strict=True)]
+        if mid_residual is not None:
+            x = x + mid_residual.to(x.dtype)
+        for level in self.up:
+            x = level(x, time, text, skips)
+        y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return y
+
+    def embed_time(self, timesteps: Tensor, class_labels: Tensor | None, time_cond: Tensor | None) -> Tensor:
+        """What every resnet is told: timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E]."""
+        config, dtype = self.config, self.conv_in.weight.dtype
+        waves = timestep_embedding(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+        time: Tensor = self.time_embed(waves.to(dtype), None if time_cond is None else time_cond.to(dtype))
+        if self.class_embed is not None:
+            time = time + self.class_embed(class_labels)
+        return time
+
+    def _check(self, x: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None) -> None:
+        """Raise ValueError, with the values, on inputs of another network's shape."""
+        config = self.config
+        for problem in _problems(config, x, text, class_labels, time_cond):
+            raise ValueError(problem)
+
+
+def _problems(
+    config: UNetConfig, x: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None
+) -> Iterator[str]:
+    """What is wrong with a U-Net's inputs, in words."""
+    if x.ndim != 4 or x.shape[1] != config.in_channels:
+        yield f"latents of shape {tuple(x.shape)} given; this U-Net takes [N, {config.in_channels}, H, W]"
+    if text.ndim != 3 or text.shape[2] != config.cross_attention_dim:
+        yield f"text of shape {tuple(text.shape)} given; this U-Net takes [N, T, {config.cross_attention_dim}]"
+    if len(text) != len(x):
+        yield f"{len(text)} rows of text given for {len(x)} rows of latents"
+    if config.num_class_embeds is None and class_labels is not None:
+        yield "class_labels given; this U-Net has no classes"
+    if config.num_class_embeds is not None and class_labels is None:
+        yield f"no class_labels given; this U-Net needs them, [N] in 0..{config.num_class_embeds - 1}"
+    if class_labels is not None and class_labels.shape != x.shape[:1]:
+        yield f"class_labels of shape {tuple(class_labels.shape)} given for {len(x)} rows"
+    if time_cond is not None and (config.time_cond_proj_dim is None or time_cond.shape[-1] != config.time_cond_proj_dim):
+        yield f"time_cond of shape {tuple(time_cond.shape)} given; this U-Net's time_cond_proj_dim is {config.time_cond_proj_dim}"
+
+
+def _resnet(config: UNetConfig, c_in: int, c_out: int) -> ResnetBlock:
+    return ResnetBlock(c_in, c_out, config.norm_num_groups, config.norm_eps, 4 * config.block_out_channels[0])
+
+
+def _transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList | None:
+    """One transformer for each of a level's `count` resnets, if it has them at all."""
+    if not config.attention_levels[level]:
+        return None
+    only_cross = config.only_cross_attention[level]
+    return nn.ModuleList(SpatialTransformer(config, level, only_cross) for _ in range(count))
