@@ -1,0 +1,73 @@
+"""What one row of a U-Net batch is conditioned on, and how rows become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """One row: text, perhaps extra input channels, perhaps a class. Compared by identity (tensors have no ==)."""
+
+    text: Tensor  # [T, D]: the prompt's embeddings
+    channels: Tensor | None = None  # [C', H, W]: appended to the latent, not scaled (inpainting, upscaling, depth)
+    class_label: int | None = None  # the noise level of an upscaler's picture
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """N rows, collated."""
+
+    text: Tensor  # [N, T, D]
+    channels: Tensor | None = None  # [N, C', H, W]
+    class_labels: Tensor | None = None  # [N] int64
+
+
+def group_key(condition: Condition) -> Hashable:
+    """Rows whose keys are equal (and whose latents have one shape) can share a U-Net call."""
+    channels = condition.channels
+    return (
+        tuple(condition.text.shape),
+        None if channels is None else tuple(channels.shape),
+        condition.class_label is None,
+    )
+
+
+def collate(
+    conditions: Sequence[Condition], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Batch:
+    """Stack rows of equal `group_key` on a device, floats in a dtype (defaults: the first text's own).
+
+    Raises ValueError when there is no row, or when the rows can't share a call.
+    """
+    if not conditions:
+        raise ValueError("no condition to collate")
+    keys = {group_key(c) for c in conditions}
+    if len(keys) > 1:
+        raise ValueError(f"conditions of different shapes can't share a U-Net call: {sorted(map(str, keys))}")
+    first = conditions[0]
+    device = torch.device(device) if device is not None else first.text.device
+    dtype = dtype if dtype is not None else first.text.dtype
+
+    channels: Tensor | None = None
+    if first.channels is not None:
+        channels = _stack([c.channels for c in conditions if c.channels is not None], device, dtype)
+    labels: Tensor | None = None
+    if first.class_label is not None:
+        labels = to_device(torch.tensor([c.class_label for c in conditions], dtype=torch.int64), device)
+    return Batch(_stack([c.text for c in conditions], device, dtype), channels, labels)
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor on a device, without waiting for the work that is queued there."""
+    if device.type == "cuda":
+        return host.pin_memory().to(device, non_blocking=True)
+    return host.to(device)
+
+
+def _stack(rows: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.stack([row.to(device=device, dtype=dtype) for row in rows])

@@ -1,0 +1,104 @@
+"""D(x; sigma, condition): the denoised picture, and the only caller of a U-Net.
+
+N rows, C latent channels, C' extra input channels, H W latent size, T tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darkroom.diffusion.condition import Batch, Condition, collate, to_device
+from darkroom.diffusion.scalings import Scaling, scaling_for
+from darkroom.diffusion.schedule import Schedule
+
+Sigma = Tensor | Sequence[float] | float
+
+
+class Denoiser:
+    """D(x; sigma) = c_skip x + c_out unet(c_in x, t, condition) (Karras et al. 2022, arXiv 2206.00364, eq. 7).
+
+    Args:
+        unet: called as unet(x [N, C + C', H, W], timesteps [N], text [N, T, D], class_labels [N] or None, **extra).
+        schedule: tells the timestep of a noise level.
+        scaling: what the network's output means (default: by schedule.prediction_type).
+
+    x is float32 in our coordinates, x0 + sigma noise; the network runs in its own dtype on its own device; answers
+    are float32 where x was. sigma is one level, or one a row: floats (best: no device is asked) or a [N] tensor.
+    """
+
+    def __init__(self, unet: nn.Module, schedule: Schedule, scaling: Scaling | None = None) -> None:
+        self.unet = unet
+        self.schedule = schedule
+        self.scaling = scaling if scaling is not None else scaling_for(schedule.prediction_type)
+
+    def __call__(
+        self, x: Tensor, sigma: Sigma, conditions: Sequence[Condition] | Batch, t: Sigma | None = None, **extra: Any
+    ) -> Tensor:
+        """The denoised picture [N, C, H, W] float32 for x [N, C, H, W] at sigma.
+
+        t overrides the timesteps the network is told (default: `schedule.sigma_to_t(sigma)`), for schedules that
+        round them. extra goes to the U-Net (control residuals).
+        """
+        levels = _rows(sigma, x)
+        output = self._network(x, levels, conditions, t, extra)
+        c_skip, c_out = (_column(f(levels), x) for f in (self.scaling.c_skip, self.scaling.c_out))
+        return c_skip * x.float() + c_out * output
+
+    def raw(
+        self, x: Tensor, sigma: Sigma, conditions: Sequence[Condition] | Batch, t: Sigma | None = None, **extra: Any
+    ) -> Tensor:
+        """The network's own output [N, C, H, W] as float32 (noise, v, x0 or velocity). Differentiable.
+
+        Training compares it with `scaling.target(x0, noise, sigma)`; a `Batch` may bring text with gradients.
+        """
+        return self._network(x, _rows(sigma, x), conditions, t, extra)
+
+    def _network(
+        self,
+        x: Tensor,
+        levels: Tensor,
+        conditions: Sequence[Condition] | Batch,
+        t: Sigma | None,
+        extra: dict[str, Any],
+    ) -> Tensor:
+        weight = next(self.unet.parameters())
+        device, dtype = weight.device, weight.dtype
+        batch = conditions if isinstance(conditions, Batch) else collate(conditions, device, dtype)
+        if len(batch.text) != len(x):
+            raise ValueError(f"{len(x)} rows of x but {len(batch.text)} conditions")
+        timesteps = self.schedule.sigma_to_t(levels) if t is None else _rows(t, x).float()
+        latent = (_column(self.scaling.c_in(levels), x) * x.float()).to(device=device, dtype=dtype)
+        if batch.channels is not None:
+            latent = torch.cat([latent, batch.channels.to(device=device, dtype=dtype)], dim=1)
+        labels = batch.class_labels
+        output: Tensor = self.unet(
+            latent,
+            timesteps.to(device),
+            batch.text.to(device=device, dtype=dtype),
+            class_labels=None if labels is None else labels.to(device),
+            **extra,
+        )
+        return output.to(device=x.device, dtype=torch.float32)
+
+
+def _rows(values: Sigma, x: Tensor) -> Tensor:
+    """One number a row of x, [N], on x's device; in float64 where it comes from the host."""
+    rows = len(x)
+    if isinstance(values, Tensor):
+        if values.shape not in ((), (1,), (rows,)):
+            raise ValueError(f"{rows} rows of x but noise levels of shape {tuple(values.shape)}")
+        return values.to(x.device).expand(rows)
+    numbers = [float(values)] * rows if isinstance(values, (int, float)) else [float(v) for v in values]
+    if len(numbers) != rows:
+        raise ValueError(f"{rows} rows of x but {len(numbers)} noise levels")
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return to_device(torch.tensor(numbers, dtype=dtype), x.device)
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    """Coefficients [N] as float32 [N, 1, 1, 1] against x."""
+    return values.float().reshape(-1, *(1,) * (x.ndim - 1))
