@@ -28,7 +28,8 @@ class PixelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x).flatten(2).transpose(1, 2)  # [N, H W, C]
         y = self.out(attend(self.q(y), self.k(y), self.v(y), heads=1))
-        return x + y.transpose(1, 2).reshape(x.shape)
+        x = x + y.transpose(1, 2).reshape(x.shape)
+        return x
 
 
 class Middle(nn.Module):

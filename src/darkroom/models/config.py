@@ -224,7 +224,7 @@ class TextEncoderConfig:
 
     @classmethod
     def from_diffusers(cls, config: Json) -> TextEncoderConfig:
-        """Read `text_encoder/config.json` (transformers' CLIPTextConfig). Raises ValueError on an unknown activation."""
+        """Read `text_encoder/config.json` (transformers' CLIPTextConfig). ValueError on an unknown activation."""
         act = config.get("hidden_act", "quick_gelu")
         if act not in ("quick_gelu", "gelu"):
             raise ValueError(f"text encoder activation {act!r} is not 'quick_gelu' or 'gelu'")

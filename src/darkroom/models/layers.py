@@ -30,7 +30,8 @@ class ResnetBlock(nn.Module):
         if self.time is not None and time is not None:
             h = h + self.time(F.silu(time))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
-        return (x if self.shortcut is None else self.shortcut(x)) + h
+        y: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
+        return y
 
 
 class Upsample(nn.Module):

@@ -5,6 +5,8 @@ Shapes: N prompts, T tokens (77 for the published models), D = hidden_size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,11 +16,11 @@ from .layers import attend
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """The sigmoid approximation of GELU that OpenAI trained CLIP with (Hendrycks & Gimpel 2016, arXiv 1606.08415, sec. 2)."""
+    """The sigmoid approximation of GELU that OpenAI's CLIP has (Hendrycks & Gimpel 2016, arXiv 1606.08415, sec. 2)."""
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class CausalAttention(nn.Module):
@@ -38,7 +40,7 @@ class CausalAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer layer: attention, then two linear layers; each added to its input. [N, T, D] -> [N, T, D]."""
+    """A pre-norm transformer layer: attention, then two linear layers, each added: [N, T, D] -> [N, T, D]."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -52,7 +54,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+        x = x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+        return x
 
 
 class TextEncoder(nn.Module):
@@ -70,40 +73,38 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """CLIP's own initial weights: normal, narrower with width, and with depth where a layer adds to its input."""
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
         inner = self.config.hidden_size**-0.5
         added = inner * (2 * max(self.config.num_hidden_layers, 1)) ** -0.5
-        for layer in self.layers:
-            for linear in (layer.attention.q, layer.attention.k, layer.attention.v, layer.fc2):
-                nn.init.normal_(linear.weight, std=added)
-            nn.init.normal_(layer.attention.out.weight, std=inner)
-            nn.init.normal_(layer.fc1.weight, std=inner * 2**-0.5)
-            for linear in (*layer.attention.children(), layer.fc1, layer.fc2):
-                nn.init.zeros_(linear.bias)
+        std = {"q": inner, "k": inner, "v": inner, "out": added, "fc1": inner * 2**-0.5, "fc2": added}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std[name.rsplit(".", 1)[-1]])
+                nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor, clip_skip: int = 0, embeddings: Tensor | None = None) -> Tensor:
         """Token ids [N, T] -> [N, T, D], after the final norm.
 
-        `clip_skip` n leaves out the last n - 1 layers (A1111's counting: 0 and 1 leave out none, 2 takes the penultimate
-        layer's output). `embeddings` [N, T, D], where given, stand in for the looked-up tokens. Raises ValueError on more
-        tokens than positions, an id outside the vocabulary, or a clip_skip outside 0..layers + 1.
+        `clip_skip` n leaves out the last n - 1 layers (A1111's counting: 0 and 1 leave out none, 2 takes the
+        penultimate layer's output). `embeddings` [N, T, D], where given, stand in for the looked-up tokens. Raises
+        ValueError on more tokens than positions, an id outside the vocabulary, or a clip_skip outside 0..layers + 1.
         """
-        config = self.config
-        x = self._tokens(ids) if embeddings is None else embeddings.to(self.token_embedding.weight.dtype)
-        if x.ndim != 3 or x.shape[2] != config.hidden_size:
-            raise ValueError(f"embeddings of shape {tuple(x.shape)} given; this encoder takes [N, T, {config.hidden_size}]")
-        if x.shape[1] > config.max_position_embeddings:
-            raise ValueError(f"{x.shape[1]} tokens given; this text encoder takes at most {config.max_position_embeddings}")
-        if not 0 <= clip_skip <= len(self.layers) + 1:
-            raise ValueError(f"clip_skip={clip_skip} is outside 0..{len(self.layers) + 1} of this text encoder")
+        count, width, positions = len(self.layers), self.config.hidden_size, self.config.max_position_embeddings
+        x = self._look_up(ids) if embeddings is None else embeddings.to(self.token_embedding.weight.dtype)
+        if x.ndim != 3 or x.shape[2] != width:
+            raise ValueError(f"embeddings of shape {tuple(x.shape)} given; this text encoder takes [N, T, {width}]")
+        if x.shape[1] > positions:
+            raise ValueError(f"{x.shape[1]} tokens given; this text encoder takes at most {positions}")
+        if not 0 <= clip_skip <= count + 1:
+            raise ValueError(f"clip_skip={clip_skip} is outside 0..{count + 1} of this text encoder of {count} layers")
         x = x + self.position_embedding.weight[: x.shape[1]]
-        for layer in self.layers[: len(self.layers) - max(clip_skip - 1, 0)]:
+        for layer in self.layers[: count - max(clip_skip - 1, 0)]:
             x = layer(x)
         y: Tensor = self.final_norm(x)
         return y
 
-    def _tokens(self, ids: Tensor) -> Tensor:
+    def _look_up(self, ids: Tensor) -> Tensor:
         """Look up [N, T] ids -> [N, T, D]."""
         if ids.ndim != 2:
             raise ValueError(f"token ids of shape {tuple(ids.shape)} given; this text encoder takes [N, T]")

@@ -1,7 +1,8 @@
-"""The U-Net of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752, sec. 3.3; blocks of Ho et al. 2020, arXiv 2006.11239).
+"""The U-Net of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752, sec. 3.3; blocks of Ho et al., 2006.11239).
 
-Shapes: N rows, C_in / C_out channels of the latent that comes and goes, C channels inside, H W latent size, L = H W pixels,
-T tokens, D width of the text, E width of the time embedding. The finest level comes first on the way down, last on the way up.
+Shapes: N rows, C_in / C_out channels of the latent that comes and goes, C channels inside, H W latent size, L = H W
+pixels, T tokens, D width of the text, E width of the time embedding. The finest level comes first on the way down and
+last on the way up.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention (to the text instead, if `only_cross`), attention to the text, feed-forward; each added to its input."""
+    """Self-attention (attention to the text, if `only_cross`), attention to the text, feed-forward; each added."""
 
     def __init__(self, width: int, text_width: int, heads: int, only_cross: bool, upcast: bool) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a level, added to their input: [N, C, H, W] and text [N, T, D] -> [N, C, H, W]."""
+    """Transformer blocks over a level's pixels, added to their input: [N, C, H, W], text [N, T, D] -> [N, C, H, W]."""
 
     def __init__(self, config: UNetConfig, level: int, only_cross: bool) -> None:
         super().__init__()
@@ -128,7 +129,10 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             y = self.proj_out(y)
         y = y.transpose(1, 2).unflatten(2, size)  # [N, C, H, W]
-        return x + (y if self.linear else self.proj_out(y))
+        if not self.linear:
+            y = self.proj_out(y)
+        x = x + y
+        return x
 
 
 class DownLevel(nn.Module):
@@ -230,7 +234,8 @@ class UNet(nn.Module):
         `timesteps` [N], 0..999, fractions allowed, each row its own (or one value for all); `text` [N, T, D];
         `class_labels` [N] integers, for a network with classes and only there; `down_residuals` (one a skip connection,
         in the order they arise: `conv_in` first) and `mid_residual` are a ControlNet's, added to the skips and to the
-        middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding. Raises ValueError on shapes that don't fit.
+        middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding. Raises ValueError on shapes that don't
+        fit.
         """
         self._check(x, text, class_labels, time_cond)
         dtype = self.conv_in.weight.dtype
@@ -286,8 +291,9 @@ def _problems(
         yield f"no class_labels given; this U-Net needs them, [N] in 0..{config.num_class_embeds - 1}"
     if class_labels is not None and class_labels.shape != x.shape[:1]:
         yield f"class_labels of shape {tuple(class_labels.shape)} given for {len(x)} rows"
-    if time_cond is not None and (config.time_cond_proj_dim is None or time_cond.shape[-1] != config.time_cond_proj_dim):
-        yield f"time_cond of shape {tuple(time_cond.shape)} given; this U-Net's time_cond_proj_dim is {config.time_cond_proj_dim}"
+    width = config.time_cond_proj_dim
+    if time_cond is not None and (width is None or time_cond.shape[-1] != width):
+        yield f"time_cond of shape {tuple(time_cond.shape)} given; this U-Net's time_cond_proj_dim is {width}"
 
 
 def _resnet(config: UNetConfig, c_in: int, c_out: int) -> ResnetBlock:
