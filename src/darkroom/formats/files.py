@@ -1,0 +1,202 @@
+"""One weights file, or a set of shards, read safely and tensor by tensor.
+
+What a file is, is decided by its content, never by its name: safetensors (`header`), PyTorch's pickles (`pickles`), or the JSON
+index of a sharded set. Every fault is a CheckpointError of one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darkroom.errors import CheckpointError
+from darkroom.formats.header import MAX_HEADER, parse_json, safetensors_slots
+from darkroom.formats.pickles import is_pickle, pickled_slots
+from darkroom.formats.storage import MAX_TENSORS, Slot, Source, check_finite, check_name, clip, is_finite
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["TensorFile", "check_finite", "open_tensors"]
+
+MAX_SHARDS = 256
+
+
+class TensorFile:
+    """The named tensors of one file or of a sharded set. Nothing is read before `load`. Also a context manager."""
+
+    def __init__(self, path: Path, slots: Iterable[Slot], metadata: dict[str, str] | None = None) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = metadata or {}
+        self._slots = {slot.name: slot for slot in slots}
+
+    def names(self) -> list[str]:
+        """All names, in the file's order."""
+        return list(self._slots)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._slot(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type the tensor is stored in."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self._slot(name).dtype)
+        return dtype
+
+    def dtype_name(self, name: str) -> str:
+        """The type the tensor is stored in, as torch names it ("float16"), without importing torch."""
+        return self._slot(name).dtype
+
+    def load(self, name: str, dtype: torch.dtype | None = None, finite: bool = True) -> Tensor:
+        """The tensor, contiguous, on the CPU, in memory of its own; safe to call from several threads.
+
+        `dtype` converts floating-point tensors; whole numbers and booleans stay what they are. With `finite`, a tensor with
+        NaN or infinity in it, or with values too large for `dtype`, raises CheckpointError.
+        """
+        tensor = self._slot(name).read()
+        if finite:
+            check_finite(name, tensor, self._slot(name).source.path)
+        if dtype is None or dtype == tensor.dtype or not tensor.is_floating_point():
+            return tensor
+        converted = tensor.to(dtype)
+        if finite and not is_finite(converted):
+            kind = str(dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{self.path}: {name} has values too large for {kind}: load it in bfloat16 or float32."
+            )
+        return converted
+
+    def close(self) -> None:
+        """Closes the file; tensors already loaded stay valid."""
+        for source in {id(slot.source): slot.source for slot in self._slots.values()}.values():
+            source.close()
+
+    def _slot(self, name: str) -> Slot:
+        try:
+            return self._slots[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path} holds no tensor named {clip(name)}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._slots
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_tensors(path: Path | str) -> TensorFile:
+    """Opens a weights file of any kind we read, found out by its content.
+
+    safetensors; PyTorch pickles (`.ckpt`, `.pt`, `.pth`, `.bin`; weights may sit under `state_dict`); the `*.index.json` of a
+    sharded set, whose shards lie beside it. Raises CheckpointError if there is no such file, or it is none of these, or it is
+    broken or hostile.
+    """
+    source = Source(Path(path))
+    try:
+        head = source.read(0, 512)
+        if not _is_safetensors(head) and head.lstrip().startswith(b"{"):
+            slots, metadata = _shards(source)
+            source.close()
+        else:
+            slots, metadata = _open_one(source)
+    except BaseException:
+        source.close()
+        raise
+    return TensorFile(source.path, slots, metadata)
+
+
+def _open_one(source: Source) -> tuple[list[Slot], dict[str, str]]:
+    """The tensors of one file that is no index, and its metadata."""
+    head = source.read(0, 512)
+    if _is_safetensors(head):
+        return safetensors_slots(source)
+    if is_pickle(head):
+        return pickled_slots(source), {}
+    raise CheckpointError(f"{source.path} {_what_else(head)}.")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """A length, then "{". A length of five bytes would be text: JSON too may have a "{" in that place."""
+    return head[8:9] == b"{" and (head[:1] != b"{" or head[5:8] == bytes(3))
+
+
+def _what_else(head: bytes) -> str:
+    """What a file is that starts with `head` but holds no weights; the rest of a sentence that starts with its path."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "is empty (0 bytes): download it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights: run `git lfs pull` in its folder, or download the file itself"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        return "is a web page under a weights file's name: download the file itself, not the page about it"
+    if head[257:262] == b"ustar":
+        return "is a tar archive: unpack it first, or, if an old PyTorch wrote it, save it anew with a current one"
+    if head.startswith(b"GGUF"):
+        return "is a GGUF file, which Darkroom does not read: use a safetensors file"
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")):
+        return "is a compressed archive: unpack it first"
+    return f"is no weights file (safetensors, PyTorch pickle, shard index): it starts with {head[:8]!r}"
+
+
+def _shards(source: Source) -> tuple[list[Slot], dict[str, str]]:
+    """The tensors of the set that an index describes: {"metadata": {...}, "weight_map": {tensor's name: file's name}}."""
+    path, folder = source.path, source.path.parent
+    if source.size > MAX_HEADER:
+        raise CheckpointError(f"{path} has {source.size} bytes, too many for a shard index (at most {MAX_HEADER}).")
+    weight_map = parse_json(path, source.read(0, source.size)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path} is JSON but no shard index (it has no weight_map): name the weights file itself."
+        )
+    if len(weight_map) > MAX_TENSORS:
+        raise CheckpointError(f"{path} claims {len(weight_map)} tensors, more than the {MAX_TENSORS} allowed.")
+    for name, file in weight_map.items():
+        check_name(path, name)
+        if not isinstance(file, str) or not _is_plain(file):
+            raise CheckpointError(
+                f"{path} names the shard {clip(ascii(file))}: only a plain name beside it is allowed."
+            )
+    files = list(dict.fromkeys(weight_map.values()))
+    if len(files) > MAX_SHARDS:
+        raise CheckpointError(f"{path} names {len(files)} shards, more than the {MAX_SHARDS} allowed.")
+    if missing := [file for file in files if not (folder / file).exists()]:
+        raise CheckpointError(f"{path} needs the shard {missing[0]}, which is not beside it: download it again.")
+    found: dict[str, Slot] = {}
+    metadata: dict[str, str] = {}
+    opened: list[Source] = []
+    try:
+        for file in files:
+            opened.append(Source(folder / file))
+            slots, extra = _open_one(opened[-1])
+            metadata |= extra
+            for slot in slots:
+                if weight_map.get(slot.name) != file:
+                    raise CheckpointError(f"{folder / file} holds {slot.name}, which {path.name} does not place there.")
+                found[slot.name] = slot
+        for name, file in weight_map.items():
+            if name not in found:
+                raise CheckpointError(f"{folder / file} lacks the tensor {name}, which {path.name} places there.")
+    except BaseException:
+        for shard in opened:
+            shard.close()
+        raise
+    return [found[name] for name in weight_map], metadata
+
+
+def _is_plain(name: str) -> bool:
+    """Whether `name` is a file's name and nothing more on any system: no folder, drive, stream or way up."""
+    return (
+        0 < len(name) <= 255
+        and name.isprintable()
+        and name not in {".", ".."}
+        and not any(c in name for c in '/\\:*?"<>|')
+    )

@@ -1,0 +1,191 @@
+"""Where a tensor's bytes lie in a file, and how they become a tensor.
+
+Tensors are read one at a time into memory of their own, straight from the file: the high-water mark is the tensors kept plus
+the one being read, and a model once loaded no longer depends on its file. A memory map would save that read, but its pages are
+dropped and faulted in again under memory pressure, its resident pages count twice while a tensor is converted, and a file that
+someone truncates or overwrites while the model draws would kill the process.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darkroom.errors import CheckpointError
+
+if TYPE_CHECKING:  # a file's description needs no torch: `darkroom info` answers without waiting for it
+    import torch
+    from torch import Tensor
+
+MAX_TENSORS = 20_000
+MAX_NAME = 512
+MAX_DIMENSIONS = 16
+MAX_SIZE = 2**48
+
+# torch's name of the type -> bytes per element
+DTYPES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+
+class Source:
+    """A regular file opened for reading, safe to read from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError if `path` is missing, a folder, a device or not readable."""
+        self.path = path
+        try:
+            kind = os.stat(path).st_mode
+            if stat.S_ISDIR(kind):
+                raise CheckpointError(f"{path} is a folder where a weights file is wanted: name a file in it.")
+            if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+                raise CheckpointError(f"{path} is not a regular file: name a weights file.")
+            self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (lives as long as the TensorFile)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} does not exist: check the path.") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} can't be opened: {getattr(error, 'strerror', None) or error}.") from None
+        self.size = os.fstat(self.file.fileno()).st_size
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The `length` bytes at `offset`, fewer at the file's end."""
+        buffer = bytearray(max(0, min(length, self.size - offset)))
+        return bytes(memoryview(buffer)[: self.read_into(memoryview(buffer), offset)])
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fills `buffer` from `offset`; returns how many bytes there were."""
+        done = 0
+        try:
+            with self._lock:
+                self.file.seek(offset)
+                while done < len(buffer) and (count := self.file.readinto(buffer[done:])):
+                    done += count
+        except (OSError, ValueError) as error:  # ValueError: closed
+            raise CheckpointError(f"{self.path} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+        return done
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor in a file: type, shape and place. Checked when made, so that reading it can't reach outside the file.
+
+    `offset` counts bytes from the file's beginning; `stride` counts elements, as torch does, None means contiguous.
+    """
+
+    source: Source
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    stride: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        path, name = self.source.path, self.name
+        check_name(path, name)
+        if self.dtype not in DTYPES:
+            raise CheckpointError(f"{path} holds the tensor {name} of the unknown type {clip(self.dtype)}.")
+        for numbers in (self.shape, self.stride or ()):
+            if len(numbers) > MAX_DIMENSIONS or not all(is_count(n) for n in numbers):
+                raise CheckpointError(f"{path} gives the tensor {name} an impossible shape or stride: {clip(numbers)}.")
+        if self.stride is not None and len(self.stride) != len(self.shape):
+            raise CheckpointError(f"{path} gives the tensor {name} a stride that does not match its shape.")
+        if not is_count(self.offset) or self.offset + self.span > self.source.size:
+            raise CheckpointError(
+                f"{path} is cut short or broken: the tensor {name} would end at byte {clip(self.offset + self.span)} "
+                f"but the file has {self.source.size}; download it again."
+            )
+        if self.stride is not None and self.bytes > self.span:  # a stride of 0 makes terabytes out of one number
+            raise CheckpointError(f"{path} repeats the bytes of the tensor {name} instead of storing them.")
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the tensor has."""
+        product = 1
+        for n in self.shape:
+            product *= n
+        return product
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the tensor needs in memory."""
+        return self.elements * DTYPES[self.dtype]
+
+    @property
+    def span(self) -> int:
+        """How many bytes of the file it reaches over; more than `bytes` if the stride leaves gaps."""
+        if self.stride is None or not self.elements:
+            return self.bytes
+        reach = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        return reach * DTYPES[self.dtype]
+
+    def read(self) -> Tensor:
+        """The tensor, contiguous, on the CPU, in memory of its own. CheckpointError if the file has become shorter."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        try:
+            raw = torch.empty(self.span, dtype=torch.uint8, device="cpu")
+        except RuntimeError:  # how torch says that the CPU's memory is used up
+            raise CheckpointError(f"{self.source.path}: no memory for {self.name}, {self.span} bytes.") from None
+        if self.span and self.source.read_into(memoryview(raw.numpy()), self.offset) != self.span:
+            raise CheckpointError(f"{self.source.path} became shorter while {self.name} was being read.")
+        if self.dtype == "bool":
+            return self._shaped(raw.ne_(0).view(dtype))  # any other byte in a bool is undefined behaviour
+        return self._shaped(raw.view(dtype))
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        if self.stride is None or not self.elements:
+            return flat.reshape(self.shape)
+        return flat.as_strided(self.shape, self.stride).contiguous()
+
+
+def check_finite(name: str, tensor: Tensor, file: Path | str) -> None:
+    """Raises CheckpointError if a floating-point tensor holds NaN or infinity; `name` and `file` are for its sentence."""
+    if not is_finite(tensor):
+        raise CheckpointError(f"{file} is poisoned or broken: the tensor {name} holds NaN or infinity.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of a tensor's values are finite, found without a second tensor of its size."""
+    import torch
+
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.element_size() == 1:  # there is no arithmetic in 8 bits
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor)  # NaN wins in both
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def is_count(value: object) -> bool:
+    """Whether `value` is a whole number that a size, stride or offset may be."""
+    return type(value) is int and 0 <= value <= MAX_SIZE
+
+
+def check_name(path: Path, name: object) -> None:
+    """Raises CheckpointError for a name that could be a trick: control characters, a way out of a folder, endless."""
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{path} holds a tensor without a proper name.")
+    if len(name) > MAX_NAME:
+        raise CheckpointError(f"{path} holds a tensor whose name has {len(name)} characters (at most {MAX_NAME}).")
+    if not name.isprintable() or "../" in name or "..\\" in name or name.startswith(("/", "\\")):
+        raise CheckpointError(f"{path} holds a tensor with a suspicious name: {clip(ascii(name))}.")
+
+
+def clip(value: object, length: int = 60) -> str:
+    """`value` as printable text short enough for a sentence."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # a whole number of more than 4300 digits
+        text = "an enormous number"
+    text = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
+    return text if len(text) <= length else text[:length] + "..."
