@@ -226,8 +226,8 @@ def _clamp_terminal(cumprod: Tensor) -> Tensor:
     noise levels then fall again at the last. Here those few are put between their neighbours, so that levels rise.
     """
     last = len(cumprod) - 1
-    good = int((cumprod[:-1] > TERMINAL_ALPHA).sum()) - 1
-    low, high = math.log(cumprod[max(good, 0)]), math.log(TERMINAL_ALPHA)
+    good = max(int((cumprod[:-1] > TERMINAL_ALPHA).sum()) - 1, 0)
+    low, high = math.log(cumprod[good]), math.log(TERMINAL_ALPHA)
     between = [math.exp(low + (high - low) * (i - good) / (last - good)) for i in range(good + 1, last)]
     return torch.cat([cumprod[: good + 1], cumprod.new_tensor([*between, TERMINAL_ALPHA])])
 

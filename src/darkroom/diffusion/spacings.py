@@ -1,0 +1,183 @@
+"""Spacings: which noise levels a sampler visits.
+
+Two kinds. Over timesteps: linspace, leading, trailing as diffusers writes them (Lin et al. 2023, arXiv 2305.08891,
+table 2), and normal, sgm_uniform, simple as A1111 and ComfyUI do. Over noise levels: karras, exponential, beta,
+kl_optimal, align_your_steps.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import TypedDict, Unpack
+
+import numpy as np
+
+from darkroom.diffusion.beta import beta_quantile
+from darkroom.diffusion.schedule import Floats, Schedule
+from darkroom.errors import RequestError
+
+SPACINGS = (
+    "linspace",  # diffusers: fractional timesteps from 0 to T - 1, sigma linear between whole ones
+    "leading",  # diffusers: every (T // steps)-th timestep, from steps_offset up
+    "trailing",  # diffusers: every (T / steps)-th timestep, from T - 1 down
+    "normal",  # A1111's Uniform, ComfyUI's normal: like linspace, with log sigma linear between whole timesteps
+    "sgm_uniform",  # like normal, but the last timestep before 0 is one interval above it
+    "simple",  # every (T / steps)-th training level, from the top down
+    "karras",  # sigma^(1 / rho) evenly spaced (Karras et al. 2022, arXiv 2206.00364, eq. 5)
+    "exponential",  # log sigma evenly spaced
+    "beta",  # sigma at quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), as A1111 and diffusers
+    "kl_optimal",  # arctan sigma evenly spaced (Sabour et al. 2024, arXiv 2404.14507, eq. 21)
+    "align_your_steps",  # a table optimised for Stable Diffusion (the same paper)
+)
+ALIASES = {"uniform": "normal", "ays": "align_your_steps", "sgm": "sgm_uniform", "polyexponential": "exponential"}
+
+# The published 10-step tables, 11 levels; the last one is where the final step would start from, were there one more.
+_ALIGN_YOUR_STEPS = {
+    "sd1": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
+MAX_STEPS = 10_000
+
+
+class Options(TypedDict, total=False):
+    """What a spacing may be told. Each spacing uses what concerns it and ignores the rest."""
+
+    steps_offset: int  # leading: added to every timestep (default 0; Stable Diffusion's files say 1)
+    whole: bool  # linspace: timesteps rounded to whole ones (DDIM, PNDM, DPM-Solver, ...)
+    spare: bool  # linspace, leading: space steps + 1 timesteps and leave the lowest out (DPM-Solver, UniPC, DEIS)
+    sigma_min: float  # the lowest level but the last (default: the schedule's), for all but the first three and simple
+    sigma_max: float  # the highest level (default: the schedule's), likewise
+    rho: float  # karras (default 7)
+    alpha: float  # beta (default 0.6)
+    beta: float  # beta (default 0.6)
+    table: str  # align_your_steps: "sd1" (default) or "sdxl"
+    final: float  # the level the last step ends at (default 0)
+    drop_penultimate: bool  # one more level is computed, and the last but one removed (A1111's option)
+
+
+def spacing_name(name: str) -> str:
+    """The spacing that a user's word means ("Karras", "SGM Uniform", "uniform"). RequestError if there is none."""
+    key = "_".join(name.replace("-", " ").replace("_", " ").lower().split())
+    key = ALIASES.get(key, key)
+    if key in SPACINGS:
+        return key
+    near = difflib.get_close_matches(key, [*SPACINGS, *ALIASES], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise RequestError(f"There is no schedule {name!r}.{hint} There are: {', '.join(SPACINGS)}.")
+
+
+def sigmas(schedule: Schedule, steps: int, spacing: str, **options: Unpack[Options]) -> tuple[float, ...]:
+    """steps + 1 noise levels, strictly descending (but for a last one set by `final`), the last 0 unless told.
+
+    Raises RequestError for an unknown spacing, or a number of steps that the spacing can't take: those over whole
+    timesteps can't have more steps than there are timesteps.
+    """
+    return spaced(schedule, steps, spacing, **options)[0]
+
+
+def timesteps(schedule: Schedule, steps: int, spacing: str, **options: Unpack[Options]) -> tuple[float, ...]:
+    """The timestep of each of the `steps` levels the network is asked at (fractional where the spacing is)."""
+    return spaced(schedule, steps, spacing, **options)[1]
+
+
+def spaced(
+    schedule: Schedule, steps: int, spacing: str, **options: Unpack[Options]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both: `sigmas` [steps + 1] and `timesteps` [steps]."""
+    name = spacing_name(spacing)
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise RequestError(f"The number of steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
+    drop = options.get("drop_penultimate", False)
+    count = steps + 1 if drop else steps
+    if name in ("linspace", "leading", "trailing") and schedule.prediction_type != "flow":
+        ts = _diffusers_timesteps(schedule.steps, count, name, options)
+        # Linear between whole timesteps, not log-linear: diffusers' choice, to be matched.
+        levels = np.interp(ts, np.arange(schedule.steps), schedule.training_sigmas)
+    else:
+        levels = _levels(schedule, count, name, options)
+        ts = np.array([schedule.sigma_to_t(float(s)) for s in levels])
+    if drop:
+        levels, ts = levels[:-1], ts[:-1]
+    final = options.get("final", 0.0)
+    if len(levels) != steps or not (np.diff(levels) < 0).all() or not levels[-1] >= final >= 0 or not levels[-1] > 0:
+        raise RequestError(
+            f"The schedule {name!r} can't place {steps} steps in {schedule.steps} training timesteps "
+            f"from sigma {schedule.sigma_max:.4g} down to {final:.4g}; ask for fewer steps."
+        )
+    return (*levels.tolist(), float(final)), tuple(ts.tolist())
+
+
+def _diffusers_timesteps(total: int, count: int, name: str, options: Options) -> Floats:
+    """Descending timesteps [count], with diffusers' own rounding (in float32 where it spaces in float32)."""
+    spare = int(options.get("spare", False))
+    if name == "linspace":
+        if options.get("whole", False):
+            ts = np.linspace(0, total - 1, count + spare).round()
+        else:
+            ts = np.linspace(0, total - 1, count + spare, dtype=np.float32).astype(np.float64)
+        return ts[::-1][:count]
+    if name == "leading":
+        ts = np.arange(count + spare, dtype=np.float64) * (total // (count + spare)) + options.get("steps_offset", 0)
+        # Above the last timestep there is nothing: two equal ones, which the caller reports.
+        return ts[::-1][:count].clip(max=total - 1)
+    # np.arange may return one too many by rounding (61 steps of 1000, for one); diffusers then asks for timestep -1.
+    return np.arange(total, 0, -total / count).round()[:count] - 1
+
+
+def _levels(schedule: Schedule, count: int, name: str, options: Options) -> Floats:
+    """Noise levels [count], descending, for the spacings that need no rounding rules."""
+    low = float(options.get("sigma_min", schedule.sigma_min))
+    high = float(options.get("sigma_max", schedule.sigma_max))
+    if not 0 < low <= high < math.inf:
+        raise RequestError(
+            f"The schedule's sigma_min {low!r} and sigma_max {high!r} must be 0 < sigma_min < sigma_max."
+        )
+    ramp = np.linspace(0.0, 1.0, count)
+    if name in ("linspace", "leading", "trailing"):
+        return _flow_levels(schedule, count, name)
+    if name in ("normal", "sgm_uniform"):
+        start, stop = schedule.sigma_to_t(high), schedule.sigma_to_t(low)
+        ts = np.linspace(start, stop, count) if name == "normal" else np.linspace(start, stop, count + 1)[:-1]
+        return np.array([schedule.t_to_sigma(float(t)) for t in ts])
+    if name == "simple":
+        stride = schedule.steps / count
+        return np.array([schedule.training_sigmas[-1 - int(i * stride)] for i in range(count)])
+    if name == "karras":
+        rho = _positive(options.get("rho", 7.0), "rho")
+        return np.asarray((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
+    if name == "exponential":
+        return np.exp(np.linspace(math.log(high), math.log(low), count))
+    if name == "beta":
+        a, b = _positive(options.get("alpha", 0.6), "alpha"), _positive(options.get("beta", 0.6), "beta")
+        return np.array([low + beta_quantile(float(p), a, b) * (high - low) for p in 1 - ramp])
+    if name == "kl_optimal":
+        return np.asarray(np.tan(ramp * math.atan(low) + (1 - ramp) * math.atan(high)))
+    table = options.get("table", "sd1")
+    if table not in _ALIGN_YOUR_STEPS:
+        raise RequestError(f"There is no Align Your Steps table {table!r}; there are {', '.join(_ALIGN_YOUR_STEPS)}.")
+    return _log_linear(_ALIGN_YOUR_STEPS[table], count + 1)[:-1]
+
+
+def _flow_levels(schedule: Schedule, count: int, name: str) -> Floats:
+    """A flow model's s evenly spaced before its shift: from 1 to 1/T (linspace), or to one interval above 0."""
+    if name == "leading":
+        raise RequestError("A flow model has no 'leading' schedule; use 'linspace', 'trailing' or 'simple'.")
+    s = np.linspace(1.0, 1.0 / schedule.steps, count) if name == "linspace" else np.linspace(1.0, 0.0, count + 1)[:-1]
+    s = schedule.shift * s / (1 + (schedule.shift - 1) * s)
+    with np.errstate(divide="ignore"):
+        return np.minimum(s / (1 - s), schedule.sigma_max)
+
+
+def _log_linear(levels: Sequence[float], count: int) -> Floats:
+    """`count` levels along a descending table, log sigma linear between its entries; its own entries if as many."""
+    if count == len(levels):
+        return np.array(levels)
+    return np.exp(np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(levels)), np.log(levels)))
+
+
+def _positive(value: float, name: str) -> float:
+    if not 0 < value < math.inf:
+        raise RequestError(f"The schedule's {name} is {value!r}; it must be a positive number.")
+    return float(value)
