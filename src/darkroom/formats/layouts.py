@@ -1,0 +1,279 @@
+"""The layouts of Stable Diffusion's files, as rules: diffusers folders and the single files of the original LDM code.
+
+Checked in the tests against diffusers' and transformers' own networks and against diffusers' own conversion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeAlias
+
+from ..models.config import AutoencoderConfig, UNetConfig
+from .rules import Config, Place, Rule, translate
+
+Part: TypeAlias = Literal["unet", "autoencoder", "text_encoder"]
+Layout: TypeAlias = Literal["diffusers", "ldm", "openclip"]  # openclip: the text encoder of an SD 2.x single file
+
+PARTS: tuple[Part, ...] = ("unet", "autoencoder", "text_encoder")
+TITLES: Mapping[Part, str] = {"unet": "U-Net", "autoencoder": "autoencoder (VAE)", "text_encoder": "text encoder"}
+
+
+def _same(*names: str, pointwise: bool = False) -> tuple[Rule, ...]:
+    return tuple(Rule(name, name, pointwise=pointwise) for name in names)
+
+
+# --- numbers that need arithmetic ----------------------------------------------------------------------------------
+# In an LDM U-Net the blocks of all levels are counted through: a level has its resnets and then a downsampler going
+# down; going up it has one resnet more, and the upsampler lies in the last one's block, after the attention if any.
+
+
+def _down(config: Config, l: int, i: int) -> Mapping[str, int]:
+    assert isinstance(config, UNetConfig)
+    return {"n": 1 + sum(count + 1 for count in config.layers_per_block[:l]) + i}
+
+
+def _downsample(config: Config, l: int, i: int) -> Mapping[str, int]:
+    assert isinstance(config, UNetConfig)
+    return _down(config, l, config.layers_per_block[l])
+
+
+def _up(config: Config, l: int, i: int) -> Mapping[str, int]:
+    assert isinstance(config, UNetConfig)
+    return {"n": sum(count + 1 for count in config.layers_per_block[::-1][:l]) + i}
+
+
+def _upsample(config: Config, l: int, i: int) -> Mapping[str, int]:
+    assert isinstance(config, UNetConfig)
+    place = 2 if config.attention_levels[::-1][l] else 1
+    return {**_up(config, l, config.layers_per_block[::-1][l]), "place": place}
+
+
+def _finest_first(config: Config, l: int, i: int) -> Mapping[str, int]:
+    assert isinstance(config, AutoencoderConfig)
+    return {"n": len(config.block_out_channels) - 1 - l}
+
+
+# --- U-Net ---------------------------------------------------------------------------------------------------------
+
+_ATTENTION = (Rule("q", "to_q"), Rule("k", "to_k"), Rule("v", "to_v"), Rule("out", "to_out.0"))
+_BLOCK = (
+    *_same("norm1", "norm2", "norm3"),
+    Rule("attn1", "attn1", _ATTENTION),
+    Rule("attn2", "attn2", _ATTENTION),
+    Rule("ff.proj", "ff.net.0.proj"),
+    Rule("ff.out", "ff.net.2"),
+)
+_TRANSFORMER = (  # the same in both layouts
+    *_same("norm"),
+    *_same("proj_in", "proj_out", pointwise=True),
+    Rule("blocks.{j}", "transformer_blocks.{j}", _BLOCK),
+)
+_CONVOLUTIONS = _same("norm1", "conv1", "norm2", "conv2")
+_RESNET = (*_CONVOLUTIONS, Rule("time", "time_emb_proj"), Rule("shortcut", "conv_shortcut"))
+_UNET = (
+    *_same("conv_in", "conv_out"),
+    Rule("norm_out", "conv_norm_out"),
+    Rule("time_embed.linear1", "time_embedding.linear_1"),
+    Rule("time_embed.linear2", "time_embedding.linear_2"),
+    Rule("time_embed.cond", "time_embedding.cond_proj"),
+    Rule("class_embed", "class_embedding"),
+    Rule("down.{l}.resnets.{i}", "down_blocks.{l}.resnets.{i}", _RESNET),
+    Rule("down.{l}.attentions.{i}", "down_blocks.{l}.attentions.{i}", _TRANSFORMER),
+    Rule("down.{l}.downsample", "down_blocks.{l}.downsamplers.0.conv"),
+    Rule("mid.resnet1", "mid_block.resnets.0", _RESNET),
+    Rule("mid.attention", "mid_block.attentions.0", _TRANSFORMER),
+    Rule("mid.resnet2", "mid_block.resnets.1", _RESNET),
+    Rule("up.{l}.resnets.{i}", "up_blocks.{l}.resnets.{i}", _RESNET),
+    Rule("up.{l}.attentions.{i}", "up_blocks.{l}.attentions.{i}", _TRANSFORMER),
+    Rule("up.{l}.upsample.conv", "up_blocks.{l}.upsamplers.0.conv"),
+)
+_LDM_RESNET = (
+    Rule("norm1", "in_layers.0"),
+    Rule("conv1", "in_layers.2"),
+    Rule("time", "emb_layers.1"),
+    Rule("norm2", "out_layers.0"),
+    Rule("conv2", "out_layers.3"),
+    Rule("shortcut", "skip_connection"),
+)
+_LDM_UNET = (
+    Rule("conv_in", "input_blocks.0.0"),
+    Rule("norm_out", "out.0"),
+    Rule("conv_out", "out.2"),
+    Rule("time_embed.linear1", "time_embed.0"),
+    Rule("time_embed.linear2", "time_embed.2"),
+    Rule("time_embed.cond", "time_embed.cond_proj"),
+    Rule("class_embed", "label_emb"),
+    Rule("down.{l}.resnets.{i}", "input_blocks.{n}.0", _LDM_RESNET, _down),
+    Rule("down.{l}.attentions.{i}", "input_blocks.{n}.1", _TRANSFORMER, _down),
+    Rule("down.{l}.downsample", "input_blocks.{n}.0.op", numbers=_downsample),
+    Rule("mid.resnet1", "middle_block.0", _LDM_RESNET),
+    Rule("mid.attention", "middle_block.1", _TRANSFORMER),
+    Rule("mid.resnet2", "middle_block.2", _LDM_RESNET),
+    Rule("up.{l}.resnets.{i}", "output_blocks.{n}.0", _LDM_RESNET, _up),
+    Rule("up.{l}.attentions.{i}", "output_blocks.{n}.1", _TRANSFORMER, _up),
+    Rule("up.{l}.upsample.conv", "output_blocks.{n}.{place}.conv", numbers=_upsample),
+)
+
+# --- autoencoder ---------------------------------------------------------------------------------------------------
+
+_VAE_RESNET = (*_CONVOLUTIONS, Rule("shortcut", "conv_shortcut"))
+_VAE_HALF = (
+    *_same("conv_in", "conv_out"),
+    Rule("norm_out", "conv_norm_out"),
+    Rule("down.{l}.resnets.{i}", "down_blocks.{l}.resnets.{i}", _VAE_RESNET),
+    Rule("down.{l}.downsample", "down_blocks.{l}.downsamplers.0.conv"),
+    Rule("mid.resnet1", "mid_block.resnets.0", _VAE_RESNET),
+    Rule("mid.attention", "mid_block.attentions.0", (Rule("norm", "group_norm"), *_ATTENTION)),
+    Rule("mid.resnet2", "mid_block.resnets.1", _VAE_RESNET),
+    Rule("up.{l}.resnets.{i}", "up_blocks.{l}.resnets.{i}", _VAE_RESNET),
+    Rule("up.{l}.upsample.conv", "up_blocks.{l}.upsamplers.0.conv"),
+)
+_LDM_VAE_RESNET = (*_CONVOLUTIONS, Rule("shortcut", "nin_shortcut"))
+_LDM_VAE_ATTENTION = (
+    *_same("norm"),
+    *(Rule(n, n, pointwise=True, as_convolution=True) for n in "qkv"),
+    Rule("out", "proj_out", pointwise=True, as_convolution=True),
+)
+_LDM_VAE_HALF = (
+    *_same("conv_in", "conv_out", "norm_out"),
+    Rule("down.{l}.resnets.{i}", "down.{l}.block.{i}", _LDM_VAE_RESNET),
+    Rule("down.{l}.downsample", "down.{l}.downsample.conv"),
+    Rule("mid.resnet1", "mid.block_1", _LDM_VAE_RESNET),
+    Rule("mid.attention", "mid.attn_1", _LDM_VAE_ATTENTION),
+    Rule("mid.resnet2", "mid.block_2", _LDM_VAE_RESNET),
+    Rule("up.{l}.resnets.{i}", "up.{n}.block.{i}", _LDM_VAE_RESNET, _finest_first),
+    Rule("up.{l}.upsample.conv", "up.{n}.upsample.conv", numbers=_finest_first),
+)
+
+
+def _both_halves(half: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    quant = (Rule("quant", "quant_conv"), Rule("post_quant", "post_quant_conv"))
+    return (Rule("encoder", "encoder", half), Rule("decoder", "decoder", half), *quant)
+
+
+# --- text encoder --------------------------------------------------------------------------------------------------
+
+_CLIP = (
+    Rule("token_embedding", "embeddings.token_embedding"),
+    Rule("position_embedding", "embeddings.position_embedding"),
+    Rule("final_norm", "final_layer_norm"),
+    Rule(
+        "layers.{i}",
+        "encoder.layers.{i}",
+        (
+            Rule("norm1", "layer_norm1"),
+            Rule("norm2", "layer_norm2"),
+            *(Rule(f"attention.{n}", f"self_attn.{n}_proj") for n in ("q", "k", "v", "out")),
+            Rule("fc1", "mlp.fc1"),
+            Rule("fc2", "mlp.fc2"),
+        ),
+    ),
+)
+_OPEN_CLIP = (
+    *_same("token_embedding"),
+    Rule("position_embedding.weight", "positional_embedding"),
+    Rule("final_norm", "ln_final"),
+    Rule(
+        "layers.{i}",
+        "transformer.resblocks.{i}",
+        (
+            Rule("norm1", "ln_1"),
+            Rule("norm2", "ln_2"),
+            *(Rule(f"attention.{n}.weight", "attn.in_proj_weight", third=k) for k, n in enumerate("qkv")),
+            *(Rule(f"attention.{n}.bias", "attn.in_proj_bias", third=k) for k, n in enumerate("qkv")),
+            Rule("attention.out", "attn.out_proj"),
+            Rule("fc1", "mlp.c_fc"),
+            Rule("fc2", "mlp.c_proj"),
+        ),
+    ),
+)
+
+# --- all of them ---------------------------------------------------------------------------------------------------
+
+# part, layout -> what all its keys begin with, and its rules
+_RULES: Mapping[tuple[Part, Layout], tuple[str, tuple[Rule, ...]]] = {
+    ("unet", "diffusers"): ("", _UNET),
+    ("unet", "ldm"): ("model.diffusion_model.", _LDM_UNET),
+    ("autoencoder", "diffusers"): ("", _both_halves(_VAE_HALF)),
+    ("autoencoder", "ldm"): ("first_stage_model.", _both_halves(_LDM_VAE_HALF)),
+    ("text_encoder", "diffusers"): ("text_model.", _CLIP),
+    ("text_encoder", "ldm"): ("cond_stage_model.transformer.text_model.", _CLIP),
+    ("text_encoder", "openclip"): ("cond_stage_model.model.", _OPEN_CLIP),
+}
+
+
+def prefix(part: Part, layout: Layout) -> str:
+    """What every key of a part begins with in a layout ("" in a diffusers folder, but for the text encoder)."""
+    return _RULES[part, layout][0]
+
+
+def table(part: Part, layout: Layout, names: Iterable[str], config: Config) -> dict[str, Place]:
+    """Native name -> its place in a file, for all `names` of a network. KeyError on a name that no rule speaks of."""
+    start, rules = _RULES[part, layout]
+    result = {}
+    for name in names:
+        place = translate(name, rules, config)
+        if place is None:
+            raise KeyError(f"no rule of layout {layout!r} for the {part} tensor {name!r}")
+        result[name] = Place(start + place.name, place.third, place.pointwise, place.as_convolution)
+    return result
+
+
+# --- what files also contain ---------------------------------------------------------------------------------------
+
+# Older or other spellings, brought to the one that the rules use.
+_ALIASES: Mapping[tuple[Part, Layout], tuple[tuple[str, str], ...]] = {
+    ("autoencoder", "diffusers"): (
+        (r"(mid_block\.attentions\.0\.)query\.", r"\1to_q."),
+        (r"(mid_block\.attentions\.0\.)key\.", r"\1to_k."),
+        (r"(mid_block\.attentions\.0\.)value\.", r"\1to_v."),
+        (r"(mid_block\.attentions\.0\.)proj_attn\.", r"\1to_out.0."),
+    ),
+    ("autoencoder", "ldm"): (
+        (r"(\.mid\.attn_1\.)to_([qkv])\.", r"\1\2."),
+        (r"(\.mid\.attn_1\.)to_out\.0\.", r"\1proj_out."),
+        (r"(\.mid\.attn_1\.)group_norm\.", r"\1norm."),
+    ),
+    ("text_encoder", "diffusers"): ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
+    ("text_encoder", "ldm"): (
+        (r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1text_model."),
+    ),
+}
+
+# Tensors that are known and are no weights of these networks.
+_CLIP_EXTRAS = r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection(\.weight)?|logit_scale|vision_model\."
+_IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
+    ("autoencoder", "ldm"): re.compile(r"first_stage_model\.(loss|model_ema)\."),
+    ("text_encoder", "diffusers"): re.compile(_CLIP_EXTRAS),
+    ("text_encoder", "ldm"): re.compile(rf"cond_stage_model\.(transformer\.)?({_CLIP_EXTRAS})"),
+    ("text_encoder", "openclip"): re.compile(
+        r"cond_stage_model\.(model\.)?(text_projection|logit_scale|logit_bias|attn_mask|visual\.)"
+    ),
+}
+
+# Tensors of a whole single file: schedules (recomputed from the configuration), counters, averages, markers, and
+# networks that come along without being needed to draw.
+IGNORED_AT_TOP = re.compile(
+    r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights|scale_factor"
+    r"|global_step|epoch|v_pred|ztsnr|edm_vpred\.\w+|(model_ema|low_scale_model|depth_model|embedding_manager|denoiser"
+    r"|safety_checker)\..*)\Z"
+)
+
+
+def canonical(part: Part, layout: Layout, name: str) -> str:
+    """The spelling of a file's key that the rules use."""
+    for pattern, replacement in _ALIASES.get((part, layout), ()):
+        name = re.sub(pattern, replacement, name, count=1)
+    return name
+
+
+def is_ignored(part: Part, layout: Layout, name: str) -> bool:
+    """Whether a canonical key is known and no weight."""
+    pattern = _IGNORED.get((part, layout))
+    return pattern is not None and pattern.match(name) is not None
+
+
+def ema_name(name: str) -> str:
+    """What an LDM file calls the moving average of a U-Net tensor: the same letters without the dots."""
+    return "model_ema." + name.removeprefix("model.").replace(".", "")

@@ -1,0 +1,70 @@
+"""Rules: how the names of other people's files become ours, and back.
+
+A rule says what a native module (`down.{l}.resnets.{i}`) is called in a file (`down_blocks.{l}.resnets.{i}`) and which
+rules hold inside it. Rules translate one way, native to foreign; `layouts.table` does so for every name of a network,
+and reading goes through the same table turned round. So whatever can be read can be written, and a key that no native
+tensor claims is known to be extra. The rules themselves are in `layouts`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
+
+from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+
+Config: TypeAlias = UNetConfig | AutoencoderConfig | TextEncoderConfig
+Numbering: TypeAlias = Callable[[Config, int, int], Mapping[str, int]]  # (config, l, i) -> more template fields
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a native tensor lies in a file."""
+
+    name: str
+    third: int | None = None  # 0, 1, 2: the query, key or value of a fused tensor, cut along dimension 0
+    pointwise: bool = False  # linear layer or 1x1 convolution: the same numbers, [out, in] or [out, in, 1, 1]
+    as_convolution: bool = False  # and this layout writes it as a convolution, whatever it is natively
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One module's names. Templates know the fields l (level), i (layer) and j (block); `numbers` computes more."""
+
+    native: str
+    foreign: str
+    inside: tuple[Rule, ...] = ()  # rules for the modules within; none: a module with parameters of its own
+    numbers: Numbering | None = None
+    third: int | None = None
+    pointwise: bool = False
+    as_convolution: bool = False
+
+
+def translate(name: str, rules: Iterable[Rule], config: Config) -> Place | None:
+    """Where the native tensor `name` lies by these rules; None if no rule speaks of it."""
+    for rule in rules:
+        match = _pattern(rule.native).match(name)
+        if match is None:
+            continue
+        fields = {key: int(value) for key, value in match.groupdict().items() if key != "rest"}
+        if rule.numbers is not None:
+            fields.update(rule.numbers(config, fields["l"], fields.get("i", 0)))
+        foreign, rest = rule.foreign.format(**fields), match["rest"]
+        if not rule.inside:
+            weight = rest == "weight"
+            whole = foreign if rest is None else f"{foreign}.{rest}"
+            return Place(whole, rule.third, rule.pointwise and weight, rule.as_convolution and weight)
+        inner = translate(rest, rule.inside, config) if rest else None
+        if inner is not None:
+            return Place(f"{foreign}.{inner.name}", inner.third, inner.pointwise, inner.as_convolution)
+    return None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """A template at the beginning of a name, ending at a dot or with it."""
+    escaped = re.sub(r"\\{(\w)\\}", r"(?P<\1>[0-9]+)", re.escape(template))
+    return re.compile(rf"{escaped}(?:\.(?P<rest>.+))?\Z")
