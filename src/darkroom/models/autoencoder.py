@@ -124,7 +124,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """AutoencoderKL. Pictures are [N, 3, H, W] in -1..1, H and W multiples of `config.downscale`."""
+    """AutoencoderKL. Pictures are [N, 3, H, W] in -1..1; their sizes are rounded down to `downscale`."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -136,12 +136,25 @@ class Autoencoder(nn.Module):
         self.post_quant = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """[N, 3, H, W] in -1..1 -> moments [N, 2 C, h, w]: mean and log-variance of the unscaled latent."""
+        """[N, 3, H, W] in -1..1 -> moments [N, 2 C, h, w]: mean and log-variance of the unscaled latent.
+
+        Raises ValueError on another number of channels and on pictures smaller than a latent pixel.
+        """
+        channels, f = self.config.in_channels, self.config.downscale
+        if pictures.ndim != 4 or pictures.shape[1] != channels or min(pictures.shape[2:]) < f:
+            needed = f"[N, {channels}, H, W] of at least {f} x {f}"
+            raise ValueError(f"pictures of shape {tuple(pictures.shape)} given; this autoencoder takes {needed}")
         h: Tensor = self.encoder(pictures)
         return h if self.quant is None else self.quant(h)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Unscaled latents [N, C, h, w] -> pictures [N, 3, H, W], about -1..1 (not clamped)."""
+        """Unscaled latents [N, C, h, w] -> pictures [N, 3, H, W], about -1..1 (not clamped).
+
+        Raises ValueError on another number of channels.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:
+            shape, channels = tuple(latents.shape), self.config.latent_channels
+            raise ValueError(f"latents of shape {shape} given; this autoencoder takes [N, {channels}, h, w]")
         y: Tensor = self.decoder(latents if self.post_quant is None else self.post_quant(latents))
         return y
 

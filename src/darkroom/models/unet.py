@@ -237,7 +237,7 @@ class UNet(nn.Module):
         middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding. Raises ValueError on shapes that don't
         fit.
         """
-        self._check(x, text, class_labels, time_cond)
+        self._check(x, timesteps, text, class_labels, time_cond)
         dtype = self.conv_in.weight.dtype
         text = text.to(dtype)
         time = self.embed_time(timesteps.expand(len(x)), class_labels, time_cond)
@@ -268,15 +268,21 @@ class UNet(nn.Module):
             time = time + self.class_embed(class_labels)
         return time
 
-    def _check(self, x: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None) -> None:
+    def _check(
+        self, x: Tensor, timesteps: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None
+    ) -> None:
         """Raise ValueError, with the values, on inputs of another network's shape."""
-        config = self.config
-        for problem in _problems(config, x, text, class_labels, time_cond):
+        for problem in _problems(self.config, x, timesteps, text, class_labels, time_cond):
             raise ValueError(problem)
 
 
 def _problems(
-    config: UNetConfig, x: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None
+    config: UNetConfig,
+    x: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    class_labels: Tensor | None,
+    time_cond: Tensor | None,
 ) -> Iterator[str]:
     """What is wrong with a U-Net's inputs, in words."""
     if x.ndim != 4 or x.shape[1] != config.in_channels:
@@ -285,12 +291,19 @@ def _problems(
         yield f"text of shape {tuple(text.shape)} given; this U-Net takes [N, T, {config.cross_attention_dim}]"
     if len(text) != len(x):
         yield f"{len(text)} rows of text given for {len(x)} rows of latents"
-    if config.num_class_embeds is None and class_labels is not None:
+    if timesteps.ndim > 1 or timesteps.numel() not in (1, len(x)):
+        yield f"timesteps of shape {tuple(timesteps.shape)} given for {len(x)} rows"
+    classes = config.num_class_embeds
+    if classes is None and class_labels is not None:
         yield "class_labels given; this U-Net has no classes"
-    if config.num_class_embeds is not None and class_labels is None:
-        yield f"no class_labels given; this U-Net needs them, [N] in 0..{config.num_class_embeds - 1}"
-    if class_labels is not None and class_labels.shape != x.shape[:1]:
-        yield f"class_labels of shape {tuple(class_labels.shape)} given for {len(x)} rows"
+    if classes is not None and class_labels is None:
+        yield f"no class_labels given; this U-Net needs them, [N] in 0..{classes - 1}"
+    if classes is not None and class_labels is not None:
+        if class_labels.shape != x.shape[:1]:
+            yield f"class_labels of shape {tuple(class_labels.shape)} given for {len(x)} rows"
+        on_cpu = class_labels.device.type == "cpu"  # elsewhere a look at the values would wait for the device
+        if on_cpu and not all(0 <= label < classes for label in class_labels.tolist()):
+            yield f"class_labels {class_labels.tolist()} given; this U-Net has classes 0..{classes - 1}"
     width = config.time_cond_proj_dim
     if time_cond is not None and (width is None or time_cond.shape[-1] != width):
         yield f"time_cond of shape {tuple(time_cond.shape)} given; this U-Net's time_cond_proj_dim is {width}"
