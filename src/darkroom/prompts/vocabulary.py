@@ -66,7 +66,11 @@ def write_vocabulary(
     vocab: Mapping[str, int],
     merges: Sequence[str],
     max_length: int = 77,
+    *,
+    bos_token: str = BOS_TOKEN,
+    eos_token: str = EOS_TOKEN,
     pad_token: str = EOS_TOKEN,
+    unk_token: str = EOS_TOKEN,
 ) -> None:
     """Write the `tokenizer` folder of a diffusers model: transformers' CLIPTokenizer loads it.
 
@@ -75,7 +79,7 @@ def write_vocabulary(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    special = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": pad_token, "unk_token": EOS_TOKEN}
+    special = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token, "unk_token": unk_token}
     config = {
         "add_prefix_space": False,
         **special,

@@ -23,14 +23,14 @@ _WORD = (
 
 
 @lru_cache(maxsize=1)
-def byte_symbols() -> tuple[str, ...]:
-    """The printable character that stands for each of the 256 bytes, in the order of CLIP's vocabulary.
+def byte_symbols() -> dict[str, int]:
+    """The printable character that stands for each byte, to that byte; in the order of CLIP's vocabulary.
 
     First the bytes that are printable in Latin-1, as themselves; then the other 68, as U+0100 onwards.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in set(printable)]
-    return tuple(chr(b) for b in printable) + tuple(chr(0x100 + i) for i in range(len(others)))
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 def normalizer() -> normalizers.Normalizer:
