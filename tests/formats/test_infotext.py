@@ -1,0 +1,189 @@
+"""A1111 infotext in and out: known lines from other tools, round trips, and hostile input."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from darkroom.formats.infotext import SAMPLER_NAMES, SCHEDULE_NAMES, parse_infotext, to_infotext
+
+RECIPE = {
+    "prompt": "a fox, (yellow:1.2) background",
+    "negative_prompt": "blurry",
+    "steps": 20,
+    "sampler": "dpmpp_2m",
+    "schedule": "karras",
+    "guidance_scale": 7.0,
+    "seed": 1,
+    "width": 512,
+    "height": 384,
+    "model": "v1-5",
+    "model_hash": "6ce0161689",
+}
+
+
+def test_writes_the_form_that_a1111_writes() -> None:
+    assert to_infotext(RECIPE) == (
+        "a fox, (yellow:1.2) background\n"
+        "Negative prompt: blurry\n"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x384, "
+        "Model hash: 6ce0161689, Model: v1-5, RNG: CPU"
+    )
+
+
+def test_leaves_out_what_is_missing() -> None:
+    assert to_infotext({"prompt": "x", "steps": 3, "sampler": None, "clip_skip": 1}) == "x\nSteps: 3"
+    assert to_infotext({"prompt": "", "steps": 3, "clip_skip": 2}) == "Steps: 3, Clip skip: 2"
+
+
+def test_reads_a_real_line_of_an_old_version() -> None:
+    text = (
+        "portrait of a woman, <lora:add_detail:0.5>\n"
+        "second line: of the prompt\n"
+        "Negative prompt: (worst quality:2),\n"
+        "lowres\n"
+        "Steps: 30, Sampler: DPM++ 2M SDE Karras, CFG scale: 7.5, Seed: 3026378389, Size: 512x768, "
+        "Model hash: 879db523c3, Model: dreamshaper_8, Denoising strength: 0.5, Clip skip: 2, "
+        'Lora hashes: "add_detail: 7c6bad76eb54, b: 0123456789ab", Version: v1.6.0'
+    )
+    assert parse_infotext(text) == {
+        "prompt": "portrait of a woman, <lora:add_detail:0.5>\nsecond line: of the prompt",
+        "negative_prompt": "(worst quality:2),\nlowres",
+        "steps": 30,
+        "sampler": "dpmpp_2m_sde",
+        "schedule": "karras",
+        "guidance_scale": 7.5,
+        "seed": 3026378389,
+        "width": 512,
+        "height": 768,
+        "model_hash": "879db523c3",
+        "model": "dreamshaper_8",
+        "clip_skip": 2,
+        "extra": {
+            "Denoising strength": "0.5",
+            "Lora hashes": "add_detail: 7c6bad76eb54, b: 0123456789ab",
+            "Version": "v1.6.0",
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("written", "sampler", "schedule"),
+    [
+        ("Sampler: DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("Sampler: DPM++ 2M, Schedule type: Karras", "dpmpp_2m", "karras"),
+        ("Sampler: DPM++ 3M SDE Exponential", "dpmpp_3m_sde", "exponential"),
+        ("Sampler: DPM2 a Karras", "dpm_2_ancestral", "karras"),
+        ("Sampler: Euler a", "euler_ancestral", None),
+        ("Sampler: Euler a, Schedule type: Automatic", "euler_ancestral", None),
+        ("Sampler: Euler, Schedule type: Uniform", "euler", "normal"),
+        ("Sampler: Euler, Schedule type: SGM Uniform", "euler", "sgm_uniform"),
+        ("Sampler: Restart", "Restart", None),
+        ("Sampler: Restart, Schedule type: Turbo", "Restart", "Turbo"),
+        ("Sampler: Karras", "Karras", None),
+    ],
+)
+def test_sampler_names_old_and_new(written: str, sampler: str, schedule: str | None) -> None:
+    recipe = parse_infotext(f"p\nSteps: 1, {written}, Seed: 2, Size: 8x8")
+    assert (recipe["sampler"], recipe.get("schedule")) == (sampler, schedule)
+
+
+@pytest.mark.parametrize("id", SAMPLER_NAMES)
+@pytest.mark.parametrize("schedule", [None, "karras", "normal", "align_your_steps"])
+def test_every_sampler_and_schedule_round_trips(id: str, schedule: str | None) -> None:
+    recipe = parse_infotext(to_infotext({"prompt": "p", "steps": 1, "seed": 1, "sampler": id, "schedule": schedule}))
+    assert (recipe["sampler"], recipe.get("schedule")) == (id, schedule)
+
+
+def test_every_schedule_has_one_name() -> None:
+    assert len(set(SCHEDULE_NAMES.values())) == len(SCHEDULE_NAMES)
+    assert len(set(SAMPLER_NAMES.values())) == len(SAMPLER_NAMES)
+
+
+def test_text_without_parameters_is_a_prompt() -> None:
+    assert parse_infotext("") == {"prompt": "", "negative_prompt": ""}
+    assert parse_infotext("Steps: 20, and a fox") == {"prompt": "Steps: 20, and a fox", "negative_prompt": ""}
+    assert parse_infotext("a\nNegative prompt: b") == {"prompt": "a", "negative_prompt": "b"}
+
+
+def test_prompt_that_looks_like_parameters_stays_a_prompt() -> None:
+    prompt = "a fox\nSteps: 99, Sampler: Euler, CFG scale: 3, Seed: 9"
+    assert parse_infotext(to_infotext(RECIPE | {"prompt": prompt}))["prompt"] == prompt
+    assert parse_infotext(to_infotext(RECIPE | {"prompt": prompt}))["steps"] == 20
+
+
+def test_unquoted_json_of_web_sites() -> None:
+    line = (
+        'Steps: 4, Seed: 5, Size: 8x8, Civitai resources: [{"type":"lora","weight":1,"name":"a, b: c"}], '
+        'Hashes: {"model": "abc", "vae": "d"}, Model: m'
+    )
+    recipe = parse_infotext("p\n" + line)
+    assert recipe["model"] == "m"
+    assert recipe["extra"]["Civitai resources"] == '[{"type":"lora","weight":1,"name":"a, b: c"}]'
+    assert recipe["extra"]["Hashes"] == '{"model": "abc", "vae": "d"}'
+
+
+@pytest.mark.parametrize("value", ["", "-", "1e", "ten", "1e400", "nan", "inf", "9" * 5000, "٣", "1_0", "0xff"])
+def test_numbers_that_make_no_sense_are_kept_as_text(value: str) -> None:
+    recipe = parse_infotext(f"p\nSteps: {value}, CFG scale: {value}, Seed: {value}, Size: {value}, Model: m")
+    assert not recipe.keys() & {"steps", "guidance_scale", "seed", "width"}
+    assert recipe["extra"]["Steps"] == value
+
+
+text = st.text(alphabet=st.characters(), max_size=60)
+# The format itself has no room for these: a line that starts the negative prompt.
+prompts = text.filter(lambda t: not any(line.startswith("Negative prompt:") for line in t.split("\n")))
+names = st.text(alphabet=st.characters(), min_size=1, max_size=30)
+
+
+@given(
+    prompt=prompts,
+    negative=prompts,
+    model=names,
+    steps=st.integers(1, 1000),
+    seed=st.integers(0, 2**64 - 1),
+    scale=st.floats(0, 100),
+    rescale=st.floats(0.001, 1),
+    low=st.floats(0, 10),
+    high=st.none() | st.floats(11, 20),
+)
+@example("Steps: 1, Seed: 2, Size: 3x4", "a:b\n", '"quoted", {x: 1}', 1, 0, 7.5, 0.7, 0.0, None)
+@example("\x00\u202e\ud800\U0001f98a\n\n ", " \n", "\\", 1, 0, 1e-5, 0.7, 0.5, 14.6)
+@settings(max_examples=150, deadline=None)
+def test_round_trip(prompt, negative, model, steps, seed, scale, rescale, low, high) -> None:  # type: ignore[no-untyped-def]
+    recipe = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "model": model,
+        "steps": steps,
+        "seed": seed,
+        "width": 64,
+        "height": 48,
+        "guidance_scale": scale,
+        "guidance_rescale": rescale,
+        "guidance_interval": [low, high],
+        "prompt_style": "comfy",
+    }
+    found = parse_infotext(to_infotext(recipe))
+    assert found.pop("extra") == {"RNG": "CPU"}
+    assert found == recipe
+
+
+@given(st.text(alphabet=st.characters() | st.sampled_from(':,"\\{[\n Stepx1'), max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_read(text: str) -> None:
+    recipe = parse_infotext(text)
+    assert isinstance(recipe["prompt"], str)
+    assert isinstance(recipe["negative_prompt"], str)
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "a ", "a: ", 'a: "', 'aa: "x, ', "aa:,", "aa: [1,", 'aa: {"b": [', "\\", "Steps: 1, ", ":", "a-/"]
+)
+def test_a_megabyte_of_anything_takes_linear_time(unit: str) -> None:
+    """Quadratic work on a million characters would take hours, and the suite would show it by hanging."""
+    hostile = unit * (1_000_000 // len(unit))
+    recipe = parse_infotext(hostile)
+    assert len(recipe.get("extra", {})) <= 1000
+    parse_infotext('p\nSteps: 1, Seed: 1, Size: 8x8, Model: "' + hostile)
