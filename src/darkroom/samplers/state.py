@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 Noise = Callable[[int], Tensor]
-"""k -> the k-th unit-variance draw [C, H, W] of this picture (k = 0 is the starting noise, so samplers draw from k = 1)."""
+"""k -> the k-th unit-variance draw [C, H, W] of this picture; k = 0 is the starting noise, samplers draw from k = 1."""
 
 
 @dataclass(frozen=True, slots=True)

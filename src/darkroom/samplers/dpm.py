@@ -1,0 +1,129 @@
+"""DPM-Solver and DPM-Solver++, multistep and singlestep, deterministic and stochastic.
+
+Sources: Lu et al. 2022, arXiv 2206.00927 (DPM-Solver, in eps) and arXiv 2211.01095 (DPM-Solver++, in x0). With
+lambda = -log sigma and h = lambda' - lambda both integrate exactly the linear part of the ODE, or of the SDE, and
+extrapolate the network's answer as a polynomial in lambda.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from darkroom.errors import RequestError
+from darkroom.samplers.common import Limit, arrive, draw, limited, log_snr
+from darkroom.samplers.state import Noise, SamplerState
+
+ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
+
+
+def _differences(answers: Sequence[Tensor], lambdas: Sequence[float], h: float) -> tuple[Tensor | None, Tensor | None]:
+    """First and second divided differences of the answers (newest first) in units of h, at the newest."""
+    if len(answers) == 1:
+        return None, None
+    r0 = (lambdas[0] - lambdas[1]) / h
+    newest = (answers[0] - answers[1]) / r0
+    if len(answers) == 2:
+        return newest, None
+    r1 = (lambdas[1] - lambdas[2]) / h
+    bend = (newest - (answers[1] - answers[2]) / r1) / (r0 + r1)
+    return newest + bend * r0, bend
+
+
+@dataclass(frozen=True, slots=True)
+class DPMMultistep:
+    """DPM++ 2M, 2M SDE, 3M SDE, and whatever diffusers' DPMSolverMultistepScheduler can be asked for.
+
+    Args:
+        order: 1, 2 or 3 answers.
+        algorithm: "dpmsolver++" (in x0), "dpmsolver" (in eps), or "sde-" before either for the reverse SDE.
+        solver: how the second-order term is weighted, "midpoint" or "heun". The third order is always "heun"'s.
+        eta, s_noise: of "sde-dpmsolver++", share of the SDE's noise (0 is the ODE) and deviation of the draws.
+        lower_order_final: with fewer than 15 intervals the last is of first and the last but one of second order.
+        euler_at_final: the last interval is of first order, however many there are.
+        limit: bound on the denoised answer.
+
+    An interval that ends at sigma 0 is always of first order.
+    """
+
+    order: int = 2
+    algorithm: str = "dpmsolver++"
+    solver: Literal["midpoint", "heun"] = "midpoint"
+    eta: float = 1.0
+    s_noise: float = 1.0
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    limit: Limit | None = None
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise RequestError(f"algorithm_type {self.algorithm!r} is not one of {', '.join(ALGORITHMS)}.")
+        if self.solver not in ("midpoint", "heun"):
+            raise RequestError(f"solver_type {self.solver!r} of a DPM solver is not midpoint or heun.")
+        if self.order not in (1, 2, 3) or (self.order == 3 and self.algorithm == "sde-dpmsolver"):
+            most = 2 if self.algorithm == "sde-dpmsolver" else 3
+            raise RequestError(f"solver_order {self.order!r} of {self.algorithm} is not from 1 to {most}.")
+
+    def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
+        after = sigmas[state.interval + 1]
+        answer = limited(self.limit, denoised)
+        if not self.algorithm.endswith("++"):
+            answer = (state.x - answer) / state.sigma
+        answers = (answer, *state.memory)[: self.order]
+        memory = answers[: self.order - 1]
+        if after == state.sigma:  # DEIS and UniPC schedules may repeat their last level
+            return arrive(state, state.x, sigmas, memory)
+        used = self._order(len(answers), state.interval, sigmas)
+        lambdas = [log_snr(sigmas[state.interval - k]) for k in range(used)]
+        h = log_snr(after) - lambdas[0]
+        d1, d2 = _differences(answers[:used], lambdas, h)
+        if self.algorithm.endswith("++"):
+            x = self._in_x0(state, answer, d1, d2, after, h, noise)
+        else:
+            x = self._in_eps(state, answer, d1, d2, after, h, noise)
+        return arrive(state, x, sigmas, memory)
+
+    def _order(self, known: int, interval: int, sigmas: Sequence[float]) -> int:
+        left = len(sigmas) - 1 - interval
+        if sigmas[interval + 1] == 0 or (left == 1 and self.euler_at_final):
+            return 1
+        return min(known, left) if self.lower_order_final and len(sigmas) <= 15 else known
+
+    def _in_x0(
+        self, s: SamplerState, d0: Tensor, d1: Tensor | None, d2: Tensor | None, after: float, h: float, noise: Noise
+    ) -> Tensor:
+        """DPM-Solver++: eta = 0 integrates e^-h, the SDE e^-(1 + eta)h (arXiv 2211.01095, section 5, for eta = 1)."""
+        eta = self.eta if self.algorithm == "sde-dpmsolver++" else 0.0
+        g = h * (1 + eta)
+        gain = -math.expm1(-g)
+        x = s.x * (after / s.sigma * math.exp(-h * eta)) + d0 * gain if after > 0 else d0 * 1.0
+        if d1 is not None:
+            heun = self.solver == "heun" or d2 is not None
+            x = x + d1 * (1 - gain / g if heun else gain / 2)
+        if d2 is not None:
+            x = x - d2 * ((1 - gain / g) / g - 0.5)
+        if eta > 0 and after > 0:
+            std = after * math.sqrt(-math.expm1(-2 * h * eta)) * self.s_noise
+            x = x + draw(noise, s.evaluations + 1, x) * std
+        return x
+
+    def _in_eps(
+        self, s: SamplerState, d0: Tensor, d1: Tensor | None, d2: Tensor | None, after: float, h: float, noise: Noise
+    ) -> Tensor:
+        """DPM-Solver; after * (e^h - 1) = sigma - after stays finite at sigma 0. The SDE counts every term twice."""
+        times = 2.0 if self.algorithm == "sde-dpmsolver" else 1.0
+        growth = s.sigma - after
+        x = s.x - d0 * (times * growth)
+        if d1 is not None:
+            heun = self.solver == "heun" or d2 is not None
+            x = x - d1 * (times * (growth / h - after if heun else growth / 2))
+        if d2 is not None:
+            x = x - d2 * ((growth / h - after) / h - after / 2)
+        if times == 2.0 and after > 0:
+            std = math.sqrt(max(s.sigma * s.sigma - after * after, 0.0)) * self.s_noise
+            x = x + draw(noise, s.evaluations + 1, x) * std
+        return x

@@ -1,0 +1,156 @@
+"""Adams-Bashforth samplers, one question an interval: LMS with exact weights, IPNDM and PNDM with those of equal steps.
+
+All of them extrapolate eps = (x - D) / sigma = dx/dsigma from the answers before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from darkroom.samplers.common import arrive, pause
+from darkroom.samplers.state import Noise, SamplerState
+
+# Adams-Bashforth for equal steps, newest first (Liu et al. 2022, arXiv 2202.09778, eq. 12, for four).
+EQUAL_STEPS = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def weighted(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+    """sum(w * term), in the order given."""
+    total = terms[0] * weights[0]
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        total = total + term * weight
+    return total
+
+
+def lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """Integrals from start to end of the Lagrange basis polynomials on `nodes`: the exact Adams-Bashforth weights."""
+    scale = end - start
+    # In u = (s - start) / (end - start) the numbers stay near 1, whatever the noise level.
+    places = [(node - start) / scale for node in nodes]
+    integrals = []
+    for j, place in enumerate(places):
+        coefficients = [1.0]  # of prod (u - place_k) / (place - place_k), lowest power first
+        for k, other in enumerate(places):
+            if k != j:
+                shifted = [0.0, *coefficients]
+                kept = [*(-other * c for c in coefficients), 0.0]
+                coefficients = [(a + b) / (place - other) for a, b in zip(shifted, kept, strict=True)]
+        integrals.append(scale * sum(c / (power + 1) for power, c in enumerate(coefficients)))
+    return integrals
+
+
+@dataclass(frozen=True, slots=True)
+class LMS:
+    """Linear multistep of up to `order` answers, with weights exact for uneven levels, as k-diffusion and diffusers."""
+
+    order: int = 4
+
+    def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
+        slopes = ((state.x - denoised) / state.sigma, *state.memory)[: self.order]
+        levels = [sigmas[state.interval - k] for k in range(len(slopes))]
+        weights = lagrange_integrals(levels, state.sigma, sigmas[state.interval + 1])
+        return arrive(state, state.x + weighted(weights, slopes), sigmas, slopes[: self.order - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class IPNDM:
+    """Improved PNDM (Zhang and Chen 2022, arXiv 2204.13902): PNDM's weights, lower orders instead of a warm-up."""
+
+    order: int = 4
+
+    def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
+        slopes = ((state.x - denoised) / state.sigma, *state.memory)[: self.order]
+        slope = weighted(EQUAL_STEPS[len(slopes) - 1], slopes)
+        after = sigmas[state.interval + 1]
+        return arrive(state, state.x + slope * (after - state.sigma), sigmas, slopes[: self.order - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class PNDM:
+    """Pseudo numerical methods (Liu et al. 2022, arXiv 2202.09778): PLMS, or F-PNDM with a Runge-Kutta warm-up.
+
+    Args:
+        warm_up: False is PLMS (diffusers' `skip_prk_steps`): the first interval is asked twice, and its two answers
+            are averaged. True is F-PNDM: four questions in each of the first three intervals.
+        prediction: "epsilon", or "v_prediction" to average the v of a v-prediction network as diffusers does.
+        targets: the level each interval lands at, where that isn't sigmas[i + 1] (see DDIM).
+        source: the level at which the averaged first step of PLMS starts, where that isn't sigmas[0].
+        halves: for each interval of the warm-up the level its first stage lands at and the level asked next;
+            without them the middle of the interval, the classical Runge-Kutta method.
+    """
+
+    warm_up: bool = False
+    prediction: str = "epsilon"
+    targets: tuple[float, ...] | None = None
+    source: float | None = None
+    halves: tuple[tuple[float, float], ...] | None = None
+
+    def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
+        output = self._output(state.x, state.sigma, denoised)
+        stage = state.memory[0] if state.memory else "first"
+        if stage == "first":
+            return self._warm_up(state, output, sigmas) if self.warm_up else self._first(state, output, sigmas)
+        if stage == "average":
+            _, sample, before = state.memory
+            source = sigmas[state.interval] if self.source is None else self.source
+            after = sigmas[state.interval + 1]
+            x = self._transfer(sample, source, after, (output + before) / 2)
+            return arrive(state, x * math.hypot(1.0, after), sigmas, ("plms", before))
+        if stage == "runge-kutta" or (self.warm_up and state.interval < 3):
+            return self._warm_up(state, output, sigmas)
+        outputs = (output, *state.memory[1:])[:4]
+        return self._plms(state, weighted(EQUAL_STEPS[len(outputs) - 1], outputs), sigmas, ("plms", *outputs[:3]))
+
+    def _first(self, state: SamplerState, output: Tensor, sigmas: Sequence[float]) -> SamplerState:
+        arrived = self._plms(state, output, sigmas, ("plms", output))
+        if arrived.interval == len(sigmas) - 1:
+            return arrived
+        sample = state.x / math.hypot(1.0, state.sigma)
+        return pause(state, arrived.x, arrived.sigma, ("average", sample, output))
+
+    def _plms(
+        self, state: SamplerState, output: Tensor, sigmas: Sequence[float], memory: tuple[Any, ...]
+    ) -> SamplerState:
+        after = sigmas[state.interval + 1]
+        target = after if self.targets is None else self.targets[state.interval]
+        x = self._transfer(state.x / math.hypot(1.0, state.sigma), state.sigma, target, output)
+        return arrive(state, x * math.hypot(1.0, after), sigmas, memory)
+
+    def _warm_up(self, state: SamplerState, output: Tensor, sigmas: Sequence[float]) -> SamplerState:
+        """The four stages of Runge-Kutta; memory is (name, stage, sample, weighted sum so far, *answers before)."""
+        start, after = sigmas[state.interval], sigmas[state.interval + 1]
+        landing, middle = self.halves[state.interval] if self.halves else ((start + after) / 2,) * 2
+        if not state.memory or state.memory[0] == "plms":
+            sample = state.x / math.hypot(1.0, state.sigma)
+            x = self._transfer(sample, start, landing, output)
+            kept = (output, *state.memory[1:])[:3]
+            return pause(state, x * math.hypot(1.0, middle), middle, ("runge-kutta", 1, sample, output / 6, *kept))
+        _, stage, sample, total, *before = state.memory
+        if stage == 3:
+            x = self._transfer(sample, start, after, total + output / 6)
+            return arrive(state, x * math.hypot(1.0, after), sigmas, ("plms", *before))
+        level = middle if stage == 1 else after
+        x = self._transfer(sample, start, level, output) * math.hypot(1.0, level)
+        return pause(state, x, level, ("runge-kutta", stage + 1, sample, total + output / 3, *before))
+
+    def _output(self, x: Tensor, sigma: float, denoised: Tensor) -> Tensor:
+        """The network's own output again: eps, or v = (x / (1 + sigma^2) - D) sqrt(1 + sigma^2) / sigma."""
+        if self.prediction == "v_prediction":
+            return (x / (1 + sigma * sigma) - denoised) * (math.hypot(1.0, sigma) / sigma)
+        return (x - denoised) / sigma
+
+    def _transfer(self, sample: Tensor, sigma: float, target: float, output: Tensor) -> Tensor:
+        """A variance-preserving sample from one level to another (eq. 11 there); output is eps, or v at `sigma`."""
+        root = math.hypot(1.0, sigma)
+        eps = output / root + sample * (sigma / root) if self.prediction == "v_prediction" else output
+        return (sample * root + eps * (target - sigma)) / math.hypot(1.0, target)
