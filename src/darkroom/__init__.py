@@ -1,1 +1,63 @@
-"""Stable Diffusion, whole, in one small package."""
+"""Stable Diffusion, whole, in one small package.
+
+    import darkroom
+    darkroom.load().generate("a large fox on a yellow background").save("out")
+
+Importing the package imports no torch: a name's module is loaded when the name is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, Error, ImageError, RequestError, TrainingError
+
+if TYPE_CHECKING:
+    from .engine import Engine, Failed, Finished, Progress
+    from .pipeline import Pipeline, Result, load, samplers
+    from .request import Request
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Engine": "engine",
+    "Failed": "engine",
+    "Finished": "engine",
+    "Pipeline": "pipeline",
+    "Progress": "engine",
+    "Request": "request",
+    "Result": "pipeline",
+    "load": "pipeline",
+    "samplers": "pipeline",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Engine",
+    "Error",
+    "Failed",
+    "Finished",
+    "ImageError",
+    "Pipeline",
+    "Progress",
+    "Request",
+    "RequestError",
+    "Result",
+    "TrainingError",
+    "__version__",
+    "load",
+    "samplers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'darkroom' has no attribute {name!r}")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,175 @@
+"""What a user asks for, checked: every error a user can cause in a request ends here, in one sentence. No torch.
+
+A `Request` is one picture. What it leaves open (None) the model and the engine fill in; the filled-in request is
+the picture's recipe: asked again, it gives the same picture.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import operator
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import RequestError
+
+MIN_SIDE, MAX_SIDE = 8, 8192  # pixels
+MAX_PIXELS = 4096 * 4096
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+MAX_PROMPT = 32_000  # characters
+MAX_CLIP_SKIP = 12
+MAX_IMAGES = 1000  # pictures a call
+SEEDS = 2**64
+PROMPT_STYLES = ("a1111", "comfy", "plain")
+OUTPUTS = ("pil", "pt", "latent")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence's tail: "; did you mean 'euler'?" if some known name is near, else ""."""
+    by_lower = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+def _shown(value: object) -> str:
+    """A value as a sentence quotes it: never longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def whole(name: str, value: object, low: int, high: int, what: str = "") -> int:
+    """`value` as an int in low..high (numpy's integers too; no bools, no floats, no strings), or a RequestError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise RequestError(f"{name} is {_shown(value)}; it must be a whole number from {low} to {high}{what}")
+    number = operator.index(value)
+    if not low <= number <= high:
+        raise RequestError(f"{name} is {_shown(number)}; it must be from {low} to {high}{what}")
+    return number
+
+
+def real(name: str, value: object, low: float, high: float, what: str = "") -> float:
+    """`value` as a finite float in low..high, or a RequestError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise RequestError(f"{name} is {_shown(value)}; it must be a number from {low:g} to {high:g}{what}")
+    if not low <= value <= high:  # compared before converting (an int may be too large for a float); also refuses NaN
+        raise RequestError(f"{name} is {_shown(value)}; it must be from {low:g} to {high:g}{what}")
+    return float(value)
+
+
+def text(name: str, value: object, longest: int = MAX_PROMPT) -> str:
+    """`value` as a string of at most `longest` characters, or a RequestError."""
+    if not isinstance(value, str):
+        raise RequestError(f"{name} is {_shown(value)}; it must be a text")
+    if len(value) > longest:
+        raise RequestError(f"{name} has {len(value):,} characters; shorten it to {longest:,} or fewer")
+    return value
+
+
+def choice(name: str, value: object, known: Iterable[str]) -> str:
+    """`value` if it is one of the known names, or a RequestError that lists them and suggests the nearest."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise RequestError(
+            f"{name} is {_shown(value)}; it must be one of {', '.join(known)}{nearest(str(value), known)}"
+        )
+    return value
+
+
+def draw_seed() -> int:
+    """A fresh seed, below 2**32 so that every JSON reader keeps it whole."""
+    return secrets.randbelow(2**32)
+
+
+def _interval(value: object) -> tuple[float, float]:
+    what = "; guidance_interval is (lowest sigma, highest sigma)"
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise RequestError(f"guidance_interval is {_shown(value)}; it must be two noise levels, lowest and highest")
+    low = real("the lower end of guidance_interval", value[0], 0.0, 1e6, what)
+    high = (
+        math.inf
+        if value[1] in (None, math.inf)
+        else real("the upper end of guidance_interval", value[1], 0.0, 1e6, what)
+    )
+    if low >= high:
+        raise RequestError(f"guidance_interval is {_shown(value)}; its first number must be below its second")
+    return low, high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One picture. Raises RequestError on anything that can't be done; numbers are plain ints and floats afterwards."""
+
+    prompt: str  # at most 32,000 characters; any length of tokens (encoded in chunks of 75)
+    negative_prompt: str = ""  # what guidance leads away from
+    width: int | None = None  # pixels, 8..8192; None: the model's own size
+    height: int | None = None
+    steps: int | None = None  # 1..1000; None: the sampler's usual number
+    guidance_scale: float | None = None  # 0..100; 1 or below: no guidance (one row a step, not two); None: 7.5
+    guidance_rescale: float = 0.0  # 0..1: Lin et al. 2023 (arXiv 2305.08891), sec. 3.4
+    guidance_interval: tuple[float, float] | None = None  # sigmas between which guidance acts; None: all
+    sampler: str | None = None  # a name of darkroom.samplers(); None: what the checkpoint's scheduler says
+    schedule: str | None = None  # the spacing of noise levels; None: the sampler's or the checkpoint's
+    seed: int | None = None  # 0..2**64 - 1; None or -1: drawn, and reported in the recipe
+    clip_skip: int = 0  # 0..12: n >= 2 takes the text encoder's n-th last layer
+    prompt_style: str = "a1111"  # the prompt's grammar: "a1111", "comfy" or "plain"
+    latents: str | None = None  # in a recipe: the fingerprint of starting noise that was given instead of the seed's
+    model: str | None = None  # in a recipe: the model's name,
+    model_hash: str | None = None  # the first ten hexadecimal digits of its SHA-256,
+    version: str | None = None  # and the version of Darkroom that drew the picture
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        text("prompt", self.prompt)
+        text("negative_prompt", self.negative_prompt)
+        for name in ("width", "height"):
+            if getattr(self, name) is not None:
+                put(name, whole(name, getattr(self, name), MIN_SIDE, MAX_SIDE, " pixels"))
+        if self.width and self.height and self.width * self.height > MAX_PIXELS:
+            raise RequestError(
+                f"{self.width}x{self.height} is {self.width * self.height:,} pixels; "
+                f"ask for {MAX_PIXELS:,} or fewer (such as 4096x4096)"
+            )
+        if self.steps is not None:
+            put("steps", whole("steps", self.steps, 1, MAX_STEPS))
+        if self.guidance_scale is not None:
+            put("guidance_scale", real("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE))
+        put("guidance_rescale", real("guidance_rescale", self.guidance_rescale, 0.0, 1.0))
+        if self.guidance_interval is not None:
+            put("guidance_interval", _interval(self.guidance_interval))
+        if self.seed is not None:
+            seed = whole("seed", self.seed, -1, SEEDS - 1, " (-1 draws one)")
+            put("seed", None if seed == -1 else seed)
+        put("clip_skip", whole("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP))
+        choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        for name in ("sampler", "schedule", "latents", "model", "model_hash", "version"):
+            if getattr(self, name) is not None:
+                text(name, getattr(self, name), longest=1000)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as a plain JSON object, open (None) fields left out; an endless interval ends in null."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            values["guidance_interval"] = [low, None if math.isinf(high) else high]
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Request:
+        """The inverse of `to_dict` (a file's key `schema` is passed over); a key that is no field is refused, with the nearest field's name."""
+        if not isinstance(values, Mapping):
+            raise RequestError(f"a request is {_shown(values)}; it must be an object of names and values")
+        known = [f.name for f in fields(cls)]
+        values = {key: value for key, value in values.items() if key != "schema"}  # files say which form they are in
+        for key in values:
+            if key not in known:
+                raise RequestError(f"a request has no field {_shown(key)}{nearest(str(key), known)}")
+        if "prompt" not in values:
+            raise RequestError("a request needs a prompt, and this one has none; give it a text (an empty one is fine)")
+        return cls(**values)
