@@ -1,0 +1,6 @@
+"""Pictures in progress: requests become jobs, jobs move together, pictures come out."""
+
+from .engine import Engine, Event, Failed, Finished, Progress
+from .job import Job
+
+__all__ = ["Engine", "Event", "Failed", "Finished", "Job", "Progress"]

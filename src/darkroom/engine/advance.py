@@ -1,0 +1,154 @@
+"""One tick: jobs x guidance branches become rows, rows share U-Net calls, every job's sampler takes one step.
+
+C H W: a latent's channels, height and width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from darkroom.diffusion.condition import Condition, group_key
+from darkroom.errors import Error, RequestError
+from darkroom.samplers.state import SamplerState
+
+from .job import Job
+from .memory import out_of_memory, release
+from .scheduler import share
+
+Denoise = Callable[[Tensor, Sequence[float], Sequence[Condition]], Tensor]
+"""x [N, C, H, W], sigma of each row, condition of each row -> denoised [N, C, H, W]."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A job's step that went well: its next state, and the guided answer that led there (for a preview)."""
+
+    state: SamplerState
+    denoised: Tensor
+
+
+@dataclass(slots=True)
+class _Question:
+    """One row: what a branch of a job's guidance asks, then the network's answer [C, H, W]."""
+
+    job: Job
+    condition: Condition
+    answer: Tensor | None = None
+
+    @property
+    def key(self) -> Hashable:
+        return tuple(self.job.state.x.shape), group_key(self.condition)
+
+
+@dataclass(slots=True)
+class Tick:
+    """What became of each job, by id, and the widest call that memory allowed (None: memory never ran out)."""
+
+    moved: dict[str, Moved] = field(default_factory=dict)
+    failed: dict[str, Error] = field(default_factory=dict)
+    rows_that_fit: int | None = None
+
+
+def advance(jobs: Sequence[Job], denoise: Denoise, largest: int, alone: bool = False) -> Tick:
+    """Move every job by one network evaluation. Changes no job: the caller takes over the new states, or doesn't.
+
+    A job whose step raises or turns non-finite fails alone. When a call of several jobs raises, each of them asks
+    again by itself, to find the culprit; when memory runs out, the call is halved.
+
+    Args:
+        denoise: the denoiser.
+        largest: rows of one call at most.
+        alone: a call never holds rows of two jobs, so that a picture's bits can't depend on its company.
+    """
+    tick = Tick()
+    questions = {job.id: [_Question(job, c) for c in job.guidance.branches(job.state.sigma)] for job in jobs}
+    rows = [question for asked in questions.values() for question in asked]
+    keys = [(question.job.id, question.key) if alone else question.key for question in rows]
+    for call in share(keys, max(len(asked) for asked in questions.values()) if alone else largest):
+        _ask([rows[i] for i in call], denoise, tick, alone)
+    for job in jobs:
+        if job.id not in tick.failed:
+            try:
+                tick.moved[job.id] = _step(job, [_answered(q) for q in questions[job.id]])
+            except Exception as error:
+                tick.failed[job.id] = _sentence(error, job)
+    _drop_non_finite(jobs, tick)
+    return tick
+
+
+def _answered(question: _Question) -> Tensor:
+    assert question.answer is not None
+    return question.answer
+
+
+def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bool) -> None:
+    """One U-Net call for questions of one key; smaller ones when it fails. Fills in the answers, or marks jobs failed."""
+    questions = [q for q in questions if q.job.id not in tick.failed]
+    if not questions:
+        return
+    try:
+        x = torch.stack([q.job.state.x for q in questions])
+        answers = denoise(x, [q.job.state.sigma for q in questions], [q.condition for q in questions])
+        for question, answer in zip(questions, answers.unbind(), strict=True):
+            question.answer = answer
+        return
+    except Exception as error:  # the except block ends before the retry, and with it what the traceback holds in memory
+        failure = error.with_traceback(None)
+    ids = list(dict.fromkeys(q.job.id for q in questions))
+    if out_of_memory(failure) and len(questions) > 1 and not alone:
+        half = (len(questions) + 1) // 2
+        log.warning("memory ran out with %d rows in a call; going on with %d", len(questions), half)
+        tick.rows_that_fit = min(half, tick.rows_that_fit or half)
+        release(questions[0].job.state.x.device)
+        _ask(questions[:half], denoise, tick, alone)
+        _ask(questions[half:], denoise, tick, alone)
+    elif len(ids) > 1:
+        for id in ids:
+            _ask([q for q in questions if q.job.id == id], denoise, tick, alone)
+    else:
+        tick.failed[ids[0]] = _sentence(failure, questions[0].job)
+
+
+def _step(job: Job, answers: Sequence[Tensor]) -> Moved:
+    """Guidance combines the branches' answers, the sampler takes its step."""
+    state = job.state
+    denoised = job.guidance.combine(answers, state.x, state.sigma)
+    if job.clip is not None:
+        denoised = denoised.clamp(-job.clip, job.clip)
+    return Moved(job.sampler.step(state, denoised, job.sigmas, job.noise), denoised)
+
+
+def _drop_non_finite(jobs: Sequence[Job], tick: Tick) -> None:
+    """Fail the jobs whose new state holds a NaN or an infinity; one look at the device for all of them."""
+    moved = [job for job in jobs if job.id in tick.moved]
+    if not moved:
+        return
+    finite = torch.stack([tick.moved[job.id].state.x.isfinite().all() for job in moved]).tolist()
+    for job, good in zip(moved, finite, strict=True):
+        if not good:
+            del tick.moved[job.id]
+            tick.failed[job.id] = RequestError(
+                f"the picture turned into numbers that are not finite in step {job.state.interval + 1} of {job.steps}; "
+                f'load the model with dtype="float32", or choose another sampler or a lower guidance_scale'
+            )
+
+
+def _sentence(error: Exception, job: Job) -> Error:
+    """What a user is told of an exception in their job."""
+    if isinstance(error, Error):
+        return error
+    size = f"{job.request.width}x{job.request.height}"
+    told = RequestError(
+        f"memory ran out while drawing {size} pixels; ask for a smaller picture"
+        if out_of_memory(error)
+        else f"step {job.state.interval + 1} of {job.steps} failed: {type(error).__name__}: {error}"
+    )
+    told.__cause__ = error
+    return told

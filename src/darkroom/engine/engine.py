@@ -1,0 +1,191 @@
+"""Pictures in progress: add requests, call step() until nothing is left, read the events.
+
+A single picture and a server's thousand run the same loop. An Engine is used by one thread at a time; several Engines
+may share one model.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from darkroom.errors import Error, RequestError
+from darkroom.images import to_pil, to_unit
+from darkroom.models.autoencoder import Autoencoder
+from darkroom.request import Request, whole
+
+from .advance import advance
+from .job import Job
+from .memory import default_rows, out_of_memory, release
+from .prepare import Model, text_to_image
+from .preview import Preview
+from .scheduler import pick
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A job has crossed one more interval between noise levels."""
+
+    id: str
+    step: int  # 1..steps
+    steps: int
+    preview: Callable[[], Image.Image]  # makes a rough picture of how it looks so far, without a network
+    index: int = 0  # in Pipeline.generate: which of its pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A picture is done, and its job gone from the engine."""
+
+    id: str
+    result: Image.Image | Tensor  # by the job's output: "pil"; "pt" [3, H, W] in 0..1; "latent" [C, h, w] (on the CPU)
+    request: Request  # the complete recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A picture can't be drawn, and its job is gone; the others go on."""
+
+    id: str
+    error: Error
+
+
+Event = Progress | Finished | Failed
+
+
+class Engine:
+    """Draws many pictures at once.
+
+    Args:
+        model: a `darkroom.Pipeline` (anything with its networks will do).
+        max_rows: U-Net rows of a tick, and of a call, at most; a guided picture is two rows. Less after memory ran out.
+        deterministic: no U-Net call holds rows of two pictures, so a picture has the same bits whatever else is
+            drawn with it (docs/determinism.md). Without it, kernels choose by batch size and the last digits vary.
+    """
+
+    def __init__(self, model: Model, *, max_rows: int | None = None, deterministic: bool = False) -> None:
+        self.model = model
+        self.max_rows = default_rows(model.device) if max_rows is None else whole("max_rows", max_rows, 1, 100_000)
+        self.deterministic = deterministic
+        self._jobs: dict[str, Job] = {}
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """The jobs in progress by id, in order of arrival. Pickle one at any time between steps, and `resume` it."""
+        return MappingProxyType(self._jobs)
+
+    def add(self, request: Request, *, latents: Tensor | None = None, output: str = "pil") -> str:
+        """Take a request in; its id comes back. Encodes its texts.
+
+        Args:
+            latents: [C, h, w], unit-variance noise to start from instead of the seed's.
+            output: "pil", "pt" (float32 [3, H, W] in 0..1) or "latent" ([C, h, w], scaled as the U-Net sees it).
+
+        Raises RequestError where the model can't do what is asked.
+        """
+        with torch.no_grad():
+            return self.resume(text_to_image(self.model, request, secrets.token_hex(8), latents, output))
+
+    def resume(self, job: Job) -> str:
+        """Take in a job that was made, or begun, elsewhere (with the same model)."""
+        if job.id in self._jobs:
+            raise RequestError(f"job {job.id!r} is already in progress; abort it first")
+        self._jobs[job.id] = job
+        return job.id
+
+    def abort(self, id: str) -> None:
+        """Forget a job. Nothing happens if it has already finished or failed."""
+        self._jobs.pop(id, None)
+
+    def step(self) -> list[Event]:
+        """Move the jobs that fit by one network evaluation, and decode one that is done sampling.
+
+        Interrupted at any point (KeyboardInterrupt), the engine stays whole, and the next step goes on from there.
+        """
+        with torch.no_grad():
+            return [*self._advance(), *self._decode_one()]
+
+    def _advance(self) -> list[Event]:
+        asking = {id: len(job.guidance.branches(job.state.sigma)) for id, job in self._jobs.items() if not job.done}
+        moving = [self._jobs[id] for id in pick(asking, self.max_rows)]
+        if not moving:
+            return []
+        tick = advance(moving, self.model.denoiser, self.max_rows, alone=self.deterministic)
+        if tick.rows_that_fit is not None:
+            self.max_rows = min(self.max_rows, tick.rows_that_fit)
+        events: list[Event] = []
+        for job in moving:
+            if (error := tick.failed.get(job.id)) is not None:
+                del self._jobs[job.id]
+                events.append(self._failure(job, error))
+                continue
+            before, moved = job.state.interval, tick.moved[job.id]
+            job.state = moved.state
+            if job.state.interval > before:
+                events.append(Progress(job.id, job.state.interval, job.steps, self._preview(job, moved.denoised)))
+        return events
+
+    def _preview(self, job: Job, denoised: Tensor) -> Preview:
+        assert job.request.width and job.request.height
+        return Preview(self.model.previewer, denoised, job.request.width, job.request.height)
+
+    def _decode_one(self) -> list[Event]:
+        job = next((job for job in self._jobs.values() if job.done), None)
+        if job is None:
+            return []
+        try:
+            result = finish(self.model.autoencoder, job)
+        except Exception as error:
+            if out_of_memory(error):
+                release(self.model.device)
+                size = f"{job.request.width}x{job.request.height}"
+                error = RequestError(f"memory ran out while decoding {size} pixels; ask for a smaller picture")
+            elif not isinstance(error, Error):
+                told = RequestError(f"decoding the picture failed: {type(error).__name__}: {error}")
+                told.__cause__ = error
+                error = told
+            del self._jobs[job.id]
+            return [self._failure(job, error)]
+        del self._jobs[job.id]
+        return [Finished(job.id, result, job.request)]
+
+    def _failure(self, job: Job, error: Error) -> Failed:
+        log.warning("job %s failed: %s", job.id, error, exc_info=error.__cause__)
+        return Failed(job.id, error)
+
+
+def finish(autoencoder: Autoencoder, job: Job) -> Image.Image | Tensor:
+    """What a job that is done sampling gives: a picture, a tensor [3, H, W] in 0..1, or a latent [C, h, w]."""
+    latent = job.state.x * job.final_scale
+    if job.output == "latent":
+        return latent.cpu()
+    picture = decode(autoencoder, latent[None])[0, :, : job.request.height, : job.request.width].cpu()
+    return to_pil(picture) if job.output == "pil" else picture.contiguous()
+
+
+@torch.no_grad()
+def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+    """Scaled latents [N, C, h, w] -> pictures [N, 3, H, W] float32 in 0..1, one at a time to keep memory low.
+
+    One at a time also keeps the bits of a picture independent of its company.
+    """
+    weight = next(autoencoder.parameters())
+    pictures = []
+    for latent in latents.to(weight.device).float():
+        picture = autoencoder.decode(autoencoder.unscale(latent[None]).to(weight.dtype))
+        if not bool(picture.isfinite().all()):
+            raise RequestError(
+                "the autoencoder answered with numbers that are not finite; "
+                'load the model with dtype="float32", or check the latents'
+            )
+        pictures.append(to_unit(picture))
+    return torch.cat(pictures)

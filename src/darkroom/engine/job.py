@@ -1,0 +1,38 @@
+"""A picture in progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from darkroom.diffusion.guidance import Guidance
+from darkroom.request import Request
+from darkroom.samplers.state import Noise, Sampler, SamplerState
+
+
+@dataclass
+class Job:
+    """All there is to know about one picture in progress. Picklable between any two steps, and resumable elsewhere.
+
+    A task (text-to-image, ...) is a function of `prepare.py` that fills a Job; the engine knows no tasks.
+    """
+
+    id: str
+    request: Request  # the recipe: what was asked for, with all that was left open filled in
+    sampler: Sampler
+    sigmas: tuple[float, ...]  # steps + 1 noise levels, descending
+    state: SamplerState
+    guidance: Guidance
+    noise: Noise
+    clip: float | None = None  # denoised answers are clamped to -clip..clip (diffusers' clip_sample)
+    final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
+    output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
+
+    @property
+    def steps(self) -> int:
+        """Intervals between noise levels; a sampler may look at the network more than once in each."""
+        return len(self.sigmas) - 1
+
+    @property
+    def done(self) -> bool:
+        """True when all intervals are crossed, and only decoding is left."""
+        return self.state.interval >= self.steps

@@ -1,0 +1,179 @@
+"""Request -> Job, one function a task. What differs between tasks is the data of their jobs, nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from darkroom import __version__
+from darkroom.diffusion.condition import Condition
+from darkroom.diffusion.denoiser import Denoiser
+from darkroom.diffusion.guidance import ClassifierFree, Guidance, Unguided
+from darkroom.diffusion.noise import SeededNoise
+from darkroom.diffusion.schedule import Schedule
+from darkroom.errors import RequestError
+from darkroom.images import latent_size
+from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.unet import UNet
+from darkroom.request import MAX_PIXELS, OUTPUTS, Request, choice, draw_seed
+from darkroom.samplers.state import Noise, SamplerState
+
+from .job import Job
+from .plan import plan
+from .preview import Previewer
+
+GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
+
+
+class Prompts(Protocol):
+    """What encodes texts (prompts.PromptEncoder)."""
+
+    def encode(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor: ...
+
+
+class Model(Protocol):
+    """What the engine needs of a loaded model (pipeline.Pipeline has it)."""
+
+    @property
+    def unet(self) -> UNet: ...
+    @property
+    def autoencoder(self) -> Autoencoder: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]: ...
+    @property
+    def denoiser(self) -> Denoiser: ...
+    @property
+    def prompts(self) -> Prompts: ...
+    @property
+    def previewer(self) -> Previewer: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def model_hash(self) -> str | None: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+class GivenNoise:
+    """Starting noise that was given, and a seed's draws after it. Picklable."""
+
+    def __init__(self, first: Tensor, rest: Noise) -> None:
+        self.first = first
+        self.rest = rest
+
+    def __call__(self, k: int) -> Tensor:
+        return self.first if k == 0 else self.rest(k)
+
+
+def text_to_image(model: Model, request: Request, id: str, latents: Tensor | None = None, output: str = "pil") -> Job:
+    """A picture from a text alone.
+
+    Args:
+        latents: [C, h, w], unit-variance noise to start from instead of the seed's.
+        output: "pil", "pt" or "latent".
+
+    Raises RequestError where the model can't do what is asked.
+    """
+    choice("output", output, OUTPUTS)
+    _check_model(model)
+    request = _complete(model, request, latents)
+    assert request.width and request.height and request.seed is not None and request.guidance_scale is not None
+    config = model.autoencoder.config
+    shape = (config.latent_channels, *latent_size(request.width, request.height, config.downscale))
+    noise: Noise = SeededNoise(request.seed, shape)
+    if latents is not None:
+        noise = GivenNoise(_checked_latents(latents, shape), noise)
+
+    steps = plan(model.schedule, model.scheduler_config, request.steps, request.sampler, request.schedule)
+    state = SamplerState(x=(noise(0) * steps.init_scale).to(model.device), sigma=steps.sigmas[0])
+    request = replace(
+        request, steps=steps.steps, sampler=steps.sampler_name, schedule=steps.schedule_name, version=__version__
+    )
+    return Job(
+        id=id,
+        request=request,
+        sampler=steps.sampler,
+        sigmas=tuple(steps.sigmas),
+        state=state,
+        guidance=_guidance(model, request),
+        noise=noise,
+        clip=steps.clip,
+        final_scale=steps.final_scale,
+        output=output,
+    )
+
+
+def _complete(model: Model, request: Request, latents: Tensor | None) -> Request:
+    """The request with size, seed and guidance filled in, and the model's name in place of whatever it held."""
+    if request.latents is not None and latents is None:
+        raise RequestError(
+            f"this recipe began from noise that was given (fingerprint {request.latents}), not from its seed; "
+            f"give the same latents again"
+        )
+    width, height = request.width or model.size[0], request.height or model.size[1]
+    if width * height > MAX_PIXELS:
+        raise RequestError(f"{width}x{height} is {width * height:,} pixels; ask for {MAX_PIXELS:,} or fewer")
+    return replace(
+        request,
+        width=width,
+        height=height,
+        seed=draw_seed() if request.seed is None else request.seed,
+        guidance_scale=GUIDANCE_SCALE if request.guidance_scale is None else request.guidance_scale,
+        latents=None if latents is None else fingerprint(latents),
+        model=model.name or None,
+        model_hash=model.model_hash,
+    )
+
+
+def _check_model(model: Model) -> None:
+    """Raise RequestError for a U-Net that needs more than a text: inpainting, upscaling, depth, editing."""
+    wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
+    if wanted != given or model.unet.config.num_class_embeds is not None:
+        raise RequestError(
+            f"this model can't draw from a text alone: its U-Net takes {wanted} channels where a latent has {given}, "
+            f"so it needs a picture too; load a text-to-image model"
+        )
+
+
+def _checked_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(latents.shape) != shape:
+        raise RequestError(f"latents are of shape {list(latents.shape)} a picture; this size needs {list(shape)}")
+    latents = latents.detach().to(device="cpu", dtype=torch.float32)
+    if not bool(latents.isfinite().all()):
+        raise RequestError("latents hold numbers that are not finite; give noise of unit variance")
+    return latents.clone()
+
+
+def fingerprint(latents: Tensor) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of starting noise, as little-endian float32."""
+    values = latents.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().astype("<f4")
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+
+def _guidance(model: Model, request: Request) -> Guidance:
+    """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below."""
+
+    def condition(text: str) -> Condition:
+        return Condition(model.prompts.encode(text, style=request.prompt_style, clip_skip=request.clip_skip))
+
+    assert request.guidance_scale is not None
+    if request.guidance_scale <= 1:
+        return Unguided(condition(request.prompt))
+    return ClassifierFree(
+        positive=condition(request.prompt),
+        negative=condition(request.negative_prompt),
+        scale=request.guidance_scale,
+        rescale=request.guidance_rescale,
+        interval=request.guidance_interval or (0.0, math.inf),
+        scaling=model.denoiser.scaling,
+    )

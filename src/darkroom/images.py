@@ -1,0 +1,102 @@
+"""Pictures from outside, made safe and plain; tensors to pictures; any size to the latent grid and back.
+
+Tensors of pictures are [N, 3, H, W], float32, in -1..1 (what the autoencoder speaks) or 0..1 (where it says so).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import ImageError
+from .request import MAX_PIXELS, MAX_SIDE
+
+Picture = Image.Image | str | Path
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def latent_size(width: int, height: int, downscale: int) -> tuple[int, int]:
+    """(h, w) of the latent that covers width x height pixels, rounded up to whole latent pixels."""
+    return -(-height // downscale), -(-width // downscale)
+
+
+def open_picture(source: Picture, name: str = "image") -> Image.Image:
+    """A picture as 8-bit RGB, upright, transparency over white.
+
+    Files are PNG, JPEG or WebP (the first frame of an animation), their size checked before they are decoded.
+    Raises ImageError for everything else; `name` is what the sentence calls the picture.
+    """
+    if isinstance(source, (str, Path)):
+        try:
+            with Image.open(source, formats=FORMATS) as picture:
+                _check_size(picture, f"{name} {str(source)!r}")
+                return normalise(picture)
+        except ImageError:
+            raise
+        except FileNotFoundError as error:
+            raise ImageError(f"{name} {str(source)!r} does not exist; check the path") from error
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
+            raise ImageError(
+                f"{name} {str(source)!r} can't be read as a PNG, JPEG or WebP picture ({error}); convert or replace it"
+            ) from error
+    if not isinstance(source, Image.Image):
+        raise ImageError(f"{name} is of type {type(source).__name__}; give a PIL image or a path")
+    _check_size(source, name)
+    try:
+        return normalise(source)
+    except ImageError:
+        raise
+    except Exception as error:  # a lazily opened file may fail only now
+        raise ImageError(f"{name} can't be decoded ({error}); open it again or replace it") from error
+
+
+def _check_size(picture: Image.Image, what: str) -> None:
+    width, height = picture.size
+    if not width or not height:
+        raise ImageError(f"{what} is {width}x{height} pixels; give a picture that is not empty")
+    if width > 4 * MAX_SIDE or height > 4 * MAX_SIDE or width * height > 4 * MAX_PIXELS:
+        raise ImageError(f"{what} is {width}x{height} pixels; make it smaller ({4 * MAX_PIXELS:,} pixels at most)")
+
+
+def normalise(picture: Image.Image) -> Image.Image:
+    """Turn upright by its EXIF, drop transparency onto white, convert any mode to 8-bit RGB. A new picture."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise ImageError("a picture of floating-point numbers (mode F) has no known range; convert it to 8 bits first")
+    if picture.mode.startswith("I"):  # 16-bit gray ("I;16", or "I" from older files), which convert() would clip
+        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        deep = picture.mode != "I" or values.max(initial=0) > 255
+        picture = Image.fromarray((values // 257 if deep else values).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """An RGB picture as [1, 3, H, W] float32 in -1..1."""
+    values = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())  # [H, W, 3]
+    return (values.permute(2, 0, 1)[None].float() / 127.5) - 1.0
+
+
+def pad_to_grid(pictures: Tensor, downscale: int) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of `downscale`: [N, 3, H, W] -> [N, 3, H', W']."""
+    height, width = pictures.shape[-2:]
+    return F.pad(pictures, (0, -width % downscale, 0, -height % downscale), mode="replicate")
+
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """Pictures in about -1..1 to float32 in 0..1, clamped."""
+    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """[3, H, W] in 0..1 to an 8-bit RGB picture, rounded to the nearest value."""
+    values = (picture.detach().float() * 255).round().clamp(0, 255).to(device="cpu", dtype=torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
