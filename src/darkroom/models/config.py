@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 Json = Mapping[str, Any]
 
 
+LARGEST = 1_000_000  # above any size, width or count of a real network: a broken file must not ask for terabytes
+DEEPEST = 64  # levels, resnets or transformer blocks in a row
+
+
 def _levels(value: Any, levels: int) -> tuple[Any, ...]:
     """A per-level list from a list or a single value (diffusers allows both)."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
+
+
+def _side(value: Any) -> Any:
+    """A size from a size or a [height, width] (diffusers allows both): the longer side."""
+    return max(value) if isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value) else value
+
+
+def _check_values(config: Any, at_least: Mapping[str, int]) -> None:
+    """Raise ValueError, naming it, on a field of the wrong type or out of all reason; `at_least` defaults to 1."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), str(field.type)
+        values = value if kind.startswith("tuple") and isinstance(value, tuple) else (value,)
+        if kind.endswith("| None"):
+            values = () if value is None else values
+        elif kind.startswith("tuple") and not (isinstance(value, tuple) and 0 < len(value) <= DEEPEST):
+            raise ValueError(f"{field.name} is {value!r}; it is a list of 1 to {DEEPEST} values")
+        for one in values:
+            if "bool" in kind:
+                good, wanted = isinstance(one, bool), "true or false"
+            elif "int" in kind:
+                low = at_least.get(field.name, 1)
+                good = isinstance(one, int) and not isinstance(one, bool) and low <= one <= LARGEST
+                wanted = f"a whole number in {low}..{LARGEST}"
+            elif "float" in kind:
+                good = isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
+                wanted = "a finite number"
+            else:
+                good, wanted = isinstance(one, str), "a word"
+            if not good:
+                raise ValueError(f"{field.name} is {value!r}; it is {wanted}")
+
+
+def _check_object(config: Any) -> None:
+    if not isinstance(config, Mapping):
+        raise ValueError(f"the configuration is a {type(config).__name__}; it must be an object of names and values")
+
+
+def _check_divides(name: str, parts: int, width: int) -> None:
+    if width % parts:
+        raise ValueError(f"{name} is {parts}; it must divide the width {width}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +77,15 @@ class AutoencoderConfig:
     use_post_quant_conv: bool = True                              # 1x1 convolution before the decoder
     force_upcast: bool = True                                     # half precision overflows in the original weights
 
+    def __post_init__(self) -> None:
+        _check_values(self, {})
+        if self.layers_per_block > DEEPEST:
+            raise ValueError(f"layers_per_block is {self.layers_per_block}; at most {DEEPEST} are built")
+        for width in self.block_out_channels:
+            _check_divides("norm_num_groups", self.norm_num_groups, width)
+        if self.scaling_factor == 0:
+            raise ValueError("scaling_factor is 0; latents can't be scaled by it and back")
+
     @property
     def downscale(self) -> int:
         """Picture pixels a latent pixel covers on each side (8 for Stable Diffusion)."""
@@ -40,21 +94,28 @@ class AutoencoderConfig:
     @classmethod
     def from_diffusers(cls, config: Json) -> AutoencoderConfig:
         """Read diffusers' `vae/config.json`. Raises ValueError on a block type that is not an AutoencoderKL's."""
+        _check_object(config)
+        default = cls()
+        widths = _levels(config.get("block_out_channels", (64,)), 1)
         for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            other = [b for b in config.get(key, ()) if b != known]
+            blocks = _levels(config.get(key, (known,) * len(widths)), 1)
+            other = [b for b in blocks if b != known]
             if other:
                 raise ValueError(f"{key} has {other[0]!r}; an AutoencoderKL has only {known!r}")
-        default = cls()
+            if len(blocks) != len(widths):
+                raise ValueError(f"{key} has {len(blocks)} blocks for {len(widths)} levels of block_out_channels")
+        if config.get("act_fn", "silu") != "silu":
+            raise ValueError(f"autoencoder option act_fn={config['act_fn']!r} is not supported")
         return cls(
             in_channels=config.get("in_channels", 3),
             out_channels=config.get("out_channels", 3),
             latent_channels=config.get("latent_channels", 4),
-            block_out_channels=tuple(config.get("block_out_channels", (64,))),
+            block_out_channels=widths,
             layers_per_block=config.get("layers_per_block", 1),
             norm_num_groups=config.get("norm_num_groups", 32),
             scaling_factor=config.get("scaling_factor", default.scaling_factor),
             shift_factor=config.get("shift_factor") or 0.0,
-            sample_size=config.get("sample_size", 32),
+            sample_size=_side(config.get("sample_size") or 32),
             mid_block_attention=config.get("mid_block_add_attention", True),
             use_quant_conv=config.get("use_quant_conv", True),
             use_post_quant_conv=config.get("use_post_quant_conv", True),
@@ -110,16 +171,37 @@ class UNetConfig:
     upcast_attention: bool = False                                # attention scores in float32
     time_cond_proj_dim: int | None = None                         # guidance-scale embedding (LCM)
 
+    def __post_init__(self) -> None:
+        _check_values(self, {"freq_shift": 0})
+        levels = len(self.block_out_channels)
+        for name in ("layers_per_block", "attention_levels", "only_cross_attention", "transformer_layers", "heads"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it needs one value for each of {levels} levels")
+        for name in ("layers_per_block", "transformer_layers"):
+            if max(getattr(self, name)) > DEEPEST:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; at most {DEEPEST} are built")
+        in_middle = (False,) * (levels - 1) + (self.mid_block and self.mid_block_attention,)
+        for width, heads, *attention in zip(
+            self.block_out_channels, self.heads, self.attention_levels, in_middle, strict=True
+        ):
+            _check_divides("norm_num_groups", self.norm_num_groups, width)
+            if any(attention):
+                _check_divides("attention_head_dim (the number of heads)", heads, width)
+        half = self.block_out_channels[0] // 2
+        if self.freq_shift >= max(half, 1):
+            raise ValueError(f"freq_shift is {self.freq_shift}; the timestep embedding has only {half} frequencies")
+
     @classmethod
     def from_diffusers(cls, config: Json) -> UNetConfig:
         """Read diffusers' `unet/config.json`. Raises ValueError, naming it, on a feature we don't have."""
+        _check_object(config)
         default_down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
         default_up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-        down = tuple(config.get("down_block_types", default_down))
-        up = tuple(config.get("up_block_types", default_up))
+        down = _levels(config.get("down_block_types", default_down), 1)
+        up = _levels(config.get("up_block_types", default_up), 1)
         kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
         for block in (*down, *up):
-            if block not in kinds:
+            if block not in list(kinds):
                 raise ValueError(f"U-Net block type {block!r} is not one of {', '.join(kinds)}")
         attention = tuple(kinds[b] for b in down)
         if tuple(kinds[b] for b in reversed(up)) != attention:
@@ -146,21 +228,20 @@ class UNetConfig:
         groups = config.get("norm_num_groups", 32)
         if groups is None:
             raise ValueError("U-Net option norm_num_groups=None is not supported")
-        sample_size = config.get("sample_size") or 64
-        cross = config.get("cross_attention_dim", 1280)
-        if not isinstance(cross, int):
-            raise ValueError(f"U-Net option cross_attention_dim={cross!r} is not supported")
+        cross = _levels(config.get("cross_attention_dim", 1280), levels)
+        if any(width != cross[0] for width in cross):
+            raise ValueError(f"U-Net option cross_attention_dim={config['cross_attention_dim']!r} is not supported")
         return cls(
-            sample_size=sample_size if isinstance(sample_size, int) else max(sample_size),
+            sample_size=_side(config.get("sample_size") or 64),
             in_channels=config.get("in_channels", 4),
             out_channels=config.get("out_channels", 4),
-            block_out_channels=tuple(config.get("block_out_channels", (320, 640, 1280, 1280))),
+            block_out_channels=_levels(config.get("block_out_channels", (320, 640, 1280, 1280)), 1),
             layers_per_block=_levels(config.get("layers_per_block", 2), levels),
             attention_levels=attention,
             only_cross_attention=_levels(config.get("only_cross_attention", False), levels),
             transformer_layers=_levels(config.get("transformer_layers_per_block", 1), levels),
             heads=_levels(heads, levels),
-            cross_attention_dim=cross,
+            cross_attention_dim=cross[0],
             use_linear_projection=config.get("use_linear_projection", False),
             mid_block=mid is not None,
             mid_block_attention=mid != "UNetMidBlock2D",
@@ -222,12 +303,18 @@ class TextEncoderConfig:
     pad_token_id: int = 49407                                     # SD 1.x pads with EOS, SD 2.x with "!" (0)
     projection_dim: int = 768
 
+    def __post_init__(self) -> None:
+        _check_values(self, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; it is 'quick_gelu' or 'gelu'")
+        if self.num_hidden_layers > DEEPEST:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; at most {DEEPEST} are built")
+        _check_divides("num_attention_heads", self.num_attention_heads, self.hidden_size)
+
     @classmethod
     def from_diffusers(cls, config: Json) -> TextEncoderConfig:
         """Read `text_encoder/config.json` (transformers' CLIPTextConfig). ValueError on an unknown activation."""
-        act = config.get("hidden_act", "quick_gelu")
-        if act not in ("quick_gelu", "gelu"):
-            raise ValueError(f"text encoder activation {act!r} is not 'quick_gelu' or 'gelu'")
+        _check_object(config)
         default = cls(hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512)
         names = [n for n in cls.__dataclass_fields__ if config.get(n) is not None]
         values = {n: getattr(default, n) for n in cls.__dataclass_fields__} | {n: config[n] for n in names}
