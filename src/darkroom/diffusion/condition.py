@@ -16,6 +16,7 @@ class Condition:
     text: Tensor  # [T, D]: the prompt's embeddings
     channels: Tensor | None = None  # [C', H, W]: appended to the latent, not scaled (inpainting, upscaling, depth)
     class_label: int | None = None  # the noise level of an upscaler's picture
+    guidance_scale: float | None = None  # told to networks distilled to take it as an input (LCM), else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +26,7 @@ class Batch:
     text: Tensor  # [N, T, D]
     channels: Tensor | None = None  # [N, C', H, W]
     class_labels: Tensor | None = None  # [N] int64
+    guidance_scales: Tensor | None = None  # [N] float32
 
 
 def group_key(condition: Condition) -> Hashable:
@@ -34,6 +36,7 @@ def group_key(condition: Condition) -> Hashable:
         tuple(condition.text.shape),
         None if channels is None else tuple(channels.shape),
         condition.class_label is None,
+        condition.guidance_scale is None,
     )
 
 
@@ -59,7 +62,10 @@ def collate(
     labels: Tensor | None = None
     if first.class_label is not None:
         labels = to_device(torch.tensor([c.class_label for c in conditions], dtype=torch.int64), device)
-    return Batch(_stack([c.text for c in conditions], device, dtype), channels, labels)
+    scales: Tensor | None = None
+    if first.guidance_scale is not None:
+        scales = to_device(torch.tensor([c.guidance_scale for c in conditions], dtype=torch.float32), device)
+    return Batch(_stack([c.text for c in conditions], device, dtype), channels, labels, scales)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

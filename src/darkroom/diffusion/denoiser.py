@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from darkroom.diffusion.condition import Batch, Condition, collate, to_device
 from darkroom.diffusion.scalings import Scaling, scaling_for
 from darkroom.diffusion.schedule import Schedule
+from darkroom.models.unet import timestep_embedding
 
 Sigma = Tensor | Sequence[float] | float
 
@@ -23,6 +24,7 @@ class Denoiser:
 
     Args:
         unet: called as unet(x [N, C + C', H, W], timesteps [N], text [N, T, D], class_labels [N] or None, **extra).
+            Its config.time_cond_proj_dim is read when conditions carry a guidance scale.
         schedule: tells the timestep of a noise level.
         scaling: what the network's output means (default: by schedule.prediction_type).
 
@@ -74,6 +76,8 @@ class Denoiser:
         latent = (_column(self.scaling.c_in(levels), x) * x.float()).to(device=device, dtype=dtype)
         if batch.channels is not None:
             latent = torch.cat([latent, batch.channels.to(device=device, dtype=dtype)], dim=1)
+        if batch.guidance_scales is not None:
+            extra = {"time_cond": self._guidance_embedding(batch.guidance_scales.to(device)), **extra}
         labels = batch.class_labels
         output: Tensor = self.unet(
             latent,
@@ -83,6 +87,13 @@ class Denoiser:
             **extra,
         )
         return output.to(device=x.device, dtype=torch.float32)
+
+    def _guidance_embedding(self, scales: Tensor) -> Tensor:
+        """Sinusoids [N, time_cond_proj_dim] of 1000 (scale - 1) (Luo et al. 2023, arXiv 2310.04378, sec. 4.1)."""
+        width = getattr(getattr(self.unet, "config", None), "time_cond_proj_dim", None)
+        if width is None:
+            raise ValueError("conditions carry a guidance_scale, but this U-Net does not take one as an input")
+        return timestep_embedding((scales - 1) * 1000, width, cosines_first=False, freq_shift=1)
 
 
 def _rows(values: Sigma, x: Tensor) -> Tensor:
