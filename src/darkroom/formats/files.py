@@ -1,7 +1,7 @@
 """One weights file, or a set of shards, read safely and tensor by tensor.
 
-What a file is, is decided by its content, never by its name: safetensors (`header`), PyTorch's pickles (`pickles`), or the JSON
-index of a sharded set. Every fault is a CheckpointError of one sentence that names the file.
+What a file is, is decided by its content, never by its name: safetensors (`header`), PyTorch's pickles (`pickles`), or
+the JSON index of a sharded set. Every fault is a CheckpointError of one sentence that names the file.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class TensorFile:
     def load(self, name: str, dtype: torch.dtype | None = None, finite: bool = True) -> Tensor:
         """The tensor, contiguous, on the CPU, in memory of its own; safe to call from several threads.
 
-        `dtype` converts floating-point tensors; whole numbers and booleans stay what they are. With `finite`, a tensor with
-        NaN or infinity in it, or with values too large for `dtype`, raises CheckpointError.
+        `dtype` converts floating-point tensors; whole numbers and booleans stay what they are. With `finite`, a tensor
+        with NaN or infinity in it, or with values too large for `dtype`, raises CheckpointError.
         """
         tensor = self._slot(name).read()
         if finite:
@@ -96,9 +96,9 @@ class TensorFile:
 def open_tensors(path: Path | str) -> TensorFile:
     """Opens a weights file of any kind we read, found out by its content.
 
-    safetensors; PyTorch pickles (`.ckpt`, `.pt`, `.pth`, `.bin`; weights may sit under `state_dict`); the `*.index.json` of a
-    sharded set, whose shards lie beside it. Raises CheckpointError if there is no such file, or it is none of these, or it is
-    broken or hostile.
+    safetensors; PyTorch pickles (`.ckpt`, `.pt`, `.pth`, `.bin`; weights may sit under `state_dict`); the
+    `*.index.json` of a sharded set, whose shards lie beside it. Raises CheckpointError if there is no such file, or it
+    is none of these, or it is broken or hostile.
     """
     source = Source(Path(path))
     try:
@@ -148,7 +148,7 @@ def _what_else(head: bytes) -> str:
 
 
 def _shards(source: Source) -> tuple[list[Slot], dict[str, str]]:
-    """The tensors of the set that an index describes: {"metadata": {...}, "weight_map": {tensor's name: file's name}}."""
+    """The tensors of the set that an index describes: {"weight_map": {tensor's name: shard's name}, ...}."""
     path, folder = source.path, source.path.parent
     if source.size > MAX_HEADER:
         raise CheckpointError(f"{path} has {source.size} bytes, too many for a shard index (at most {MAX_HEADER}).")
@@ -169,7 +169,7 @@ def _shards(source: Source) -> tuple[list[Slot], dict[str, str]]:
     if len(files) > MAX_SHARDS:
         raise CheckpointError(f"{path} names {len(files)} shards, more than the {MAX_SHARDS} allowed.")
     if missing := [file for file in files if not (folder / file).exists()]:
-        raise CheckpointError(f"{path} needs the shard {missing[0]}, which is not beside it: download it again.")
+        raise CheckpointError(f"{path} needs the shard {missing[0]}, which is missing beside it: download it again.")
     found: dict[str, Slot] = {}
     metadata: dict[str, str] = {}
     opened: list[Source] = []
@@ -180,7 +180,7 @@ def _shards(source: Source) -> tuple[list[Slot], dict[str, str]]:
             metadata |= extra
             for slot in slots:
                 if weight_map.get(slot.name) != file:
-                    raise CheckpointError(f"{folder / file} holds {slot.name}, which {path.name} does not place there.")
+                    raise CheckpointError(f"{folder / file} holds {slot.name}, but not according to {path.name}.")
                 found[slot.name] = slot
         for name, file in weight_map.items():
             if name not in found:

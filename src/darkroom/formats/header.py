@@ -26,8 +26,9 @@ _DTYPES = {
 def safetensors_slots(source: Source) -> tuple[list[Slot], dict[str, str]]:
     """Every tensor's place in the file, in the order of their bytes, and the file's metadata.
 
-    Raises CheckpointError unless the header is within the limits, names each tensor once by a sane name, gives each a known type, a
-    shape and just the bytes these need, and the tensors fill the file from the header to its last byte without hole or overlap.
+    Raises CheckpointError unless the header is within the limits, names each tensor once by a sane name, gives each a
+    known type, a shape and just the bytes these need, and the tensors fill the file from the header to its last byte
+    without hole or overlap.
     """
     path, size = source.path, source.size
     length = int.from_bytes(source.read(0, 8), "little")

@@ -1,9 +1,9 @@
 """Where a tensor's bytes lie in a file, and how they become a tensor.
 
-Tensors are read one at a time into memory of their own, straight from the file: the high-water mark is the tensors kept plus
-the one being read, and a model once loaded no longer depends on its file. A memory map would save that read, but its pages are
-dropped and faulted in again under memory pressure, its resident pages count twice while a tensor is converted, and a file that
-someone truncates or overwrites while the model draws would kill the process.
+Tensors are read one at a time into memory of their own, straight from the file: the high-water mark is the tensors
+kept plus the one being read, and a model once loaded no longer depends on its file. A memory map would save that read,
+but its pages are dropped and faulted in again under memory pressure, they count twice while a tensor is converted, and
+a file that someone truncates or overwrites while the model draws would kill the process.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Slot:
             raw = torch.empty(self.span, dtype=torch.uint8, device="cpu")
         except RuntimeError:  # how torch says that the CPU's memory is used up
             raise CheckpointError(f"{self.source.path}: no memory for {self.name}, {self.span} bytes.") from None
-        if self.span and self.source.read_into(memoryview(raw.numpy()), self.offset) != self.span:
+        if self.span and self.source.read_into(raw.numpy().data, self.offset) != self.span:
             raise CheckpointError(f"{self.source.path} became shorter while {self.name} was being read.")
         if self.dtype == "bool":
             return self._shaped(raw.ne_(0).view(dtype))  # any other byte in a bool is undefined behaviour
@@ -149,7 +149,7 @@ class Slot:
 
 
 def check_finite(name: str, tensor: Tensor, file: Path | str) -> None:
-    """Raises CheckpointError if a floating-point tensor holds NaN or infinity; `name` and `file` are for its sentence."""
+    """Raises CheckpointError if a floating-point tensor holds NaN or infinity; `name`, `file` are for its sentence."""
     if not is_finite(tensor):
         raise CheckpointError(f"{file} is poisoned or broken: the tensor {name} holds NaN or infinity.")
 
