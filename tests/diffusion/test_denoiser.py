@@ -197,6 +197,16 @@ def test_a_real_u_net_with_a_guidance_input():
         Denoiser(Network(), denoise.schedule).raw(x, 1.0, [Condition(text, guidance_scale=8.5)])
 
 
+def test_a_network_without_weights(conditions):
+    class Mean(nn.Module):
+        def forward(self, x, timesteps, text, class_labels=None):
+            return x.mean() + torch.zeros_like(x)
+
+    x = latents()
+    denoised = Denoiser(Mean(), Schedule.from_config({**SD, "prediction_type": "sample"}))(x, 1.0, conditions)
+    torch.testing.assert_close(denoised, (x.mean() / 2**0.5).expand(x.shape))
+
+
 def test_rows_must_match(conditions):
     denoise = Denoiser(Network(), Schedule.from_config(SD), scaling=Epsilon())
     with pytest.raises(ValueError, match="3 rows of x but 2 conditions"):

@@ -216,6 +216,7 @@ def test_it_pickles(sd):
         ({"trained_betas": [0.1, 1.5]}, "from 0.1 to 1.5"),
         ({"timestep_type": "continuous", "prediction_type": "v_prediction"}, "timestep_type 'continuous'"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0}, "shift is 0"),
+        ({"_class_name": "EDMEulerScheduler"}, "'EDMEulerScheduler' is not supported"),
         ({"prediction_type": ["epsilon"]}, "prediction_type"),
     ],
 )

@@ -67,7 +67,7 @@ class Denoiser:
         t: Sigma | None,
         extra: dict[str, Any],
     ) -> Tensor:
-        weight = next(self.unet.parameters())
+        weight = next(self.unet.parameters(), x)  # a network without weights runs where x is
         device, dtype = weight.device, weight.dtype
         batch = conditions if isinstance(conditions, Batch) else collate(conditions, device, dtype)
         if len(batch.text) != len(x):

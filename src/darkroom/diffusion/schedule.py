@@ -89,7 +89,9 @@ class Schedule:
         config = scheduler_config
         steps = int(_number(config, "num_train_timesteps", 1000, 2, 100_000, whole=True))
         name = str(config.get("_class_name", ""))
-        prediction = config.get("prediction_type", "epsilon")
+        prediction = config.get("prediction_type") or "epsilon"
+        if name.startswith("EDM"):
+            raise CheckpointError(f"The scheduler {name!r} is not supported: its noise levels are not made from betas.")
         if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or prediction in ("flow", "flow_prediction"):
             key = "shift" if "shift" in config else "flow_shift"
             return cls.flow(steps, _number(config, key, 1.0, 1e-3, 1e3))
@@ -247,7 +249,7 @@ def _betas(config: Mapping[str, Any], steps: int, defaults: tuple[float, float, 
                 f"to {betas.max() if betas.numel() else 0:g}."
             )
         return betas
-    kind = config.get("beta_schedule", defaults[2])
+    kind = config.get("beta_schedule") or defaults[2]
     start = _number(config, "beta_start", defaults[0], 0.0, 1.0)
     end = _number(config, "beta_end", defaults[1], 0.0, 1.0)
     if kind == "linear":
