@@ -38,7 +38,9 @@ SAMPLER_NAMES = {
     "lcm": "LCM",
     "lms": "LMS",
     "plms": "PLMS",
+    "pndm": "PNDM",
     "uni_pc": "UniPC",
+    "uni_pc_bh2": "UniPC bh2",
 }
 SCHEDULE_NAMES = {
     "align_your_steps": "Align Your Steps",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,10 @@ from darkroom.formats.recipe import dump_recipe, load_json, load_recipe
 MAX_PIXELS = 64 * 2**20  # 8192 x 8192
 MAX_FILE = 512 * 2**20  # bytes
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+class PictureExists(ImageError):
+    """A picture's file name is taken, and overwriting was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ def write_picture(
     recipe: our names to plain values (texts, numbers, lists, None); `schema` is added. Every text is kept exactly, also
     in JPEG and WebP.
     The file appears whole or not at all. Returns its path.
-    Raises `ImageError` for another ending, an existing file (unless `overwrite`), a folder that can't be written,
+    Raises `PictureExists` (an `ImageError`) if there is such a file and `overwrite` is false;
+    `ImageError` for another ending, a folder that can't be written,
     a recipe that isn't plain, and a JPEG whose recipe passes the 64 KB that the format has for it.
     """
     path = Path(path)
@@ -97,8 +103,8 @@ def _write(image: Image.Image, path: Path, format: str, recipe: Mapping[str, Any
 def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     """Write a file so that it appears whole or not at all: a temporary file beside it, fsync, then its name.
 
-    Raises `ImageError` if the file exists and `overwrite` is false (even if it appeared a moment ago), or can't be
-    written.
+    Raises `PictureExists` if the file exists and `overwrite` is false (even if it appeared a moment ago), and
+    `ImageError` if it can't be written.
     """
     temporary = path.parent / f".darkroom-{secrets.token_hex(8)}.part"
     try:
@@ -115,7 +121,7 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> Non
                 os.unlink(temporary)
         _sync_folder(path.parent)
     except FileExistsError:
-        raise ImageError(f"{str(path)!r} exists already: choose another name, or ask to overwrite it") from None
+        raise PictureExists(f"{str(path)!r} exists already: choose another name, or ask to overwrite it") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"can't write {str(path)!r}: {_reason(error)}") from error
 
@@ -170,6 +176,27 @@ def _exif(recipe: Mapping[str, Any]) -> bytes:
     return exif.tobytes()
 
 
+def write_into(folder: str | os.PathLike[str], image: Image.Image, recipe: Mapping[str, Any]) -> Path:
+    """Write a PNG picture into a folder, under a free name made from its prompt and seed. Returns its path.
+
+    "a fox!" with seed 7 becomes `a-fox-7.png`, the next one `a-fox-7-2.png`. Raises `ImageError` as `write_picture`.
+    """
+    stem = file_stem(recipe)
+    for count in range(1, 100_000):
+        path = Path(folder) / (f"{stem}.png" if count == 1 else f"{stem}-{count}.png")
+        if not os.path.lexists(path):
+            with contextlib.suppress(PictureExists):  # somebody else took the name meanwhile
+                return _write(image, path, "PNG", recipe, overwrite=False)
+    raise ImageError(f"{str(folder)!r} holds too many pictures named {stem!r}: use another folder")
+
+
+def file_stem(recipe: Mapping[str, Any]) -> str:
+    """A file name without its ending, from a recipe's prompt and seed: a-z, 0-9 and "-" only, so safe everywhere."""
+    words = re.findall(r"[a-z0-9]+", str(recipe.get("prompt") or "")[:1000].lower())
+    text = "-".join(words)[:60].strip("-") or "picture"
+    return f"{text}-{recipe['seed']}" if isinstance(recipe.get("seed"), int) else text
+
+
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
@@ -188,12 +215,6 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
             texts.setdefault(key, text)
     source, recipe = _recognise(texts)
     return Metadata(format, width, height, source, recipe, texts)
-
-
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode a picture's pixels, as RGB. Raises `ImageError` if it isn't a whole PNG, JPEG or WebP of sensible size."""
-    with _opened(Path(path)) as (_, image):
-        return image.convert("RGB")
 
 
 @contextlib.contextmanager
