@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from darkroom.errors import RequestError
 from darkroom.samplers.common import Limit, arrive, limited
 from darkroom.samplers.multistep import weighted
 from darkroom.samplers.state import Noise, SamplerState
@@ -49,6 +50,10 @@ class DEIS:
     order: int = 2
     lower_order_final: bool = True
     limit: Limit | None = None
+
+    def __post_init__(self) -> None:
+        if self.order not in range(1, 4):
+            raise RequestError(f"The order of DEIS is {self.order!r}; it must be from 1 to 3.")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         eps = (state.x - limited(self.limit, denoised)) / state.sigma

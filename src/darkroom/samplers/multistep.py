@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from darkroom.errors import RequestError
 from darkroom.samplers.common import arrive, pause
 from darkroom.samplers.state import Noise, SamplerState
 
@@ -55,6 +56,10 @@ class LMS:
 
     order: int = 4
 
+    def __post_init__(self) -> None:
+        if self.order not in range(1, 9):
+            raise RequestError(f"The order of LMS is {self.order!r}; it must be from 1 to 8.")
+
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         slopes = ((state.x - denoised) / state.sigma, *state.memory)[: self.order]
         levels = [sigmas[state.interval - k] for k in range(len(slopes))]
@@ -67,6 +72,10 @@ class IPNDM:
     """Improved PNDM (Zhang and Chen 2022, arXiv 2204.13902): PNDM's weights, lower orders instead of a warm-up."""
 
     order: int = 4
+
+    def __post_init__(self) -> None:
+        if self.order not in range(1, 5):
+            raise RequestError(f"The order of iPNDM is {self.order!r}; it must be from 1 to 4.")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         slopes = ((state.x - denoised) / state.sigma, *state.memory)[: self.order]

@@ -1,0 +1,181 @@
+"""Which sampler visits which noise levels: a checkpoint's configuration and a user's wishes become a Plan.
+
+- No wish: exactly what diffusers does with the checkpoint's scheduler_config.json.
+- A sampler by name, no schedule: the checkpoint's spacing flags stay, as with diffusers' `X.from_config(pipe.scheduler
+  .config)`; what a sampler's name says (DPM++ 2M: midpoint, second order) wins over the flags. An old name with a
+  schedule in it ("DPM++ 2M Karras") asks for that schedule.
+- A schedule "linspace", "leading" or "trailing": diffusers' `timestep_spacing`, in place of the checkpoint's.
+- Any other schedule: those levels as A1111 and ComfyUI make them, with fractional timesteps; DPM2, DPM2 a and
+  DPM++ 3M SDE leave out the last level but one, as there.
+- No number of steps: 30, or 4 for LCM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from darkroom.diffusion.schedule import Schedule
+from darkroom.diffusion.spacings import spacing_name
+from darkroom.engine.scheduler_config import (
+    CLASSES,
+    Layout,
+    as_stable_diffusion,
+    class_layout,
+    known_class,
+    make_sampler,
+    spaced_layout,
+)
+from darkroom.errors import CheckpointError, RequestError
+from darkroom.samplers import canonical, entry, names
+from darkroom.samplers.state import Sampler
+
+AUTOMATIC = "automatic"  # the schedule's name when it is the checkpoint's own (A1111 says "Automatic")
+STEPS = 30
+LCM_STEPS = 4
+MAX_STEPS = 10_000
+
+_MULTISTEP = "DPMSolverMultistepScheduler"
+_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+# What a sampler's id says beyond the class it is in diffusers, as flags of that class.
+_SAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "dpmpp_2m": (_MULTISTEP, {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}),
+    "dpmpp_2m_sde": (_MULTISTEP, _SDE),
+    "dpmpp_2m_sde_heun": (_MULTISTEP, {**_SDE, "solver_type": "heun"}),
+    "dpmpp_3m_sde": (_MULTISTEP, {**_SDE, "solver_order": 3, "solver_type": "heun", "lower_order_final": False}),
+    "dpmpp_2s_ancestral": ("DPM++ 2S a", {}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": False}),
+    "uni_pc": ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+    "uni_pc_bh2": ("UniPCMultistepScheduler", {"solver_type": "bh2"}),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sampler and where it goes.
+
+    Attributes:
+        sigmas: steps + 1 noise levels, descending; the last is 0 unless the scheduler ends above zero noise.
+        init_scale: the starting x is this times unit-variance noise.
+        final_scale: the final x times this is the latent.
+        clip: always None here: a sampler that bounds the denoised answer has the bound, because it may need both.
+        timesteps: the timestep to tell the network at a level, where it is known; elsewhere schedule.sigma_to_t.
+            Keys are the very floats of `sigmas`. diffusers rounds some timesteps, so its picture needs this.
+        sampler_name, schedule_name: names that give this plan again with the same configuration.
+    """
+
+    sampler: Sampler
+    sigmas: tuple[float, ...]
+    init_scale: float
+    final_scale: float = 1.0
+    clip: float | None = None
+    timesteps: Mapping[float, float] = field(default_factory=dict)
+    sampler_name: str = ""
+    schedule_name: str = AUTOMATIC
+
+    @property
+    def steps(self) -> int:
+        """Intervals between levels; some samplers ask the network twice in each."""
+        return len(self.sigmas) - 1
+
+
+def plan(
+    schedule: Schedule,
+    scheduler_config: Mapping[str, Any],
+    steps: int | None = None,
+    sampler: str | None = None,
+    spacing: str | None = None,
+    *,
+    literal: bool = False,
+) -> Plan:
+    """The plan for a picture.
+
+    Args:
+        schedule: the model's noise levels.
+        scheduler_config: diffusers' fields; without `_class_name` PNDMScheduler is assumed, Stable Diffusion's first.
+        steps: None for the usual number.
+        sampler: any name of `darkroom.samplers`, or None for the configuration's.
+        spacing: any name of `diffusion.spacings`, or None (or "automatic") for the configuration's.
+        literal: take steps_offset and clip_sample as they are. Otherwise they are 1 and False, which is what diffusers'
+            Stable Diffusion pipelines make of them.
+
+    Raises RequestError for wishes that can't be met and CheckpointError for a configuration that can't be read.
+    """
+    config = dict(scheduler_config) if literal else as_stable_diffusion(scheduler_config)
+    kind, name, implied = _sampler(sampler, config, schedule)
+    config |= _SAYS[name][1] if name in _SAYS else {}
+    count = _count(steps, kind)
+    wish = _wish(spacing) or implied
+    if schedule.prediction_type == "flow":
+        wish = wish or "trailing"
+    elif wish in (None, "linspace", "leading", "trailing"):
+        if wish is not None:
+            config |= {"timestep_spacing": wish, "use_lu_lambdas": False}
+            config |= {f"use_{flag}_sigmas": False for flag in ("karras", "exponential", "beta")}
+        return _plan(class_layout(kind, config, schedule, count), name, wish)
+    made = make_sampler(kind, config | {"final_sigmas_type": "sigma_min"}, schedule)
+    drop = entry(name).drops_penultimate
+    return _plan(spaced_layout(kind, made, schedule, count, wish, drop), name, wish)
+
+
+def _plan(layout: Layout, name: str, wish: str | None) -> Plan:
+    return Plan(
+        layout.sampler,
+        layout.sigmas,
+        layout.init_scale,
+        layout.final_scale,
+        timesteps=layout.timesteps,
+        sampler_name=name,
+        schedule_name=wish or AUTOMATIC,
+    )
+
+
+def _sampler(sampler: str | None, config: Mapping[str, Any], schedule: Schedule) -> tuple[str, str, str | None]:
+    """(the class to read the flags as, the sampler's name, the schedule that name implies or None)."""
+    if sampler is None:
+        kind = known_class(config)
+        if kind is None:
+            raise CheckpointError(
+                f"The checkpoint's scheduler {str(config.get('_class_name'))[:60]!r} is not one of "
+                f"{', '.join(CLASSES)}; name a sampler, such as 'dpmpp_2m'."
+            )
+        return kind, _name(kind, config, schedule), None
+    identity, implied = canonical(sampler)
+    written = sampler.strip().casefold()
+    for kind in CLASSES:
+        if written == kind.casefold():
+            return kind, _name(kind, config, schedule), None
+    return _class_of(identity), identity, implied
+
+
+def _class_of(identity: str) -> str:
+    return _SAYS[identity][0] if identity in _SAYS else entry(identity).diffusers or identity
+
+
+def _name(kind: str, config: Mapping[str, Any], schedule: Schedule) -> str:
+    """The id whose sampler is what class `kind` is with these flags; the class's name where no id is."""
+    made = make_sampler(kind, config, schedule)
+    for identity in names():
+        if _class_of(identity) == kind:
+            says = _SAYS[identity][1] if identity in _SAYS else {}
+            if make_sampler(kind, {**config, **says}, schedule) == made:
+                return identity
+    return kind
+
+
+def _count(steps: int | None, kind: str) -> int:
+    if steps is None:
+        return LCM_STEPS if kind == "LCMScheduler" else STEPS
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise RequestError(f"The number of steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
+    return steps
+
+
+def _wish(spacing: str | None) -> str | None:
+    if spacing is None or (isinstance(spacing, str) and spacing.strip().casefold() in (AUTOMATIC, "")):
+        return None
+    if not isinstance(spacing, str):
+        raise RequestError(f"A schedule's name is a string, not {spacing!r}.")
+    return spacing_name(spacing)

@@ -1,0 +1,318 @@
+"""Reading a diffusers `scheduler_config.json` as noise levels and a sampler.
+
+Each diffusers class lays out its timesteps in its own way and rounds them, or not, in its own way; all of that is here,
+checked against the installed diffusers by tests/engine/test_scheduler_parity.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from darkroom.diffusion.schedule import Schedule
+from darkroom.diffusion.spacings import Options, sigmas, spaced
+from darkroom.errors import CheckpointError, RequestError
+from darkroom.samplers.common import Clip, Limit, Threshold
+from darkroom.samplers.deis import DEIS
+from darkroom.samplers.dpm import DPMMultistep
+from darkroom.samplers.multistep import IPNDM, LMS, PNDM
+from darkroom.samplers.single import DDIM, DDPM, LCM, Euler, EulerAncestral
+from darkroom.samplers.state import Sampler
+from darkroom.samplers.two_stage import DPM2, DPM2Ancestral, DPMpp2SAncestral, DPMppSDE, Heun
+from darkroom.samplers.unipc import UniPC
+
+# Classes that work on x0 + sigma noise at fractional timesteps. "DPM++ 2S a" has no class of its own in diffusers.
+_SIGMA_SPACE: Mapping[str, type[Any]] = {
+    "EulerDiscreteScheduler": Euler,
+    "EulerAncestralDiscreteScheduler": EulerAncestral,
+    "HeunDiscreteScheduler": Heun,
+    "KDPM2DiscreteScheduler": DPM2,
+    "KDPM2AncestralDiscreteScheduler": DPM2Ancestral,
+    "LMSDiscreteScheduler": LMS,
+    "DPMSolverSDEScheduler": DPMppSDE,
+    "DPM++ 2S a": DPMpp2SAncestral,
+    # diffusers' IPNDMScheduler has noise levels of its own, of audio models; here it runs on the checkpoint's.
+    "IPNDMScheduler": IPNDM,
+}
+# Variance-preserving multistep solvers; they leave room for a last timestep below their lowest.
+_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
+# Variance-preserving classes that step between whole timesteps of training.
+_DISCRETE = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")
+
+CLASSES = tuple(name for name in (*_SIGMA_SPACE, *_SOLVERS, *_DISCRETE) if name.endswith("Scheduler"))
+_NO_SIGMA_FLAGS = ("EulerAncestralDiscreteScheduler", "DPM++ 2S a", "IPNDMScheduler", *_DISCRETE)
+_THRESHOLDING = (*_SOLVERS, "DDIMScheduler", "DDPMScheduler", "LCMScheduler")
+_CLIPPING = {  # the classes that clip denoised answers, and whether they do where a file doesn't say
+    "DDIMScheduler": True,
+    "DDPMScheduler": True,
+    "LCMScheduler": False,
+    "HeunDiscreteScheduler": False,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a sampler goes. `timesteps` maps a level to the timestep the network is told, where diffusers' differs."""
+
+    sampler: Sampler
+    sigmas: tuple[float, ...]
+    init_scale: float
+    final_scale: float = 1.0
+    timesteps: Mapping[float, float] = field(default_factory=dict)
+
+
+def known_class(config: Mapping[str, Any]) -> str | None:
+    """The diffusers class a configuration names, under the name this module knows it by; None if it is another."""
+    name = (
+        str(config.get("_class_name", "PNDMScheduler")).removeprefix("Flax").replace("ParallelScheduler", "Scheduler")
+    )
+    return name if name in CLASSES else None
+
+
+def as_stable_diffusion(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as diffusers' Stable Diffusion pipelines correct it: steps_offset 1 and no clipping."""
+    return {**config, "steps_offset": 1, "clip_sample": False}
+
+
+def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sampler:
+    """The sampler that class `name` is with a configuration's flags. Raises CheckpointError for flags that can't be."""
+    limit = _limit(name, config)
+    if name == "HeunDiscreteScheduler":
+        return Heun(limit)
+    if name in _SIGMA_SPACE:
+        sampler: Sampler = _SIGMA_SPACE[name]()
+        return sampler
+    order, lower = int(config.get("solver_order", 2)), bool(config.get("lower_order_final", True))
+    solver = str(config.get("solver_type", ""))
+    try:
+        if name == "DPMSolverMultistepScheduler":
+            return _dpm_solver(config, order, solver, lower, limit)
+        if name == "UniPCMultistepScheduler":
+            if config.get("solver_p") is not None:
+                raise CheckpointError("The scheduler's solver_p (another scheduler inside UniPC) is not supported.")
+            corrected = tuple(int(i) for i in config.get("disable_corrector") or ())
+            solver = solver if solver in ("bh1", "bh2") else "bh2"
+            return UniPC(order, solver, bool(config.get("predict_x0", True)), lower, corrected, limit)
+        if name == "DEISMultistepScheduler":
+            return DEIS(order, lower, limit)
+    except RequestError as error:
+        raise CheckpointError(f"The checkpoint's scheduler can't be: {error}") from error
+    if name == "DDIMScheduler":
+        return DDIM(limit=limit)
+    if name == "DDPMScheduler":
+        return DDPM(_variance(config), limit)
+    if name == "LCMScheduler":
+        return LCM(limit, timestep_scaling=float(config.get("timestep_scaling", 10.0)))
+    prediction = "v_prediction" if schedule.prediction_type == "v_prediction" else "epsilon"
+    return PNDM(not config.get("skip_prk_steps", False), prediction)
+
+
+def spaced_layout(name: str, sampler: Sampler, schedule: Schedule, steps: int, spacing: str, drop: bool) -> Layout:
+    """A sampler on a spacing asked for by name, without any class's rounding.
+
+    Noise starts at the first sigma (as k-diffusion and A1111 start it), or at unit variance for the samplers that
+    diffusers starts so.
+    """
+    levels = sigmas(schedule, steps, spacing, drop_penultimate=drop)
+    if schedule.prediction_type == "flow":
+        scale = 1.0 + levels[0]
+    else:
+        scale = levels[0] if name in _SIGMA_SPACE else math.hypot(1.0, levels[0])
+    return Layout(sampler, levels, scale)
+
+
+def class_layout(name: str, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
+    """What diffusers' class `name` does with a configuration: its levels, its sampler, its rounding.
+
+    Raises CheckpointError for flags that can't be and RequestError for a number of steps that doesn't fit.
+    """
+    sampler = make_sampler(name, config, schedule)
+    if name == "LCMScheduler":
+        return _lcm_layout(sampler, config, schedule, steps)
+    if name in _DISCRETE:
+        return _discrete_layout(name, sampler, config, schedule, steps)
+    spacing = _spacing(config, "linspace")
+    levels, timesteps, final = _levels(name, config, schedule, steps, spacing)
+    told = dict(zip(levels, timesteps, strict=True))
+    if name in _SIGMA_SPACE:
+        scale = math.hypot(1.0, levels[0]) if spacing == "leading" else levels[0]
+        return Layout(sampler, (*levels, final), scale, 1.0, told)
+    return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), told)
+
+
+def _levels(
+    name: str, config: Mapping[str, Any], schedule: Schedule, steps: int, spacing: str
+) -> tuple[list[float], list[float], float]:
+    """(levels [steps], the timesteps the network is told [steps], the level at the end)."""
+    solver = name in _SOLVERS
+    options: Options = {"steps_offset": int(config.get("steps_offset", 0)), "whole": solver, "spare": solver}
+    placed, timesteps = spaced(_clipped(name, config, schedule), steps, spacing, **options)
+    levels = list(placed[:-1])
+    low, high = (schedule.sigma_min, schedule.sigma_max) if solver else (levels[-1], levels[0])
+    last = schedule.sigma_min
+    flag = _sigma_flag(name, config)
+    if name == "EulerDiscreteScheduler" and config.get("interpolation_type", "linear") == "log_linear":
+        line = np.linspace(math.log(schedule.sigma_max), math.log(schedule.sigma_min), steps + 1)
+        levels, low, high = np.exp(line[:-1]).tolist(), schedule.sigma_min, schedule.sigma_max
+        if not flag:  # diffusers makes one level more than it steps to, and so ends at the lowest
+            return levels, list(timesteps), last
+    if flag:
+        if name in ("EulerDiscreteScheduler", "UniPCMultistepScheduler"):
+            low, high = config.get("sigma_min") or low, config.get("sigma_max") or high
+        how = "exponential" if flag == "lu" else flag
+        levels = list(sigmas(schedule, steps, how, sigma_min=low, sigma_max=high)[:-1])
+        timesteps = tuple(_told(name, config, schedule, sigma, flag) for sigma in levels)
+        last = last if name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler") else levels[-1]
+    ends = config.get("final_sigmas_type", "zero")
+    if name not in (*_SOLVERS, "EulerDiscreteScheduler"):
+        ends = "zero"
+    elif name == "DEISMultistepScheduler":
+        ends = "sigma_min"
+    if ends not in ("zero", "sigma_min"):
+        raise CheckpointError(f"The scheduler's final_sigmas_type {ends!r} is not zero or sigma_min.")
+    return levels, list(timesteps), 0.0 if ends == "zero" else last
+
+
+def _told(name: str, config: Mapping[str, Any], schedule: Schedule, sigma: float, flag: str) -> float:
+    """The timestep diffusers tells the network at a level of Karras', exponential, beta or Lu's spacing."""
+    if name not in (*_SOLVERS, "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"):
+        return schedule.sigma_to_t(sigma)
+    # In float32 as diffusers has it: its solvers cut off the fraction, so the last digit can decide.
+    table = np.log(schedule.training_sigmas.astype(np.float32))
+    level = math.log(max(sigma, 1e-10))
+    index = min(max(int(np.searchsorted(table, level, side="right")) - 1, 0), len(table) - 2)
+    low, high = table[index], table[index + 1]
+    weight = min(max(float((low - np.float64(level)) / (low - high)), 0.0), 1.0)
+    timestep = (1 - weight) * index + weight * (index + 1)
+    rounds = flag in ("karras", "lu")
+    if name == "DPMSolverMultistepScheduler" and config.get("beta_schedule") == "squaredcos_cap_v2":
+        rounds = False
+    timestep = float(np.round(timestep)) if rounds else timestep
+    return float(int(timestep)) if name in _SOLVERS else timestep
+
+
+def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
+    """DDIM, DDPM and PNDM, between whole timesteps."""
+    offset = int(config.get("steps_offset", 0))
+    options: Options = {"steps_offset": offset, "whole": True}
+    timesteps = [int(t) for t in spaced(schedule, steps, _spacing(config, "leading"), **options)[1]]
+    stride = schedule.steps // steps
+    to_one = bool(config.get("set_alpha_to_one", name != "PNDMScheduler"))
+
+    def level(t: int) -> float:
+        end = 0.0 if to_one else schedule.sigma_min
+        return end if t < 0 else float(schedule.training_sigmas[min(t, schedule.steps - 1)])
+
+    levels = [level(t) for t in timesteps]
+    targets = [level(t - stride) for t in timesteps]
+    final = targets[-1]
+    if isinstance(sampler, DDPM):
+        final = 0.0
+        sampler = DDPM(sampler.variance, sampler.limit, timesteps[-1] > 0)
+    elif isinstance(sampler, DDIM):
+        sampler = DDIM(sampler.eta, sampler.limit, _unless_plain(targets, [*levels[1:], final]))
+    elif isinstance(sampler, PNDM):
+        halves = None
+        if sampler.warm_up:
+            if steps < 4:
+                raise RequestError(
+                    f"The PNDM sampler warms up in its first 3 steps, so {steps} are too few; ask for 4."
+                )
+            half = stride // 2
+            halves = tuple((level(timesteps[i] - half), level(timesteps[i + 1] + half)) for i in range(3))
+        source = level(timesteps[1] + stride) if steps > 1 else None
+        plain = _unless_plain(targets, [*levels[1:], final])
+        sampler = PNDM(sampler.warm_up, sampler.prediction, plain, source, halves)
+    told = dict(zip(levels, map(float, timesteps), strict=True))
+    return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), told)
+
+
+def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
+    """LCM's timesteps: a subset of the grid of original_inference_steps that it was distilled on."""
+    original = int(config.get("original_inference_steps", 50))
+    if not 1 <= original <= schedule.steps:
+        raise CheckpointError(f"The scheduler's original_inference_steps {original} is not from 1 to {schedule.steps}.")
+    if not 1 <= steps <= original:
+        raise RequestError(f"LCM takes from 1 to {original} steps with this checkpoint, not {steps}; 4 to 8 are usual.")
+    grid = (np.arange(1, original + 1) * (schedule.steps // original) - 1)[::-1]
+    timesteps = grid[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)].tolist()
+    levels = [float(schedule.training_sigmas[t]) for t in timesteps]
+    if isinstance(sampler, LCM):
+        sampler = LCM(sampler.limit, tuple(map(float, timesteps)), sampler.timestep_scaling, sampler.sigma_data)
+    told = dict(zip(levels, map(float, timesteps), strict=True))
+    return Layout(sampler, (*levels, 0.0), math.hypot(1.0, levels[0]), 1.0, told)
+
+
+def _unless_plain(targets: Sequence[float], usual: Sequence[float]) -> tuple[float, ...] | None:
+    return None if list(targets) == list(usual) else tuple(targets)
+
+
+def _clipped(name: str, config: Mapping[str, Any], schedule: Schedule) -> Schedule:
+    """The training levels above `lambda_min_clipped`, which DPM-Solver wants with a cosine schedule."""
+    low = config.get("lambda_min_clipped", -math.inf)
+    if name != "DPMSolverMultistepScheduler" or low is None or float(low) == -math.inf:
+        return schedule
+    kept = int((-np.log(schedule.training_sigmas) >= float(low)).sum())
+    if kept < 2:
+        raise CheckpointError(f"The scheduler's lambda_min_clipped {low!r} leaves no noise levels.")
+    return Schedule(schedule.alphas_cumprod[:kept], schedule.prediction_type)
+
+
+def _spacing(config: Mapping[str, Any], default: str) -> str:
+    spacing = config.get("timestep_spacing", default)
+    if spacing not in ("linspace", "leading", "trailing"):
+        raise CheckpointError(f"The scheduler's timestep_spacing {spacing!r} is not linspace, leading or trailing.")
+    return str(spacing)
+
+
+def _sigma_flag(name: str, config: Mapping[str, Any]) -> str:
+    """karras, exponential, beta, lu, or nothing."""
+    if name in _NO_SIGMA_FLAGS:
+        return ""
+    flags = [kind for kind in ("karras", "exponential", "beta") if config.get(f"use_{kind}_sigmas")]
+    if len(flags) > 1:
+        raise CheckpointError(f"The scheduler asks for {' and '.join(flags)} sigmas; it can have only one of them.")
+    if name == "DPMSolverMultistepScheduler" and config.get("use_lu_lambdas") and flags[:1] != ["karras"]:
+        return "lu"
+    return flags[0] if flags else ""
+
+
+def _limit(name: str, config: Mapping[str, Any]) -> Limit | None:
+    if name in _THRESHOLDING and config.get("thresholding"):
+        ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        return Threshold(float(ratio), float(most))
+    if name in _CLIPPING and config.get("clip_sample", _CLIPPING[name]):
+        return Clip(float(config.get("clip_sample_range", 1.0)))
+    return None
+
+
+def _variance(config: Mapping[str, Any]) -> str:
+    kind = config.get("variance_type", "fixed_small")
+    if kind not in ("fixed_small", "fixed_small_log", "fixed_large"):
+        raise CheckpointError(f"The scheduler's variance_type {kind!r} is not fixed_small or fixed_large.")
+    return "fixed_large" if kind == "fixed_large" else "fixed_small"
+
+
+def _dpm_solver(config: Mapping[str, Any], order: int, solver: str, lower: bool, limit: Limit | None) -> Sampler:
+    if config.get("variance_type") in ("learned", "learned_range"):
+        raise CheckpointError(
+            "The scheduler's variance_type says that the network predicts variances; that is not supported."
+        )
+    algorithm = str(config.get("algorithm_type", "dpmsolver++"))
+    algorithm = "dpmsolver++" if algorithm == "deis" else algorithm
+    if not algorithm.endswith("++") and config.get("final_sigmas_type", "zero") == "zero":
+        raise CheckpointError(
+            f"The scheduler's {algorithm} can't end at zero noise; final_sigmas_type must be sigma_min."
+        )
+    return DPMMultistep(
+        order,
+        algorithm,
+        "heun" if solver == "heun" else "midpoint",
+        lower_order_final=lower,
+        euler_at_final=bool(config.get("euler_at_final", False)),
+        limit=limit,
+    )
