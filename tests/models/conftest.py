@@ -75,6 +75,6 @@ def difference() -> Callable[[Tensor, Tensor], float]:
     def relative(a: Tensor, b: Tensor) -> float:
         assert a.shape == b.shape
         assert torch.isfinite(b).all()
-        return float((a - b).abs().max() / b.abs().max())
+        return float((a - b).detach().abs().max() / b.detach().abs().max())
 
     return relative

@@ -72,7 +72,9 @@ def test_every_parameter_learns(autocast):
 
 def test_fresh_weights_are_those_of_clip():
     torch.manual_seed(0)
-    network = TextEncoder(TextEncoderConfig(vocab_size=500, hidden_size=256, num_hidden_layers=2))
+    network = TextEncoder(
+        TextEncoderConfig(vocab_size=500, hidden_size=256, num_hidden_layers=2, num_attention_heads=4)
+    )
     assert network.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert network.layers[1].attention.q.weight.std().item() == pytest.approx(1 / 16, rel=0.05)
     assert network.layers[1].fc2.weight.std().item() == pytest.approx(1 / 32, rel=0.05)

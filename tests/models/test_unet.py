@@ -125,6 +125,8 @@ def test_control_residuals(name, twins, difference):
     assert difference(answer, network(**given)) > 1e-2
     with pytest.raises(ValueError, match=f"{len(skips) - 1} down_residuals given; this U-Net has {len(skips)} skips"):
         network(**given, down_residuals=residuals[1:])
+    with pytest.raises(ValueError, match=r"a residual of shape \(3, 1, 2, 2\) given where the U-Net has"):
+        network(**given, mid_residual=torch.zeros(3, 1, 2, 2))
 
 
 @torch.no_grad()

@@ -240,7 +240,7 @@ class UNet(nn.Module):
         self._check(x, timesteps, text, class_labels, time_cond)
         dtype = self.conv_in.weight.dtype
         text = text.to(dtype)
-        time = self.embed_time(timesteps.expand(len(x)), class_labels, time_cond)
+        time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, time_cond)
         x = self.conv_in(x.to(dtype))
         skips = [x]
         for level in self.down:
@@ -251,9 +251,9 @@ class UNet(nn.Module):
         if down_residuals is not None:
             if len(down_residuals) != len(skips):
                 raise ValueError(f"{len(down_residuals)} down_residuals given; this U-Net has {len(skips)} skips")
-            skips = [skip + residual.to(skip.dtype) for skip, residual in zip(skips, down_residuals, strict=True)]
+            skips = [_add(skip, residual) for skip, residual in zip(skips, down_residuals, strict=True)]
         if mid_residual is not None:
-            x = x + mid_residual.to(x.dtype)
+            x = _add(x, mid_residual)
         for level in self.up:
             x = level(x, time, text, skips)
         y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
@@ -307,6 +307,13 @@ def _problems(
     width = config.time_cond_proj_dim
     if time_cond is not None and (width is None or time_cond.shape[-1] != width):
         yield f"time_cond of shape {tuple(time_cond.shape)} given; this U-Net's time_cond_proj_dim is {width}"
+
+
+def _add(x: Tensor, residual: Tensor) -> Tensor:
+    """Add a ControlNet's residual, which must have the shape of what it corrects."""
+    if residual.shape != x.shape:
+        raise ValueError(f"a residual of shape {tuple(residual.shape)} given where the U-Net has {tuple(x.shape)}")
+    return x + residual.to(x.dtype)
 
 
 def _resnet(config: UNetConfig, c_in: int, c_out: int) -> ResnetBlock:
