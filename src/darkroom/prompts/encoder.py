@@ -1,0 +1,138 @@
+"""Prompts to what the U-Net attends to: chunks through the text encoder, weighted, laid side by side.
+
+Shapes: k chunks of L ids (77 in the published models), D the text encoder's width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from darkroom.errors import CheckpointError, RequestError
+from darkroom.models.text_encoder import TextEncoder
+from darkroom.prompts.chunks import Chunk, chunk_prompt
+from darkroom.prompts.grammar import check_prompt
+from darkroom.prompts.tokenizer import Tokenizer
+
+CACHE_BYTES = 64 << 20  # of encoded prompts kept: about 280 of one chunk for Stable Diffusion 1.5
+ROWS = 16  # chunks in one call of the text encoder
+NO_MEAN = 1e-3  # a mean smaller than this, against the root mean square, is rounding and no property of the text
+
+
+class PromptEncoder:
+    """Encodes prompts with one tokenizer and one text encoder, and remembers the latest.
+
+    Safe to call from several threads. Call `clear` when the text encoder's weights have changed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, text_encoder: TextEncoder, cache_bytes: int = CACHE_BYTES) -> None:
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()
+        self._cached_bytes = 0
+        self._lock = Lock()
+
+    @property
+    def length(self) -> int:
+        """L, the ids of a chunk: what both the tokenizer and the text encoder can take."""
+        return min(self.tokenizer.max_length, self.text_encoder.config.max_position_embeddings)
+
+    def chunks(self, text: str, style: str = "a1111") -> list[Chunk]:
+        """What the text encoder is shown of a prompt: ids and weights. Raises RequestError as `encode` does."""
+        return chunk_prompt(text, self.tokenizer, style, self.length)
+
+    def encode(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor:
+        """A prompt as [k L, D] float32 on the text encoder's device; yours to change.
+
+        `style` is the grammar: "a1111", "comfy" or "plain". `clip_skip` n takes the output of the n-th layer from the
+        end (0 and 1: the last), then the final norm. A text without weights is exactly the text encoder's output.
+
+        Raises RequestError for a prompt over 32,000 characters, a weight or a style that can't be, a `clip_skip`
+        outside the text encoder's layers; CheckpointError where tokenizer and text encoder don't fit.
+        """
+        check_prompt(text, style)
+        layers = self.text_encoder.config.num_hidden_layers
+        if type(clip_skip) is not int or not 0 <= clip_skip <= layers:
+            raise RequestError(
+                f"clip_skip={clip_skip!r} is not a whole number from 0 to {layers}, the layers there are"
+            )
+        key = (text, style, max(clip_skip, 1))
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key].clone()
+        encoded = self._encode(self.chunks(text, style), style, clip_skip)
+        self._remember(key, encoded)
+        return encoded.clone()
+
+    def clear(self) -> None:
+        """Forget all encoded prompts."""
+        with self._lock:
+            self._cache.clear()
+            self._cached_bytes = 0
+
+    def _remember(self, key: tuple[str, str, int], encoded: Tensor) -> None:
+        if encoded.nbytes > self.cache_bytes:
+            return
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = encoded
+                self._cached_bytes += encoded.nbytes
+            while self._cached_bytes > self.cache_bytes:
+                _, oldest = self._cache.popitem(last=False)
+                self._cached_bytes -= oldest.nbytes
+
+    def _encode(self, chunks: list[Chunk], style: str, clip_skip: int) -> Tensor:
+        z = self._through_text_encoder([chunk.ids for chunk in chunks], clip_skip)
+        if any(chunk.weighted for chunk in chunks):
+            weights = torch.tensor([chunk.weights for chunk in chunks], device=z.device).unsqueeze(-1)
+            if style == "comfy":
+                empty = self.chunks("", "plain")[0]
+                z = weigh_against_empty(z, weights, self._through_text_encoder([empty.ids], clip_skip))
+            else:
+                z = weigh_and_rescale(z, weights)
+        return z.flatten(0, 1)
+
+    @torch.no_grad()
+    def _through_text_encoder(self, rows: list[tuple[int, ...]], clip_skip: int) -> Tensor:
+        """Ids k x L -> [k, L, D] float32. Chunks that are the same are encoded once."""
+        distinct = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+        size = self.text_encoder.config.vocab_size
+        largest = max(max(row) for row in distinct)
+        if largest >= size:
+            raise CheckpointError(
+                f"the tokenizer gives token id {largest}, but this model's text encoder has only {size} tokens;"
+                " they belong to different models"
+            )
+        device = next(self.text_encoder.parameters()).device
+        ids = torch.tensor(list(distinct), device=device)
+        parts = [ids[i : i + ROWS] for i in range(0, len(ids), ROWS)]
+        encoded = torch.cat([self.text_encoder(part, clip_skip=clip_skip).float() for part in parts])
+        return encoded[[distinct[row] for row in rows]]
+
+
+def weigh_and_rescale(z: Tensor, weights: Tensor) -> Tensor:
+    """A1111's weighting of z [k, L, D] by [k, L, 1]: each chunk multiplied, then scaled to the mean that it had.
+
+    The scaling means nothing where a chunk has no mean to speak of (a text encoder whose final norm has no bias gives
+    zero up to rounding); it is left out there, where A1111 would multiply by noise.
+    """
+    weighted = z * weights
+    before, after = z.mean((1, 2), keepdim=True), weighted.mean((1, 2), keepdim=True)
+    meaningful = (before.abs() > NO_MEAN * _rms(z)) & (after.abs() > NO_MEAN * _rms(weighted))
+    scale = torch.where(meaningful, before / after, torch.ones_like(before))
+    # A chunk without weights stays as it is to the last bit.
+    return torch.where((weights == 1).all(1, keepdim=True), z, weighted * scale)
+
+
+def weigh_against_empty(z: Tensor, weights: Tensor, empty: Tensor) -> Tensor:
+    """ComfyUI's weighting of z [k, L, D] by [k, L, 1]: away from or towards the empty prompt's encoding [1, L, D]."""
+    return torch.where(weights == 1, z, empty + weights * (z - empty))
+
+
+def _rms(z: Tensor) -> Tensor:
+    return z.square().mean((1, 2), keepdim=True).sqrt()
