@@ -236,3 +236,39 @@ def test_other_networks_are_refused_too():
 def test_sizes_given_as_height_and_width():
     assert UNetConfig.from_diffusers(SD15 | {"sample_size": [48, 80]}).sample_size == 80
     assert UNetConfig.from_diffusers(SD15 | {"cross_attention_dim": [768] * 4}) == presets.SD15_UNET
+
+
+def test_published_text_encoder_and_autoencoder():
+    """SD 1.5's files. Their token ids are historical: padding is the tokenizer's business, not this file's."""
+    text = {
+        "architectures": ["CLIPTextModel"],
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 1,
+        "projection_dim": 768,
+        "torch_dtype": "float32",
+        "vocab_size": 49408,
+    }
+    expected = replace(presets.SD15_TEXT_ENCODER, bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    assert TextEncoderConfig.from_diffusers(text) == expected
+    autoencoder = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "out_channels": 3,
+        "sample_size": 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    assert AutoencoderConfig.from_diffusers(autoencoder) == presets.SD15_AUTOENCODER
