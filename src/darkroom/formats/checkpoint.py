@@ -1,0 +1,189 @@
+"""A model of any kind, opened without its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from . import detect, folder, single
+from .configs import network_config, read_json
+from .files import open_tensors
+from .layouts import PARTS, Part
+from .rules import Config
+from .weights import PartTensors, Weights, native_state
+
+__all__ = ["Checkpoint", "PartTensors", "native_state", "open_checkpoint"]
+
+EOS, EXCLAMATION_MARK = "<|endoftext|>", "!"
+
+
+@dataclass(eq=False)
+class Checkpoint:
+    """What a model is and where its weights lie. Nothing of it is loaded."""
+
+    kind: str  # "diffusers folder" or "single file"
+    path: Path
+    unet_config: UNetConfig
+    autoencoder_config: AutoencoderConfig
+    text_encoder_config: TextEncoderConfig
+    scheduler_config: dict[str, Any]  # as in scheduler_config.json
+    weights: Mapping[Part, Weights]
+    family: str  # "sd1", "sd2", "upscaler" or "custom" (another text width)
+    tokenizer_folder: Path | None = None  # None: CLIP's own vocabulary
+    tokenizer: tuple[Path, Path] | None = None  # its vocab.json and merges.txt, if it has them
+    pad_token: str = EOS  # where there is no tokenizer folder: what CLIP's vocabulary pads with
+    low_res_scheduler_config: dict[str, Any] | None = None  # the upscaler's second schedule
+    _hash: str | None = field(default=None, repr=False)
+    _kept: object = field(default=None, repr=False)  # a temporary folder that must live as long as this
+
+    @property
+    def name(self) -> str:
+        """A name for people: the file's name without its suffix, or the folder's."""
+        return self.path.stem if self.path.is_file() else self.path.resolve().name
+
+    @property
+    def task(self) -> str:
+        """What the U-Net's input channels are for: "text-to-image", "inpainting", "upscaling", ..."""
+        return detect.TASKS.get(self.unet_config.in_channels, "custom")
+
+    @property
+    def pad_id(self) -> int | None:
+        """What CLIP's own vocabulary pads with; None where the model brings its own tokenizer."""
+        return None if self.tokenizer_folder else (0 if self.pad_token == EXCLAMATION_MARK else 49407)
+
+    def config(self, part: Part) -> Config:
+        """The configuration of one network."""
+        if part == "unet":
+            return self.unet_config
+        return self.autoencoder_config if part == "autoencoder" else self.text_encoder_config
+
+    def hash(self) -> str:
+        """The ecosystem's model hash: ten hex digits of the file's SHA-256 (a folder: of its U-Net's files).
+
+        Reads the whole file the first time, and remembers.
+        """
+        if self._hash is None:
+            digest = hashlib.sha256()
+            for path in weight_files(self.weights["unet"].path):
+                try:
+                    with open(path, "rb") as file:
+                        while block := file.read(1 << 20):
+                            digest.update(block)
+                except OSError as error:
+                    raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+            self._hash = digest.hexdigest()[:10]
+        return self._hash
+
+
+def weight_files(path: Path) -> list[Path]:
+    """A weights file itself, or the shards that an index names, in order."""
+    if path.suffix != ".json":
+        return [path]
+    shards = read_json(path, limit=16 << 20).get("weight_map")
+    names = sorted(set(shards.values())) if isinstance(shards, dict) and all(map(_is_text, shards.values())) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{path} is no index of shards in its own folder.")
+    return [path.parent / name for name in names]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
+    """Open a model: a diffusers folder, a single file, or "org/name[@revision]" on the hub (a string only).
+
+    `variant` ("fp16") is preferred among a folder's weights. Configurations are read, or told from the shapes of a
+    single file's tensors; no weights are loaded. Raises CheckpointError with one sentence if it is no model we know.
+    """
+    path = find(source)
+    return _open_folder(path, variant) if path.is_dir() else _open_single(path)
+
+
+def find(source: str | Path) -> Path:
+    """The folder or file that `source` names here or, for a string, on the hub. CheckpointError if there is none."""
+    try:
+        if Path(source).exists():
+            return Path(source)
+    except (OSError, ValueError):
+        pass
+    if isinstance(source, str):
+        from .hub import resolve
+
+        return resolve(source)
+    raise CheckpointError(f"{str(source)[:200]!r} does not exist: give a diffusers folder or a checkpoint file.")
+
+
+def _open_folder(path: Path, variant: str | None) -> Checkpoint:
+    folders = folder.part_folders(path)
+    if variant and not any(folder.has_variant(sub, variant) for sub in folders.values()):
+        raise CheckpointError(f"{path} has no weights of the variant {variant!r}.")
+    configs = {
+        p: network_config(p, read_json(sub / "config.json"), str(sub / "config.json")) for p, sub in folders.items()
+    }
+    weights = {p: Weights(folder.weights_file(sub, variant), "diffusers") for p, sub in folders.items()}
+    family = detect.family_of(configs["unet"])
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    low_res = path / "low_res_scheduler" / "scheduler_config.json"
+    prediction = "v_prediction" if family == "upscaler" else "epsilon"
+    tokenizer_folder, tokenizer = folder.tokenizer_files(path / "tokenizer")
+    return Checkpoint(
+        kind="diffusers folder",
+        path=path,
+        unet_config=configs["unet"],
+        autoencoder_config=configs["autoencoder"],
+        text_encoder_config=configs["text_encoder"],
+        scheduler_config=read_json(scheduler) if scheduler.is_file() else detect.scheduler_config(family, prediction),
+        weights=weights,
+        family=family,
+        tokenizer_folder=tokenizer_folder,
+        tokenizer=tokenizer,
+        pad_token=EXCLAMATION_MARK if configs["text_encoder"].hidden_act == "gelu" else EOS,
+        low_res_scheduler_config=read_json(low_res) if low_res.is_file() else None,
+    )
+
+
+def _open_single(path: Path) -> Checkpoint:
+    with open_tensors(path) as file:
+        found = single.examine(file, path)
+    single.require_whole(found, path)
+    unet, autoencoder, text = (found.configs[part] for part in PARTS)
+    assert isinstance(unet, UNetConfig)
+    assert isinstance(autoencoder, AutoencoderConfig)
+    assert isinstance(text, TextEncoderConfig)
+    kept = _unpack_tokenizer(found.tokenizer, path)
+    tokenizer_folder, tokenizer = (None, None) if kept is None else folder.tokenizer_files(Path(kept.name))
+    return Checkpoint(
+        kind="single file",
+        path=path,
+        unet_config=unet,
+        autoencoder_config=autoencoder,
+        text_encoder_config=text,
+        scheduler_config=found.scheduler_config,
+        weights={part: Weights(path, found.layouts[part], found.ema and part == "unet") for part in PARTS},
+        family=found.family,
+        tokenizer_folder=tokenizer_folder,
+        tokenizer=tokenizer,
+        pad_token=EXCLAMATION_MARK if found.layouts["text_encoder"] == "openclip" else EOS,
+        low_res_scheduler_config=found.low_res_scheduler_config,
+        _kept=kept,
+    )
+
+
+def _unpack_tokenizer(content: Mapping[str, Any] | None, path: Path) -> tempfile.TemporaryDirectory[str] | None:
+    """A vocabulary that a single file brings along, as the files that tokenizers are read from."""
+    if content is None:
+        return None
+    texts = {name: content[name] for name in folder.TOKENIZER_FILES if isinstance(content.get(name), str)}
+    if not folder.is_tokenizer(texts):
+        raise CheckpointError(f"{path} (metadata): its tokenizer lacks vocab.json or merges.txt.")
+    place = tempfile.TemporaryDirectory(prefix="darkroom-tokenizer-")
+    for name, text in texts.items():
+        Path(place.name, name).write_text(text, encoding="utf-8", errors="surrogatepass")
+    return place

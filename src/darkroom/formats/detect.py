@@ -1,0 +1,215 @@
+"""What a single file is, told by its content: the shapes of its tensors, never its name.
+
+Published facts: Rombach et al.'s v1-inference.yaml, and Stability AI's v2-inference(-v).yaml, x4-upscaling.yaml and
+v2-inpainting-inference.yaml. What no shape tells (heads, normalisation groups, scaling factors) is what those have.
+A shape is found by the vote of several tensors, so that one missing or broken tensor is later named as such and doesn't
+make a different network out of all others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+
+Shapes = Mapping[str, tuple[int, ...]]  # tensor name, without its part's prefix -> shape
+
+# Keys (anywhere in a name) that tell what else a file is, and what to say about it.
+FOREIGN = (
+    ("conditioner.embedders.", "an SDXL checkpoint, which this version does not load"),
+    ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which Darkroom does not load"),
+    ("double_blocks.", "a Flux checkpoint, which Darkroom does not load"),
+    ("lora_", "a LoRA, not a whole model: give it with --lora beside a model"),
+    (".lora", "a LoRA, not a whole model: give it with --lora beside a model"),
+    ("control_model.", "a ControlNet, not a whole model: give it with --control beside a model"),
+    ("controlnet_cond_embedding.", "a ControlNet, not a whole model: give it with --control beside a model"),
+    ("emb_params", "a textual-inversion embedding, not a whole model"),
+    ("string_to_param", "a textual-inversion embedding, not a whole model"),
+    ("down_blocks.0.attentions.", "one U-Net in diffusers' layout: put it as unet/ into a diffusers folder"),
+    ("encoder.down_blocks.", "one autoencoder in diffusers' layout: put it as vae/ into a diffusers folder"),
+    ("encoder.down.", "an autoencoder alone, not a whole model"),
+)
+# Those that tell even where there is an LDM U-Net too.
+DECISIVE = ("conditioner.embedders.", "joint_blocks.", "double_blocks.", "control_model.")
+
+TASKS = {4: "text-to-image", 5: "depth-to-image", 7: "upscaling", 8: "instruction", 9: "inpainting"}
+
+
+def _vote(values: Iterable[int]) -> int | None:
+    """The most frequent value; the first such among equals."""
+    counts = Counter(values)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _sizes(shapes: Shapes, pattern: str, dimension: int) -> Iterator[int]:
+    """The sizes along a dimension of all tensors whose whole name matches."""
+    compiled = re.compile(pattern)
+    for name, shape in shapes.items():
+        if compiled.fullmatch(name) and len(shape) > dimension:
+            yield shape[dimension]
+
+
+def _numbers(shapes: Shapes, pattern: str) -> list[int]:
+    """The whole numbers that the pattern's group takes among the names, ascending."""
+    compiled = re.compile(pattern)
+    return sorted({int(match[1]) for name in shapes if (match := compiled.match(name))})
+
+
+def unet_config(shapes: Shapes, openclip: bool) -> UNetConfig | None:
+    """The U-Net of LDM keys (without `model.diffusion_model.`); None if they are not one's."""
+    levels: list[list[int]] = [[]]  # the block numbers of each level's resnets
+    for n in _numbers(shapes, r"input_blocks\.(\d+)\."):
+        if any(name.startswith(f"input_blocks.{n}.0.op.") for name in shapes):
+            levels.append([])
+        elif n > 0:
+            levels[-1].append(n)
+    widths, attention, depths, crosses = [], [], [], []
+    text = _vote(_sizes(shapes, r".*\.attn2\.to_[kv]\.weight", 1))
+    for blocks in levels:
+        block = r"input_blocks\.(?:" + "|".join(map(str, blocks)) + r")\." if blocks else "(?!)"
+        width = _vote(_sizes(shapes, block + r"0\.(in_layers\.2|out_layers\.[03]|emb_layers\.1)\.(weight|bias)", 0))
+        if width is None:
+            return None
+        own = _vote(_sizes(shapes, block + r"1\..*\.attn1\.to_[kv]\.weight", 1))
+        widths.append(width)
+        attention.append(any(re.match(block + r"1\.", name) for name in shapes))
+        depths.append(_depth(shapes, block + r"1\."))
+        crosses.append(own is not None and own != width and own == text)
+    middle = _depth(shapes, r"middle_block\.1\.")
+    if not attention[-1]:
+        depths[-1] = middle
+    linear = _vote(len(s) for name, s in shapes.items() if name.endswith(("proj_in.weight", "proj_out.weight"))) == 2
+    in_channels = _vote(_sizes(shapes, r"input_blocks\.0\.0\.weight", 1)) or 4
+    classes = _vote(_sizes(shapes, r"label_emb\.weight", 0))
+    by_width = linear and classes is None  # SD 2.x has heads of 64 channels; SD 1.x and the upscaler have 8 heads
+    return UNetConfig(
+        sample_size=128 if classes is not None else 64,
+        in_channels=in_channels,
+        out_channels=_vote(_sizes(shapes, r"out\.2\.(weight|bias)", 0)) or 4,
+        block_out_channels=tuple(widths),
+        layers_per_block=tuple(len(blocks) for blocks in levels),
+        attention_levels=tuple(attention),
+        only_cross_attention=tuple(crosses),
+        transformer_layers=tuple(depths),
+        heads=tuple(max(1, width // 64) if by_width else 8 for width in widths),
+        cross_attention_dim=text or (1024 if openclip else 768),
+        use_linear_projection=linear,
+        mid_block=any(name.startswith("middle_block.") for name in shapes),
+        mid_block_attention=any(name.startswith("middle_block.1.") for name in shapes),
+        norm_num_groups=math.gcd(32, *widths),
+        num_class_embeds=classes,
+        time_cond_proj_dim=_vote(_sizes(shapes, r"time_embed\.cond_proj\.weight", 1)),
+    )
+
+
+def _depth(shapes: Shapes, start: str) -> int:
+    """How many transformer blocks the spatial transformers under `start` have; 1 if there are none."""
+    return 1 + max(_numbers(shapes, start + r"transformer_blocks\.(\d+)\."), default=0)
+
+
+def autoencoder_config(shapes: Shapes, scaling_factor: float, sample_size: int) -> AutoencoderConfig | None:
+    """The autoencoder of LDM keys (without `first_stage_model.`); None if they are not one's."""
+    levels = _numbers(shapes, r"encoder\.down\.(\d+)\.")
+    widths = [
+        _vote(_sizes(shapes, rf"encoder\.down\.{level}\.block\.\d+\.(conv[12]|norm2)\.(weight|bias)", 0))
+        for level in levels
+    ]
+    known = [width for width in widths if width is not None]
+    if not known or len(known) != len(widths):
+        return None
+    latent = _vote([*_sizes(shapes, r"decoder\.conv_in\.weight", 1), *_sizes(shapes, r"post_quant_conv\.\w+", 0)])
+    return AutoencoderConfig(
+        in_channels=_vote(_sizes(shapes, r"encoder\.conv_in\.weight", 1)) or 3,
+        out_channels=_vote(_sizes(shapes, r"decoder\.conv_out\.(weight|bias)", 0)) or 3,
+        latent_channels=latent or 4,
+        block_out_channels=tuple(known),
+        layers_per_block=1 + max(_numbers(shapes, r"encoder\.down\.\d+\.block\.(\d+)\."), default=0),
+        norm_num_groups=math.gcd(32, *known),
+        scaling_factor=scaling_factor,
+        sample_size=sample_size,
+        mid_block_attention=any(".mid.attn_1." in name for name in shapes),
+        use_quant_conv=any(name.startswith("quant_conv.") for name in shapes),
+        use_post_quant_conv=any(name.startswith("post_quant_conv.") for name in shapes),
+    )
+
+
+def text_encoder_config(shapes: Shapes, openclip: bool) -> TextEncoderConfig | None:
+    """The text encoder of CLIP keys (`embeddings...`) or OpenCLIP keys (`token_embedding...`); None if neither."""
+    layer, feed = (
+        (r"transformer\.resblocks\.(\d+)\.", "mlp.c_fc") if openclip else (r"encoder\.layers\.(\d+)\.", "mlp.fc1")
+    )
+    tokens = r"token_embedding\.weight" if openclip else r"embeddings\.token_embedding\.weight"
+    positions = r"positional_embedding" if openclip else r"embeddings\.position_embedding\.weight"
+    width = _vote(
+        [
+            *_sizes(shapes, tokens, 1),
+            *_sizes(shapes, positions, 1),
+            *_sizes(shapes, layer + r"(ln|layer_norm)_?[12]\.\w+", 0),
+        ]
+    )
+    layers = 1 + max(_numbers(shapes, layer), default=-1)
+    if width is None or not layers:
+        return None
+    vocabulary = _vote(_sizes(shapes, tokens, 0)) or 49408
+    return TextEncoderConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=_vote(_sizes(shapes, layer + re.escape(feed) + r"\.(weight|bias)", 0)) or 4 * width,
+        num_hidden_layers=layers - dropped_layers(layers, openclip),
+        num_attention_heads=max(1, width // 64),
+        max_position_embeddings=_vote(_sizes(shapes, positions, 0)) or 77,
+        hidden_act="gelu" if openclip else "quick_gelu",
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=0 if openclip else vocabulary - 1,
+        projection_dim=512 if openclip else width,
+    )
+
+
+def dropped_layers(layers: int, openclip: bool) -> int:
+    """SD 2.x looks at the last layer but one of OpenCLIP's 24: the last is in the file and is never used."""
+    return 1 if openclip and layers == 24 else 0
+
+
+def family_of(unet: UNetConfig) -> str:
+    """ "sd1", "sd2", "upscaler" or "custom"."""
+    if unet.in_channels == 7 and unet.num_class_embeds is not None:
+        return "upscaler"
+    return {768: "sd1", 1024: "sd2"}.get(unet.cross_attention_dim, "custom")
+
+
+def scheduler_config(family: str, prediction: str, zero_snr: bool = False) -> dict[str, Any]:
+    """The scheduler configuration of the published diffusers folder of a family."""
+    config: dict[str, Any] = {
+        "_class_name": "PNDMScheduler" if prediction == "epsilon" and not zero_snr else "DDIMScheduler",
+        "beta_start": 0.0001 if family == "upscaler" else 0.00085,
+        "beta_end": 0.02 if family == "upscaler" else 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+    }
+    if zero_snr:
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return config
+
+
+LOW_RES_SCHEDULER = {  # how the upscaler noises its low-resolution picture
+    "_class_name": "DDPMScheduler",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+    "variance_type": "fixed_small",
+    "trained_betas": None,
+}

@@ -1,0 +1,123 @@
+"""A diffusers folder: which of its files are the weights and configurations of the parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .configs import read_json
+from .layouts import TITLES, Part
+
+SUBFOLDERS: dict[Part, str] = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+
+# diffusion_pytorch_model.safetensors, model.fp16.safetensors, pytorch_model.bin, and the indices of shards, whose
+# variant stands in either of two places: model.fp16.safetensors.index.json, model.safetensors.index.fp16.json.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>(?!safetensors|bin)[\w-]+))?"
+    r"\.(?P<format>safetensors|bin)(?P<index>\.index(?:\.(?P<late>[\w-]+))?\.json)?"
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+
+_UNSUPPORTED = (
+    "StableDiffusionXL",
+    "StableDiffusion3",
+    "Flux",
+    "Kandinsky",
+    "IF",
+    "PixArt",
+    "Wuerstchen",
+    "StableCascade",
+)
+
+
+def weights_file(folder: Path, variant: str | None = None) -> Path:
+    """The weights of one part: plain safetensors, else `.fp16.` safetensors, else plain `.bin`, else what there is.
+
+    With `variant`, files of that variant come first. CheckpointError, listing what is there, if there are none.
+    """
+    found = []
+    for path in _listing(folder):
+        match = _WEIGHTS.fullmatch(path.name)
+        if match is None or _SHARD.search(path.name):
+            continue
+        named = match["variant"] or match["late"]
+        rank = {None: 0, "fp16": 1}.get(named, 4) + (2 if match["format"] == "bin" else 0)
+        found.append((named != variant if variant else False, rank, match["index"] is not None, path.name, path))
+    if not found:
+        raise CheckpointError(
+            f"{folder} has no weights (diffusion_pytorch_model.safetensors or the like); it has {_contents(folder)}."
+        )
+    return min(found)[-1]
+
+
+def has_variant(folder: Path, variant: str) -> bool:
+    """Whether a part's folder has weights of this variant."""
+    matches = (_WEIGHTS.fullmatch(path.name) for path in _listing(folder))
+    return any(match is not None and variant in (match["variant"], match["late"]) for match in matches)
+
+
+def part_folders(path: Path) -> dict[Part, Path]:
+    """The folders of the three networks. CheckpointError if one is missing, or the folder is another kind of model."""
+    name = pipeline_class(path)
+    if name is not None and name.startswith(_UNSUPPORTED):
+        raise CheckpointError(
+            f"{path} holds a {name}, which this version does not load; it loads Stable Diffusion 1.x and 2.x."
+        )
+    folders = {part: path / sub for part, sub in SUBFOLDERS.items()}
+    if not folders["unet"].is_dir():
+        if (path / "transformer").is_dir():
+            raise CheckpointError(
+                f"{path} holds a transformer instead of a U-Net; Darkroom loads Stable Diffusion 1.x and 2.x."
+            )
+        raise CheckpointError(f"{path} has no U-Net (a folder unet/); it has {_contents(path)}.")
+    if (path / "text_encoder_2").is_dir():
+        raise CheckpointError(f"{path} has two text encoders, as SDXL has, which this version does not load.")
+    for part, folder in folders.items():
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{path} has no {TITLES[part]} (a folder {SUBFOLDERS[part]}/); it has {_contents(path)}."
+            )
+    return folders
+
+
+def pipeline_class(path: Path) -> str | None:
+    """The pipeline that `model_index.json` names, if there is a readable one: nothing else in it is needed."""
+    try:
+        name: Any = read_json(path / "model_index.json").get("_class_name")
+    except CheckpointError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def tokenizer_files(folder: Path) -> tuple[Path | None, tuple[Path, Path] | None]:
+    """The folder itself if it holds a tokenizer, and its vocab.json and merges.txt if it has them."""
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocab.is_file() and merges.is_file():
+        return folder, (vocab, merges)
+    return (folder, None) if (folder / "tokenizer.json").is_file() else (None, None)
+
+
+def is_tokenizer(names: Collection[str]) -> bool:
+    """Whether files of these names make a CLIP tokenizer."""
+    return "tokenizer.json" in names or {"vocab.json", "merges.txt"}.issubset(names)
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be listed: {error.strerror or error}.") from None
+
+
+def _contents(folder: Path) -> str:
+    """The first names in a folder, for a sentence."""
+    try:
+        names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    except OSError:
+        names = []
+    return (", ".join(names[:6]) + ", ..." * (len(names) > 6)) or "nothing"

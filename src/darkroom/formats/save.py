@@ -1,0 +1,251 @@
+"""Models out: an ordinary diffusers folder, or a single file in the layout of the original LDM code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from ..errors import CheckpointError
+from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from .configs import check_config
+from .folder import SUBFOLDERS, TOKENIZER_FILES, is_tokenizer
+from .layouts import PARTS, Layout, Part, table
+from .rules import Config, Place
+from .single import METADATA
+from .weights import in_file_shape
+from .writer import Entry, whole_file, whole_folder, write_json, write_safetensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+CLIP_VOCABULARY = 49408  # tokens; readers of single files bring this vocabulary themselves
+
+_PIPELINES = {
+    4: "StableDiffusionPipeline",
+    5: "StableDiffusionDepth2ImgPipeline",
+    7: "StableDiffusionUpscalePipeline",
+    8: "StableDiffusionInstructPix2PixPipeline",
+    9: "StableDiffusionInpaintPipeline",
+}
+_DIFFUSERS_VERSION = "0.38.0"  # whose conventions the folder follows
+_FILES: dict[Part, str] = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "autoencoder": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+class Tensors(Protocol):
+    """Tensors under native names, loaded when asked for (`formats.weights.PartTensors` is one)."""
+
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+    def load(self, name: str) -> Tensor: ...
+
+
+class SavesTokenizer(Protocol):
+    """A tokenizer that writes its own folder (`prompts.Tokenizer` is one)."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+State: TypeAlias = "Mapping[str, Tensor] | Tensors"  # native names, as of a network's state_dict()
+TokenizerSource: TypeAlias = "Path | SavesTokenizer"  # a tokenizer's folder to copy from, or what writes one
+
+
+class _Given:
+    """A state dictionary as `Tensors`."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    def names(self) -> list[str]:
+        return list(self._state)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._state[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._state[name].dtype
+
+    def load(self, name: str) -> Tensor:
+        return self._state[name]
+
+
+def save_folder(
+    path: str | Path,
+    *,
+    unet: State,
+    autoencoder: State,
+    text_encoder: State,
+    unet_config: UNetConfig,
+    autoencoder_config: AutoencoderConfig,
+    text_encoder_config: TextEncoderConfig,
+    scheduler_config: Mapping[str, Any],
+    tokenizer: TokenizerSource,
+    low_res_scheduler_config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a model as a diffusers folder, which diffusers opens unmodified; whole or not at all.
+
+    States are in native names; `dtype` (float16, bfloat16, float32) converts them. `tokenizer` is a folder to copy the
+    files from, or a tokenizer. `extra_files` (name -> bytes) land beside model_index.json. A model folder at `path` is
+    replaced; anything else there raises CheckpointError, as does a disk that can't be written.
+    """
+    target = Path(path)
+    configs: dict[Part, Config] = {
+        "unet": unet_config, "autoencoder": autoencoder_config, "text_encoder": text_encoder_config,
+    }  # fmt: skip
+    states: dict[Part, State] = {"unet": unet, "autoencoder": autoencoder, "text_encoder": text_encoder}
+    with whole_folder(target, "model_index.json") as draft:
+        for part in PARTS:
+            folder = draft / SUBFOLDERS[part]
+            folder.mkdir()
+            check_config(configs[part], str(target))
+            write_json(folder / "config.json", configs[part].to_diffusers())
+            entries = _entries(part, "diffusers", states[part], configs[part], dtype, target)
+            write_safetensors(folder / _FILES[part], entries, {"format": "pt"})
+        schedulers = {"scheduler": scheduler_config, "low_res_scheduler": low_res_scheduler_config}
+        for name, content in schedulers.items():
+            if content is not None:
+                (draft / name).mkdir()
+                write_json(draft / name / "scheduler_config.json", content)
+        (draft / "tokenizer").mkdir()
+        _write_tokenizer(tokenizer, draft / "tokenizer")
+        for name, raw in (extra_files or {}).items():
+            (draft / name).write_bytes(raw)
+        index = _model_index(unet_config.in_channels, scheduler_config, low_res_scheduler_config)
+        write_json(draft / "model_index.json", index)
+    return target
+
+
+def save_single_file(
+    path: str | Path,
+    *,
+    unet: State,
+    autoencoder: State,
+    text_encoder: State,
+    unet_config: UNetConfig,
+    autoencoder_config: AutoencoderConfig,
+    text_encoder_config: TextEncoderConfig,
+    scheduler_config: Mapping[str, Any],
+    tokenizer: TokenizerSource | None = None,
+    low_res_scheduler_config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a model as one .safetensors file in LDM layout, which the ecosystem's tools open; whole or not at all.
+
+    Arguments as in `save_folder`. Configurations are noted in the file's metadata, since shapes don't tell all; so is a
+    vocabulary other than CLIP's own. Raises CheckpointError if the file can't be written.
+    """
+    target = Path(path)
+    layout: Layout = "openclip" if text_encoder_config.hidden_act == "gelu" else "ldm"
+    notes: dict[str, Any] = {
+        "unet": unet_config.to_diffusers(),
+        "autoencoder": autoencoder_config.to_diffusers(),
+        "text_encoder": text_encoder_config.to_diffusers(),
+        "scheduler": dict(scheduler_config),
+    }
+    if low_res_scheduler_config is not None:
+        notes["low_res_scheduler"] = dict(low_res_scheduler_config)
+    if tokenizer is not None and text_encoder_config.vocab_size != CLIP_VOCABULARY:
+        notes["tokenizer"] = _tokenizer_texts(tokenizer)
+    metadata = {"format": "pt", METADATA: json.dumps(notes, sort_keys=True)}
+    prediction = scheduler_config.get("prediction_type", "epsilon")
+    if prediction in ("epsilon", "v_prediction"):
+        metadata["modelspec.prediction_type"] = prediction.removesuffix("_prediction")
+    entries = [
+        *_entries("unet", "ldm", unet, unet_config, dtype, target),
+        *_entries("autoencoder", "ldm", autoencoder, autoencoder_config, dtype, target),
+        *_entries("text_encoder", layout, text_encoder, text_encoder_config, dtype, target),
+    ]
+    if layout == "openclip" and text_encoder_config.num_hidden_layers == 23:
+        entries += _unused_layer(entries)
+    with whole_file(target) as draft:
+        write_safetensors(draft, entries, metadata)
+    return target
+
+
+def _entries(
+    part: Part, layout: Layout, state: State, config: Config, dtype: torch.dtype | None, path: Path
+) -> list[Entry]:
+    """A network's tensors as a layout has them."""
+    tensors: Tensors = _Given(state) if isinstance(state, Mapping) else state
+    try:
+        places = table(part, layout, tensors.names(), config)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error.args[0]}.") from None
+    groups: dict[str, list[tuple[str, Place]]] = {}
+    for name, place in places.items():
+        groups.setdefault(place.name, []).append((name, place))
+    return [_entry(key, group, tensors, dtype) for key, group in groups.items()]
+
+
+def _entry(key: str, group: list[tuple[str, Place]], tensors: Tensors, dtype: torch.dtype | None) -> Entry:
+    names = [name for name, place in sorted(group, key=lambda member: member[1].third or 0)]
+    shape = in_file_shape(tensors.shape(names[0]), group[0][1])
+
+    def load() -> Tensor:
+        import torch
+
+        parts = [tensors.load(name) for name in names]
+        return (parts[0] if len(parts) == 1 else torch.cat([part.cpu() for part in parts])).reshape(shape)
+
+    return Entry(key, shape, dtype or tensors.dtype(names[0]), load)
+
+
+def _unused_layer(entries: list[Entry]) -> list[Entry]:
+    """OpenCLIP's 24th layer, which SD 2.x never uses and other tools expect to find: a copy of the 23rd."""
+    last = "cond_stage_model.model.transformer.resblocks.22."
+    return [
+        Entry(entry.name.replace(".22.", ".23.", 1), entry.shape, entry.dtype, entry.load)
+        for entry in entries
+        if entry.name.startswith(last)
+    ]
+
+
+def _model_index(
+    in_channels: int, scheduler: Mapping[str, Any], low_res_scheduler: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    index: dict[str, Any] = {
+        "_class_name": _PIPELINES.get(in_channels, _PIPELINES[4]),
+        "_diffusers_version": _DIFFUSERS_VERSION,
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler.get("_class_name", "PNDMScheduler")],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if in_channels != 7:
+        index["requires_safety_checker"] = False
+    if low_res_scheduler is not None:
+        index["low_res_scheduler"] = ["diffusers", low_res_scheduler.get("_class_name", "DDPMScheduler")]
+    return index
+
+
+def _write_tokenizer(tokenizer: TokenizerSource, folder: Path) -> None:
+    if not isinstance(tokenizer, Path):
+        tokenizer.save(folder)
+        return
+    found = [name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
+    if not is_tokenizer(found):
+        raise CheckpointError(f"{tokenizer} is no tokenizer's folder: it has no vocab.json and merges.txt.")
+    for name in found:
+        shutil.copyfile(tokenizer / name, folder / name)
+
+
+def _tokenizer_texts(tokenizer: TokenizerSource) -> dict[str, str]:
+    """The files of a tokenizer, name -> text."""
+    with tempfile.TemporaryDirectory(prefix="darkroom-tokenizer-") as place:
+        _write_tokenizer(tokenizer, Path(place))
+        files = (Path(place, name) for name in TOKENIZER_FILES)
+        return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}

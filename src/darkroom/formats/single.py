@@ -1,0 +1,168 @@
+"""A whole model in one file, in the layout of the original LDM code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..models.config import SD15_UNET, UPSCALER_UNET
+from . import detect
+from .configs import check_config, network_config, parse_json
+from .files import TensorFile
+from .layouts import IGNORED_AT_TOP, PARTS, TITLES, Layout, Part, canonical, ema_name, prefix, table
+from .rules import Config
+from .shapes import native_shapes
+
+METADATA = "darkroom"  # the key of our own configuration in a safetensors file's metadata: JSON
+_V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_V_DEVIATION = 0.09  # its standard deviation is above this in SD 2.x 768-v, below in 2.x base
+
+
+@dataclass(frozen=True, slots=True)
+class SingleFile:
+    """What was found in a single file; a part that is not there has no configuration."""
+
+    layouts: Mapping[Part, Layout]
+    configs: Mapping[Part, Config]
+    family: str
+    scheduler_config: dict[str, Any]
+    unknown: tuple[str, ...]  # keys that belong to nothing we know
+    ema: bool = False  # the U-Net is there as a moving average only
+    low_res_scheduler_config: dict[str, Any] | None = None
+    tokenizer: dict[str, Any] | None = field(
+        default=None, repr=False
+    )  # file name -> content, of a vocabulary not CLIP's
+
+
+def part_keys(names: list[str], part: Part, layout: Layout, ema: bool = False) -> dict[str, str]:
+    """The canonical key of each of a part's tensors -> the key in the file. The canonical spelling wins over others."""
+    if ema and part == "unet":
+        return _averages(names)
+    start = "cond_stage_model." if part == "text_encoder" and layout != "diffusers" else prefix(part, layout)
+    keys: dict[str, str] = {}
+    for name in names:
+        if layout == "diffusers" or name.startswith(start):
+            spelled = canonical(part, layout, name)
+            if spelled == name or spelled not in keys:
+                if spelled in keys:  # another spelling came first: it is the extra one
+                    keys[keys[spelled]] = keys[spelled]
+                keys[spelled] = name
+            else:
+                keys[name] = name
+    return keys
+
+
+def _averages(names: list[str]) -> dict[str, str]:
+    """As `part_keys`, for a U-Net of which only the moving average was kept: its names have lost their dots."""
+    present = set(names)
+    for config in (SD15_UNET, UPSCALER_UNET):
+        places = table("unet", "ldm", native_shapes(config), config).values()
+        keys = {place.name: ema_name(place.name) for place in places}
+        if present.issuperset(keys.values()):
+            return keys
+    return {}
+
+
+def examine(file: TensorFile, path: Path) -> SingleFile:
+    """Find out what a single file holds. CheckpointError if it is some other kind of file."""
+    names = file.names()
+    _refuse_foreign(names, path)
+    ema = not any(name.startswith("model.diffusion_model.") for name in names)
+    openclip = any(name.startswith("cond_stage_model.model.") for name in names)
+    layouts: dict[Part, Layout] = {
+        "unet": "ldm",
+        "autoencoder": "ldm",
+        "text_encoder": "openclip" if openclip else "ldm",
+    }
+    keys = {part: part_keys(names, part, layouts[part], ema) for part in PARTS}
+    known = {name for part in PARTS for name in keys[part].values()}
+    unknown = tuple(name for name in names if name not in known and not IGNORED_AT_TOP.match(name))
+    shapes = {
+        part: {key.removeprefix(prefix(part, layouts[part])): file.shape(name) for key, name in keys[part].items()}
+        for part in PARTS
+    }
+    configs: dict[Part, Config] = {}
+    own = _own_metadata(file, path)
+    family, scheduler, low_res = "custom", detect.scheduler_config("custom", "epsilon"), None
+    if (unet := detect.unet_config(shapes["unet"], openclip)) is not None:
+        family = detect.family_of(unet)
+        prediction, zero_snr = _prediction(file, keys["unet"], family, unet.in_channels)
+        if family == "sd2" and prediction == "v_prediction":  # as published for SD 2.1
+            unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
+        scheduler = detect.scheduler_config(family, prediction, zero_snr)
+        low_res = dict(detect.LOW_RES_SCHEDULER) if family == "upscaler" else None
+        configs["unet"] = unet
+        scale, size = (0.08333, 256) if family == "upscaler" else (0.18215, 8 * unet.sample_size)
+    else:
+        scale, size = 0.18215, 512
+    if (autoencoder := detect.autoencoder_config(shapes["autoencoder"], scale, size)) is not None:
+        configs["autoencoder"] = autoencoder
+    if (text := detect.text_encoder_config(shapes["text_encoder"], openclip)) is not None:
+        configs["text_encoder"] = text
+    for part in configs:
+        if isinstance(own.get(part), dict):
+            configs[part] = network_config(part, own[part], f"{path} (metadata)")
+        check_config(configs[part], str(path))
+    if isinstance(own.get("scheduler"), dict):
+        scheduler = own["scheduler"]
+    if isinstance(own.get("low_res_scheduler"), dict):
+        low_res = own["low_res_scheduler"]
+    tokenizer = own.get("tokenizer")
+    return SingleFile(
+        layouts=layouts,
+        configs=configs,
+        family=family,
+        scheduler_config=scheduler,
+        unknown=unknown,
+        ema=ema and "unet" in configs,
+        low_res_scheduler_config=low_res,
+        tokenizer=tokenizer if isinstance(tokenizer, dict) else None,
+    )
+
+
+def require_whole(found: SingleFile, path: Path) -> None:
+    """CheckpointError unless all three networks are there and nothing unknown is."""
+    missing = [TITLES[part] for part in PARTS if part not in found.configs]
+    if len(missing) == len(PARTS):
+        first = ", ".join(found.unknown[:3]) or "nothing"
+        raise CheckpointError(f"{path} is not a Stable Diffusion checkpoint: its tensors are called {first}.")
+    if missing:
+        raise CheckpointError(f"{path} is not a whole model: it has no {' and no '.join(missing)}.")
+    if found.unknown:
+        first, count = ", ".join(found.unknown[:3]), len(found.unknown)
+        raise CheckpointError(f"{path} has {count} unknown key{'s' * (count > 1)} ({first}{', ...' * (count > 3)}).")
+
+
+def _refuse_foreign(names: list[str], path: Path) -> None:
+    whole = any(name.startswith(("model.diffusion_model.", "model_ema.")) for name in names)
+    for mark, what in detect.FOREIGN:
+        decisive = mark in detect.DECISIVE
+        if (decisive or not whole) and any(mark in name for name in names):
+            raise CheckpointError(f"{path} is {what}.")
+
+
+def _prediction(file: TensorFile, keys: Mapping[str, str], family: str, in_channels: int) -> tuple[str, bool]:
+    """The prediction type, and whether the schedule ends at zero signal: markers, metadata, then what is known."""
+    names = set(file.names())
+    zero_snr = "ztsnr" in names
+    if "v_pred" in names or any(name.startswith("edm_vpred.") for name in names) or family == "upscaler":
+        return "v_prediction", zero_snr
+    said = file.metadata.get("modelspec.prediction_type", "")
+    if said in ("v", "v_prediction", "epsilon"):
+        return ("epsilon" if said == "epsilon" else "v_prediction"), zero_snr
+    key = keys.get(prefix("unet", "ldm") + _V_BIAS)
+    if family == "sd2" and in_channels == 4 and key is not None and file.dtype(key).is_floating_point:
+        bias = file.load(key).float()
+        if bias.numel() > 1 and float(bias.std(correction=0)) > _V_DEVIATION:
+            return "v_prediction", zero_snr
+    return "epsilon", zero_snr
+
+
+def _own_metadata(file: TensorFile, path: Path) -> dict[str, Any]:
+    """What `save_single_file` noted in the file, if it wrote it."""
+    text = file.metadata.get(METADATA)
+    return {} if text is None else parse_json(text, f"{path} (metadata)")
