@@ -86,12 +86,13 @@ def _cut_between_spans(spans: Iterable[tuple[Span, list[Token]]], room: int) -> 
     done: list[list[Token]] = []
     chunk: list[Token] = []
     for _, tokens in spans:
-        rest = tokens
-        while len(chunk) + len(rest) > room:
-            fits = room - len(chunk) if len(tokens) >= min(WHOLE_BELOW, room) else 0
-            done.append(chunk + rest[:fits])
-            chunk, rest = [], rest[fits:]
-        chunk = chunk + rest
+        may_cut = len(tokens) >= min(WHOLE_BELOW, room)
+        at = 0
+        while len(chunk) + len(tokens) - at > room:
+            fits = room - len(chunk) if may_cut else 0
+            done.append(chunk + tokens[at : at + fits])
+            chunk, at = [], at + fits
+        chunk = chunk + tokens[at:]
     done.append(chunk)
     return done
 
