@@ -14,6 +14,7 @@ from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from . import detect, folder, single
 from .configs import network_config, read_json
 from .files import open_tensors
+from .hub import resolve
 from .layouts import PARTS, Part
 from .rules import Config
 from .weights import PartTensors, Weights, native_state
@@ -102,22 +103,8 @@ def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoin
     `variant` ("fp16") is preferred among a folder's weights. Configurations are read, or told from the shapes of a
     single file's tensors; no weights are loaded. Raises CheckpointError with one sentence if it is no model we know.
     """
-    path = find(source)
+    path = resolve(source)
     return _open_folder(path, variant) if path.is_dir() else _open_single(path)
-
-
-def find(source: str | Path) -> Path:
-    """The folder or file that `source` names here or, for a string, on the hub. CheckpointError if there is none."""
-    try:
-        if Path(source).exists():
-            return Path(source)
-    except (OSError, ValueError):
-        pass
-    if isinstance(source, str):
-        from .hub import resolve
-
-        return resolve(source)
-    raise CheckpointError(f"{str(source)[:200]!r} does not exist: give a diffusers folder or a checkpoint file.")
 
 
 def _open_folder(path: Path, variant: str | None) -> Checkpoint:

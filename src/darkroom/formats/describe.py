@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, find, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .files import open_tensors
+from .hub import resolve
 from .layouts import PARTS, TITLES, Part
 from .shapes import native_shapes
 from .single import part_keys
@@ -25,7 +26,7 @@ def describe(source: str | Path, variant: str | None = None, with_hash: bool = F
     sentence or None)), parameters (of all), fault (the first, or None), and hash if asked for (reads the file). Raises
     CheckpointError if it is not a model at all.
     """
-    path = find(source)
+    path = resolve(source)
     checkpoint = open_checkpoint(path, variant)
     parts = {part: _part(checkpoint, part) for part in PARTS}
     faults = [part["fault"] for part in parts.values() if part["fault"]]

@@ -111,7 +111,7 @@ def _depth(shapes: Shapes, start: str) -> int:
     return 1 + max(_numbers(shapes, start + r"transformer_blocks\.(\d+)\."), default=0)
 
 
-def autoencoder_config(shapes: Shapes, scaling_factor: float, sample_size: int) -> AutoencoderConfig | None:
+def autoencoder_config(shapes: Shapes, upscaler: bool) -> AutoencoderConfig | None:
     """The autoencoder of LDM keys (without `first_stage_model.`); None if they are not one's."""
     levels = _numbers(shapes, r"encoder\.down\.(\d+)\.")
     widths = [
@@ -129,8 +129,8 @@ def autoencoder_config(shapes: Shapes, scaling_factor: float, sample_size: int) 
         block_out_channels=tuple(known),
         layers_per_block=1 + max(_numbers(shapes, r"encoder\.down\.\d+\.block\.(\d+)\."), default=0),
         norm_num_groups=math.gcd(32, *known),
-        scaling_factor=scaling_factor,
-        sample_size=sample_size,
+        scaling_factor=0.08333 if upscaler else 0.18215,
+        sample_size=256 if upscaler else 512,
         mid_block_attention=any(".mid.attn_1." in name for name in shapes),
         use_quant_conv=any(name.startswith("quant_conv.") for name in shapes),
         use_post_quant_conv=any(name.startswith("post_quant_conv.") for name in shapes),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CheckpointError
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
-from .configs import check_config
 from .folder import SUBFOLDERS, TOKENIZER_FILES, is_tokenizer
 from .layouts import PARTS, Layout, Part, table
 from .rules import Config, Place
@@ -108,7 +107,6 @@ def save_folder(
         for part in PARTS:
             folder = draft / SUBFOLDERS[part]
             folder.mkdir()
-            check_config(configs[part], str(target))
             write_json(folder / "config.json", configs[part].to_diffusers())
             entries = _entries(part, "diffusers", states[part], configs[part], dtype, target)
             write_safetensors(folder / _FILES[part], entries, {"format": "pt"})

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..models.config import SD15_UNET, UPSCALER_UNET
 from . import detect
-from .configs import check_config, network_config, parse_json
+from .configs import network_config, parse_json, sentences
 from .files import TensorFile
 from .layouts import IGNORED_AT_TOP, PARTS, TITLES, Layout, Part, canonical, ema_name, prefix, table
 from .rules import Config
@@ -73,11 +73,8 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
     _refuse_foreign(names, path)
     ema = not any(name.startswith("model.diffusion_model.") for name in names)
     openclip = any(name.startswith("cond_stage_model.model.") for name in names)
-    layouts: dict[Part, Layout] = {
-        "unet": "ldm",
-        "autoencoder": "ldm",
-        "text_encoder": "openclip" if openclip else "ldm",
-    }
+    text: Layout = "openclip" if openclip else "ldm"
+    layouts: dict[Part, Layout] = {"unet": "ldm", "autoencoder": "ldm", "text_encoder": text}
     keys = {part: part_keys(names, part, layouts[part], ema) for part in PARTS}
     known = {name for part in PARTS for name in keys[part].values()}
     unknown = tuple(name for name in names if name not in known and not IGNORED_AT_TOP.match(name))
@@ -86,41 +83,33 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
         for part in PARTS
     }
     configs: dict[Part, Config] = {}
+    with sentences(str(path)):
+        unet = detect.unet_config(shapes["unet"], openclip)
+        family = "custom" if unet is None else detect.family_of(unet)
+        prediction, zero_snr = _prediction(file, keys["unet"], family, 4 if unet is None else unet.in_channels)
+        if unet is not None:
+            large = family == "sd2" and prediction == "v_prediction"  # as published for SD 2.1
+            configs["unet"] = dataclasses.replace(unet, sample_size=96, upcast_attention=True) if large else unet
+        upscaler = family == "upscaler"
+        autoencoder = detect.autoencoder_config(shapes["autoencoder"], upscaler)
+        if autoencoder is not None:
+            configs["autoencoder"] = autoencoder
+        text_encoder = detect.text_encoder_config(shapes["text_encoder"], openclip)
+        if text_encoder is not None:
+            configs["text_encoder"] = text_encoder
     own = _own_metadata(file, path)
-    family, scheduler, low_res = "custom", detect.scheduler_config("custom", "epsilon"), None
-    if (unet := detect.unet_config(shapes["unet"], openclip)) is not None:
-        family = detect.family_of(unet)
-        prediction, zero_snr = _prediction(file, keys["unet"], family, unet.in_channels)
-        if family == "sd2" and prediction == "v_prediction":  # as published for SD 2.1
-            unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
-        scheduler = detect.scheduler_config(family, prediction, zero_snr)
-        low_res = dict(detect.LOW_RES_SCHEDULER) if family == "upscaler" else None
-        configs["unet"] = unet
-        scale, size = (0.08333, 256) if family == "upscaler" else (0.18215, 8 * unet.sample_size)
-    else:
-        scale, size = 0.18215, 512
-    if (autoencoder := detect.autoencoder_config(shapes["autoencoder"], scale, size)) is not None:
-        configs["autoencoder"] = autoencoder
-    if (text := detect.text_encoder_config(shapes["text_encoder"], openclip)) is not None:
-        configs["text_encoder"] = text
     for part in configs:
-        if isinstance(own.get(part), dict):
+        if part in own:
             configs[part] = network_config(part, own[part], f"{path} (metadata)")
-        check_config(configs[part], str(path))
-    if isinstance(own.get("scheduler"), dict):
-        scheduler = own["scheduler"]
-    if isinstance(own.get("low_res_scheduler"), dict):
-        low_res = own["low_res_scheduler"]
-    tokenizer = own.get("tokenizer")
     return SingleFile(
         layouts=layouts,
         configs=configs,
         family=family,
-        scheduler_config=scheduler,
+        scheduler_config=own.get("scheduler", detect.scheduler_config(family, prediction, zero_snr)),
         unknown=unknown,
-        ema=ema and "unet" in configs,
-        low_res_scheduler_config=low_res,
-        tokenizer=tokenizer if isinstance(tokenizer, dict) else None,
+        ema=ema and unet is not None,
+        low_res_scheduler_config=own.get("low_res_scheduler", dict(detect.LOW_RES_SCHEDULER) if upscaler else None),
+        tokenizer=own.get("tokenizer"),
     )
 
 
@@ -162,7 +151,8 @@ def _prediction(file: TensorFile, keys: Mapping[str, str], family: str, in_chann
     return "epsilon", zero_snr
 
 
-def _own_metadata(file: TensorFile, path: Path) -> dict[str, Any]:
-    """What `save_single_file` noted in the file, if it wrote it."""
+def _own_metadata(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
+    """What `save_single_file` noted in the file, if it wrote it: objects by the names of parts and schedulers."""
     text = file.metadata.get(METADATA)
-    return {} if text is None else parse_json(text, f"{path} (metadata)")
+    content = {} if text is None else parse_json(text, f"{path} (metadata)")
+    return {name: value for name, value in content.items() if isinstance(value, dict)}
