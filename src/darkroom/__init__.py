@@ -15,8 +15,11 @@ from .errors import CheckpointError, Error, ImageError, RequestError, TrainingEr
 
 if TYPE_CHECKING:
     from .engine import Engine, Failed, Finished, Progress
-    from .pipeline import Pipeline, Result, load, samplers
+    from .pipeline import Pipeline, Result, load
     from .request import Request
+
+    def samplers() -> list[str]: ...  # the package of that name, which can be called: it gives the samplers' names
+
 
 __version__ = "0.1.0"
 
@@ -29,7 +32,7 @@ _WHERE = {
     "Request": "request",
     "Result": "pipeline",
     "load": "pipeline",
-    "samplers": "pipeline",
+    "samplers": "samplers",
 }
 
 __all__ = [
@@ -54,7 +57,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'darkroom' has no attribute {name!r}")
-    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    module = import_module(f".{_WHERE[name]}", __name__)
+    value = module if name == _WHERE[name] else getattr(module, name)
     globals()[name] = value
     return value
 

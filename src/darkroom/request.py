@@ -56,9 +56,13 @@ def real(name: str, value: object, low: float, high: float, what: str = "") -> f
     """`value` as a finite float in low..high, or a RequestError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise RequestError(f"{name} is {_shown(value)}; it must be a number from {low:g} to {high:g}{what}")
-    if not low <= value <= high:  # compared before converting (an int may be too large for a float); also refuses NaN
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond any float
+        number = math.inf
+    if not low <= number <= high:  # NaN is refused here too
         raise RequestError(f"{name} is {_shown(value)}; it must be from {low:g} to {high:g}{what}")
-    return float(value)
+    return number
 
 
 def text(name: str, value: object, longest: int = MAX_PROMPT) -> str:
@@ -162,11 +166,14 @@ class Request:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
-        """The inverse of `to_dict` (a file's key `schema` is passed over); a key that is no field is refused, with the nearest field's name."""
+        """The inverse of `to_dict`. A key that is no field is refused, with the nearest field's name.
+
+        The key `schema`, with which files say what form they are in, is passed over.
+        """
         if not isinstance(values, Mapping):
             raise RequestError(f"a request is {_shown(values)}; it must be an object of names and values")
         known = [f.name for f in fields(cls)]
-        values = {key: value for key, value in values.items() if key != "schema"}  # files say which form they are in
+        values = {key: value for key, value in values.items() if key != "schema"}
         for key in values:
             if key not in known:
                 raise RequestError(f"a request has no field {_shown(key)}{nearest(str(key), known)}")

@@ -20,8 +20,8 @@ from .job import Job
 from .memory import out_of_memory, release
 from .scheduler import share
 
-Denoise = Callable[[Tensor, Sequence[float], Sequence[Condition]], Tensor]
-"""x [N, C, H, W], sigma of each row, condition of each row -> denoised [N, C, H, W]."""
+Denoise = Callable[[Tensor, Sequence[float], Sequence[Condition], Sequence[float | None]], Tensor]
+"""x [N, C, H, W]; of each row: sigma, condition, timestep (None: the schedule's) -> denoised [N, C, H, W] float32."""
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,15 @@ def _answered(question: _Question) -> Tensor:
 
 
 def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bool) -> None:
-    """One U-Net call for questions of one key; smaller ones when it fails. Fills in the answers, or marks jobs failed."""
+    """One U-Net call for questions of one key, smaller ones when it fails. Fills in answers, or marks jobs failed."""
     questions = [q for q in questions if q.job.id not in tick.failed]
     if not questions:
         return
     try:
         x = torch.stack([q.job.state.x for q in questions])
-        answers = denoise(x, [q.job.state.sigma for q in questions], [q.condition for q in questions])
+        sigmas = [q.job.state.sigma for q in questions]
+        told = [q.job.timesteps.get(q.job.state.sigma) for q in questions]
+        answers = denoise(x, sigmas, [q.condition for q in questions], told)
         for question, answer in zip(questions, answers.unbind(), strict=True):
             question.answer = answer
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from darkroom.diffusion.condition import Condition
 from darkroom.errors import Error, RequestError
 from darkroom.images import to_pil, to_unit
 from darkroom.models.autoencoder import Autoencoder
@@ -119,7 +120,7 @@ class Engine:
         moving = [self._jobs[id] for id in pick(asking, self.max_rows)]
         if not moving:
             return []
-        tick = advance(moving, self.model.denoiser, self.max_rows, alone=self.deterministic)
+        tick = advance(moving, self._denoise, self.max_rows, alone=self.deterministic)
         if tick.rows_that_fit is not None:
             self.max_rows = min(self.max_rows, tick.rows_that_fit)
         events: list[Event] = []
@@ -134,8 +135,17 @@ class Engine:
                 events.append(Progress(job.id, job.state.interval, job.steps, self._preview(job, moved.denoised)))
         return events
 
+    def _denoise(
+        self, x: Tensor, sigmas: Sequence[float], conditions: Sequence[Condition], told: Sequence[float | None]
+    ) -> Tensor:
+        """One call of the denoiser, with each row's own timestep where its plan has one, else the schedule's."""
+        t_of = self.model.schedule.sigma_to_t
+        timesteps = [t_of(sigma) if t is None else t for sigma, t in zip(sigmas, told, strict=True)]
+        return self.model.denoiser(x, sigmas, conditions, t=timesteps)
+
     def _preview(self, job: Job, denoised: Tensor) -> Preview:
-        assert job.request.width and job.request.height
+        assert job.request.width is not None
+        assert job.request.height is not None
         return Preview(self.model.previewer, denoised, job.request.width, job.request.height)
 
     def _decode_one(self) -> list[Event]:

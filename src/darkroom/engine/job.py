@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from darkroom.diffusion.guidance import Guidance
 from darkroom.request import Request
@@ -23,6 +24,9 @@ class Job:
     state: SamplerState
     guidance: Guidance
     noise: Noise
+    timesteps: Mapping[float, float] = field(
+        default_factory=dict
+    )  # sigma -> the timestep told, where not the schedule's
     clip: float | None = None  # denoised answers are clamped to -clip..clip (diffusers' clip_sample)
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"

@@ -22,10 +22,11 @@ from darkroom.images import latent_size
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.unet import UNet
 from darkroom.request import MAX_PIXELS, OUTPUTS, Request, choice, draw_seed
+from darkroom.samplers import canonical
 from darkroom.samplers.state import Noise, SamplerState
 
 from .job import Job
-from .plan import plan
+from .plan import LCM_STEPS, STEPS, plan
 from .preview import Previewer
 
 GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
@@ -87,7 +88,9 @@ def text_to_image(model: Model, request: Request, id: str, latents: Tensor | Non
     choice("output", output, OUTPUTS)
     _check_model(model)
     request = _complete(model, request, latents)
-    assert request.width and request.height and request.seed is not None and request.guidance_scale is not None
+    assert request.width is not None
+    assert request.height is not None
+    assert request.seed is not None
     config = model.autoencoder.config
     shape = (config.latent_channels, *latent_size(request.width, request.height, config.downscale))
     noise: Noise = SeededNoise(request.seed, shape)
@@ -97,7 +100,11 @@ def text_to_image(model: Model, request: Request, id: str, latents: Tensor | Non
     steps = plan(model.schedule, model.scheduler_config, request.steps, request.sampler, request.schedule)
     state = SamplerState(x=(noise(0) * steps.init_scale).to(model.device), sigma=steps.sigmas[0])
     request = replace(
-        request, steps=steps.steps, sampler=steps.sampler_name, schedule=steps.schedule_name, version=__version__
+        request,
+        steps=request.steps or _usual_steps(steps.sampler_name),
+        sampler=steps.sampler_name,
+        schedule=steps.schedule_name,
+        version=__version__,
     )
     return Job(
         id=id,
@@ -107,10 +114,16 @@ def text_to_image(model: Model, request: Request, id: str, latents: Tensor | Non
         state=state,
         guidance=_guidance(model, request),
         noise=noise,
+        timesteps=steps.timesteps,
         clip=steps.clip,
         final_scale=steps.final_scale,
         output=output,
     )
+
+
+def _usual_steps(sampler: str) -> int:
+    """The number of steps a plan has when none was asked for."""
+    return LCM_STEPS if canonical(sampler)[0] == "lcm" else STEPS
 
 
 def _complete(model: Model, request: Request, latents: Tensor | None) -> Request:
@@ -161,18 +174,24 @@ def fingerprint(latents: Tensor) -> str:
 
 
 def _guidance(model: Model, request: Request) -> Guidance:
-    """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below."""
+    """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below.
 
-    def condition(text: str) -> Condition:
-        return Condition(model.prompts.encode(text, style=request.prompt_style, clip_skip=request.clip_skip))
+    A network distilled to take the scale as an input (LCM) is told it, and asked once.
+    """
+    scale = request.guidance_scale
+    assert scale is not None
 
-    assert request.guidance_scale is not None
-    if request.guidance_scale <= 1:
-        return Unguided(condition(request.prompt))
+    def text(words: str) -> Tensor:
+        return model.prompts.encode(words, style=request.prompt_style, clip_skip=request.clip_skip)
+
+    if model.unet.config.time_cond_proj_dim is not None:
+        return Unguided(Condition(text(request.prompt), guidance_scale=scale))
+    if scale <= 1:
+        return Unguided(Condition(text(request.prompt)))
     return ClassifierFree(
-        positive=condition(request.prompt),
-        negative=condition(request.negative_prompt),
-        scale=request.guidance_scale,
+        positive=Condition(text(request.prompt)),
+        negative=Condition(text(request.negative_prompt)),
+        scale=scale,
         rescale=request.guidance_rescale,
         interval=request.guidance_interval or (0.0, math.inf),
         scaling=model.denoiser.scaling,

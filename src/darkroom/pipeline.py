@@ -1,0 +1,441 @@
+"""load() and the friendly single calls: a loop over Engine.step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .diffusion.denoiser import Denoiser
+from .diffusion.schedule import Schedule
+from .engine.engine import Engine, Failed, Finished, Progress, decode
+from .engine.preview import Previewer
+from .errors import CheckpointError, RequestError
+from .formats.checkpoint import Checkpoint, native_state, open_checkpoint
+from .formats.picture import write_into
+from .formats.save import save_folder, save_single_file
+from .images import Picture, open_picture, pad_to_grid, to_pil, to_tensor
+from .models.autoencoder import Autoencoder
+from .models.text_encoder import TextEncoder
+from .models.unet import UNet
+from .prompts.encoder import PromptEncoder
+from .prompts.tokenizer import Tokenizer
+from .request import MAX_IMAGES, OUTPUTS, SEEDS, Request, choice, draw_seed, whole
+
+EMBEDDED = Path(__file__).parent / "embedded" / "model"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Output = Literal["pil", "pt", "latent"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was drawn.
+
+    Attributes:
+        images: a list of PIL pictures; for output "pt" a float32 tensor [N, 3, H, W] in 0..1, for "latent" one of
+            [N, C, h, w].
+        requests: each picture's complete recipe, with the seed and all else that was left open.
+    """
+
+    images: list[Image.Image] | Tensor
+    requests: list[Request]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write the pictures as PNG files with their recipes, under new names; the folder is made if need be.
+
+        Returns the paths. Raises RequestError for latents or where the folder can't be made, ImageError where a
+        picture can't be written.
+        """
+        pictures = list(self._pictures())
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RequestError(f"folder {str(folder)!r} can't be made ({reason}); choose another one") from error
+        pairs = zip(pictures, self.requests, strict=True)
+        return [write_into(folder, picture, request.to_dict()) for picture, request in pairs]
+
+    def _pictures(self) -> Iterator[Image.Image]:
+        if not isinstance(self.images, Tensor):
+            yield from self.images
+        elif self.images.shape[1] != 3:
+            raise RequestError('latents can\'t be saved as pictures; decode them, or ask for output="pil"')
+        else:
+            yield from (to_pil(picture) for picture in self.images)
+
+
+class Pipeline:
+    """A loaded model: three networks, a tokenizer, a noise schedule, and the calls that put them to work.
+
+    Attributes:
+        unet, autoencoder, text_encoder: the networks, in evaluation mode; all is open to a curious person.
+        tokenizer: text to token ids.
+        schedule: the noise levels the U-Net was trained at, t <-> sigma.
+        scheduler_config: the checkpoint's scheduler_config.json, which sampler and spacing follow if no other is asked.
+        denoiser: D(x; sigma, conditions), the U-Net as x = x0 + sigma * noise sees it.
+        prompts: texts to embeddings.
+        previewer: latents to rough pictures, without a network.
+        checkpoint: where it all came from; None for networks made by hand.
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: UNet,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        tokenizer: Tokenizer,
+        scheduler_config: Mapping[str, Any],
+        checkpoint: Checkpoint | None = None,
+        name: str = "",
+    ) -> None:
+        for network in (unet, autoencoder, text_encoder):
+            network.eval().requires_grad_(False)
+        self.unet = unet
+        self.autoencoder = autoencoder
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.scheduler_config = dict(scheduler_config)
+        self.schedule = Schedule.from_config(scheduler_config)
+        self.denoiser = Denoiser(unet, self.schedule)
+        self.prompts = PromptEncoder(tokenizer, text_encoder)
+        self.previewer = Previewer(autoencoder)
+        self.checkpoint = checkpoint
+        self.name = name or (checkpoint.name if checkpoint else "")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net is."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the U-Net computes in. Pictures in progress are float32 whatever it is."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels that the model was trained at."""
+        side = self.unet.config.sample_size * self.autoencoder.config.downscale
+        return side, side
+
+    @cached_property
+    def model_hash(self) -> str | None:
+        """Ten hexadecimal digits of the weights' SHA-256, as A1111 writes them; read from disk on first use."""
+        return self.checkpoint.hash() if self.checkpoint else None
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        schedule: str | None = None,
+        seed: int | None = None,
+        num_images: int = 1,
+        latents: Tensor | None = None,
+        clip_skip: int = 0,
+        prompt_style: str = "a1111",
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        output: Output = "pil",
+        deterministic: bool | None = None,
+    ) -> Result:
+        """Draw pictures from a text.
+
+        Args:
+            prompt: a text, or a list of them: num_images pictures each, in order.
+            negative_prompt: what guidance leads away from; one for all, or a list as long as the prompts'.
+            width, height: pixels, 8 to 8192; None: the model's own size. Any size is possible: it is padded to whole
+                latent pixels on the right and below, and cropped back.
+            steps: 1 to 1000; None: 30 (LCM: 4).
+            guidance_scale: 0 to 100, 7.5 if None; at 1 or below the negative prompt plays no part.
+            sampler, schedule: by any of their names (`darkroom.samplers()`); None: what the checkpoint's
+                scheduler_config.json says, flags included.
+            seed: 0 to 2**64 - 1; picture i of the call uses seed + i. None: drawn, and reported in the requests.
+            latents: unit-variance noise [N, C, h, w] to start from, one for each picture, instead of the seed's.
+            clip_skip: n >= 2 takes the text encoder's n-th last layer.
+            prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
+            guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
+            guidance_interval: guidance acts at noise levels low < sigma <= high only (arXiv 2404.07724).
+            on_progress: called with a Progress(step, steps, preview, index) after every step of every picture.
+            output: "pil", "pt" (float32 [N, 3, H, W] in 0..1) or "latent" ([N, C, h, w], scaled as the U-Net sees it).
+            deterministic: one picture in a U-Net call, so that a seed gives the same bits in any company; None: on a
+                CPU, where that costs little.
+
+        Raises RequestError, in one sentence, for anything that can't be done.
+        """
+        prompts, negatives = _texts(prompt, negative_prompt)
+        count = len(prompts) * whole("num_images", num_images, 1, MAX_IMAGES)
+        if count > MAX_IMAGES:
+            raise RequestError(f"{count:,} pictures are asked for at once; ask for {MAX_IMAGES:,} or fewer a call")
+        first = Request(
+            prompt=prompts[0],
+            negative_prompt=negatives[0],
+            width=width,
+            height=height,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            sampler=sampler,
+            schedule=schedule,
+            seed=seed,
+            clip_skip=clip_skip,
+            prompt_style=prompt_style,
+        )
+        start = draw_seed() if first.seed is None else first.seed
+        requests = [
+            replace(
+                first,
+                prompt=prompts[i // num_images],
+                negative_prompt=negatives[i // num_images],
+                seed=(start + i) % SEEDS,
+            )
+            for i in range(count)
+        ]
+        return self.draw(requests, latents, on_progress=on_progress, output=output, deterministic=deterministic)
+
+    def draw(
+        self,
+        requests: Sequence[Request],
+        latents: Tensor | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        output: Output = "pil",
+        deterministic: bool | None = None,
+    ) -> Result:
+        """Draw requests, such as the recipes of an earlier result. Arguments as in `generate`.
+
+        The first picture that fails ends the call with its error.
+        """
+        choice("output", output, OUTPUTS)
+        if not requests:
+            raise RequestError("no picture is asked for; give one prompt or more")
+        if latents is not None and (not isinstance(latents, Tensor) or latents.ndim != 4):
+            raise RequestError("latents must be a tensor [N, C, h, w], one starting noise for each picture")
+        if latents is not None and len(latents) != len(requests):
+            raise RequestError(
+                f"latents hold {len(latents)} starting noises for {len(requests)} pictures; give as many"
+            )
+        if deterministic is None:
+            deterministic = self.device.type == "cpu"
+        engine = Engine(self, deterministic=deterministic)
+        places: dict[str, int] = {}
+        for i, request in enumerate(requests):
+            noise = None if latents is None else latents[i]
+            places[engine.add(request, latents=noise, output=output)] = i
+        images: dict[int, Image.Image | Tensor] = {}
+        recipes: dict[int, Request] = {}
+        while engine.jobs:
+            for event in engine.step():
+                i = places[event.id]
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    images[i], recipes[i] = event.result, event.request
+                elif on_progress is not None:
+                    on_progress(replace(event, index=i))
+        return Result(_gathered([images[i] for i in range(len(requests))]), [recipes[i] for i in range(len(requests))])
+
+    def encode_prompt(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor:
+        """A prompt as the U-Net sees it: [1, 77 k, D] float32 (k chunks of 75 tokens, with their begin and end)."""
+        return self.prompts.encode(text, style=style, clip_skip=clip_skip)[None]
+
+    @torch.no_grad()
+    def encode_image(self, image: Picture) -> Tensor:
+        """A PIL picture or a path as a scaled latent mean [1, C, H/8, W/8] float32.
+
+        Sizes that are no multiple of 8 are continued with their last row and column. Raises ImageError.
+        """
+        weight = next(self.autoencoder.parameters())
+        picture = pad_to_grid(to_tensor(open_picture(image)), self.autoencoder.config.downscale)
+        moments = self.autoencoder.encode(picture.to(device=weight.device, dtype=weight.dtype)).float()
+        return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Scaled latents [N, C, h, w] (or one, [C, h, w]) as PIL pictures of 8 w x 8 h pixels."""
+        channels = self.autoencoder.config.latent_channels
+        if not isinstance(latents, Tensor) or latents.ndim not in (3, 4) or latents.shape[-3] != channels:
+            shape = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise RequestError(f"latents are {shape}; decode takes a tensor [N, {channels}, h, w]")
+        latents = latents if latents.ndim == 4 else latents[None]
+        return [to_pil(decode(self.autoencoder, latent[None])[0]) for latent in latents]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """What training shows the U-Net at timestep t (0..999): x0 + sigma(t) * noise, in Darkroom's coordinates.
+
+        The U-Net itself is given this divided by sqrt(1 + sigma^2) (`denoiser.scaling.c_in`), which keeps its variance.
+        """
+        return latents + self.schedule.t_to_sigma(t) * noise
+
+    def save(self, path: str | Path, dtype: str | None = None) -> Path:
+        """Write the model: one LDM-layout file if the name ends in .safetensors, else a diffusers folder.
+
+        dtype: "float32", "bfloat16" or "float16" to convert to; None keeps each network's own. Raises CheckpointError.
+        """
+        path = Path(path)
+        write = save_single_file if path.suffix == ".safetensors" else save_folder
+        try:
+            return write(
+                path,
+                unet=self.unet.state_dict(),
+                autoencoder=self.autoencoder.state_dict(),
+                text_encoder=self.text_encoder.state_dict(),
+                unet_config=self.unet.config,
+                autoencoder_config=self.autoencoder.config,
+                text_encoder_config=self.text_encoder.config,
+                scheduler_config=self.scheduler_config,
+                tokenizer=self.tokenizer,
+                low_res_scheduler_config=self.checkpoint.low_res_scheduler_config if self.checkpoint else None,
+                dtype=None if dtype is None else DTYPES[choice("dtype", dtype, DTYPES)],
+            )
+        except OSError as error:
+            raise CheckpointError(f"{str(path)!r} can't be written ({error.strerror}); choose another place") from error
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r}, {self.size[0]}x{self.size[1]}, {self.device}, {str(self.dtype)[6:]})"
+
+
+def _texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Prompts and negative prompts as lists of one length; what is in them a Request checks."""
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    if not prompts:
+        raise RequestError("the list of prompts is empty; give one prompt or more")
+    negatives = list(negative) if isinstance(negative, (list, tuple)) else [negative] * len(prompts)
+    if len(negatives) != len(prompts):
+        raise RequestError(
+            f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; give one, or as many"
+        )
+    return prompts, negatives  # type: ignore[return-value]
+
+
+def _gathered(results: Sequence[Image.Image | Tensor]) -> list[Image.Image] | Tensor:
+    """Pictures as a list, tensors of one shape as one."""
+    tensors = [result for result in results if isinstance(result, Tensor)]
+    if not tensors:
+        return [result for result in results if isinstance(result, Image.Image)]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise RequestError('pictures of different sizes make no one tensor; ask for output="pil"')
+    return torch.stack(tensors)
+
+
+def load(
+    source: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", compile: bool = False
+) -> Pipeline:
+    """Load a model.
+
+    Args:
+        source: a diffusers folder, a .safetensors or .ckpt file, or "org/name[@revision]" on the hub (its cache and
+            HF_HUB_OFFLINE obeyed); None: the embedded model, offline and at once.
+        device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
+        compile: compile the U-Net with torch.compile when it is first used.
+
+    Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
+    device or dtype that can't be.
+    """
+    place = _device(device)
+    numbers = _dtype(dtype, place)
+    if source is None and not EMBEDDED.exists():
+        raise CheckpointError(
+            f"the embedded model is missing from this installation ({EMBEDDED}); install the package again, "
+            f"or name a model: a diffusers folder, a .safetensors file or a hub id"
+        )
+    checkpoint = open_checkpoint(EMBEDDED if source is None else source)
+    try:
+        pipe = _build(checkpoint, place, numbers)
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        from .engine.memory import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"memory ran out while loading {checkpoint.name!r} to {place}; free some, or load it in a smaller dtype"
+        ) from error
+    if compile:
+        pipe.unet.compile()
+    return pipe
+
+
+def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    with torch.device("meta"):
+        unet = UNet(checkpoint.unet_config)
+        autoencoder = Autoencoder(checkpoint.autoencoder_config)
+        text_encoder = TextEncoder(checkpoint.text_encoder_config)
+    # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
+    upcast = dtype == torch.float16 and checkpoint.autoencoder_config.force_upcast
+    _fill(unet, checkpoint, "unet", device, dtype)
+    _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)
+    _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
+    if checkpoint.tokenizer_folder is not None:
+        tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_folder)
+    else:
+        tokenizer = Tokenizer.default(checkpoint.pad_token)
+    return Pipeline(
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler_config=checkpoint.scheduler_config,
+        checkpoint=checkpoint,
+        name="embedded" if checkpoint.path == EMBEDDED else "",
+    )
+
+
+def _fill(
+    network: nn.Module,
+    checkpoint: Checkpoint,
+    part: Literal["unet", "autoencoder", "text_encoder"],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Give a network on `meta` its weights, without a second copy of them, and move it to its device."""
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    network.load_state_dict(native_state(checkpoint, part, expected, dtype), strict=True, assign=True)
+    network.to(device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise RequestError(
+            f"device is {name!r}; it must be auto, cpu, cuda, cuda:1 (or another number) or mps"
+        ) from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise RequestError(f"device is {name!r}, and this machine (with this build of torch) has none; use cpu or auto")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    choice("dtype", name, ("auto", *DTYPES))
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name == "float16" and device.type == "cpu":
+        raise RequestError(
+            'dtype is "float16", which a CPU computes a hundred times slower; use "bfloat16" or "float32"'
+        )
+    return DTYPES[name]
