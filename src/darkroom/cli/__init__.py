@@ -1,0 +1,199 @@
+"""The command line. `main` is what `darkroom` and `python -m darkroom` run.
+
+How to add a command: write `cli/NAME.py` with `app = new_app()` and one `@app.command()` (several make a group), and
+give it a row in `COMMANDS`. The module is imported when its command is used; it imports torch inside its function, so
+that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from darkroom.errors import Error
+
+# Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
+COMMANDS = {
+    "generate": "Draw pictures from texts.",
+    "info": "Say what a model is and holds, or how a picture was made.",
+    "verify": "Draw a picture again from its own recipe and compare.",
+    "convert": "Write a model as a diffusers folder or as a single file.",
+    "samplers": "List the samplers.",
+}
+
+USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
+
+# typer has its own copy of click from version 0.22 on; its public BadParameter leads to the right classes in both.
+_UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
+
+
+class _Commands(TyperGroup):
+    """The group of all commands, each imported when it is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"darkroom.cli.{cmd_name.replace('-', '_')}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            raise _UsageError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def new_app(**options: Any) -> typer.Typer:
+    """A command's typer application, in the house style."""
+    return typer.Typer(
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
+_app = new_app(cls=_Commands)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from darkroom import __version__
+
+        print(f"darkroom {__version__}")
+        raise typer.Exit
+
+
+@_app.callback()
+def _darkroom(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Stable Diffusion, whole: train it, tune it, run it.
+
+    Try: darkroom generate "a large fox on a yellow background"
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a prompt may hold what the terminal's encoding can't say
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files are removed
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
+        code = code or 1
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code.
+
+    An error is one sentence on stderr; DARKROOM_DEBUG=1 adds its traceback.
+    """
+    debug = os.environ.get("DARKROOM_DEBUG", "") not in ("", "0")
+    if not debug:
+        logging.getLogger("darkroom").addHandler(logging.NullHandler())  # every failure is told once, by us
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+    try:
+        arguments = list(arguments) or ["--help"]
+        code = typer.main.get_command(_app).main(args=arguments, prog_name="darkroom", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        return _explain(error)
+
+
+def _explain(error: BaseException) -> int:
+    """Say on stderr what went wrong, in a sentence; return the exit code."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        complain("interrupted")
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        _close_stdout()
+        return 1
+    if isinstance(error, Error):
+        complain(str(error))
+        return USER_ERROR
+    if isinstance(error, _ClickException):
+        complain(_usage_sentence(error))
+        return USER_ERROR
+    text = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
+    ):
+        complain("memory ran out; use a smaller model or size, or --dtype bfloat16")
+        return USER_ERROR
+    complain(f"internal error: {type(error).__name__}: {text} (DARKROOM_DEBUG=1 shows where; please report it)")
+    return INTERNAL_ERROR
+
+
+def _usage_sentence(error: Any) -> str:
+    """What typer says of a wrong option or value, and where to read more."""
+    if type(error).__name__ == "NoSuchOption":
+        near = getattr(error, "possibilities", None) or []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        message = f"there is no option {error.option_name}{hint}"
+    else:
+        message = error.format_message().strip()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "darkroom"
+    message = message[:1].lower() + message[1:]
+    return f"{message.rstrip('.')}{'' if message.endswith('?') else ';'} see '{command} --help'"
+
+
+def complain(sentence: str) -> None:
+    """One line on stderr, whatever control characters the sentence holds, and of a length that can be read."""
+    if len(sentence) > 2000:
+        sentence = f"{sentence[:1000]} ... {sentence[-500:]}"
+    try:
+        print(f"darkroom: {visible(sentence)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # stderr is closed: nobody to tell
+        return
+
+
+def visible(text: str, newlines: bool = False) -> str:
+    """Text from outside made safe for a terminal: control characters, bidirectional marks, lone surrogates escaped."""
+    return "".join(
+        c if c.isprintable() or (newlines and c == "\n") else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def did_you_mean(name: str, known: Sequence[str] | dict[str, str]) -> str:
+    """A sentence's tail: which names there are, and the nearest."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _close_stdout() -> None:
+    """The reader of our output has gone: write the rest to nowhere, so that Python's own flush at exit stays quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,52 @@
+"""`darkroom convert`: a model from one layout to the other."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from darkroom.cli import new_app, options
+from darkroom.errors import RequestError
+from darkroom.request import choice
+
+app = new_app()
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file, or ORG/NAME on the hub.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A name ending in .safetensors, or a new folder.")],
+    dtype: Annotated[
+        str | None, typer.Option(metavar="T", help="float32, bfloat16 or float16. [default: as they are]")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(metavar="V", help='Which weights of a folder, such as "fp16".')] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a model as a diffusers folder or as a single file, and print its path.
+
+    darkroom convert v1-5.safetensors v1-5/
+    """
+    if dtype is not None:
+        with options.named_as_options():
+            choice("dtype", dtype, DTYPES)
+    if not target:
+        raise RequestError("DST is empty; give a name that ends in .safetensors, or a folder's")
+    try:
+        taken = os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError(f"can't write {target[:200]!r}: {reason.lower()}") from error
+    if taken and not overwrite:
+        raise RequestError(f"{target[:200]!r} exists already: choose another name, or add --overwrite")
+    import torch
+
+    from darkroom.formats.convert import convert as write
+
+    path = write(source, target, dtype=None if dtype is None else getattr(torch, dtype), variant=variant)
+    print(json.dumps({"path": str(path)}) if as_json else path)

@@ -1,0 +1,244 @@
+"""`darkroom generate`: pictures from texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from darkroom.cli import INTERRUPTED, USER_ERROR, complain, new_app, options
+from darkroom.cli.display import Display
+from darkroom.errors import RequestError
+from darkroom.formats.picture import PictureExists, file_stem, write_into, write_picture
+from darkroom.request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from darkroom.engine import Engine
+
+app = new_app()
+
+_MAX_PROMPT_FILE = 64 * 2**20  # bytes
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help='What to draw; "-" reads prompts from stdin, one a line.'),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
+    ] = ".",
+    prompts_file: Annotated[
+        str | None, typer.Option("--prompts", metavar="FILE", help="Read prompts from a file, one a line.")
+    ] = None,
+    count: Annotated[
+        int,
+        typer.Option("-n", "--num-images", metavar="N", parser=options.whole_number, help="Pictures of each prompt."),
+    ] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=options.whole_number, help="The first picture's; the next takes the next."),
+    ] = None,
+    model: options.Model = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", parser=options.whole_number, help="[default: the sampler's]")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            parser=options.real_number,
+            help="How closely to follow the prompt; 1: no guidance. [default: 7.5]",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="See `darkroom samplers`. [default: the model's]")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Spacing of the noise levels: karras, exponential, ...")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels. [default: the model's]")] = None,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What to lead away from.")] = "",
+    clip_skip: Annotated[
+        int,
+        typer.Option(metavar="N", parser=options.whole_number, help="2: the text encoder's last layer but one."),
+    ] = 0,
+    prompt_style: Annotated[
+        str, typer.Option(metavar="STYLE", help="The prompt's grammar: a1111, comfy or plain.")
+    ] = "a1111",
+    guidance_rescale: Annotated[
+        float,
+        typer.Option(metavar="X", parser=options.real_number, help="0 to 1: against overexposure at high guidance."),
+    ] = 0.0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    compile: options.Compile = False,
+    threads: options.Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    as_json: options.Json = False,
+) -> int:
+    """Draw pictures from texts, and print the paths of their files.
+
+    darkroom generate "a fox on a yellow background" -n 4 --seed 1 -o out/
+    """
+    texts = _prompts(prompts or [], prompts_file)
+    width, height = options.size(size)
+    with options.named_as_options():
+        whole("num_images", count, 1, MAX_IMAGES)
+        base = Request(
+            prompt="",
+            negative_prompt=negative,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance_scale=guidance,
+            guidance_rescale=guidance_rescale,
+            sampler=sampler,
+            schedule=schedule,
+            seed=seed,
+            clip_skip=clip_skip,
+            prompt_style=prompt_style,
+        )
+    if sampler is not None:
+        from darkroom.samplers import canonical
+
+        canonical(sampler)  # says so before a model is loaded
+    first = draw_seed() if base.seed is None else base.seed
+    requests = [
+        replace(base, prompt=text, seed=(first + number) % SEEDS)
+        for number, text in enumerate(text for text in texts for _ in range(count))
+    ]
+    write = _writer(output, len(requests), overwrite)
+    with Display("loading the model") as display:
+        pipe = options.load(model, device, dtype, compile, threads)
+        from darkroom.engine import Engine
+
+        # On a CPU a wider batch gains nothing, and alone each picture has the same bits as when it is drawn again.
+        on_cpu = pipe.device.type == "cpu"
+        engine = Engine(pipe, deterministic=on_cpu)
+        return _draw(engine, requests, write, display, as_json, together=1 if on_cpu else max(1, engine.max_rows // 2))
+
+
+def _draw(
+    engine: Engine,
+    requests: Sequence[Request],
+    write: Callable[[Image.Image, dict[str, Any]], Path],
+    display: Display,
+    as_json: bool,
+    together: int,
+) -> int:
+    """Draw the requests, at most `together` at a time, and write each picture as soon as it is finished."""
+    from darkroom.engine import Failed, Finished, Progress
+
+    waiting = deque(requests)
+    written: list[dict[str, Any]] = []
+    crossed, per_picture, failed, code = 0, 0, 0, 0
+    try:
+        while waiting or engine.jobs:
+            while waiting and len(engine.jobs) < together:
+                job = engine.jobs[engine.add(waiting.popleft())]
+                per_picture = job.steps
+            for event in engine.step():
+                if isinstance(event, Progress):
+                    crossed += 1
+                    now = f"picture {len(written) + failed + 1} of {len(requests)}" if len(requests) > 1 else "drawing"
+                    display.steps(crossed, max(crossed, per_picture * len(requests)), now)
+                elif isinstance(event, Failed):
+                    failed += 1
+                    code = USER_ERROR
+                    complain(str(event.error))
+                elif isinstance(event, Finished):
+                    recipe = event.request.to_dict()
+                    path = write(event.result, recipe)  # type: ignore[arg-type]  # output is "pil"
+                    written.append({"path": str(path), "recipe": recipe})
+                    if not as_json:
+                        display.answer(str(path))
+    except KeyboardInterrupt:
+        complain(f"interrupted; {len(written)} of {len(requests)} pictures are written")
+        code = INTERRUPTED
+    finally:
+        if as_json:
+            display.answer(json.dumps({"images": written}, indent=2))
+    return code
+
+
+def _prompts(arguments: list[str], file: str | None) -> list[str]:
+    """The prompts of the arguments and the file, in this order. Raises `RequestError`."""
+    texts: list[str] = []
+    for argument in arguments:
+        texts += _lines("-") if argument == "-" else [argument]
+    if file is not None:
+        texts += _lines(file)
+    if not texts:
+        raise RequestError('no prompt was given: darkroom generate "a fox on a yellow background"')
+    return texts
+
+
+def _lines(file: str) -> list[str]:
+    """The lines of a UTF-8 file, or of stdin for "-", without the empty ones. Raises `RequestError`."""
+    name = "stdin" if file == "-" else repr(file)
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read(_MAX_PROMPT_FILE + 1)
+        else:
+            if not stat.S_ISREG(os.stat(file).st_mode) and not stat.S_ISFIFO(os.stat(file).st_mode):
+                raise RequestError(f"can't read prompts from {name}: it is not a file")
+            with open(file, "rb") as stream:
+                data = stream.read(_MAX_PROMPT_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError(f"can't read prompts from {name}: {reason.lower()}") from error
+    if len(data) > _MAX_PROMPT_FILE:
+        raise RequestError(f"{name} is larger than {_MAX_PROMPT_FILE // 2**20} MB: split it into several files")
+    try:
+        texts = [line.strip() for line in data.decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    texts = [text for text in texts if text]
+    if not texts:
+        raise RequestError(f"{name} holds no prompts: write one a line")
+    return texts
+
+
+def _writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Image, dict[str, Any]], Path]:
+    """How finished pictures are written. What can be known to fail fails now, before a model is loaded."""
+    if options.is_file_name(output):
+        file = Path(output)
+        if pictures > 1:
+            raise RequestError(f"{pictures} pictures don't fit into one file {output!r}: give a folder")
+        if os.path.lexists(file) and not overwrite:
+            raise PictureExists(f"{output!r} exists already: choose another name, or add --overwrite")
+        _check_folder(file.parent, create=False)
+        return lambda image, recipe: write_picture(image, file, recipe, overwrite=overwrite)
+    folder = Path(output)
+    _check_folder(folder, create=True)
+    if overwrite:
+        return lambda image, recipe: write_picture(image, folder / f"{file_stem(recipe)}.png", recipe, overwrite=True)
+    return lambda image, recipe: write_into(folder, image, recipe)
+
+
+def _check_folder(folder: Path, create: bool) -> None:
+    """Raise `RequestError` unless pictures can be written into `folder`; make it if it isn't there and `create`."""
+    try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not folder.is_dir():
+            raise RequestError(f"there is no folder {str(folder)!r}: create it first, or choose another place")
+    except FileExistsError:
+        raise RequestError(f"{str(folder)!r} is a file, not a folder: choose another output") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError(f"can't create the folder {str(folder)!r}: {reason.lower()}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"can't write into the folder {str(folder)!r}: permission denied")

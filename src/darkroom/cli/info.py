@@ -1,0 +1,127 @@
+"""`darkroom info`: what a model is and holds, or how a picture was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from darkroom.cli import USER_ERROR, complain, new_app, options, visible
+from darkroom.formats.picture import Metadata, read_metadata
+
+app = new_app()
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+_TOOLS = {"darkroom": "Darkroom", "a1111": "A1111 infotext", "comfyui": "ComfyUI", "invokeai": "InvokeAI"}
+
+
+@app.command()
+def info(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|IMAGE", help="A model (folder, file, ORG/NAME) or a picture. [default: embedded]"
+        ),
+    ] = None,
+    with_hash: Annotated[bool, typer.Option("--hash", help="Also a model's hash (reads the whole file).")] = False,
+    as_json: options.Json = False,
+) -> int:
+    """Say what a model is and holds, without loading its weights; or how a picture was made, by its metadata."""
+    if source is not None and is_picture(source):
+        _picture(source, as_json)
+        return 0
+    from darkroom.formats.describe import describe
+    from darkroom.pipeline import EMBEDDED
+
+    found = describe(EMBEDDED if source is None else source, with_hash=with_hash)
+    print(json.dumps(found, indent=2) if as_json else _model_lines(found))
+    if found["fault"]:
+        complain(found["fault"])
+        return USER_ERROR
+    return 0
+
+
+def is_picture(source: str) -> bool:
+    """Whether a name is a picture's rather than a model's: by its first bytes, or by its ending if there is no file."""
+    try:
+        path = Path(source)
+        if path.is_dir():
+            return False
+        if path.is_file():
+            with open(path, "rb") as file:
+                head = file.read(12)
+            if head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP"):
+                return True
+    except (OSError, ValueError):
+        pass
+    return Path(source).suffix.lower() in _PICTURES
+
+
+def _picture(source: str, as_json: bool) -> None:
+    found = read_metadata(source)
+    if as_json:
+        print(json.dumps({"path": source, **dataclasses.asdict(found)}, indent=2))
+        return
+    print(_picture_lines(source, found))
+
+
+def _picture_lines(source: str, found: Metadata) -> str:
+    lines = [f"{visible(source)}: {found.format}, {found.width} x {found.height} pixels"]
+    if found.source is None:
+        return "\n".join([*lines, "no recipe found"])
+    lines.append(f"recipe: by {_TOOLS[found.source]}")
+    if not found.recipe:
+        lines.append("  (nothing in it could be understood)")
+    extra = found.recipe.get("extra")
+    recipe = {key: value for key, value in found.recipe.items() if key not in ("extra", "schema")}
+    lines += _table(recipe)
+    if isinstance(extra, dict):
+        lines += ["also:", *_table(extra)]
+    return "\n".join(lines)
+
+
+def _table(values: dict[str, Any]) -> list[str]:
+    """One line a value, further lines of a text indented under the first; made safe for a terminal."""
+    shown = {visible(str(key)[:60]).replace("_", " "): value for key, value in values.items()}
+    width = max((len(key) for key in shown), default=0)
+    lines = []
+    for key, value in shown.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        text = visible(text, newlines=True).replace("\n", "\n" + " " * (width + 4))
+        lines.append(f"  {key:{width}}  {text}".rstrip())
+    return lines
+
+
+def _model_lines(found: dict[str, Any]) -> str:
+    side = found["picture_size"]
+    values = {
+        "path": found["path"],
+        "kind": f"{found['kind']}, {_bytes(found['size'])}",
+        "family": f"{found['family']}, {found['task']}",
+        "picture": f"{side} x {side} pixels",
+        "prediction": found["prediction_type"],
+        "scheduler": found["scheduler"],
+        "text": f"width {found['text_width']}, vocabulary {found['vocabulary']}",
+        "parameters": _millions(found["parameters"]),
+    }
+    for part, content in found["parts"].items():
+        dtypes = ", ".join(content["dtypes"]) or "no tensors"
+        values[f"  {part}"] = f"{_millions(content['parameters'])}, {dtypes}"
+    if "hash" in found:
+        values["hash"] = found["hash"]
+    return "\n".join([visible(str(found["name"])), *_table(values)])
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count:,}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,115 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from darkroom.errors import RequestError
+from darkroom.request import whole
+
+if TYPE_CHECKING:
+    from darkroom.pipeline import Pipeline
+
+# What `darkroom.Request` calls the fields that have an option of another name.
+_FIELDS = {
+    "clip_skip": "--clip-skip",
+    "device": "--device",
+    "dtype": "--dtype",
+    "guidance_rescale": "--guidance-rescale",
+    "guidance_scale": "--guidance",
+    "height": "--size: height",
+    "negative_prompt": "--negative",
+    "num_images": "-n",
+    "prompt_style": "--prompt-style",
+    "schedule": "--schedule",
+    "seed": "--seed",
+    "steps": "--steps",
+    "threads": "--threads",
+    "tolerance": "--tolerance",
+    "width": "--size: width",
+}
+
+
+def whole_number(text: str) -> int:
+    """An option's whole number. typer's own message doesn't say what was given."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text[:40]!r} is not a whole number") from None
+
+
+def real_number(text: str) -> float:
+    """An option's number; what is not finite is left to `Request` to refuse."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text[:40]!r} is not a number") from None
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M", help="A diffusers folder, a checkpoint file, or ORG/NAME on the hub. [default: the embedded model]"
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(metavar="T", help="auto, float32, bfloat16, float16.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks: a slow start, faster steps.")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", parser=whole_number, help="CPU threads. [default: all cores]")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_SIZE = re.compile(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", re.ASCII)
+
+
+def size(text: str | None) -> tuple[int | None, int | None]:
+    """Width and height from "512x768"; (None, None) for None. Raises `RequestError`."""
+    if text is None:
+        return None, None
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise RequestError(f"--size is {text[:40]!r}; give width and height in pixels, such as 512x512")
+    return int(match[1]), int(match[2])
+
+
+def load(model: str | None, device: str, dtype: str, compile: bool, threads: int | None) -> Pipeline:
+    """Load a model as the options say. Raises `darkroom.Error`."""
+    if threads is not None:
+        with named_as_options():
+            whole("threads", threads, 1, 4096)
+    import torch
+
+    import darkroom
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with named_as_options():
+        return darkroom.load(model, device=device, dtype=dtype, compile=compile)
+
+
+@contextmanager
+def named_as_options() -> Iterator[None]:
+    """Let a RequestError inside name the option, as `--guidance`, instead of the field, as `guidance_scale`."""
+    try:
+        yield
+    except RequestError as error:
+        field, _, rest = str(error).partition(" ")
+        raise RequestError(f"{_FIELDS.get(field, field)} {rest}") from error
+
+
+def is_file_name(text: str) -> bool:
+    """Whether an output names a picture file, not a folder. Raises `RequestError` for a format we don't write."""
+    path = Path(text)
+    if text.endswith(("/", "\\")) or path.is_dir():
+        return False
+    suffix = path.suffix.lower()
+    if suffix in (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".svg", ".pdf"):
+        raise RequestError(f"can't write {text!r}: pictures are written as .png, .jpg or .webp")
+    return suffix in (".png", ".jpg", ".jpeg", ".webp")

@@ -1,0 +1,159 @@
+"""`darkroom verify`: draw a picture again from its own recipe, and compare."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from darkroom.cli import complain, new_app, options, visible
+from darkroom.cli.display import Display
+from darkroom.errors import ImageError, RequestError
+from darkroom.formats.picture import Metadata, read_metadata
+from darkroom.request import Request, whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from darkroom.engine import Engine
+
+app = new_app()
+
+DIFFERENT = 1
+
+
+@app.command()
+def verify(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture that holds its recipe.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="The model that drew it. [default: the embedded one, if it did]")
+    ] = None,
+    tolerance: Annotated[
+        int,
+        typer.Option(
+            metavar="N", parser=options.whole_number, help="Largest difference of a pixel that passes, of 255."
+        ),
+    ] = 2,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> int:
+    """Draw a picture again from its recipe and compare the pixels.
+
+    Exits with 0 if they are identical or within the tolerance, with 1 if not, and with 2 if the picture can't be drawn
+    again.
+    """
+    with options.named_as_options():
+        whole("tolerance", tolerance, 0, 255)
+    found = read_metadata(image)
+    request = recorded_request(found, image)
+    with Display("loading the model") as display:
+        pipe = options.load(model if model is not None else recorded_model(found, image), device, dtype, False, threads)
+        if request.model_hash and pipe.model_hash and request.model_hash[:10] != pipe.model_hash[:10]:
+            complain(
+                f"the picture was drawn by the model {request.model!r} with the hash {request.model_hash}; "
+                f"this one is {pipe.name!r} with {pipe.model_hash}"
+            )
+        from darkroom.engine import Engine
+        from darkroom.images import open_picture
+
+        theirs = open_picture(image)
+        ours = _draw(Engine(pipe, deterministic=True), request, display)
+    result = compare(theirs, ours)
+    passed = result["max_difference"] is not None and result["max_difference"] <= tolerance
+    lossy = found.format == "JPEG"
+    if as_json:
+        answer = {"path": image, "identical": result["max_difference"] == 0, "within_tolerance": passed}
+        print(json.dumps(answer | result | {"tolerance": tolerance, "recipe": request.to_dict()}, indent=2))
+    else:
+        print(_sentence(result, tolerance, passed, lossy))
+    return 0 if passed else DIFFERENT
+
+
+def recorded_request(found: Metadata, image: str) -> Request:
+    """The request in a picture's recipe. Raises `ImageError` if there is none that can be asked again."""
+    if found.source is None or "prompt" not in found.recipe:
+        raise ImageError(f"{image!r} holds no recipe, so it can't be drawn again")
+    fields = Request.__dataclass_fields__
+    values: dict[str, Any] = {key: value for key, value in found.recipe.items() if key in fields}
+    if found.source == "darkroom":
+        unknown = sorted(found.recipe.keys() - fields.keys() - {"schema"})
+        if unknown:
+            raise ImageError(
+                f"the recipe of {image!r} holds {visible(unknown[0][:40])!r}, which this version doesn't know; "
+                "use a newer one"
+            )
+    else:  # another tool's recipe may leave these out; its picture has them
+        values.setdefault("width", found.width)
+        values.setdefault("height", found.height)
+    if values.get("seed") is None:
+        raise ImageError(f"the recipe of {image!r} has no seed, so the same picture can't be drawn again")
+    try:
+        return Request.from_dict(values)
+    except RequestError as error:
+        raise ImageError(f"the recipe of {image!r} can't be followed: {error}") from error
+
+
+def recorded_model(found: Metadata, image: str) -> str | None:
+    """None, for the embedded model, if that is what the recipe names.
+
+    A picture is data from anywhere: it may not choose files of this machine, or repositories on the hub, to load.
+    """
+    name = found.recipe.get("model")
+    if found.source == "darkroom" and name == EMBEDDED:
+        return None
+    shown = f"the model {visible(name[:100])!r}" if isinstance(name, str) and name else "a model it doesn't name"
+    raise ImageError(f"{image!r} was drawn with {shown}: say with --model where that is")
+
+
+EMBEDDED = "embedded"
+
+
+def _draw(engine: Engine, request: Request, display: Display) -> Image.Image:
+    from darkroom.engine import Failed, Finished, Progress
+
+    engine.add(request)
+    while True:
+        for event in engine.step():
+            if isinstance(event, Progress):
+                display.steps(event.step, event.steps, "drawing")
+            elif isinstance(event, Failed):
+                raise event.error
+            elif isinstance(event, Finished):
+                return event.result  # type: ignore[return-value]  # output is "pil"
+
+
+def compare(a: Image.Image, b: Image.Image) -> dict[str, Any]:
+    """How far two RGB pictures are apart.
+
+    `max_difference` and `mean_difference` in 8-bit levels, `different_pixels` as a part (0..1) of all. For pictures of
+    different sizes these are None, and the sizes are in `sizes`.
+    """
+    import numpy as np
+
+    if a.size != b.size:
+        sizes = [list(a.size), list(b.size)]
+        return {"max_difference": None, "mean_difference": None, "different_pixels": None, "sizes": sizes}
+    apart = np.abs(np.asarray(a.convert("RGB"), np.int16) - np.asarray(b.convert("RGB"), np.int16))
+    return {
+        "max_difference": int(apart.max()),
+        "mean_difference": float(apart.mean()),
+        "different_pixels": float((apart.max(axis=-1) > 0).mean()),
+    }
+
+
+def _sentence(result: dict[str, Any], tolerance: int, passed: bool, lossy: bool) -> str:
+    if result["max_difference"] is None:
+        (w, h), (v, g) = result["sizes"]
+        return f"different: the picture is {w}x{h} and its recipe gives {v}x{g}"
+    if result["max_difference"] == 0:
+        return "identical"
+    told = (
+        f"max difference {result['max_difference']} of 255, mean {result['mean_difference']:.4f}, "
+        f"{100 * result['different_pixels']:.2f}% of the pixels differ"
+    )
+    if passed:
+        return f"the same within the tolerance of {tolerance}: {told}"
+    return f"different: {told}" + (" (JPEG keeps no exact pixels: see --tolerance)" if lossy else "")
