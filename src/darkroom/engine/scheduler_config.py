@@ -203,9 +203,12 @@ def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], sch
     stride = schedule.steps // steps
     to_one = bool(config.get("set_alpha_to_one", name != "PNDMScheduler"))
 
+    top = _top(config, schedule)
+
     def level(t: int) -> float:
-        end = 0.0 if to_one else schedule.sigma_min
-        return end if t < 0 else float(schedule.training_sigmas[min(t, schedule.steps - 1)])
+        if t < 0:
+            return 0.0 if to_one else schedule.sigma_min
+        return top if t >= schedule.steps - 1 else float(schedule.training_sigmas[t])
 
     levels = [level(t) for t in timesteps]
     targets = [level(t - stride) for t in timesteps]
@@ -238,13 +241,19 @@ def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule,
         raise CheckpointError(f"The scheduler's original_inference_steps {original} is not from 1 to {schedule.steps}.")
     if not 1 <= steps <= original:
         raise RequestError(f"LCM takes from 1 to {original} steps with this checkpoint, not {steps}; 4 to 8 are usual.")
+    top = _top(config, schedule)
     grid = (np.arange(1, original + 1) * (schedule.steps // original) - 1)[::-1]
     timesteps = grid[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)].tolist()
-    levels = [float(schedule.training_sigmas[t]) for t in timesteps]
+    levels = [float(schedule.training_sigmas[t]) if t < schedule.steps - 1 else top for t in timesteps]
     if isinstance(sampler, LCM):
         sampler = LCM(sampler.limit, tuple(map(float, timesteps)), sampler.timestep_scaling, sampler.sigma_data)
     told = dict(zip(levels, map(float, timesteps), strict=True))
     return Layout(sampler, (*levels, 0.0), math.hypot(1.0, levels[0]), 1.0, told)
+
+
+def _top(config: Mapping[str, Any], schedule: Schedule) -> float:
+    """The highest level. These classes leave a zero-terminal-SNR schedule's infinite one infinite; float32 bears 2^20."""
+    return max(schedule.sigma_max, 2.0**20) if config.get("rescale_betas_zero_snr") else schedule.sigma_max
 
 
 def _unless_plain(targets: Sequence[float], usual: Sequence[float]) -> tuple[float, ...] | None:

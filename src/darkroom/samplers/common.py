@@ -85,6 +85,11 @@ def ancestral(sigma: float, after: float, eta: float) -> tuple[float, float]:
     return math.sqrt(max(after * after - up * up, 0.0)), up
 
 
+def stands(sigma: float, after: float) -> bool:
+    """Whether an interval has no length but for rounding: schedules may repeat their last level, and slopes then fail."""
+    return math.isclose(sigma, after, rel_tol=1e-6)
+
+
 def log_snr(sigma: float) -> float:
     """lambda = log(alpha / sigma_vp) = -log(sigma); infinite at sigma 0."""
     return math.inf if sigma == 0 else -math.log(sigma)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from darkroom.errors import RequestError
-from darkroom.samplers.common import Limit, arrive, limited
+from darkroom.samplers.common import Limit, arrive, limited, stands
 from darkroom.samplers.multistep import weighted
 from darkroom.samplers.state import Noise, SamplerState
 
 
 def _weights(levels: Sequence[float], after: float) -> list[float]:
     """Integrals over sigma, from levels[0] to `after`, of the Lagrange polynomials in log sigma on `levels`."""
-    if len(levels) == 1 or after == levels[0]:
+    if len(levels) == 1 or stands(levels[0], after):
         return [after - levels[0], *[0.0] * (len(levels) - 1)]
     sigma = levels[0]
     # With v = log(s / sigma): ds = sigma e^v dv, and I_k = integral of v^k e^v = [v^k e^v] - k I_(k-1).

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from darkroom.errors import RequestError
-from darkroom.samplers.common import Limit, arrive, draw, limited, log_snr
+from darkroom.samplers.common import Limit, arrive, draw, limited, log_snr, stands
 from darkroom.samplers.state import Noise, SamplerState
 
 ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
@@ -75,7 +75,7 @@ class DPMMultistep:
             answer = (state.x - answer) / state.sigma
         answers = (answer, *state.memory)[: self.order]
         memory = answers[: self.order - 1]
-        if after == state.sigma:  # DEIS and UniPC schedules may repeat their last level
+        if stands(state.sigma, after):
             return arrive(state, state.x, sigmas, memory)
         used = self._order(len(answers), state.interval, sigmas)
         lambdas = [log_snr(sigmas[state.interval - k]) for k in range(used)]

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from darkroom.errors import RequestError
-from darkroom.samplers.common import Limit, arrive, limited, log_snr
+from darkroom.samplers.common import Limit, arrive, limited, log_snr, stands
 from darkroom.samplers.state import Noise, SamplerState
 
 
@@ -64,7 +64,7 @@ class UniPC:
         answers: at the interval's start and before, newest first.
         """
         sigma, after = sigmas[i], sigmas[i + 1]
-        if after == sigma:
+        if stands(sigma, after):
             return x
         h = log_snr(after) - log_snr(sigma)
         hh = -h if self.predict_x0 else h
