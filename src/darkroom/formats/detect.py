@@ -82,6 +82,9 @@ def unet_config(shapes: Shapes, openclip: bool) -> UNetConfig | None:
     middle = _depth(shapes, r"middle_block\.1\.")
     if not attention[-1]:
         depths[-1] = middle
+    for level in reversed(range(len(levels) - 1)):  # without attention it means nothing: as the next level
+        if not attention[level]:
+            depths[level], crosses[level] = depths[level + 1], crosses[level + 1]
     linear = _vote(len(s) for name, s in shapes.items() if name.endswith(("proj_in.weight", "proj_out.weight"))) == 2
     in_channels = _vote(_sizes(shapes, r"input_blocks\.0\.0\.weight", 1)) or 4
     classes = _vote(_sizes(shapes, r"label_emb\.weight", 0))
