@@ -1,0 +1,253 @@
+"""The engine with small random networks: mixed batches, events, isolation, resumption, bits."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from darkroom.engine import Engine, Failed, Finished, Job, Progress
+from darkroom.errors import RequestError
+from darkroom.pipeline import Pipeline
+from darkroom.request import Request
+
+
+def request(**fields: Any) -> Request:
+    return Request(**{"prompt": "a red fox", "steps": 4, "seed": 1, **fields})
+
+
+MIXED = [
+    request(),
+    request(seed=2, sampler="euler_ancestral", steps=6),
+    request(seed=3, sampler="heun", guidance_scale=3.0, prompt="a blue car"),
+    request(seed=4, sampler="dpmpp_2m", schedule="karras", steps=5, guidance_scale=1.0),
+    request(seed=5, sampler="lms", negative_prompt="fox " * 100),
+    request(seed=6, width=72, height=40, sampler="dpmpp_sde"),
+    request(seed=7, guidance_interval=(0.3, 4.0), sampler="uni_pc", steps=7),
+    request(seed=8, sampler="plms", guidance_rescale=0.7, prompt="(rocket:1.3) BREAK car"),
+]
+
+
+def run(engine: Engine) -> dict[str, Tensor]:
+    """Step until nothing is left; every job must finish."""
+    results: dict[str, Tensor] = {}
+    while engine.jobs:
+        for event in engine.step():
+            assert not isinstance(event, Failed), event.error
+            if isinstance(event, Finished):
+                assert isinstance(event.result, Tensor)
+                results[event.id] = event.result
+    return results
+
+
+def solo(pipe: Pipeline, wanted: Request, deterministic: bool = False) -> Tensor:
+    engine = Engine(pipe, deterministic=deterministic)
+    id = engine.add(wanted, output="latent")
+    return run(engine)[id]
+
+
+@pytest.mark.parametrize("max_rows", [1, 5, 64])
+def test_mixed_jobs_equal_their_solo_runs(tiny_pipe: Pipeline, max_rows: int) -> None:
+    engine = Engine(tiny_pipe, max_rows=max_rows)
+    ids = [engine.add(wanted, output="latent") for wanted in MIXED]
+    together = run(engine)
+    for id, wanted in zip(ids, MIXED, strict=True):
+        torch.testing.assert_close(together[id], solo(tiny_pipe, wanted), rtol=1e-5, atol=1e-4)
+
+
+def test_jobs_that_arrive_late_and_travel_as_pickles_end_the_same(tiny_pipe: Pipeline) -> None:
+    """One new job a tick; every third tick all jobs are pickled and go on in a fresh engine."""
+    waiting, results, ids = list(MIXED), {}, []
+    engine = Engine(tiny_pipe)
+    tick = 0
+    while waiting or engine.jobs:
+        if waiting:
+            ids.append(engine.add(waiting.pop(0), output="latent"))
+        for event in engine.step():
+            assert not isinstance(event, Failed), event.error
+            if isinstance(event, Finished):
+                results[event.id] = event.result
+        tick += 1
+        if tick % 3 == 0:
+            jobs: list[Job] = pickle.loads(pickle.dumps(list(engine.jobs.values())))
+            engine = Engine(tiny_pipe)
+            for job in jobs:
+                engine.resume(job)
+    for id, wanted in zip(ids, MIXED, strict=True):
+        torch.testing.assert_close(results[id], solo(tiny_pipe, wanted), rtol=1e-5, atol=1e-4)
+
+
+def test_deterministic_pictures_have_the_same_bits_in_any_company(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe, deterministic=True)
+    ids = [engine.add(wanted, output="latent") for wanted in MIXED]
+    together = run(engine)
+    backwards = Engine(tiny_pipe, deterministic=True, max_rows=3)
+    again = [backwards.add(wanted, output="latent") for wanted in reversed(MIXED)][::-1]
+    apart = run(backwards)
+    for id, other, wanted in zip(ids, again, MIXED, strict=True):
+        assert torch.equal(together[id], apart[other])
+        assert torch.equal(together[id], solo(tiny_pipe, wanted, deterministic=True))
+
+
+def test_events_tell_every_step_once(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe)
+    heun, euler = engine.add(request(sampler="heun")), engine.add(request(sampler="euler", steps=6))
+    seen: dict[str, list[int]] = {heun: [], euler: []}
+    finished: list[str] = []
+    while engine.jobs:
+        for event in engine.step():
+            if isinstance(event, Progress):
+                assert event.id not in finished
+                assert event.steps == (4 if event.id == heun else 6)
+                seen[event.id].append(event.step)
+            elif isinstance(event, Finished):
+                finished.append(event.id)
+                assert event.request.sampler in ("heun", "euler")
+                assert event.result.size == (64, 64)  # type: ignore[union-attr]
+    assert seen == {heun: [1, 2, 3, 4], euler: [1, 2, 3, 4, 5, 6]}
+    assert sorted(finished) == sorted([heun, euler])
+    assert engine.step() == []
+
+
+def test_aborted_jobs_are_gone(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe)
+    first, second = engine.add(request()), engine.add(request(seed=2), output="latent")
+    engine.step()
+    engine.abort(first)
+    engine.abort(first)
+    engine.abort("never was")
+    results = run(engine)
+    assert list(results) == [second]
+    torch.testing.assert_close(results[second], solo(tiny_pipe, request(seed=2)), rtol=1e-5, atol=1e-4)
+
+
+@contextmanager
+def failing_denoiser(pipe: Pipeline, exception: BaseException | None, when: Any) -> Iterator[None]:
+    """Let the model's denoiser raise, or answer NaN, for the calls in which `when(x, sigma)` holds."""
+    own = pipe.denoiser
+
+    class Failing:
+        scaling = own.scaling
+
+        def __call__(self, x: Tensor, sigma: Any, conditions: Any, t: Any = None) -> Tensor:
+            answer = own(x, sigma, conditions, t=t)
+            if when(x, sigma):
+                if exception is not None:
+                    raise exception
+                answer[torch.tensor([when(x[i : i + 1], sigma[i : i + 1]) for i in range(len(x))])] = float("nan")
+            return answer
+
+    pipe.denoiser = Failing()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        pipe.denoiser = own
+
+
+@pytest.mark.parametrize("exception", [ValueError("of its own"), None])
+def test_a_failing_job_fails_alone(tiny_pipe: Pipeline, exception: Exception | None) -> None:
+    engine = Engine(tiny_pipe)
+    ids = [engine.add(request(seed=seed), output="latent") for seed in (1, 2, 3)]
+    engine.step()
+    culprit = engine.jobs[ids[1]].state.x
+    events: list[Any] = []
+    with failing_denoiser(tiny_pipe, exception, lambda x, sigma: bool((x == culprit).flatten(1).all(1).any())):
+        events += engine.step()
+    while engine.jobs:
+        events += engine.step()
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert [event.id for event in failed] == [ids[1]]
+    assert ("of its own" if exception else "not finite in step 2 of 4") in str(failed[0].error)
+    results = {event.id: event.result for event in events if isinstance(event, Finished)}
+    assert set(results) == {ids[0], ids[2]}
+    torch.testing.assert_close(results[ids[2]], solo(tiny_pipe, request(seed=3)), rtol=1e-5, atol=1e-4)
+
+
+def test_memory_running_out_narrows_the_batch_for_good(tiny_pipe: Pipeline) -> None:
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    engine = Engine(tiny_pipe, max_rows=8)
+    ids = [engine.add(request(seed=seed), output="latent") for seed in (1, 2, 3, 4)]
+    with failing_denoiser(tiny_pipe, error, lambda x, sigma: len(x) > 3):
+        results = run(engine)
+    assert engine.max_rows == 2
+    for id, seed in zip(ids, (1, 2, 3, 4), strict=True):
+        torch.testing.assert_close(results[id], solo(tiny_pipe, request(seed=seed)), rtol=1e-5, atol=1e-4)
+
+
+def test_an_interrupt_leaves_the_engine_whole(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe)
+    id = engine.add(request(), output="latent")
+    engine.step()
+    with failing_denoiser(tiny_pipe, KeyboardInterrupt(), lambda x, sigma: True), pytest.raises(KeyboardInterrupt):
+        engine.step()
+    torch.testing.assert_close(run(engine)[id], solo(tiny_pipe, request()), rtol=1e-5, atol=1e-4)
+
+
+def test_decoding_that_fails_is_an_event(tiny_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_pipe)
+    engine.add(request(steps=1))
+    monkeypatch.setattr(tiny_pipe.autoencoder, "decode", lambda z: torch.full((1, 3, 64, 64), float("inf")))
+    (event,) = [event for event in engine.step() if isinstance(event, Failed)]
+    assert "not finite" in str(event.error)
+    assert not engine.jobs
+
+
+def test_what_can_not_be_drawn_is_refused_at_once(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe)
+    with pytest.raises(RequestError, match="no sampler"):
+        engine.add(request(sampler="none such"))
+    with pytest.raises(RequestError, match="max_rows is 0"):
+        Engine(tiny_pipe, max_rows=0)
+    id = engine.add(request())
+    with pytest.raises(RequestError, match="already in progress"):
+        engine.resume(engine.jobs[id])
+    assert list(engine.jobs) == [id]
+
+
+def test_a_distilled_network_is_told_its_scale_and_asked_once(tiny_pipe: Pipeline) -> None:
+    from dataclasses import replace
+
+    from darkroom.engine.prepare import text_to_image
+    from darkroom.models.unet import UNet
+
+    pipe = Pipeline(
+        unet=UNet(replace(tiny_pipe.unet.config, time_cond_proj_dim=8)),
+        autoencoder=tiny_pipe.autoencoder,
+        text_encoder=tiny_pipe.text_encoder,
+        tokenizer=tiny_pipe.tokenizer,
+        scheduler_config={**tiny_pipe.scheduler_config, "_class_name": "LCMScheduler"},
+    )
+    job = text_to_image(pipe, Request(prompt="a fox", guidance_scale=8.0, seed=1), "id")
+    assert [c.guidance_scale for c in job.guidance.branches(14.0)] == [8.0]
+    assert job.request.steps == job.steps == 4
+    low, high = (solo(pipe, request(guidance_scale=scale, sampler=None)) for scale in (1.0, 8.0))
+    assert not torch.allclose(low, high)
+
+
+DRAW = """
+import sys, torch
+torch.set_num_threads(int(sys.argv[2]))
+import darkroom
+pipe = darkroom.load(sys.argv[1])
+images = pipe.generate(["a red fox", "a car"], seed=3, steps=4, output="pt").images
+import hashlib
+print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_same_bytes_in_every_process_and_thread_count(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+    folder = str(tiny_pipe.save(tmp_path / "model"))
+    hashes = [
+        subprocess.run([sys.executable, "-c", DRAW, folder, threads], capture_output=True, text=True, check=True).stdout
+        for threads in ("1", "1", "2", "3")
+    ]
+    assert len(hashes[0].strip()) == 64
+    assert len(set(hashes)) == 1
