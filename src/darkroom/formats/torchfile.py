@@ -174,8 +174,10 @@ def names(value: Any, records: Records) -> list[list[Any]]:
     """[name, dtype, shape, stride, offset] of the tensors directly under the value or its `state_dict`."""
     root = mapping(value)
     if root is None:
-        kind = value.kind if isinstance(value, Inert) else None
-        what = f"a {short(f'{kind.module}.{kind.name}')}" if isinstance(kind, Global) else f"a {type(value).__name__}"
+        if isinstance(value, Inert) and isinstance(value.kind, Global):
+            what = f"a {short(f'{value.kind.module}.{value.kind.name}')}"
+        else:
+            what = "a single tensor" if isinstance(value, Lump) else f"a {type(value).__name__}"
         raise Fault(f"holds {what} where named tensors are wanted: save its state_dict as safetensors")
     root = mapping(root.get("state_dict")) or root
     found = [[key, *describe(item, records)] for key, item in root.items() if type(key) is str and type(item) is Lump]

@@ -26,11 +26,12 @@ STORAGES = {
 # Of the standard library a checkpoint may name these; of built-in functions those; everything else of it is an attack.
 PLAIN_MODULES = {
     "collections", "datetime", "pathlib", "enum", "typing", "copyreg", "copy_reg", "decimal", "fractions", "uuid",
-    "argparse", "dataclasses", "abc", "numbers", "__main__", "_codecs",
+    "argparse", "dataclasses", "abc", "numbers", "functools", "itertools", "math", "re", "time", "random", "array",
+    "types", "__main__", "_codecs",
 }  # fmt: skip
 PLAIN_BUILTINS = {
     "set", "frozenset", "list", "dict", "tuple", "int", "float", "complex", "bool", "str", "bytes", "bytearray",
-    "slice", "range", "object", "getattr", "unicode", "long", "NoneType", "type",
+    "slice", "range", "xrange", "object", "getattr", "unicode", "long", "basestring", "NoneType", "type",
 }  # fmt: skip
 BUILTINS = {"builtins", "__builtin__", "__builtins__"}
 PYTHON2_MODULES = {"commands", "popen2", "urllib2", "cPickle", "thread", "dl", "imp"}
@@ -39,6 +40,7 @@ HOSTILE_PARTS = {
     "os", "sys", "posix", "nt", "subprocess", "importlib", "shutil", "socket", "ctypes", "runpy", "pty", "builtins",
     "__builtins__", "__import__", "__globals__", "__subclasses__", "system", "popen", "Popen", "exec", "eval", "open",
     "execfile", "runstring", "hub", "cpp_extension", "f2py", "pip", "dill", "cloudpickle", "joblib", "IPython",
+    "CodeType", "FunctionType",
 }  # fmt: skip
 
 
@@ -211,7 +213,9 @@ def named(module: object, name: object) -> Global:
             root in sys.stdlib_module_names or root in PYTHON2_MODULES or not HOSTILE_PARTS.isdisjoint([root, *path])
         )
     if hostile:
-        raise Fault(f"asks to run {short(f'{module}.{name}')}: it is hostile; nothing was run, delete it")
+        raise Fault(
+            f"names {short(f'{module}.{name}')}, as only a hostile file would: nothing in it was run, delete it"
+        )
     return Global(module, name)
 
 
