@@ -77,7 +77,7 @@ def test_reads_a_real_line_of_an_old_version() -> None:
         ("Sampler: DPM++ 3M SDE Exponential", "dpmpp_3m_sde", "exponential"),
         ("Sampler: DPM2 a Karras", "dpm_2_ancestral", "karras"),
         ("Sampler: Euler a", "euler_ancestral", None),
-        ("Sampler: Euler a, Schedule type: Automatic", "euler_ancestral", None),
+        ("Sampler: Euler a, Schedule type: Automatic", "euler_ancestral", "automatic"),
         ("Sampler: Euler, Schedule type: Uniform", "euler", "normal"),
         ("Sampler: Euler, Schedule type: SGM Uniform", "euler", "sgm_uniform"),
         ("Sampler: Restart", "Restart", None),
@@ -91,7 +91,7 @@ def test_sampler_names_old_and_new(written: str, sampler: str, schedule: str | N
 
 
 @pytest.mark.parametrize("id", SAMPLER_NAMES)
-@pytest.mark.parametrize("schedule", [None, "karras", "normal", "align_your_steps"])
+@pytest.mark.parametrize("schedule", [None, "automatic", "karras", "normal", "trailing"])
 def test_every_sampler_and_schedule_round_trips(id: str, schedule: str | None) -> None:
     recipe = parse_infotext(to_infotext({"prompt": "p", "steps": 1, "seed": 1, "sampler": id, "schedule": schedule}))
     assert (recipe["sampler"], recipe.get("schedule")) == (id, schedule)

@@ -37,8 +37,21 @@ USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 _UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
 
 
+class _Escaped(Exception):
+    """Carries past typer what typer would answer in its own way."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 class _Commands(TyperGroup):
     """The group of all commands, each imported when it is used."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise _Escaped(error) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -130,7 +143,7 @@ def run(arguments: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _explain(error)
+        return _explain(error.error if isinstance(error, _Escaped) else error)
 
 
 def _explain(error: BaseException) -> int:

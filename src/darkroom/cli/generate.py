@@ -121,6 +121,12 @@ def generate(
     ]
     write = _writer(output, len(requests), overwrite)
     with Display("loading the model") as display:
+        if schedule is not None:
+            from darkroom.diffusion.spacings import spacing_name
+            from darkroom.engine.plan import AUTOMATIC
+
+            if schedule.lower() != AUTOMATIC:
+                spacing_name(schedule)
         pipe = options.load(model, device, dtype, compile, threads)
         from darkroom.engine import Engine
 
@@ -219,26 +225,32 @@ def _writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Imag
             raise RequestError(f"{pictures} pictures don't fit into one file {output!r}: give a folder")
         if os.path.lexists(file) and not overwrite:
             raise PictureExists(f"{output!r} exists already: choose another name, or add --overwrite")
-        _check_folder(file.parent, create=False)
+        if not file.parent.is_dir():
+            raise RequestError(f"there is no folder {str(file.parent)!r}: create it first, or choose another place")
+        _check_folder(file.parent)
         return lambda image, recipe: write_picture(image, file, recipe, overwrite=overwrite)
     folder = Path(output)
-    _check_folder(folder, create=True)
-    if overwrite:
-        return lambda image, recipe: write_picture(image, folder / f"{file_stem(recipe)}.png", recipe, overwrite=True)
-    return lambda image, recipe: write_into(folder, image, recipe)
+    _check_folder(folder)
 
-
-def _check_folder(folder: Path, create: bool) -> None:
-    """Raise `RequestError` unless pictures can be written into `folder`; make it if it isn't there and `create`."""
-    try:
-        if create:
+    def write(image: Image.Image, recipe: dict[str, Any]) -> Path:
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-        elif not folder.is_dir():
-            raise RequestError(f"there is no folder {str(folder)!r}: create it first, or choose another place")
-    except FileExistsError:
-        raise RequestError(f"{str(folder)!r} is a file, not a folder: choose another output") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RequestError(f"can't create the folder {str(folder)!r}: {reason.lower()}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RequestError(f"can't write into the folder {str(folder)!r}: permission denied")
+        except OSError as error:
+            raise RequestError(f"can't create the folder {output!r}: {str(error.strerror).lower()}") from error
+        if overwrite:
+            return write_picture(image, folder / f"{file_stem(recipe)}.png", recipe, overwrite=True)
+        return write_into(folder, image, recipe)
+
+    return write
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `RequestError` unless pictures can be written into `folder`, or it can be made."""
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    except ValueError as error:
+        raise RequestError(f"can't use the folder {str(folder)!r}: {error}") from error
+    if not there.is_dir():
+        raise RequestError(f"{str(there)!r} is not a folder: choose another output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RequestError(f"can't write into the folder {str(there)!r}: choose another output")

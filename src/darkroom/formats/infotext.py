@@ -44,6 +44,7 @@ SAMPLER_NAMES = {
 }
 SCHEDULE_NAMES = {
     "align_your_steps": "Align Your Steps",
+    "automatic": "Automatic",
     "beta": "Beta",
     "exponential": "Exponential",
     "karras": "Karras",
@@ -233,14 +234,14 @@ def _recipe(pairs: Mapping[str, str]) -> dict[str, Any]:
 def sampler_and_schedule(sampler: str, schedule: str | None = None) -> tuple[str, str | None]:
     """Our ids for A1111's names, in the new form ("DPM++ 2M", "Karras") and the old one ("DPM++ 2M Karras").
 
-    A name we don't know comes back unchanged; the schedule "Automatic" is the sampler's own, None.
+    A name we don't know comes back unchanged.
     """
     if schedule is None:
         front, _, suffix = sampler.rpartition(" ")
         if front and suffix.lower() in _OLD_SUFFIXES:
             sampler, schedule = front, suffix
     if schedule is not None:
-        schedule = None if schedule.lower() == "automatic" else _SCHEDULE_IDS.get(schedule.lower(), schedule)
+        schedule = _SCHEDULE_IDS.get(schedule.lower(), schedule)
     return _SAMPLER_IDS.get(sampler.lower(), sampler), schedule
 
 
