@@ -252,8 +252,13 @@ def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule,
 
 
 def _top(config: Mapping[str, Any], schedule: Schedule) -> float:
-    """The highest level. These classes leave a zero-terminal-SNR schedule's infinite one infinite; float32 bears 2^20."""
-    return max(schedule.sigma_max, 2.0**20) if config.get("rescale_betas_zero_snr") else schedule.sigma_max
+    """The highest level.
+
+    These classes leave a zero-terminal-SNR schedule's infinite one as it is. 2^20 is near enough, and float32 bears it
+    with any network but one that predicts noise (which can't start from pure noise at all).
+    """
+    infinite = config.get("rescale_betas_zero_snr") and schedule.prediction_type in ("v_prediction", "sample")
+    return max(schedule.sigma_max, 2.0**20) if infinite else schedule.sigma_max
 
 
 def _unless_plain(targets: Sequence[float], usual: Sequence[float]) -> tuple[float, ...] | None:

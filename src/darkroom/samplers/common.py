@@ -86,7 +86,7 @@ def ancestral(sigma: float, after: float, eta: float) -> tuple[float, float]:
 
 
 def stands(sigma: float, after: float) -> bool:
-    """Whether an interval has no length but for rounding: schedules may repeat their last level, and slopes then fail."""
+    """Whether an interval has no length but for rounding: schedules may repeat their last level."""
     return math.isclose(sigma, after, rel_tol=1e-6)
 
 

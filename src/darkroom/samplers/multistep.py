@@ -107,16 +107,17 @@ class PNDM:
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         output = self._output(state.x, state.sigma, denoised)
         stage = state.memory[0] if state.memory else "first"
+        # An interval that ends at 0 is not warmed up in: its last question would be asked there.
+        if self.warm_up and state.interval < 3 and sigmas[state.interval + 1] > 0:
+            return self._warm_up(state, output, sigmas)
         if stage == "first":
-            return self._warm_up(state, output, sigmas) if self.warm_up else self._first(state, output, sigmas)
+            return self._first(state, output, sigmas)
         if stage == "average":
             _, sample, before = state.memory
             source = sigmas[state.interval] if self.source is None else self.source
             after = sigmas[state.interval + 1]
             x = self._transfer(sample, source, after, (output + before) / 2)
             return arrive(state, x * math.hypot(1.0, after), sigmas, ("plms", before))
-        if stage == "runge-kutta" or (self.warm_up and state.interval < 3):
-            return self._warm_up(state, output, sigmas)
         outputs = (output, *state.memory[1:])[:4]
         return self._plms(state, weighted(EQUAL_STEPS[len(outputs) - 1], outputs), sigmas, ("plms", *outputs[:3]))
 
