@@ -34,7 +34,17 @@ PLAIN_BUILTINS = {
     "slice", "range", "xrange", "object", "getattr", "unicode", "long", "basestring", "NoneType", "type",
 }  # fmt: skip
 BUILTINS = {"builtins", "__builtin__", "__builtins__"}
-PYTHON2_MODULES = {"commands", "popen2", "urllib2", "cPickle", "thread", "dl", "imp"}
+REMOVED_MODULES = {
+    "commands",
+    "popen2",
+    "urllib2",
+    "cPickle",
+    "thread",
+    "dl",
+    "imp",
+    "distutils",
+    "pipes",
+}  # or renamed
 # Known ways out through other packages: numpy.testing's runstring, torch.hub, the `os` that some module imports.
 HOSTILE_PARTS = {
     "os", "sys", "posix", "nt", "subprocess", "importlib", "shutil", "socket", "ctypes", "runpy", "pty", "builtins",
@@ -210,7 +220,7 @@ def named(module: object, name: object) -> Global:
         hostile = not HOSTILE_PARTS.isdisjoint(path)
     else:
         hostile = (
-            root in sys.stdlib_module_names or root in PYTHON2_MODULES or not HOSTILE_PARTS.isdisjoint([root, *path])
+            root in sys.stdlib_module_names or root in REMOVED_MODULES or not HOSTILE_PARTS.isdisjoint([root, *path])
         )
     if hostile:
         raise Fault(
