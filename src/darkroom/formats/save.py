@@ -107,7 +107,7 @@ def save_folder(
         for part in PARTS:
             folder = draft / SUBFOLDERS[part]
             folder.mkdir()
-            write_json(folder / "config.json", configs[part].to_diffusers())
+            write_json(folder / "config.json", _as_published(configs[part].to_diffusers()))
             entries = _entries(part, "diffusers", states[part], configs[part], dtype, target)
             write_safetensors(folder / _FILES[part], entries, {"format": "pt"})
         schedulers = {"scheduler": scheduler_config, "low_res_scheduler": low_res_scheduler_config}
@@ -207,6 +207,22 @@ def _unused_layer(entries: list[Entry]) -> list[Entry]:
         for entry in entries
         if entry.name.startswith(last)
     ]
+
+
+_PER_LEVEL = ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "only_cross_attention")
+
+
+def _as_published(config: Mapping[str, Any]) -> dict[str, Any]:
+    """One value where all levels have the same, as published folders have it: some of diffusers' tools need that.
+
+    Not so where `only_cross_attention` is true: as one value, diffusers takes it to mean the middle too.
+    """
+    same = {
+        name: config[name][0]
+        for name in _PER_LEVEL
+        if isinstance(config.get(name), list) and len(set(config[name])) == 1 and config[name][0] is not True
+    }
+    return {**config, **same}
 
 
 def _model_index(
