@@ -23,7 +23,7 @@ STORAGES = {
     "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8", "_UntypedStorage": "uint8",
 }  # fmt: skip
 
-# Of the standard library a checkpoint may name these; of built-in functions those; everything else of it is an attack.
+# Of the standard library a checkpoint may name these, of the built-in functions those; the rest is what attacks are made of.
 PLAIN_MODULES = {
     "collections", "datetime", "pathlib", "enum", "typing", "copyreg", "copy_reg", "decimal", "fractions", "uuid",
     "argparse", "dataclasses", "abc", "numbers", "functools", "itertools", "math", "re", "time", "random", "array",
@@ -34,17 +34,8 @@ PLAIN_BUILTINS = {
     "slice", "range", "xrange", "object", "getattr", "unicode", "long", "basestring", "NoneType", "type",
 }  # fmt: skip
 BUILTINS = {"builtins", "__builtin__", "__builtins__"}
-REMOVED_MODULES = {
-    "commands",
-    "popen2",
-    "urllib2",
-    "cPickle",
-    "thread",
-    "dl",
-    "imp",
-    "distutils",
-    "pipes",
-}  # or renamed
+# renamed or removed since
+REMOVED_MODULES = {"commands", "popen2", "urllib2", "cPickle", "thread", "dl", "imp", "distutils", "pipes"}
 # Known ways out through other packages: numpy.testing's runstring, torch.hub, the `os` that some module imports.
 HOSTILE_PARTS = {
     "os", "sys", "posix", "nt", "subprocess", "importlib", "shutil", "socket", "ctypes", "runpy", "pty", "builtins",
@@ -224,7 +215,7 @@ def named(module: object, name: object) -> Global:
         )
     if hostile:
         raise Fault(
-            f"names {short(f'{module}.{name}')}, as only a hostile file would: nothing in it was run, delete it"
+            f"names {short(f'{module}.{name}')}, which no weights need: it is hostile or broken; nothing in it was run"
         )
     return Global(module, name)
 
