@@ -23,7 +23,7 @@ STORAGES = {
     "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8", "_UntypedStorage": "uint8",
 }  # fmt: skip
 
-# A checkpoint may name these of the standard library and of the built-in functions; the rest is what attacks are made of.
+# A checkpoint may name these standard modules and these built-ins; the rest is what attacks are made of.
 PLAIN_MODULES = {
     "collections", "datetime", "pathlib", "enum", "typing", "copyreg", "copy_reg", "decimal", "fractions", "uuid",
     "argparse", "dataclasses", "abc", "numbers", "functools", "itertools", "math", "re", "time", "random", "array",
