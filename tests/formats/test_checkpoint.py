@@ -227,6 +227,27 @@ def test_open_clips_last_layer_is_left_out(sd2: Any, tmp_path: Path) -> None:
     assert "layers.23.norm1.weight" not in state
 
 
+def test_averages_are_read_where_there_is_nothing_else(tmp_path: Path, sd1: Any) -> None:
+    from dataclasses import replace
+
+    widths = {"block_out_channels": (32,) * 4, "layers_per_block": (2,) * 4, "attention_levels": (True,) * 3 + (False,)}
+    rest = {"heads": (8,) * 4, "transformer_layers": (1,) * 4, "only_cross_attention": (False,) * 4}
+    config = replace(sd1.configs["unet"], **widths, **rest)
+    state = {name: torch.randn(shape) for name, shape in native_shapes(config).items()}
+    path = sd1.save(tmp_path / "m.safetensors", unet=state, unet_config=config)
+
+    def average(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("model.diffusion_model.")]:
+            tensors[ema_name(name)] = tensors.pop(name)
+        tensors["model_ema.decay"] = torch.tensor(0.999)
+
+    edit(path, average)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.unet_config == replace(config, sample_size=64)
+    loaded = native_state(checkpoint, "unet", native_shapes(config))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
 def test_conversion_of_types_and_memory_of_their_own(sd2: Any, tmp_path: Path) -> None:
     path = sd2.save(tmp_path / "m.safetensors")
     checkpoint = open_checkpoint(path)

@@ -179,3 +179,10 @@ def test_absurd_shapes_end_in_a_sentence() -> None:
 def test_tasks() -> None:
     assert detect.TASKS[presets.INPAINTING_UNET.in_channels] == "inpainting"
     assert detect.TASKS[presets.UPSCALER_UNET.in_channels] == "upscaling"
+
+
+def test_projections_written_as_linear_layers_do_not_change_the_heads() -> None:
+    """Some converters write SD 1.x's 1x1 convolutions as matrices; its heads stay 8 all the same."""
+    shapes = {k: s[:2] if "proj_in.weight" in k or "proj_out.weight" in k else s for k, s in whole("sd1").items()}
+    config = found(Described(shapes)).configs["unet"]
+    assert config == replace(presets.SD15_UNET, use_linear_projection=True)

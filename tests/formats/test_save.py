@@ -58,7 +58,7 @@ def test_diffusers_opens_the_folder(tiny_models: dict[str, Any], tmp_path: Path,
         assert open_checkpoint(path).low_res_scheduler_config == low_res
 
 
-@pytest.mark.parametrize("family", ["sd1", "inpainting"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "inpainting"])
 def test_diffusers_opens_the_single_file(tiny_models: dict[str, Any], tmp_path: Path, family: str) -> None:
     from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 

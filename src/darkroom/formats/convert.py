@@ -21,7 +21,7 @@ def convert(
     source: str | Path, target: str | Path, dtype: torch.dtype | None = None, variant: str | None = None
 ) -> Path:
     """Write the model `source` (anything `open_checkpoint` opens) anew: a single file if `target` ends in .safetensors,
-    else a diffusers folder. `dtype` converts the weights; None keeps each tensor's own. Returns the path written.
+    else a diffusers folder. `dtype` converts the weights; None keeps each tensor's own. Returns where it was written.
 
     Raises CheckpointError with one sentence; then nothing is left at `target` that was not there before.
     """

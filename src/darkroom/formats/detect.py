@@ -88,7 +88,7 @@ def unet_config(shapes: Shapes, openclip: bool) -> UNetConfig | None:
     linear = _vote(len(s) for name, s in shapes.items() if name.endswith(("proj_in.weight", "proj_out.weight"))) == 2
     in_channels = _vote(_sizes(shapes, r"input_blocks\.0\.0\.weight", 1)) or 4
     classes = _vote(_sizes(shapes, r"label_emb\.weight", 0))
-    by_width = linear and classes is None  # SD 2.x has heads of 64 channels; SD 1.x and the upscaler have 8 heads
+    by_width = (openclip or text == 1024) and classes is None  # SD 2.x has heads of 64 channels, others have 8 heads
     return UNetConfig(
         sample_size=128 if classes is not None else 64,
         in_channels=in_channels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -98,7 +99,7 @@ def save_folder(
     files from, or a tokenizer. `extra_files` (name -> bytes) land beside model_index.json. A model folder at `path` is
     replaced; anything else there raises CheckpointError, as does a disk that can't be written.
     """
-    target = Path(path)
+    target = Path(os.path.abspath(path))
     configs: dict[Part, Config] = {
         "unet": unet_config, "autoencoder": autoencoder_config, "text_encoder": text_encoder_config,
     }  # fmt: skip
@@ -143,7 +144,7 @@ def save_single_file(
     Arguments as in `save_folder`. Configurations are noted in the file's metadata, since shapes don't tell all; so is a
     vocabulary other than CLIP's own. Raises CheckpointError if the file can't be written.
     """
-    target = Path(path)
+    target = Path(os.path.abspath(path))
     layout: Layout = "openclip" if text_encoder_config.hidden_act == "gelu" else "ldm"
     notes: dict[str, Any] = {
         "unet": unet_config.to_diffusers(),

@@ -59,12 +59,12 @@ def part_keys(names: list[str], part: Part, layout: Layout, ema: bool = False) -
 def _averages(names: list[str]) -> dict[str, str]:
     """As `part_keys`, for a U-Net of which only the moving average was kept: its names have lost their dots."""
     present = set(names)
-    for config in (SD15_UNET, UPSCALER_UNET):
+    best: dict[str, str] = {}
+    for config in (SD15_UNET, UPSCALER_UNET):  # whose names others share, whatever their widths
         places = table("unet", "ldm", native_shapes(config), config).values()
-        keys = {place.name: ema_name(place.name) for place in places}
-        if present.issuperset(keys.values()):
-            return keys
-    return {}
+        keys = {place.name: ema for place in places if (ema := ema_name(place.name)) in present}
+        best = max(best, keys, key=len)
+    return best
 
 
 def examine(file: TensorFile, path: Path) -> SingleFile:

@@ -65,11 +65,13 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
 def _bytes(entry: Entry, path: Path) -> memoryview:
     import torch
 
+    from .storage import is_finite
+
     tensor = entry.load().detach().to(device="cpu")
     converted = tensor.to(entry.dtype).contiguous()
     if tuple(converted.shape) != entry.shape:
         raise CheckpointError(f"{path}: {entry.name} is {list(converted.shape)}, not {list(entry.shape)}.")
-    if converted.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(converted.float()))).all()):
+    if not is_finite(converted):
         kind = str(entry.dtype).removeprefix("torch.")
         raise CheckpointError(f"{path}: {entry.name} holds NaN, infinity or a value too large for {kind}.")
     return converted.reshape(-1).view(torch.uint8).numpy().data
