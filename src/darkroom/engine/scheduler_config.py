@@ -86,7 +86,7 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
     if name in _SIGMA_SPACE:
         sampler: Sampler = _SIGMA_SPACE[name]()
         return sampler
-    order, lower = int(config.get("solver_order", 2)), bool(config.get("lower_order_final", True))
+    order, lower = _whole(config, "solver_order", 2), bool(config.get("lower_order_final", True))
     solver = str(config.get("solver_type", ""))
     try:
         if name == "DPMSolverMultistepScheduler":
@@ -94,7 +94,7 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
         if name == "UniPCMultistepScheduler":
             if config.get("solver_p") is not None:
                 raise CheckpointError("The scheduler's solver_p (another scheduler inside UniPC) is not supported.")
-            corrected = tuple(int(i) for i in config.get("disable_corrector") or ())
+            corrected = tuple(config.get("disable_corrector") or ())
             solver = solver if solver in ("bh1", "bh2") else "bh2"
             return UniPC(order, solver, bool(config.get("predict_x0", True)), lower, corrected, limit)
         if name == "DEISMultistepScheduler":
@@ -106,7 +106,7 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
     if name == "DDPMScheduler":
         return DDPM(_variance(config), limit)
     if name == "LCMScheduler":
-        return LCM(limit, timestep_scaling=float(config.get("timestep_scaling", 10.0)))
+        return LCM(limit, timestep_scaling=_number(config, "timestep_scaling", 10.0))
     prediction = "v_prediction" if schedule.prediction_type == "v_prediction" else "epsilon"
     return PNDM(not config.get("skip_prk_steps", False), prediction)
 
@@ -149,7 +149,7 @@ def _levels(
 ) -> tuple[list[float], list[float], float]:
     """(levels [steps], the timesteps the network is told [steps], the level at the end)."""
     solver = name in _SOLVERS
-    options: Options = {"steps_offset": int(config.get("steps_offset", 0)), "whole": solver, "spare": solver}
+    options: Options = {"steps_offset": _whole(config, "steps_offset", 0), "whole": solver, "spare": solver}
     placed, timesteps = spaced(_clipped(name, config, schedule), steps, spacing, **options)
     levels = list(placed[:-1])
     low, high = (schedule.sigma_min, schedule.sigma_max) if solver else (levels[-1], levels[0])
@@ -162,7 +162,7 @@ def _levels(
             return levels, list(timesteps), last
     if flag:
         if name in ("EulerDiscreteScheduler", "UniPCMultistepScheduler"):
-            low, high = config.get("sigma_min") or low, config.get("sigma_max") or high
+            low, high = _number(config, "sigma_min", low), _number(config, "sigma_max", high)
         how = "exponential" if flag == "lu" else flag
         levels = list(sigmas(schedule, steps, how, sigma_min=low, sigma_max=high)[:-1])
         timesteps = tuple(_told(name, config, schedule, sigma, flag) for sigma in levels)
@@ -197,7 +197,7 @@ def _told(name: str, config: Mapping[str, Any], schedule: Schedule, sigma: float
 
 def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
     """DDIM, DDPM and PNDM, between whole timesteps."""
-    offset = int(config.get("steps_offset", 0))
+    offset = _whole(config, "steps_offset", 0)
     options: Options = {"steps_offset": offset, "whole": True}
     timesteps = [int(t) for t in spaced(schedule, steps, _spacing(config, "leading"), **options)[1]]
     stride = schedule.steps // steps
@@ -236,7 +236,7 @@ def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], sch
 
 def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
     """LCM's timesteps: a subset of the grid of original_inference_steps that it was distilled on."""
-    original = int(config.get("original_inference_steps", 50))
+    original = _whole(config, "original_inference_steps", 50)
     if not 1 <= original <= schedule.steps:
         raise CheckpointError(f"The scheduler's original_inference_steps {original} is not from 1 to {schedule.steps}.")
     if not 1 <= steps <= original:
@@ -267,13 +267,33 @@ def _unless_plain(targets: Sequence[float], usual: Sequence[float]) -> tuple[flo
 
 def _clipped(name: str, config: Mapping[str, Any], schedule: Schedule) -> Schedule:
     """The training levels above `lambda_min_clipped`, which DPM-Solver wants with a cosine schedule."""
-    low = config.get("lambda_min_clipped", -math.inf)
-    if name != "DPMSolverMultistepScheduler" or low is None or float(low) == -math.inf:
+    low = _number(config, "lambda_min_clipped", -math.inf)
+    if name != "DPMSolverMultistepScheduler" or low == -math.inf:
         return schedule
-    kept = int((-np.log(schedule.training_sigmas) >= float(low)).sum())
+    kept = int((-np.log(schedule.training_sigmas) >= low).sum())
     if kept < 2:
         raise CheckpointError(f"The scheduler's lambda_min_clipped {low!r} leaves no noise levels.")
     return Schedule(schedule.alphas_cumprod[:kept], schedule.prediction_type)
+
+
+def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key)
+    if value is None:
+        return default
+    try:
+        number = float(value)  # "-inf" is how JSON files write lambda_min_clipped
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise CheckpointError(f"The scheduler's {key} is {str(value)[:60]!r}, which is not a number.")
+    return number
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
+    number = _number(config, key, default)
+    if not math.isfinite(number) or number != int(number):
+        raise CheckpointError(f"The scheduler's {key} is {number!r}, which is not a whole number.")
+    return int(number)
 
 
 def _spacing(config: Mapping[str, Any], default: str) -> str:
@@ -297,10 +317,10 @@ def _sigma_flag(name: str, config: Mapping[str, Any]) -> str:
 
 def _limit(name: str, config: Mapping[str, Any]) -> Limit | None:
     if name in _THRESHOLDING and config.get("thresholding"):
-        ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
-        return Threshold(float(ratio), float(most))
+        ratio = _number(config, "dynamic_thresholding_ratio", 0.995)
+        return Threshold(ratio, _number(config, "sample_max_value", 1.0))
     if name in _CLIPPING and config.get("clip_sample", _CLIPPING[name]):
-        return Clip(float(config.get("clip_sample_range", 1.0)))
+        return Clip(_number(config, "clip_sample_range", 1.0))
     return None
 
 
