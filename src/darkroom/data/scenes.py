@@ -6,12 +6,15 @@ A scene is a function of (seed, index), so any part of the endless data set can 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from .glyphs import load_glyphs
+from .glyphs import Glyph, load_glyphs
 from .objects import BACKGROUNDS, CANVAS, COUNTS, GRID, OBJECTS, OPPOSITE, RELATIONS, SIZES, plural, with_article
 
 KINDS = ("single", "count", "relation")
@@ -113,9 +116,7 @@ def _place(rng: np.random.Generator, nouns: tuple[str, ...], side: int, relation
 
 def _apart(placed: tuple[Placed, ...], side: int) -> bool:
     gap = side + MARGIN
-    return all(
-        abs(a.x - b.x) >= gap or abs(a.y - b.y) >= gap for i, a in enumerate(placed) for b in placed[:i]
-    )
+    return all(abs(a.x - b.x) >= gap or abs(a.y - b.y) >= gap for i, a in enumerate(placed) for b in placed[:i])
 
 
 def holds(a: Placed, relation: str, b: Placed, slack: float) -> bool:
@@ -141,3 +142,33 @@ def render_scene(scene: Scene) -> NDArray[np.uint8]:
         spot *= 1 - glyph[..., 3:]
         spot += glyph[..., :3]
     return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def draw_collage(seed: int, index: int, others: Sequence[Glyph]) -> NDArray[np.uint8]:
+    """A picture [128, 128, 3] with no caption and no grid: one to four emoji of any size anywhere, on any colour.
+
+    What keeps the autoencoder general. `others` are glyphs besides our objects (may be empty).
+    """
+    rng = np.random.default_rng((seed, index, 1))
+    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+    picture[:] = rng.random(3, np.float32)
+    ours = load_glyphs()
+    for _ in range(int(rng.integers(1, 5))):
+        i = int(rng.integers(len(NOUNS) + len(others)))
+        glyph = ours[NOUNS[i], max(SIZES.values())] if i < len(NOUNS) else others[i - len(NOUNS)]
+        side = int(rng.integers(24, 113))
+        small = np.asarray(_resize(glyph, side))
+        x, y = (int(v) for v in rng.integers(-side // 3, CANVAS - 2 * side // 3, size=2))
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, CANVAS), min(y + side, CANVAS)
+        part = small[y0 - y : y1 - y, x0 - x : x1 - x]
+        spot = picture[y0:y1, x0:x1]
+        spot *= 1 - part[..., 3:]
+        spot += part[..., :3]
+    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _resize(glyph: Glyph, side: int) -> NDArray[np.float32]:
+    """A premultiplied glyph at another size."""
+    tensor = torch.from_numpy(glyph).permute(2, 0, 1)[None]
+    small = F.interpolate(tensor, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return small[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,130 @@
+"""Does a picture show what its caption says? A judge for the built-in scenes, without any network.
+
+The background is the border's median; objects are connected components, each named by the nearest rendered glyph.
+How far the judge itself can be trusted is measured on true renders (`evaluate/scenes.py`, the ceiling).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from darkroom.data.glyphs import load_glyphs
+from darkroom.data.objects import BACKGROUNDS, CANVAS, GRID, SIZES
+from darkroom.data.scenes import NOUNS, Placed, Scene, holds
+
+INK = 36.0  # distance from the background (of 0..442) from which a pixel belongs to an object
+CELL_INK = 0.05  # fraction of such pixels from which a cell of the grid does
+SPECK = 3  # components of fewer cells than this are noise
+THUMB = 24  # side at which an object is compared with the glyphs
+LARGE = (SIZES["small"] + SIZES["large"]) // 2  # pixels from which an object counts as large
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the judge sees: the background's name, and each object with its bounding box as a `Placed`."""
+
+    background: str
+    objects: tuple[Placed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which of a caption's claims a picture keeps. `right` is all of them together."""
+
+    background: bool
+    objects: bool  # the right nouns, as often as they should be, and nothing else
+    layout: bool  # size of a single object; place of a pair
+
+    @property
+    def right(self) -> bool:
+        return self.background and self.objects and self.layout
+
+
+def look(picture: NDArray[np.uint8]) -> Found:
+    """Find what a picture [128, 128, 3] shows."""
+    pixels = picture.astype(np.float32)
+    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3),
+                             pixels[:, :4].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)])  # fmt: skip
+    ground = np.median(border, axis=0)
+    colours = np.asarray(list(BACKGROUNDS.values()), np.float32)
+    name = list(BACKGROUNDS)[int(np.square(colours - ground).sum(axis=1).argmin())]
+    ink = np.sqrt(np.square(pixels - ground).sum(axis=2)) > INK
+    cells = ink.reshape(CANVAS // GRID, GRID, CANVAS // GRID, GRID).mean(axis=(1, 3)) > CELL_INK
+    objects = []
+    for component in components(cells):
+        inside = ink & np.kron(component, np.ones((GRID, GRID), bool))
+        ys, xs = np.nonzero(inside)
+        y0, y1, x0, x1 = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
+        part = np.where(inside[y0:y1, x0:x1, None], pixels[y0:y1, x0:x1], ground)
+        noun = _nearest(part / 255, ground / 255)
+        objects.append(Placed(noun, int(max(y1 - y0, x1 - x0)), int(x0 + x1) // 2, int(y0 + y1) // 2))
+    return Found(name, tuple(objects))
+
+
+def judge(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
+    """Compare what a picture shows with the scene it should show."""
+    found = look(picture)
+    nouns_right = sorted(o.noun for o in found.objects) == sorted(o.noun for o in scene.objects)
+    layout = nouns_right
+    if layout and scene.kind == "single":
+        layout = (found.objects[0].side >= LARGE) == (scene.objects[0].side >= LARGE)
+    elif layout and scene.relation:
+        first, second = sorted(found.objects, key=lambda o: o.noun != scene.objects[0].noun)
+        layout = holds(first, scene.relation, second, slack=CANVAS)
+    return Verdict(found.background == scene.background, nouns_right, layout)
+
+
+def components(cells: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The 8-connected components of a mask, largest first, without specks."""
+    left = cells.copy()
+    found = []
+    while left.any():
+        part = np.zeros_like(left)
+        todo = [tuple(int(v) for v in np.argwhere(left)[0])]
+        while todo:
+            y, x = todo.pop()
+            if 0 <= y < left.shape[0] and 0 <= x < left.shape[1] and left[y, x]:
+                left[y, x], part[y, x] = False, True
+                todo += [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        if part.sum() >= SPECK:
+            found.append(part)
+    return sorted(found, key=lambda p: -int(p.sum()))
+
+
+def _nearest(part: NDArray[np.float32], ground: NDArray[np.float32]) -> str:
+    thumb = _thumb(torch.from_numpy(part).float().permute(2, 0, 1), torch.from_numpy(ground).float())
+    colours, alphas = _templates()
+    expected = colours + (1 - alphas) * torch.from_numpy(ground).float()[:, None, None]
+    return NOUNS[int((expected - thumb).square().mean(dim=(1, 2, 3)).argmin())]
+
+
+def _thumb(part: Tensor, ground: Tensor) -> Tensor:
+    """A crop [C, h, w] centred on a square of `ground`, as [C, THUMB, THUMB]."""
+    c, h, w = part.shape
+    side = max(h, w)
+    square = ground[:, None, None].expand(c, side, side).clone()
+    top, left = (side - h) // 2, (side - w) // 2
+    square[:, top : top + h, left : left + w] = part
+    size = (THUMB, THUMB)
+    return F.interpolate(square[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+@functools.cache
+def _templates() -> tuple[Tensor, Tensor]:
+    """Premultiplied colours [124, 3, THUMB, THUMB] and alphas [124, 1, THUMB, THUMB] of the glyphs."""
+    glyphs = load_glyphs()
+    thumbs = []
+    for noun in NOUNS:
+        glyph = torch.from_numpy(glyphs[noun, SIZES["large"]]).permute(2, 0, 1)
+        rows, columns = ((glyph[3] > 0.1).any(dim=d).nonzero().flatten() for d in (1, 0))
+        ink = glyph[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+        thumbs.append(_thumb(ink, torch.zeros(4)))
+    stacked = torch.stack(thumbs)
+    return stacked[:, :3], stacked[:, 3:]
