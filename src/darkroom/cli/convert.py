@@ -35,14 +35,7 @@ def convert(
     if dtype is not None:
         with options.named_as_options():
             choice("dtype", dtype, DTYPES)
-    if not target:
-        raise RequestError("DST is empty; give a name that ends in .safetensors, or a folder's")
-    try:
-        taken = os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RequestError(f"can't write {target[:200]!r}: {reason.lower()}") from error
-    if taken and not overwrite:
+    if os.path.lexists(options.path(target)) and not overwrite:
         raise RequestError(f"{target[:200]!r} exists already: choose another name, or add --overwrite")
     import torch
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+from darkroom.cli import complain
 
 
 class Display:
@@ -19,20 +26,19 @@ class Display:
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                desc=self._task,
-                bar_format="{desc} ...",
-                leave=False,
-                dynamic_ncols=True,
-                file=sys.stderr,
-            )
+            self._bar = _bar(desc=self._task, bar_format="{desc} ...")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
     def steps(self, done: int, total: int, description: str) -> None:
         """Show `done` of `total` steps."""
@@ -41,7 +47,7 @@ class Display:
         bar = self._bar
         if bar.bar_format is not None:  # the first one: from words to a bar
             bar.close()
-            bar = self._bar = tqdm(total=total, unit=" steps", leave=False, dynamic_ncols=True, file=sys.stderr)
+            bar = self._bar = _bar(desc=description, total=total, unit="step")
         bar.total = total
         bar.set_description(description, refresh=False)
         bar.update(done - bar.n)
@@ -53,3 +59,37 @@ class Display:
         print(line, flush=True)
         if self._bar is not None:
             self._bar.refresh()
+
+    def complain(self, sentence: str) -> None:
+        """Tell of an error on stderr, above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        complain(sentence)
+        if self._bar is not None:
+            self._bar.refresh()
+
+
+def _bar(**options: Any) -> tqdm[Any]:
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    if columns == 0:  # a terminal that does not know its size: tqdm would show nothing
+        options |= {"ncols": 80, "nrows": 24}
+    return tqdm(leave=False, dynamic_ncols=columns > 0, file=sys.stderr, **options)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C that comes inside take effect only at the end, so that a file and the word of it stay together."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt

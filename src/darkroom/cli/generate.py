@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from darkroom.cli import INTERRUPTED, USER_ERROR, complain, new_app, options
-from darkroom.cli.display import Display
+from darkroom.cli.display import Display, uninterrupted
 from darkroom.errors import RequestError
 from darkroom.formats.picture import PictureExists, file_stem, write_into, write_picture
 from darkroom.request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
@@ -163,14 +163,16 @@ def _draw(
                 elif isinstance(event, Failed):
                     failed += 1
                     code = USER_ERROR
-                    complain(str(event.error))
+                    display.complain(str(event.error))
                 elif isinstance(event, Finished):
                     recipe = event.request.to_dict()
-                    path = write(event.result, recipe)  # type: ignore[arg-type]  # output is "pil"
-                    written.append({"path": str(path), "recipe": recipe})
-                    if not as_json:
-                        display.answer(str(path))
+                    with uninterrupted():
+                        path = write(event.result, recipe)  # type: ignore[arg-type]  # output is "pil"
+                        written.append({"path": str(path), "recipe": recipe})
+                        if not as_json:
+                            display.answer(str(path))
     except KeyboardInterrupt:
+        display.close()
         complain(f"interrupted; {len(written)} of {len(requests)} pictures are written")
         code = INTERRUPTED
     finally:
@@ -219,7 +221,7 @@ def _lines(file: str) -> list[str]:
 
 def _writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Image, dict[str, Any]], Path]:
     """How finished pictures are written. What can be known to fail fails now, before a model is loaded."""
-    if options.is_file_name(output):
+    if options.is_file_name(options.path(output)):
         file = Path(output)
         if pictures > 1:
             raise RequestError(f"{pictures} pictures don't fit into one file {output!r}: give a folder")
@@ -246,10 +248,7 @@ def _writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Imag
 
 def _check_folder(folder: Path) -> None:
     """Raise `RequestError` unless pictures can be written into `folder`, or it can be made."""
-    try:
-        there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    except ValueError as error:
-        raise RequestError(f"can't use the folder {str(folder)!r}: {error}") from error
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
         raise RequestError(f"{str(there)!r} is not a folder: choose another output")
     if not os.access(there, os.W_OK | os.X_OK):

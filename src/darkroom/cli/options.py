@@ -104,6 +104,13 @@ def named_as_options() -> Iterator[None]:
         raise RequestError(f"{_FIELDS.get(field, field)} {rest}") from error
 
 
+def path(text: str) -> str:
+    """An output's path. Raises `RequestError` for what no file can be called; the rest only the system knows."""
+    if not text or "\0" in text:
+        raise RequestError(f"{text[:100]!r} can't be a file's name: choose another output")
+    return text
+
+
 def is_file_name(text: str) -> bool:
     """Whether an output names a picture file, not a folder. Raises `RequestError` for a format we don't write."""
     path = Path(text)
