@@ -44,7 +44,8 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     if share().world > 1 and tensors:
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.all_reduce(flat)
-        torch._foreach_copy_(list(tensors), [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)])  # fmt: skip
+        parts = flat.split([t.numel() for t in tensors])
+        torch._foreach_copy_(list(tensors), [f.view_as(t) for f, t in zip(parts, tensors, strict=True)])
 
 
 def launch(work: Callable[..., Any], workers: int, *args: Any) -> None:

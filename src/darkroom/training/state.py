@@ -47,6 +47,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.pt") if NAME.fullmatch(p.name))
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    found = NAME.fullmatch(path.name)
+    if found is None:
+        raise ValueError(f"{path.name!r} is not a checkpoint's name")
+    return int(found[1])
+
+
 def load_last(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint's state, or None. Only tensors and plain values are read from it."""
     found = checkpoints(folder)

@@ -1,0 +1,172 @@
+"""From a run's checkpoints to a model: averaged weights, normalised latents, and the folder that diffusers opens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from darkroom.data.objects import vocabulary
+from darkroom.data.scenes import draw_scene
+from darkroom.errors import Error, TrainingError
+from darkroom.formats.files import open_tensors
+from darkroom.formats.save import save_folder
+from darkroom.formats.writer import Entry, whole_file, write_safetensors
+from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.config import AutoencoderConfig
+from darkroom.models.text_encoder import TextEncoder
+from darkroom.models.unet import UNet
+from darkroom.prompts.tokenizer import Tokenizer
+from darkroom.prompts.vocabulary import build_vocabulary
+
+from . import autoencoder as ae
+from . import state, unet
+from .latents import normalise, pictures_of
+from .loop import LoopConfig
+
+FINISHED = "autoencoder.safetensors"  # in an autoencoder's run: its normalised average
+MEASURED = 256  # scenes over which latents are normalised: 65,536 latent pixels
+
+Recipe = TypeVar("Recipe", bound=LoopConfig)
+
+
+def scene_tokenizer() -> Tokenizer:
+    """The tokenizer of the built-in scenes: every word of a caption is one token."""
+    vocab, merges = build_vocabulary(vocabulary())
+    return Tokenizer(vocab, merges)
+
+
+def recipe_of(kind: type[Recipe], saved: Mapping[str, Any]) -> Recipe:
+    """A recipe from what a checkpoint or recipe.json holds; what this version doesn't know is left out."""
+    known = {f.name for f in fields(kind)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
+    return kind(**values)
+
+
+def load_ema(run: Path) -> dict[str, nn.Module]:
+    """The averaged networks of a run's newest checkpoint, in evaluation mode, under their names.
+
+    {"autoencoder": Autoencoder}, or {"unet": UNet, "text_encoder": TextEncoder}. Raises TrainingError.
+    """
+    return _modules(run, _checkpoint(run))
+
+
+def _checkpoint(run: Path) -> dict[str, Any]:
+    saved = state.load_last(run)
+    if saved is None:
+        raise TrainingError(f"{run} holds no checkpoint; train first")
+    return saved
+
+
+def _modules(run: Path, saved: Mapping[str, Any]) -> dict[str, nn.Module]:
+    names = set(saved["ema"])
+    modules: dict[str, nn.Module]
+    if names == {"autoencoder"}:
+        modules = {"autoencoder": ae.network(recipe_of(ae.AutoencoderRecipe, saved["recipe"]))}
+    elif names == {"unet", "text_encoder"}:
+        built = unet.networks(recipe_of(unet.UNetRecipe, saved["recipe"]), tokenizer_of(run))
+        modules = dict(zip(("unet", "text_encoder"), built, strict=True))
+    else:
+        raise TrainingError(f"{run} is a run of {', '.join(sorted(names))}; there is no recipe of ours for that")
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(saved["ema"][name])
+        except RuntimeError as error:
+            raise TrainingError(f"{run}: the {name}'s weights don't fit its recipe: {error}") from error
+        module.eval().requires_grad_(False)
+    return modules
+
+
+def tokenizer_of(run: Path) -> Tokenizer:
+    """The tokenizer that a U-Net was trained with: the run's own if it kept one, else that of the built-in scenes."""
+    folder = run / "tokenizer"
+    return Tokenizer.from_folder(folder) if folder.is_dir() else scene_tokenizer()
+
+
+def finish_autoencoder(run: Path) -> Autoencoder:
+    """The average of a run's newest checkpoint, its latents normalised; kept in `run`/autoencoder.safetensors.
+
+    The file is read when it is there and as new as the checkpoint, so that later stages all see the same weights.
+    Raises TrainingError.
+    """
+    path = run / FINISHED
+    steps = [state.step_of(p) for p in state.checkpoints(run)]
+    if path.is_file() and (not steps or _step_of_file(path) == steps[-1]):
+        return load_autoencoder(path)
+    saved = _checkpoint(run)
+    autoencoder = _modules(run, saved).get("autoencoder")
+    if not isinstance(autoencoder, Autoencoder):
+        raise TrainingError(f"{run} is no autoencoder's run")
+    normalise(autoencoder, pictures_of(draw_scene(saved["recipe"]["seed"], i) for i in range(MEASURED)), rows=16)
+    save_autoencoder(autoencoder, path, saved["step"])
+    return autoencoder
+
+
+def save_autoencoder(autoencoder: Autoencoder, path: Path, step: int) -> None:
+    """Write an autoencoder with its configuration as one file, whole or not at all."""
+    metadata = {"config": json.dumps(autoencoder.config.to_diffusers(), sort_keys=True), "step": str(step)}
+    weights = {name: tensor.detach().cpu() for name, tensor in autoencoder.state_dict().items()}
+    entries = [
+        Entry(name, tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
+        for name, tensor in weights.items()
+    ]
+    with whole_file(path) as draft:
+        write_safetensors(draft, entries, metadata)
+
+
+def _step_of_file(path: Path) -> int:
+    with open_tensors(path) as file:
+        return int(file.metadata.get("step", -1))
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """What `save_autoencoder` wrote. Raises TrainingError."""
+    try:
+        with open_tensors(path) as file:
+            config = AutoencoderConfig.from_diffusers(json.loads(file.metadata["config"]))
+            with torch.device("meta"):
+                autoencoder = Autoencoder(config)
+            autoencoder.load_state_dict({name: file.load(name) for name in file.names()}, assign=True)
+    except (Error, KeyError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"{path} is no autoencoder that we saved; delete it to make it anew: {error}") from error
+    return autoencoder.eval().requires_grad_(False)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a network's weights: what its latents are kept under."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def export(autoencoder_run: Path, unet_run: Path, target: Path, extra_files: Mapping[str, bytes] | None = None) -> Path:
+    """Write the averaged networks of two runs as an ordinary diffusers folder in float16; whole or not at all.
+
+    `extra_files` (name -> bytes) land beside model_index.json. Raises TrainingError, CheckpointError.
+    """
+    autoencoder = finish_autoencoder(autoencoder_run)
+    trained = load_ema(unet_run)
+    network, text_encoder = trained.get("unet"), trained.get("text_encoder")
+    if not isinstance(network, UNet) or not isinstance(text_encoder, TextEncoder):
+        raise TrainingError(f"{unet_run} is no U-Net's run")
+    return save_folder(
+        target,
+        unet=network.state_dict(),
+        autoencoder=autoencoder.state_dict(),
+        text_encoder=text_encoder.state_dict(),
+        unet_config=network.config,
+        autoencoder_config=autoencoder.config,
+        text_encoder_config=text_encoder.config,
+        scheduler_config=unet.SCHEDULER_CONFIG,
+        tokenizer=tokenizer_of(unet_run),
+        dtype=torch.float16,
+        extra_files=extra_files,
+    )
