@@ -1,0 +1,79 @@
+# Everything Darkroom's developers run. Needs Python 3.11 or newer, and make.
+# The environment is made in .venv on first use; afterwards the stamps in it make a second call quick.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes; each computes with one thread.
+WORKERS ?= 2
+# Where `make demo` puts its picture.
+OUT ?= out
+PROMPT ?= a large fox on a yellow background
+
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SETUP := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs pictures bench bench-smoke embedded clean
+
+help:  ## Say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed  ## Draw a picture with the embedded model, and print its path and the prompt
+	@$(RUN) -m darkroom generate "$(PROMPT)" --seed 1 -o $(OUT)
+	@echo "prompt: $(PROMPT)"
+
+test: $(VENV)/.tested  ## Run the tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+check: $(VENV)/.checked  ## Check format, lint, types, imports between rooms, and that the documentation's code runs
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) tools/imports.py
+	$(RUN) tools/run_docs.py
+
+format: $(VENV)/.checked  ## Put the code in its format, and fix what can be fixed
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+docs: $(VENV)/.installed  ## Run the documentation's code
+	$(RUN) tools/run_docs.py
+
+pictures: $(VENV)/.installed  ## Draw the documentation's pictures again (docs/pictures)
+	$(RUN) tools/run_docs.py --keep-pictures docs/how-it-works.md
+	$(RUN) tools/make_sheet.py
+
+bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (minutes)
+	$(RUN) benchmarks/cold_start.py
+	$(RUN) benchmarks/step.py
+
+bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
+	$(RUN) benchmarks/cold_start.py --rounds 1
+	$(RUN) benchmarks/step.py --architecture tiny --size 64 --rounds 2
+
+embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; interrupt and call again to go on)
+	$(RUN) -m darkroom train embedded --output runs/embedded
+
+clean:  ## Remove the environment and what tools left behind; runs/ and out/ stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Darkroom needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(SETUP)
+	@echo "installing Darkroom into $(VENV) (the largest part is torch; a few minutes the first time)"
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(INSTALL) -e ".[test]"
+	@touch $@
+
+$(VENV)/.checked: $(VENV)/.installed
+	$(INSTALL) -e ".[dev]"
+	@touch $@
