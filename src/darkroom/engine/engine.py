@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -23,6 +24,7 @@ from darkroom.models.autoencoder import Autoencoder
 from darkroom.request import Request, whole
 
 from .advance import advance
+from .exact import same_bits
 from .job import Job
 from .memory import default_rows, out_of_memory, release
 from .prepare import Model, text_to_image
@@ -141,7 +143,8 @@ class Engine:
         """One call of the denoiser, with each row's own timestep where its plan has one, else the schedule's."""
         t_of = self.model.schedule.sigma_to_t
         timesteps = [t_of(sigma) if t is None else t for sigma, t in zip(sigmas, told, strict=True)]
-        return self.model.denoiser(x, sigmas, conditions, t=timesteps)
+        with same_bits(self.model.unet) if self.deterministic else nullcontext():
+            return self.model.denoiser(x, sigmas, conditions, t=timesteps)
 
     def _preview(self, job: Job, denoised: Tensor) -> Preview:
         assert job.request.width is not None
@@ -191,7 +194,8 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     weight = next(autoencoder.parameters())
     pictures = []
     for latent in latents.to(weight.device).float():
-        picture = autoencoder.decode(autoencoder.unscale(latent[None]).to(weight.dtype))
+        with same_bits(autoencoder):
+            picture = autoencoder.decode(autoencoder.unscale(latent[None]).to(weight.dtype))
         if not bool(picture.isfinite().all()):
             raise RequestError(
                 "the autoencoder answered with numbers that are not finite; "

@@ -1,0 +1,72 @@
+"""Pictures from outside, made plain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from darkroom.errors import ImageError
+from darkroom.images import latent_size, open_picture, pad_to_grid, to_pil, to_tensor, to_unit
+
+
+@pytest.mark.parametrize(
+    ("picture", "colour"),
+    [
+        (Image.new("RGB", (4, 3), (10, 20, 30)), (10, 20, 30)),
+        (Image.new("L", (4, 3), 77), (77, 77, 77)),
+        (Image.new("1", (4, 3), 1), (255, 255, 255)),
+        (Image.new("RGBA", (4, 3), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (4, 3), (0, 0, 0, 51)), (204, 204, 204)),
+        (Image.new("LA", (4, 3), (0, 0)), (255, 255, 255)),
+        (Image.new("RGB", (4, 3), (10, 20, 30)).quantize(), (10, 20, 30)),
+        (Image.new("CMYK", (4, 3), (0, 0, 0, 0)), (255, 255, 255)),
+        (Image.fromarray(np.full((3, 4), 65535, dtype=np.uint16)), (255, 255, 255)),
+        (Image.fromarray(np.full((3, 4), 257 * 100, dtype=np.uint16)), (100, 100, 100)),
+        (Image.new("I", (4, 3), 200), (200, 200, 200)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
+)
+def test_any_mode_becomes_rgb(picture: Image.Image, colour: tuple[int, int, int]) -> None:
+    plain = open_picture(picture)
+    assert (plain.mode, plain.size) == ("RGB", (4, 3))
+    assert plain.getpixel((1, 1)) == colour
+
+
+def test_exif_turns_a_picture_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    Image.new("RGB", (4, 3)).save(tmp_path / "turned.png", exif=exif)
+    assert open_picture(tmp_path / "turned.png").size == (3, 4)
+
+
+def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.bmp")
+    Image.frombytes("RGB", (64, 64), bytes(range(256)) * 48).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:150])
+    for source in (tmp_path / "none.png", tmp_path / "text.png", tmp_path / "a.bmp", tmp_path / "cut.png", tmp_path):
+        with pytest.raises(ImageError, match="image '"):
+            open_picture(source)
+    for wrong in (Image.new("F", (4, 3)), Image.new("RGB", (0, 3)), Image.new("1", (100_000, 1)), 5):
+        with pytest.raises(ImageError):
+            open_picture(wrong)  # type: ignore[arg-type]
+
+
+def test_tensors_and_back() -> None:
+    values = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+    tensor = to_tensor(Image.fromarray(values))
+    assert tensor.shape == (1, 3, 4, 4)
+    assert -1 <= tensor.min() <= tensor.max() <= 1
+    assert np.array_equal(np.asarray(to_pil(to_unit(tensor)[0])), values)
+
+
+def test_the_latent_grid() -> None:
+    assert latent_size(512, 768, 8) == (96, 64)
+    assert latent_size(513, 1, 8) == (1, 65)
+    padded = pad_to_grid(torch.arange(6.0).reshape(1, 1, 2, 3), 4)
+    assert padded.shape == (1, 1, 4, 4)
+    assert padded[0, 0, :, 3].tolist() == [2, 5, 5, 5]
