@@ -82,11 +82,12 @@ def _bar(**options: Any) -> tqdm[Any]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let a Ctrl-C that comes inside take effect only at the end, so that a file and the word of it stay together."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield  # signals go elsewhere, or a shell started us in the background and wants none to arrive
         return
     pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
         yield
     finally:
