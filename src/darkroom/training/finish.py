@@ -31,7 +31,7 @@ from .latents import normalise, pictures_of
 from .loop import LoopConfig
 
 FINISHED = "autoencoder.safetensors"  # in an autoencoder's run: its normalised average
-MEASURED = 256  # scenes over which latents are normalised: 65,536 latent pixels
+MEASURED = range(10_000_000, 10_000_512)  # scenes over which latents are normalised
 
 Recipe = TypeVar("Recipe", bound=LoopConfig)
 
@@ -103,7 +103,7 @@ def finish_autoencoder(run: Path) -> Autoencoder:
     autoencoder = _modules(run, saved).get("autoencoder")
     if not isinstance(autoencoder, Autoencoder):
         raise TrainingError(f"{run} is no autoencoder's run")
-    normalise(autoencoder, pictures_of(draw_scene(saved["recipe"]["seed"], i) for i in range(MEASURED)), rows=16)
+    normalise(autoencoder, pictures_of(draw_scene(saved["recipe"]["seed"], i) for i in MEASURED), rows=16)
     save_autoencoder(autoencoder, path, saved["step"])
     return autoencoder
 
@@ -147,12 +147,16 @@ def fingerprint(module: nn.Module) -> str:
     return found.hexdigest()
 
 
-def export(autoencoder_run: Path, unet_run: Path, target: Path, extra_files: Mapping[str, bytes] | None = None) -> Path:
+def export(autoencoder_run: Path, unet_run: Path, target: Path) -> Path:
     """Write the averaged networks of two runs as an ordinary diffusers folder in float16; whole or not at all.
 
-    `extra_files` (name -> bytes) land beside model_index.json. Raises TrainingError, CheckpointError.
+    Raises TrainingError, CheckpointError.
     """
-    autoencoder = finish_autoencoder(autoencoder_run)
+    return export_networks(finish_autoencoder(autoencoder_run), unet_run, target)
+
+
+def export_networks(autoencoder: Autoencoder, unet_run: Path, target: Path) -> Path:
+    """The same, with an autoencoder at hand: the one whose latents the U-Net was trained on."""
     trained = load_ema(unet_run)
     network, text_encoder = trained.get("unet"), trained.get("text_encoder")
     if not isinstance(network, UNet) or not isinstance(text_encoder, TextEncoder):
@@ -168,5 +172,4 @@ def export(autoencoder_run: Path, unet_run: Path, target: Path, extra_files: Map
         scheduler_config=unet.SCHEDULER_CONFIG,
         tokenizer=tokenizer_of(unet_run),
         dtype=torch.float16,
-        extra_files=extra_files,
     )

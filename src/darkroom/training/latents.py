@@ -43,7 +43,7 @@ def normalise(autoencoder: Autoencoder, pictures: Tensor, rows: int = 64) -> Non
     quant, post_quant = autoencoder.quant, autoencoder.post_quant
     if quant is None or post_quant is None:
         raise ValueError("an autoencoder without quant convolutions can't be normalised")
-    latents = torch.cat([autoencoder.encode(p).chunk(2, dim=1)[0] for p in pictures.split(rows)])
+    latents = torch.cat([autoencoder.encode(p).chunk(2, dim=1)[0] for p in torch.split(pictures, rows)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     c = len(mean)
     quant.weight[:c] /= std[:, None, None, None]

@@ -7,6 +7,7 @@ bit for bit on the CPU with the same number of threads.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import threading
@@ -47,11 +48,21 @@ class LoopConfig:
     device: str = "cpu"
 
 
+PATIENCE = 1.0  # seconds after an interruption in which another one is the same
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was interrupted, and saved: its message says how far it came."""
+
+
 class Stage(Protocol):
     """What the loop trains. `modules` are saved, averaged and updated under their names."""
 
-    modules: Mapping[str, nn.Module]
-    config: LoopConfig
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def config(self) -> LoopConfig: ...
 
     def batch(self, step: int, share: Share) -> Any:
         """This process's share of a step's data, prepared in another thread; a pure function of its arguments."""
@@ -123,7 +134,7 @@ def train(stage: Stage, folder: Path, *, resume: bool = True, until: int | None 
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 loss, figures = stage.loss(batch, step, part)
             optimizer.zero_grad(set_to_none=True)
-            (loss / part.world).backward()
+            (loss / part.world).backward()  # type: ignore[no-untyped-call]
             # Whether anybody was asked to stop travels with the gradients, so that all ranks stop at one step.
             stopping = torch.tensor(float(asked()), device=device)
             sum_over_ranks([p.grad for p in parameters if p.grad is not None] + [stopping])
@@ -141,9 +152,14 @@ def train(stage: Stage, folder: Path, *, resume: bool = True, until: int | None 
                     sums[key] = sums.get(key, torch.zeros(())) + value
             if part.rank == 0 and (step % config.log_every == 0 or step == end):
                 now = time.monotonic()
-                row = {"step": step, **{k: round(float(v) / summed, 6) for k, v in sums.items()}, "rate": round(factor, 4),
-                       "skipped": skipped, "samples_per_second": round(summed * config.batch_size / (now - last_logged), 1),
-                       "seconds": round(now - began, 1)}  # fmt: skip
+                row = {
+                    "step": step,
+                    **{k: round(float(v) / summed, 6) for k, v in sums.items()},
+                    "rate": round(factor, 4),
+                    "skipped": skipped,
+                    "samples_per_second": round(summed * config.batch_size / (now - last_logged), 1),
+                    "seconds": round(now - began, 1),
+                }
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 sums, summed, last_logged = {}, 0, now
@@ -168,12 +184,22 @@ def check_recipe(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a question, so that a step is finished and saved. A second one kills."""
+    """Turns SIGINT and SIGTERM into a question, so that a step is finished and saved.
+
+    The same signal again kills, but not within a second of the first: one Ctrl-C may come from the terminal and from
+    the parent process.
+    """
     asked = threading.Event()
+    first = 0.0
 
     def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, old[number])
+        nonlocal first
+        if not asked.is_set():
+            first = time.monotonic()
+            asked.set()
+        elif time.monotonic() - first > PATIENCE:
+            signal.signal(number, old[number] or signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     old: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -182,7 +208,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         for number, handler in old.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         s = x @ x.mT
         x = a * x + (b * s + c * s @ s) @ x
-    return (x.mT if tall else x).to(g.dtype)
+    answer: Tensor = (x.mT if tall else x).to(g.dtype)
+    return answer
 
 
 class Muon(torch.optim.Optimizer):
@@ -57,18 +58,19 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; `closure` is not supported and not called."""
         for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
+            trained = [(p, p.grad) for p in group["params"] if p.grad is not None]
             if group["muon"]:
                 self._matrices(trained, group)
             else:
-                for p in trained:
-                    self._plain(p, p.grad, self.state[p], group)
+                for p, g in trained:
+                    self._plain(p, g, self.state[p], group)
 
-    def _matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+    def _matrices(self, matrices: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         part, updates = share(), []
-        for i, p in enumerate(matrices):
-            state, g = self.state[p], p.grad
+        for i, (p, g) in enumerate(matrices):
+            state = self.state[p]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
             m = state["momentum"].mul_(group["momentum"]).add_(g)
@@ -79,7 +81,7 @@ class Muon(torch.optim.Optimizer):
             )
             updates.append(update)
         sum_over_ranks(updates)
-        for p, update in zip(matrices, updates, strict=True):
+        for (p, _), update in zip(matrices, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * math.sqrt(max(update.shape)))
 

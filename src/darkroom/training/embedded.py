@@ -1,0 +1,213 @@
+"""The embedded model by one command: autoencoder, latents, U-Net with its text encoder, folder, scores, card.
+
+Every stage keeps what it has done under the output folder and goes on from there when it is called again:
+
+    autoencoder/  a run (loop.py), and autoencoder.safetensors once it is finished
+    latents/      the training scenes, encoded in parts; one folder for every autoencoder
+    unet/         a run, and the tokenizer it was trained with
+    model/        what diffusers opens;  card.json, README.md: what it is, and how well it does
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from darkroom.data.glyphs import find_font, other_emoji
+from darkroom.data.objects import SIZES
+from darkroom.errors import CheckpointError, TrainingError
+from darkroom.formats.files import open_tensors
+from darkroom.formats.writer import Entry, whole_file, write_safetensors
+
+from . import autoencoder as ae
+from . import state, unet
+from .card import write_cards
+from .finish import (
+    FINISHED,
+    export,
+    export_networks,
+    fingerprint,
+    finish_autoencoder,
+    load_autoencoder,
+    load_ema,
+    scene_tokenizer,
+    tokenizer_of,
+)
+from .latents import encode_scenes
+from .loop import Stopped, train
+from .parallel import launch, share
+from .recipes import EmbeddedRecipe, check
+
+__all__ = [
+    "cache_latents",
+    "export",
+    "export_networks",
+    "finish_autoencoder",
+    "load_ema",
+    "load_latents",
+    "train_autoencoder",
+    "train_embedded",
+    "train_unet",
+]
+
+PART = 2048  # scenes in a part of the latent cache
+Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps
+
+
+def train_embedded(recipe: EmbeddedRecipe, output: Path, workers: int = 1, report: Report = lambda *_: None) -> Path:
+    """Train the embedded model, or go on with it, and return the finished diffusers folder.
+
+    Raises TrainingError, and Stopped when SIGINT or SIGTERM came: all is saved then, the same call goes on.
+    """
+    check_embedded(recipe, workers)
+    first, second = output / "autoencoder", output / "unet"
+    report("autoencoder", first, recipe.autoencoder.steps)
+    train_autoencoder(recipe.autoencoder, first, workers)
+    report("normalising latents", None, 0)
+    autoencoder = finish_autoencoder(first)
+    report("encoding scenes", None, 0)
+    latents = cache_latents(first / FINISHED, output / "latents", recipe.unet, workers)
+    report("unet", second, recipe.unet.steps)
+    train_unet(recipe.unet, second, latents, workers)
+    report("writing the model", None, 0)
+    model = export_networks(autoencoder, second, output / "model")
+    if recipe.evaluate:
+        report("evaluating", None, 0)
+    write_cards(output, model, recipe.evaluate, workers)
+    return model
+
+
+def check_embedded(recipe: EmbeddedRecipe, workers: int = 1) -> None:
+    """Raise TrainingError on a recipe that could only fail later, after hours."""
+    for name, part in (("autoencoder", recipe.autoencoder), ("unet", recipe.unet)):
+        try:
+            check(part, workers)
+        except TrainingError as error:
+            raise TrainingError(f"{name}.{error}") from None
+    if recipe.evaluate < 0:
+        raise TrainingError(f"evaluate is {recipe.evaluate}; it must be 0 or more")
+    try:
+        with torch.device("meta"):
+            levels = len(ae.network(recipe.autoencoder).config.block_out_channels)
+            unet.networks(recipe.unet, scene_tokenizer())
+    except ValueError as error:
+        raise TrainingError(f"the recipe's networks can't be built: {error}") from None
+    if levels != 4:
+        raise TrainingError(f"autoencoder.widths has {levels} levels; it needs 4, for latents of an eighth the size")
+
+
+def train_autoencoder(recipe: ae.AutoencoderRecipe, run: Path, workers: int = 1) -> None:
+    """Train an autoencoder on the built-in scenes to the end of its recipe. Raises TrainingError, Stopped."""
+    if _steps_done(run) < recipe.steps:
+        launch(_autoencoder_work, workers, recipe, run, _with_others(run))
+        _check_done(run, recipe.steps)
+
+
+def _autoencoder_work(recipe: ae.AutoencoderRecipe, run: Path, with_others: bool) -> None:
+    others = other_emoji(find_font(), SIZES["large"]) if with_others else []
+    train(ae.AutoencoderStage(recipe, ae.network(recipe).to(recipe.device), others), run)
+
+
+def _with_others(run: Path) -> bool:
+    """Whether the collages of a run show other emoji too: if the font is here when it begins, and to its end."""
+    try:
+        find_font()
+        there = True
+    except TrainingError:
+        there = False
+    note = run / "others.json"
+    if not state.checkpoints(run):
+        run.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(there) + "\n")
+    wanted = json.loads(note.read_text()) if note.is_file() else there
+    if wanted and not there:
+        raise TrainingError(f"{run} began with the emoji font at hand; install fonts-noto-color-emoji to go on")
+    return bool(wanted)
+
+
+def _steps_done(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 if it has none."""
+    return max((state.step_of(path) for path in state.checkpoints(run)), default=0)
+
+
+def _check_done(run: Path, steps: int) -> None:
+    done = _steps_done(run)
+    if done < steps:
+        raise Stopped(f"stopped at step {done} of {steps} in {run}; the same command goes on")
+
+
+def cache_latents(finished: Path, folder: Path, recipe: unet.UNetRecipe, workers: int = 1) -> Path:
+    """Encode `recipe.scenes` training scenes by a finished autoencoder's file; returns the folder of the parts.
+
+    Parts are written whole or not at all, under a hash of the autoencoder's weights: what is there is not made again.
+    """
+    parts = folder / f"{fingerprint(load_autoencoder(finished))[:16]}-{recipe.seed}"
+    if missing := _missing(parts, recipe.scenes):
+        launch(_encode_work, min(workers, len(missing)), finished, parts, recipe)
+        if _missing(parts, recipe.scenes):
+            raise Stopped(f"stopped while encoding scenes into {parts}; the same command goes on")
+    return parts
+
+
+def _missing(parts: Path, scenes: int) -> list[int]:
+    return [i for i in range(-(-scenes // PART)) if not _part(parts, i).is_file()]
+
+
+def _part(parts: Path, i: int) -> Path:
+    return parts / f"part-{i:05d}.safetensors"
+
+
+def _encode_work(finished: Path, parts: Path, recipe: unet.UNetRecipe) -> None:
+    autoencoder = load_autoencoder(finished).to(recipe.device)
+    parts.mkdir(parents=True, exist_ok=True)
+    part = share()
+    for i in _missing(parts, recipe.scenes)[part.rank :: part.world]:
+        tensor = torch.cat(list(encode_scenes(autoencoder, recipe.seed, i * PART, PART)))
+        entry = Entry("latents", tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
+        with whole_file(_part(parts, i)) as draft:
+            write_safetensors(draft, [entry], {})
+
+
+def load_latents(parts: Path, scenes: int) -> Tensor:
+    """The first `scenes` latents of a cache: [scenes, C, h, w] float16. Raises TrainingError."""
+    found = []
+    for i in range(-(-scenes // PART)):
+        try:
+            with open_tensors(_part(parts, i)) as file:
+                found.append(file.load("latents"))
+        except CheckpointError as error:
+            where = _part(parts, i)
+            raise TrainingError(f"latents {where} can't be read; delete them to make them anew: {error}") from error
+    return torch.cat(found)[:scenes]
+
+
+def train_unet(recipe: unet.UNetRecipe, run: Path, latents: Path, workers: int = 1) -> None:
+    """Train a U-Net and its text encoder on cached latents, to the end. Raises TrainingError, Stopped.
+
+    A run belongs to one autoencoder's latents: going on with another's is refused.
+    """
+    note, tokenizer = run / "latents.txt", run / "tokenizer"
+    begun = _steps_done(run)
+    if note.is_file() and begun and note.read_text().strip() != latents.name:
+        raise TrainingError(f"{run} was trained on the latents of another autoencoder; use another folder")
+    if begun >= recipe.steps:
+        return
+    if not begun:
+        shutil.rmtree(tokenizer, ignore_errors=True)
+        scene_tokenizer().save(tokenizer)
+        note.write_text(latents.name + "\n")
+    launch(_unet_work, workers, recipe, run, latents)
+    _check_done(run, recipe.steps)
+
+
+def _unet_work(recipe: unet.UNetRecipe, run: Path, latents: Path) -> None:
+    tokenizer = tokenizer_of(run)
+    network, text_encoder = unet.networks(recipe, tokenizer)
+    cache = load_latents(latents, recipe.scenes)
+    stage = unet.UNetStage(recipe, network.to(recipe.device), text_encoder.to(recipe.device), tokenizer, cache)
+    train(stage, run)

@@ -1,0 +1,165 @@
+"""Recipes: complete, typed configurations, the presets of the embedded model, and overrides by name.
+
+A recipe is a frozen dataclass; a preset is a function that returns one. `override` changes fields by `key=value`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from darkroom.data.objects import CANVAS, GRID
+from darkroom.errors import TrainingError
+
+from .autoencoder import AutoencoderRecipe
+from .loop import LoopConfig
+from .unet import UNetRecipe
+
+Recipe = TypeVar("Recipe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedRecipe:
+    """Both stages of the embedded model."""
+
+    autoencoder: AutoencoderRecipe
+    unet: UNetRecipe
+    evaluate: int = 100  # pictures a category in the scores of the card; 0: none
+
+
+def cpu() -> EmbeddedRecipe:
+    """Two CPU cores: about an hour for the autoencoder, and two for the U-Net."""
+    return EmbeddedRecipe(
+        autoencoder=AutoencoderRecipe(
+            steps=4200, batch_size=16, lr=0.005, optimizer="muon", whole_from=0.8, cooldown=0.4, warmup=50
+        ),
+        unet=UNetRecipe(steps=6000, batch_size=64, lr=0.003, optimizer="muon"),
+    )
+
+
+def gpu() -> EmbeddedRecipe:
+    """One data-centre GPU: larger batches, many more pictures, wider networks of the same shape."""
+    return EmbeddedRecipe(
+        autoencoder=AutoencoderRecipe(
+            steps=60_000, batch_size=64, lr=0.005, optimizer="muon", cooldown=0.4, warmup=200, ema=0.9995, device="cuda"
+        ),
+        unet=UNetRecipe(
+            steps=60_000, batch_size=512, lr=0.003, optimizer="muon", scenes=400_000, ema=0.9995, device="cuda"
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], EmbeddedRecipe]] = {"cpu": cpu, "gpu": gpu}
+
+
+def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
+    """`recipe` with fields changed by "key=value"; "part.key=value" reaches into a recipe of several parts.
+
+    Values are written as in Python, lists with commas: "lr=3e-4", "widths=64,128,192", "attention_levels=false,true".
+    Raises TrainingError on a key that doesn't exist, with the nearest one, and on a value of another type.
+    """
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise TrainingError(f"{text[:100]!r} is no setting; write key=value, such as steps=1000")
+        recipe = _set(recipe, key.strip(), value.strip(), key.strip())
+    return recipe
+
+
+def keys(recipe: Any, prefix: str = "") -> list[str]:
+    """The names that `override` knows in a recipe."""
+    names: list[str] = []
+    for f in fields(recipe):
+        value = getattr(recipe, f.name)
+        names += keys(value, f"{prefix}{f.name}.") if is_dataclass(value) else [prefix + f.name]
+    return names
+
+
+def _set(recipe: Recipe, key: str, value: str, whole: str) -> Recipe:
+    assert is_dataclass(recipe)
+    assert not isinstance(recipe, type)
+    first, dot, rest = key.partition(".")
+    kinds = get_type_hints(type(recipe))
+    if first not in kinds or is_dataclass(kinds[first]) != bool(dot):
+        known = keys(recipe)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise TrainingError(f"the recipe has no setting {whole[:100]!r}; {hint}")
+    if dot:
+        return replace(recipe, **{first: _set(getattr(recipe, first), rest, value, whole)})
+    return replace(recipe, **{first: _parse(value, kinds[first], whole)})
+
+
+def _parse(text: str, kind: Any, key: str) -> Any:
+    if get_origin(kind) is tuple:
+        return tuple(_parse(part.strip(), get_args(kind)[0], key) for part in text.strip("()[]").split(",") if part)
+    wanted = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}[kind]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, KeyError):
+        raise TrainingError(f"{key} is {text[:100]!r}; it must be {wanted}") from None
+
+
+# What the loop itself needs of its numbers: (field, what it must be, test).
+_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("steps", "1 or more", lambda v: 1 <= v <= 10**9),
+    ("batch_size", "between 1 and 65536", lambda v: 1 <= v <= 65536),
+    ("lr", "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    ("optimizer", "'muon' or 'adamw'", lambda v: v in ("muon", "adamw")),
+    ("weight_decay", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("warmup", "0 or more", lambda v: v >= 0),
+    ("cooldown", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("clip", "above 0", lambda v: v > 0),
+    ("ema", "at least 0 and below 1", lambda v: 0 <= v < 1),
+    ("precision", "'float32' or 'bfloat16'", lambda v: v in ("float32", "bfloat16")),
+    ("seed", "0 or more, below 2^63", lambda v: 0 <= v < 2**63),
+    ("save_every", "above 0 (seconds)", lambda v: v > 0),
+    ("log_every", "1 or more", lambda v: v >= 1),
+    ("keep", "1 or more", lambda v: v >= 1),
+    ("crop", f"a multiple of {GRID} that divides {CANVAS}", lambda v: v > 0 and v % GRID == 0 and CANVAS % v == 0),
+    ("whole_from", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("collages", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("kl", "0 or more", lambda v: v >= 0),
+    ("l1", "0 or more", lambda v: v >= 0),
+    ("scenes", "1 or more", lambda v: 1 <= v <= 10**8),
+    ("dropout", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("gamma", "above 0", lambda v: v > 0),
+)
+
+
+def check(recipe: LoopConfig, workers: int = 1) -> None:
+    """Raise TrainingError, naming the setting, on a recipe that can't be trained by `workers` processes."""
+    values = asdict(recipe)
+    for name, wanted, good in _RULES:
+        if name in values and not (values[name] == values[name] and good(values[name])):
+            raise TrainingError(f"{name} is {values[name]!r}; it must be {wanted}")
+    if workers < 1:
+        raise TrainingError(f"workers is {workers}; it must be 1 or more")
+    if recipe.batch_size % workers:
+        raise TrainingError(f"batch_size is {recipe.batch_size}; {workers} workers can't share it evenly")
+    if isinstance(recipe, AutoencoderRecipe):
+        whole = recipe.batch_size // (CANVAS // recipe.crop) ** 2
+        if recipe.whole_from < 1 and (whole < 1 or whole % workers):
+            least = (CANVAS // recipe.crop) ** 2 * workers
+            raise TrainingError(f"batch_size is {recipe.batch_size}; whole pictures need a multiple of {least}")
+    _check_device(recipe.device)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TrainingError(f"device is {name!r}; there are cpu, cuda, cuda:1, mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(f"device is {name!r}, and no GPU was found; choose the preset cpu, or set device=cpu")
