@@ -42,18 +42,19 @@ def blocks(markdown: str) -> list[Block]:
     """The fenced blocks of a page. Raises ValueError for one that is never closed."""
     found: list[Block] = []
     opened: tuple[int, str, str, list[str]] | None = None  # line, marks, info, lines
+    indent = ""
     for number, line in enumerate(markdown.splitlines(), 1):
         fence = _FENCE.match(line)
         if opened is None:
             if fence:
-                opened = (number + 1, fence["marks"], fence["info"].strip(), [])
+                opened, indent = (number + 1, fence["marks"], fence["info"].strip(), []), fence["indent"]
         elif fence and fence["marks"].startswith(opened[1]) and not fence["info"].strip():
             first, _, info, lines = opened
             language, *words = info.split() or [""]
             found.append(Block(first, language, tuple(words), "\n".join(lines) + "\n"))
             opened = None
         else:
-            opened[3].append(line)
+            opened[3].append(line.removeprefix(indent))
     if opened is not None:
         raise ValueError(f"the block that begins in line {opened[0] - 1} is never closed")
     return found
