@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from darkroom.data.objects import BACKGROUNDS, COUNTS, OBJECTS, RELATIONS, SIZES
+from darkroom.data.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
 from darkroom.formats.writer import whole_file, write_json
 from darkroom.models.layers import parameter_count
 
@@ -90,11 +91,20 @@ def run_facts(run: Path, workers: int = 1) -> dict[str, Any]:
     return {
         "recipe": recipe,
         "steps": steps,
-        "pictures_seen": steps * recipe["batch_size"],
+        "pictures_seen": pictures_seen(recipe, steps),
         "seconds": round(seconds_of(rows)),
         "last": rows[-1] if rows else {},
         "machine": machine(recipe["device"], workers),
     }
+
+
+def pictures_seen(recipe: Mapping[str, Any], steps: int) -> int:
+    """Pictures (for an autoencoder: crops, then whole pictures) in the batches of a run's first `steps`."""
+    batch = int(recipe["batch_size"])
+    if "crop" not in recipe:
+        return steps * batch
+    crops = min(steps, math.ceil(recipe["whole_from"] * recipe["steps"]))
+    return crops * batch + (steps - crops) * (batch // (CANVAS // recipe["crop"]) ** 2)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -157,7 +167,7 @@ diffusers opens it as a `StableDiffusionPipeline`.
 ## What it draws
 
 - One object: "a large fox on a yellow background", "a small key on a black background".
-- {" or ".join(card["counts"])} of a kind: "three balloons on a white background".
+- {" or ".join(card["counts"]).capitalize()} of a kind: "three balloons on a white background".
 - A pair: {", ".join(f'"{r}"' for r in card["relations"])}: "a rocket to the left of a car on a black background".
 - Backgrounds: {", ".join(card["backgrounds"])}.
 - {len(card["objects"])} objects: {nouns}.

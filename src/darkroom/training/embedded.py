@@ -35,6 +35,7 @@ from .finish import (
     finish_autoencoder,
     load_autoencoder,
     load_ema,
+    save_autoencoder,
     scene_tokenizer,
     tokenizer_of,
 )
@@ -44,10 +45,12 @@ from .parallel import launch, share
 from .recipes import EmbeddedRecipe, check
 
 __all__ = [
+    "autoencoder_file",
     "cache_latents",
     "export",
     "export_networks",
     "finish_autoencoder",
+    "load_autoencoder",
     "load_ema",
     "load_latents",
     "train_autoencoder",
@@ -141,49 +144,75 @@ def _check_done(run: Path, steps: int) -> None:
         raise Stopped(f"stopped at step {done} of {steps} in {run}; the same command goes on")
 
 
+def autoencoder_file(source: str | None, folder: Path) -> Path:
+    """The file of the autoencoder that a U-Net's latents shall come from.
+
+    `source` is an autoencoder's run, or whatever `darkroom.load` takes (None: the embedded model): then the file is
+    written into `folder`. Raises TrainingError, CheckpointError.
+    """
+    if source is not None:
+        run = Path(source)
+        if (run / FINISHED).is_file() or state.checkpoints(run):
+            finish_autoencoder(run)
+            return run / FINISHED
+    import darkroom
+
+    autoencoder = darkroom.load(source, device="cpu", dtype="float32").autoencoder
+    config = autoencoder.config
+    if (config.latent_channels, config.downscale) != (4, 8):
+        raise TrainingError(
+            f"the autoencoder of {source or 'the embedded model'} makes {config.latent_channels} channels of a "
+            f"{config.downscale}th the size; the U-Net of the built-in scenes takes 4 of an eighth"
+        )
+    path = folder / FINISHED
+    if not path.is_file() or fingerprint(load_autoencoder(path)) != fingerprint(autoencoder):
+        save_autoencoder(autoencoder, path, step=-1)
+    return path
+
+
 def cache_latents(finished: Path, folder: Path, recipe: unet.UNetRecipe, workers: int = 1) -> Path:
     """Encode `recipe.scenes` training scenes by a finished autoencoder's file; returns the folder of the parts.
 
     Parts are written whole or not at all, under a hash of the autoencoder's weights: what is there is not made again.
     """
-    parts = folder / f"{fingerprint(load_autoencoder(finished))[:16]}-{recipe.seed}"
-    if missing := _missing(parts, recipe.scenes):
-        launch(_encode_work, min(workers, len(missing)), finished, parts, recipe)
-        if _missing(parts, recipe.scenes):
-            raise Stopped(f"stopped while encoding scenes into {parts}; the same command goes on")
-    return parts
+    place = folder / f"{fingerprint(load_autoencoder(finished))[:16]}-{recipe.seed}"
+    if missing := _missing(place, recipe.scenes):
+        launch(_encode_work, min(workers, len(missing)), finished, place, recipe)
+        if _missing(place, recipe.scenes):
+            raise Stopped(f"stopped while encoding scenes into {place}; the same command goes on")
+    return place
 
 
-def _missing(parts: Path, scenes: int) -> list[int]:
-    return [i for i in range(-(-scenes // PART)) if not _part(parts, i).is_file()]
+def _parts(folder: Path, scenes: int) -> list[tuple[Path, int, int]]:
+    """The files of a cache: (path, first scene, scenes)."""
+    sizes = [(first, min(PART, scenes - first)) for first in range(0, scenes, PART)]
+    return [(folder / f"scenes-{first:08d}-{count}.safetensors", first, count) for first, count in sizes]
 
 
-def _part(parts: Path, i: int) -> Path:
-    return parts / f"part-{i:05d}.safetensors"
+def _missing(folder: Path, scenes: int) -> list[tuple[Path, int, int]]:
+    return [part for part in _parts(folder, scenes) if not part[0].is_file()]
 
 
-def _encode_work(finished: Path, parts: Path, recipe: unet.UNetRecipe) -> None:
+def _encode_work(finished: Path, folder: Path, recipe: unet.UNetRecipe) -> None:
     autoencoder = load_autoencoder(finished).to(recipe.device)
-    parts.mkdir(parents=True, exist_ok=True)
-    part = share()
-    for i in _missing(parts, recipe.scenes)[part.rank :: part.world]:
-        tensor = torch.cat(list(encode_scenes(autoencoder, recipe.seed, i * PART, PART)))
+    mine = share()
+    for path, first, count in _missing(folder, recipe.scenes)[mine.rank :: mine.world]:
+        tensor = torch.cat(list(encode_scenes(autoencoder, recipe.seed, first, count)))
         entry = Entry("latents", tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
-        with whole_file(_part(parts, i)) as draft:
+        with whole_file(path) as draft:
             write_safetensors(draft, [entry], {})
 
 
-def load_latents(parts: Path, scenes: int) -> Tensor:
-    """The first `scenes` latents of a cache: [scenes, C, h, w] float16. Raises TrainingError."""
+def load_latents(folder: Path, scenes: int) -> Tensor:
+    """A cache's latents: [scenes, C, h, w] float16. Raises TrainingError."""
     found = []
-    for i in range(-(-scenes // PART)):
+    for path, _, _ in _parts(folder, scenes):
         try:
-            with open_tensors(_part(parts, i)) as file:
+            with open_tensors(path) as file:
                 found.append(file.load("latents"))
         except CheckpointError as error:
-            where = _part(parts, i)
-            raise TrainingError(f"latents {where} can't be read; delete them to make them anew: {error}") from error
-    return torch.cat(found)[:scenes]
+            raise TrainingError(f"latents {path} can't be read; delete them to make them anew: {error}") from error
+    return torch.cat(found)
 
 
 def train_unet(recipe: unet.UNetRecipe, run: Path, latents: Path, workers: int = 1) -> None:
@@ -198,6 +227,7 @@ def train_unet(recipe: unet.UNetRecipe, run: Path, latents: Path, workers: int =
     if begun >= recipe.steps:
         return
     if not begun:
+        run.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(tokenizer, ignore_errors=True)
         scene_tokenizer().save(tokenizer)
         note.write_text(latents.name + "\n")

@@ -1,0 +1,224 @@
+"""`darkroom train`: networks from nothing, on the built-in scenes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from darkroom.cli import INTERRUPTED, complain, new_app, options
+from darkroom.errors import RequestError, TrainingError
+from darkroom.request import choice, whole
+
+if TYPE_CHECKING:
+    from darkroom.training.loop import LoopConfig
+    from darkroom.training.recipes import EmbeddedRecipe
+
+app = new_app()
+
+KINDS = ("embedded", "autoencoder", "unet")
+PRESETS = ("cpu", "gpu")
+_MOST_WORKERS = 8  # more processes than this share a batch of a small network badly
+
+
+@app.command()
+def train(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to train: {', '.join(KINDS)}.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the run lives.")],
+    preset: Annotated[str, typer.Option(metavar="NAME", help="cpu: two cores, hours. gpu: one large GPU.")] = "cpu",
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=options.whole_number, help="Length of the run. [default: the preset's]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=options.whole_number, help="Processes that share every batch. [default: a core each]"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="M", help="For unet: whose autoencoder to use: an autoencoder's run, or a model."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with the run in DIR, if there is one.")
+    ] = True,
+    show: Annotated[
+        bool, typer.Option("--show-recipe", help="Print the complete recipe as JSON, and train nothing.")
+    ] = False,
+) -> int:
+    """Train networks on the built-in scenes, from nothing; interrupt at any moment, and the same command goes on.
+
+    darkroom train embedded --output runs/embedded
+    """
+    with options.named_as_options():
+        choice("KIND", kind, KINDS)
+        choice("--preset", preset, PRESETS)
+        if workers is not None:
+            whole("--workers", workers, 1, 256)
+    folder = _folder(output)
+    if model is not None and kind != "unet":
+        raise RequestError(f"--model is for unet only; {kind} starts from nothing")
+    from darkroom.training import recipes
+    from darkroom.training.loop import Stopped
+
+    whole_recipe = recipes.PRESETS[preset]()
+    recipe: Any = whole_recipe if kind == "embedded" else getattr(whole_recipe, kind)
+    if steps is not None:
+        if kind == "embedded":
+            raise RequestError("--steps is for one network; use --set autoencoder.steps=N and --set unet.steps=N")
+        recipe = recipes.override(recipe, [f"steps={steps}"])
+    recipe = recipes.override(recipe, settings or [])
+    if show:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(recipe), indent=2))
+        return 0
+    workers = workers or _workers(recipe)
+    if not resume:
+        _refuse_old(folder)
+    try:
+        with _Line() as line:
+            print(_run(kind, recipe, folder, workers, model, line))
+    except Stopped as stop:
+        complain(str(stop))
+        return INTERRUPTED
+    except OSError as error:
+        raise TrainingError(f"{str(error.filename or folder)!r} can't be used: {error.strerror or error}") from error
+    return 0
+
+
+def _folder(text: str) -> Path:
+    """The output folder. Raises RequestError for what can't be one."""
+    folder = Path(options.path(text))
+    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
+    if not there.is_dir():
+        raise RequestError(f"{str(there)!r} is not a folder: choose another output")
+    return folder
+
+
+def _refuse_old(folder: Path) -> None:
+    from darkroom.training.state import checkpoints
+
+    for run in (folder, folder / "autoencoder", folder / "unet"):
+        if checkpoints(run):
+            raise TrainingError(f"{str(run)!r} holds a run already; leave --no-resume out, or choose another folder")
+
+
+def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:
+    """As many processes as there are cores and the batches can be shared by; one on a GPU."""
+    from darkroom.training.recipes import EmbeddedRecipe, check
+
+    parts = [recipe.autoencoder, recipe.unet] if isinstance(recipe, EmbeddedRecipe) else [recipe]
+    for part in parts:
+        check(part)
+    if any(part.device != "cpu" for part in parts):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for workers in range(min(cores, _MOST_WORKERS), 1, -1):
+        try:
+            for part in parts:
+                check(part, workers)
+        except TrainingError:
+            continue
+        return workers
+    return 1
+
+
+def _run(kind: str, recipe: Any, folder: Path, workers: int, model: str | None, line: _Line) -> Path:
+    """Train, and return what was made."""
+    from darkroom.training import embedded, recipes
+    from darkroom.training.finish import FINISHED
+
+    if kind == "embedded":
+        return embedded.train_embedded(recipe, folder, workers, line.stage)
+    recipes.check(recipe, workers)
+    if kind == "autoencoder":
+        line.stage("autoencoder", folder, recipe.steps)
+        embedded.train_autoencoder(recipe, folder, workers)
+        line.stage("normalising latents", None, 0)
+        embedded.finish_autoencoder(folder)
+        return folder / FINISHED
+    line.stage("encoding scenes", None, 0)
+    finished = embedded.autoencoder_file(model, folder)
+    latents = embedded.cache_latents(finished, folder / "latents", recipe, workers)
+    line.stage("unet", folder, recipe.steps)
+    embedded.train_unet(recipe, folder, latents, workers)
+    line.stage("writing the model", None, 0)
+    return embedded.export_networks(embedded.load_autoencoder(finished), folder, folder / "model")
+
+
+class _Line:
+    """One line on a terminal: the stage, its step, loss, samples a second, time left. Nothing in a pipe.
+
+    It reads the run's log, which is written by whichever process trains.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._run: Path | None = None
+        self._steps = 0
+        self._width = 0
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> _Line:
+        if sys.stderr.isatty():
+            self._thread = threading.Thread(target=self._work, daemon=True, name="darkroom-progress")
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._show("")
+
+    def stage(self, text: str, run: Path | None, steps: int) -> None:
+        """A stage begins: `run` has its log, if it is one."""
+        self._text, self._run, self._steps = text, run, steps
+
+    def _work(self) -> None:
+        while not self._done.wait(0.5):
+            self._show(progress(self._text, self._run, self._steps))
+
+    def _show(self, text: str) -> None:
+        text = text[: shutil.get_terminal_size((80, 24)).columns - 1]
+        print("\r" + text.ljust(self._width) + ("" if text else "\r"), end="", file=sys.stderr, flush=True)
+        self._width = len(text)
+
+
+def progress(text: str, run: Path | None, steps: int) -> str:
+    """What the line says of a stage."""
+    from darkroom.training.card import read_log
+
+    rows = read_log(run) if run is not None else []
+    if not rows:
+        return f"{text} ..." if text else ""
+    row = rows[-1]
+    parts = [text, f"step {row['step']:,} of {steps:,}", f"loss {row.get('loss', float('nan')):.4f}"]
+    if "psnr" in row:
+        parts.append(f"{row['psnr']:.1f} dB")
+    speed = float(row.get("samples_per_second", 0))
+    parts.append(f"{speed:.0f} samples/s")
+    before = rows[-2] if rows[1:] and rows[-2]["seconds"] < row["seconds"] else {"step": 0, "seconds": 0.0}
+    pace = (row["seconds"] - before["seconds"]) / max(row["step"] - before["step"], 1)
+    if rows[1:] and pace > 0:
+        parts.append(f"{_clock(pace * (steps - row['step']))} left")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
