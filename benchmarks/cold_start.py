@@ -2,8 +2,9 @@
 
     python benchmarks/cold_start.py [--rounds 5]
 
-What counts for a command line: how long `import darkroom` and `darkroom --help` take, and a whole picture by the embedded
-model, beside what importing torch and diffusers alone takes. The first round, which fills the disk cache, isn't counted.
+What counts for a command line: how long `import darkroom` and `darkroom --help` take, and a whole picture by the
+embedded model, beside what importing torch and diffusers alone takes. The first round, which fills the disk cache,
+isn't counted.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from pathlib import Path
 def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each contestant in each round.
 
-    In every round each runs once, in an order that turns from round to round, so that a machine that slows down or speeds
-    up does so for all of them. The first `warm_up` rounds are not counted.
+    In every round each runs once, in an order that turns from round to round, so that a machine that slows down or
+    speeds up does so for all of them. The first `warm_up` rounds are not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)

@@ -2,9 +2,9 @@
 
     python benchmarks/step.py [--architecture sd15] [--size 256] [--dtype float32] [--rounds 7]
 
-A step is what sampling repeats: the prompt and the negative prompt through the U-Net as two rows, and guidance. Both sides
-run in one process, in turns, on shared weights; the difference of their answers is printed with the times. Needs diffusers
-(the extra `test`), and for sd15 about 5 GB of memory in float32.
+A step is what sampling repeats: the prompt and the negative prompt through the U-Net as two rows, and guidance. Both
+sides run in one process, in turns, on shared weights; the difference of their answers is printed with the times. Needs
+diffusers (the extra `test`), and for sd15 about 5 GB of memory in float32.
 """
 
 from __future__ import annotations
