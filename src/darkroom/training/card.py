@@ -103,8 +103,9 @@ def pictures_seen(recipe: Mapping[str, Any], steps: int) -> int:
     batch = int(recipe["batch_size"])
     if "crop" not in recipe:
         return steps * batch
-    crops = min(steps, math.ceil(recipe["whole_from"] * recipe["steps"]))
-    return crops * batch + (steps - crops) * (batch // (CANVAS // recipe["crop"]) ** 2)
+    crops = min(steps, math.ceil(float(recipe["whole_from"]) * int(recipe["steps"])))
+    whole = batch // (CANVAS // int(recipe["crop"])) ** 2
+    return crops * batch + (steps - crops) * whole
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

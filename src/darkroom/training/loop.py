@@ -108,19 +108,23 @@ def train(stage: Stage, folder: Path, *, resume: bool = True, until: int | None 
     if part.rank == 0:
         (folder / "recipe.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
 
+    on_disk = step if saved is not None else -1
+
     def checkpoint() -> None:
-        if part.rank == 0:
+        nonlocal on_disk
+        if part.rank == 0 and step != on_disk:
             state.save(folder, step, {
                 "step": step, "skipped": skipped, "recipe": asdict(config), "ema": averages,
                 "modules": {n: m.state_dict() for n, m in stage.modules.items()}, "optimizer": optimizer.state_dict(),
             }, config.keep)  # fmt: skip
+            on_disk = step
 
     end = min(config.steps, until if until is not None else config.steps)
     parameters = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
     pairs = [(averages[n][k], v) for n, m in stage.modules.items() for k, v in m.state_dict().items()]
     began = last_saved = last_logged = time.monotonic()
     sums: dict[str, Tensor] = {}
-    summed = 0  # steps in `sums` (fewer than log_every after a resume)
+    summed = steps = 0  # good steps in `sums`, and all steps since the last row (fewer than log_every after a resume)
     with (
         open(folder / "log.jsonl", "a") as log,
         interruptible() as asked,
@@ -145,30 +149,30 @@ def train(stage: Stage, folder: Path, *, resume: bool = True, until: int | None 
                 torch._foreach_lerp_([a for a, _ in pairs], [v for _, v in pairs], 1 - decay)
             else:
                 skipped += 1
-                figures = {}
-            step, summed = step + 1, summed + 1
-            for key, value in {"loss": loss.detach(), "norm": norm, **figures}.items():
-                if torch.isfinite(norm):
+            step, steps = step + 1, steps + 1
+            if torch.isfinite(norm):
+                summed += 1
+                for key, value in {"loss": loss.detach(), "norm": norm, **figures}.items():
                     sums[key] = sums.get(key, torch.zeros(())) + value
-            if part.rank == 0 and (step % config.log_every == 0 or step == end):
+            if part.rank == 0 and (step % config.log_every == 0 or step == end or stopping):
                 now = time.monotonic()
                 row = {
                     "step": step,
                     **{k: round(float(v) / summed, 6) for k, v in sums.items()},
                     "rate": round(factor, 4),
                     "skipped": skipped,
-                    "samples_per_second": round(summed * config.batch_size / (now - last_logged), 1),
+                    "samples_per_second": round(steps * config.batch_size / (now - last_logged), 1),
                     "seconds": round(now - began, 1),
                 }
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                sums, summed, last_logged = {}, 0, now
+                sums, summed, steps, last_logged = {}, 0, 0, now
             if time.monotonic() - last_saved > config.save_every:
                 checkpoint()
                 last_saved = time.monotonic()
             if stopping:
                 break
-    checkpoint()
+        checkpoint()
     return step
 
 

@@ -7,6 +7,7 @@ at every operation. Two ranks equal one rank with the whole batch, up to the rou
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -57,15 +58,16 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 def launch(work: Callable[..., Any], workers: int, *args: Any) -> None:
     """work(*args) in `workers` processes that form a process group; in this process if that is one.
 
-    `work` is an importable function. An exception in any process ends all and is raised here, an Error of ours as
-    TrainingError with its own sentence. SIGINT and SIGTERM are passed on to the processes, and waited for: after one,
-    this returns when they have saved and gone.
+    `work` is an importable function. An exception in any process ends all and is raised here, an Error of ours and
+    an OSError as TrainingError with its own sentence. SIGINT and SIGTERM are passed on to the processes, and waited
+    for: after one, this returns when they have saved and gone.
     """
     if workers == 1:
         work(*args)
         return
     with tempfile.TemporaryDirectory() as folder, _passed_on() as signals:
         try:
+            logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # we tell of every failure once
             context = spawn(_work, (workers, folder, work, args), nprocs=workers, join=False)  # type: ignore[no-untyped-call]
             signals.processes = context.processes
             while not context.join():
@@ -123,7 +125,7 @@ def _work(rank: int, world: int, folder: str, work: Callable[..., Any], args: tu
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
         work(*args)
-    except Error as error:
+    except (Error, OSError) as error:
         Path(folder, f"error-{rank}").write_text(str(error), encoding="utf-8")
         raise
     finally:

@@ -1,0 +1,90 @@
+"""Several processes: the same training as one, the same end on a signal, one sentence on an error."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from darkroom.training import state
+from darkroom.training.loop import train
+from darkroom.training.parallel import Share, launch, share, sum_over_ranks
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import ToyStage, toy_config
+
+TOY = Path(__file__).parent / "toy.py"
+
+
+def start(folder: Path, steps: int, optimizer: str, seconds: float = 0.0, fail_at: int = -1) -> subprocess.Popen[str]:
+    arguments = [str(v) for v in (TOY, folder, steps, 2, optimizer, seconds, fail_at)]
+    return subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def assert_close(folder: Path, steps: int, optimizer: str, other: Path) -> None:
+    """The two-process run in `folder` equals one process with the whole batch, but for the rounding of sums."""
+    train(ToyStage(toy_config(steps=steps, optimizer=optimizer)), other)
+    ours, alone = (state.load_last(place) for place in (folder, other))
+    assert ours is not None
+    assert alone is not None
+    assert ours["step"] == alone["step"] == steps
+    for part in ("modules", "ema"):
+        for key, value in alone[part]["toy"].items():
+            # Muon's bfloat16 can amplify a last bit; a wrong share would be off by hundreds of times this.
+            torch.testing.assert_close(ours[part]["toy"][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_shares_make_up_the_whole() -> None:
+    rows = torch.arange(11)
+    parts = [Share(rank, 3).of(rows) for rank in range(3)]
+    assert torch.equal(torch.cat(parts).sort().values, rows)
+    assert list(Share(1, 2).of(range(5))) == [1, 3]
+    assert share() == Share(0, 1)
+    alone = [torch.ones(2)]
+    sum_over_ranks(alone)
+    assert alone[0].tolist() == [1, 1]
+
+
+def test_one_worker_is_this_process() -> None:
+    seen: list[int] = []
+    launch(seen.append, 1, 5)
+    assert seen == [5]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_two_ranks_equal_one_with_the_whole_batch(optimizer: str, tmp_path: Path) -> None:
+    process = start(tmp_path / "two", 12, optimizer)
+    assert process.communicate() == (None, "")
+    assert process.returncode == 0
+    assert_close(tmp_path / "two", 12, optimizer, tmp_path / "one")
+
+
+def test_a_signal_to_the_parent_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    process = start(folder, 5000, "muon", seconds=0.005)
+    while not state.checkpoints(folder):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert process.communicate()[1] == ""
+    saved = state.load_last(folder)
+    assert saved is not None
+    assert 0 < saved["step"] < 5000
+    # The last logged step is the saved one: both ranks stopped together, after saving.
+    assert f'"step": {saved["step"]},' in (folder / "log.jsonl").read_text().splitlines()[-1]
+    steps = saved["step"] + 5
+    process = start(folder, steps, "muon")
+    assert process.communicate()[1] == ""
+    assert_close(folder, steps, "muon", tmp_path / "one")
+
+
+def test_an_error_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
+    process = start(tmp_path, 12, "adamw", fail_at=4)
+    assert process.communicate()[1] == "said: the data is gone\n"
+    assert process.returncode == 1
