@@ -141,7 +141,13 @@ def render_scene(scene: Scene) -> NDArray[np.uint8]:
         spot = picture[o.y : o.y + o.side, o.x : o.x + o.side]
         spot *= 1 - glyph[..., 3:]
         spot += glyph[..., :3]
-    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return _to_bytes(picture)
+
+
+def _to_bytes(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0..1 to 0..255, rounded."""
+    values: NDArray[np.uint8] = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return values
 
 
 def draw_collage(seed: int, index: int, others: Sequence[Glyph]) -> NDArray[np.uint8]:
@@ -164,7 +170,7 @@ def draw_collage(seed: int, index: int, others: Sequence[Glyph]) -> NDArray[np.u
         spot = picture[y0:y1, x0:x1]
         spot *= 1 - part[..., 3:]
         spot += part[..., :3]
-    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return _to_bytes(picture)
 
 
 def _resize(glyph: Glyph, side: int) -> NDArray[np.float32]:

@@ -52,7 +52,7 @@ def look(picture: NDArray[np.uint8]) -> Found:
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3),
                              pixels[:, :4].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)])  # fmt: skip
-    ground = np.median(border, axis=0)
+    ground = np.median(border, axis=0).astype(np.float32)
     colours = np.asarray(list(BACKGROUNDS.values()), np.float32)
     name = list(BACKGROUNDS)[int(np.square(colours - ground).sum(axis=1).argmin())]
     ink = np.sqrt(np.square(pixels - ground).sum(axis=2)) > INK
@@ -62,8 +62,8 @@ def look(picture: NDArray[np.uint8]) -> Found:
         inside = ink & np.kron(component, np.ones((GRID, GRID), bool))
         ys, xs = np.nonzero(inside)
         y0, y1, x0, x1 = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
-        part = np.where(inside[y0:y1, x0:x1, None], pixels[y0:y1, x0:x1], ground)
-        noun = _nearest(part / 255, ground / 255)
+        part: NDArray[np.float32] = np.where(inside[y0:y1, x0:x1, None], pixels[y0:y1, x0:x1], ground)
+        noun = _nearest(part / np.float32(255), ground / np.float32(255))
         objects.append(Placed(noun, int(max(y1 - y0, x1 - x0)), int(x0 + x1) // 2, int(y0 + y1) // 2))
     return Found(name, tuple(objects))
 
