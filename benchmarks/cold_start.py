@@ -23,7 +23,13 @@ PROMPT = "a large fox on a yellow background"
 
 def process(*arguments: str) -> Callable[[], object]:
     """A contestant: this Python with some arguments, which must succeed."""
-    return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    def run() -> None:
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"python {' '.join(arguments)}\n{done.stderr}")
+
+    return run
 
 
 def main() -> None:
