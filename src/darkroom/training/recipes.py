@@ -84,9 +84,10 @@ def _set(recipe: Recipe, key: str, value: str, whole: str) -> Recipe:
     first, dot, rest = key.partition(".")
     kinds = get_type_hints(type(recipe))
     if first not in kinds or is_dataclass(kinds[first]) != bool(dot):
-        known = keys(recipe)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+        before = whole[: len(whole) - len(key)]
+        known = keys(recipe, before)
+        same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+        near = difflib.get_close_matches(whole, same or known, n=1, cutoff=0.0 if same else 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise TrainingError(f"the recipe has no setting {whole[:100]!r}; {hint}")
     if dot:

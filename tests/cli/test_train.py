@@ -1,0 +1,110 @@
+"""`darkroom train`: toy runs from the command line, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]  # see conftest.py
+
+SMALL = ("widths=8,8,16,16", "batch_size=8", "log_every=1", "warmup=1")
+
+
+def settings(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["embeded"], "KIND is 'embeded'; it must be one of embedded, autoencoder, unet; did you mean 'embedded'?"),
+        (["unet", "--preset", "tpu"], "--preset is 'tpu'; it must be one of cpu, gpu"),
+        (["unet", "--set", "lrr=1"], "the recipe has no setting 'lrr'; did you mean 'lr'?"),
+        (["unet", "--set", "lr=nan"], "lr is 'nan'; it must be a finite number"),
+        (["unet", "--set", "lr"], "'lr' is no setting; write key=value"),
+        (["unet", "--steps", "0"], "steps is 0; it must be 1 or more"),
+        (["unet", "--steps", "many"], "'many' is not a whole number"),
+        (["unet", "--workers", "0"], "--workers is 0"),
+        (["embedded", "--steps", "5"], "--set autoencoder.steps=N"),
+        (["embedded", "--model", "x"], "--model is for unet only"),
+        (["embedded", "--set", "unet.heads=7"], "the recipe's networks can't be built"),
+        (["autoencoder", "--workers", "3"], "batch_size is 16; 3 workers can't share it evenly"),
+        (["unet", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_what_can_t_be_is_one_sentence(arguments: list[str], said: str, command: Command, tmp_path: Path) -> None:
+    answer = command("train", *arguments, "-o", tmp_path / "run")
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    answer = command("train", "autoencoder", "-o", tmp_path / "file" / "run")
+    assert answer.code == 2
+    assert "is not a folder" in answer.sentence
+
+
+def test_a_recipe_is_shown_whole(command: Command, tmp_path: Path) -> None:
+    answer = command("train", "unet", "-o", tmp_path, "--show-recipe", "--steps", 7, *settings("lr=0.5"))
+    assert (answer.code, answer.err) == (0, "")
+    assert (answer.json["steps"], answer.json["lr"], answer.json["device"]) == (7, 0.5, "cpu")
+    assert (
+        command("train", "embedded", "-o", tmp_path, "--show-recipe", "--preset", "gpu").json["unet"]["device"]
+        == "cuda"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_u_net_from_the_command_line(command: Command, model: Path, tmp_path: Path) -> None:
+    """On the latents of a given model's autoencoder; then longer; then refused, and not resumed."""
+    small = settings(
+        "widths=16,32", "attention_levels=false,true", "groups=8", "heads=2", "text_width=32", "scenes=24",
+        "batch_size=8", "log_every=1",
+    )  # fmt: skip
+    arguments = ["train", "unet", "-o", tmp_path, "--model", model, "--workers", 1, *small]
+    answer = command(*arguments, "--steps", 2)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.paths == [tmp_path / "model"]
+    assert command("info", tmp_path / "model", "--json").code == 0
+    assert command(*arguments, "--steps", 3).code == 0
+    rows = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3]
+    assert "holds a run already" in command(*arguments, "--steps", 4, "--no-resume").sentence
+    assert "was trained with lr=0.003, not 0.1" in command(*arguments, "--steps", 4, "--set", "lr=0.1").sentence
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "darkroom", "train", "autoencoder", "-o", str(tmp_path), "--workers", "1"]
+    process = subprocess.Popen(
+        [*arguments, *settings(*SMALL, "steps=100000")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "log.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("darkroom: stopped at step ")
+    assert err.endswith("; the same command goes on\n")
+    assert len(list(tmp_path.glob("step-*.pt"))) == 1
+
+
+def test_the_progress_line(tmp_path: Path) -> None:
+    from darkroom.cli.train import progress
+
+    assert progress("encoding scenes", None, 0) == "encoding scenes ..."
+    assert progress("unet", tmp_path, 100) == "unet ..."
+    rows = [{"step": s, "loss": 0.5, "samples_per_second": 41.6, "seconds": s * 60.0} for s in (10, 20)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert progress("unet", tmp_path, 100) == "unet  step 20 of 100  loss 0.5000  42 samples/s  1:20:00 left"

@@ -1,0 +1,219 @@
+"""The whole embedded model at toy size: every stage, what it leaves behind, and that diffusers draws the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import darkroom
+from darkroom.data.objects import OBJECTS
+from darkroom.errors import TrainingError
+from darkroom.training import card, embedded, finish, state
+from darkroom.training.loop import Stopped
+from darkroom.training.recipes import EmbeddedRecipe, cpu, override
+
+PROMPT = "a large fox on a yellow background"
+TINY = [
+    "autoencoder.steps=4", "autoencoder.batch_size=8", "autoencoder.widths=8,8,16,16", "autoencoder.warmup=1",
+    "autoencoder.log_every=2", "autoencoder.lr=0.02", "unet.steps=4", "unet.batch_size=8", "unet.widths=16,32",
+    "unet.attention_levels=false,true", "unet.groups=8", "unet.heads=2", "unet.text_width=32", "unet.scenes=40",
+    "unet.log_every=2", "unet.warmup=1", "unet.lr=0.02", "evaluate=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe() -> EmbeddedRecipe:
+    return override(cpu(), TINY)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_scenes() -> object:
+    """Normalising over 512 scenes is the slowest part of a toy run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "MEASURED", range(10_000_000, 10_000_016))
+        yield
+
+
+@pytest.fixture(scope="module")
+def output(recipe: EmbeddedRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished toy run."""
+    folder = tmp_path_factory.mktemp("embedded")
+    told: list[str] = []
+    assert embedded.train_embedded(recipe, folder, report=lambda text, *_: told.append(text)) == folder / "model"
+    assert told == ["autoencoder", "normalising latents", "encoding scenes", "unet", "writing the model"]
+    return folder
+
+
+def test_a_finished_run_is_read_and_not_trained_again(output: Path, recipe: EmbeddedRecipe) -> None:
+    kept = [p for p in output.rglob("*") if p.suffix in (".pt", ".jsonl") or p.parent.parent.name == "latents"]
+    kept.append(output / "autoencoder" / "autoencoder.safetensors")
+    before = {p: p.stat().st_mtime_ns for p in kept}
+    assert len(before) == 6
+    embedded.train_embedded(recipe, output)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_the_weights_of_the_model_are_the_averages(output: Path) -> None:
+    saved = state.load_last(output / "unet")
+    assert saved is not None
+    pipe = darkroom.load(output / "model", device="cpu", dtype="float32")
+    for part, network in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder)):
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, saved["ema"][part][name].half().float()), name
+    assert any(not torch.equal(a, saved["modules"]["unet"][n]) for n, a in saved["ema"]["unet"].items())
+    for name, tensor in embedded.finish_autoencoder(output / "autoencoder").state_dict().items():
+        assert torch.equal(pipe.autoencoder.state_dict()[name], tensor.half().float()), name
+    assert pipe.autoencoder.config.scaling_factor == 1.0
+    assert pipe.size == (128, 128)
+    assert len(pipe.tokenizer.encode(PROMPT)) == 7
+
+
+def test_diffusers_opens_it_and_draws_the_same_picture(output: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    theirs = StableDiffusionPipeline.from_pretrained(output / "model", torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        PROMPT, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator().manual_seed(3), output_type="np"
+    ).images[0]
+    pipe = darkroom.load(output / "model", device="cpu", dtype="float32")
+    ours = pipe.generate(PROMPT, steps=4, guidance_scale=5.0, seed=3, output="pt").images
+    assert isinstance(ours, torch.Tensor)
+    assert expected.std() > 0.01
+    assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < 1e-3
+
+
+def test_latents_are_kept_by_their_autoencoder(output: Path, recipe: EmbeddedRecipe, tmp_path: Path) -> None:
+    finished = output / "autoencoder" / finish.FINISHED
+    place = embedded.cache_latents(finished, output / "latents", recipe.unet)
+    latents = embedded.load_latents(place, 40)
+    assert (latents.shape, latents.dtype) == ((40, 4, 16, 16), torch.float16)
+    longer = dataclasses.replace(recipe.unet, scenes=43)
+    assert embedded.cache_latents(finished, output / "latents", longer) == place
+    again = embedded.load_latents(place, 43)[:40]
+    assert (again - latents).abs().max() < 0.05 * latents.abs().max()  # bfloat16, in batches of other sizes
+    other = finish.load_autoencoder(finished)
+    with torch.no_grad():
+        other.quant.bias.add_(1e-3)  # type: ignore[union-attr, operator]
+    finish.save_autoencoder(other, tmp_path / "other.safetensors", 4)
+    moved = embedded.cache_latents(tmp_path / "other.safetensors", tmp_path / "latents", recipe.unet)
+    assert moved.name != place.name
+    run = tmp_path / "unet"
+    shutil.copytree(output / "unet", run)
+    with pytest.raises(TrainingError, match="latents of another autoencoder"):
+        embedded.train_unet(dataclasses.replace(recipe.unet, steps=6), run, moved)
+    next(place.glob("*-43.safetensors")).write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="delete them to make them anew"):
+        embedded.load_latents(place, 43)
+
+
+def test_a_longer_autoencoder_run_is_finished_anew(output: Path, tmp_path: Path) -> None:
+    run = tmp_path / "autoencoder"
+    shutil.copytree(output / "autoencoder", run)
+    before = finish.fingerprint(embedded.finish_autoencoder(run))
+    assert before == finish.fingerprint(embedded.finish_autoencoder(output / "autoencoder"))
+    saved = state.load_last(run)
+    assert saved is not None
+    weights = saved["ema"]["autoencoder"]
+    weights["decoder.conv_out.bias"] += 1
+    state.save(run, 5, {**saved, "step": 5})
+    assert finish.fingerprint(embedded.finish_autoencoder(run)) != before
+    for path in state.checkpoints(run):
+        path.unlink()  # the finished file alone is enough
+    assert finish.fingerprint(embedded.finish_autoencoder(run)) != before
+    (run / finish.FINISHED).write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="autoencoder"):
+        embedded.finish_autoencoder(run)
+
+
+def test_exporting_needs_runs_of_the_right_kind(output: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="holds no checkpoint"):
+        embedded.load_ema(tmp_path)
+    with pytest.raises(TrainingError, match="no U-Net's run"):
+        embedded.export(output / "autoencoder", output / "autoencoder", tmp_path / "model")
+    with pytest.raises(TrainingError, match="no autoencoder's run"):
+        embedded.export(output / "unet", output / "unet", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    assert set(embedded.load_ema(output / "unet")) == {"unet", "text_encoder"}
+    made = embedded.export(output / "autoencoder", output / "unet", tmp_path / "model")
+    for path in (output / "model").rglob("*"):
+        if path.is_file():
+            assert (made / path.relative_to(output / "model")).read_bytes() == path.read_bytes()
+
+
+def test_an_interruption_is_told_with_its_step(
+    recipe: EmbeddedRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from darkroom.training import loop
+
+    monkeypatch.setattr(embedded, "train", lambda stage, folder: loop.train(stage, folder, until=3))
+    with pytest.raises(Stopped, match="stopped at step 3 of 4"):
+        embedded.train_autoencoder(recipe.autoencoder, tmp_path)
+    monkeypatch.undo()
+    embedded.train_autoencoder(recipe.autoencoder, tmp_path)
+    assert state.step_of(state.checkpoints(tmp_path)[-1]) == 4
+
+
+def test_a_u_net_alone_takes_an_autoencoder_from_a_run_or_a_model(output: Path, tmp_path: Path) -> None:
+    run, model = (embedded.autoencoder_file(str(output / name), tmp_path / name) for name in ("autoencoder", "model"))
+    assert run == output / "autoencoder" / finish.FINISHED
+    assert model == tmp_path / "model" / finish.FINISHED
+    written = model.stat().st_mtime_ns
+    assert embedded.autoencoder_file(str(output / "model"), tmp_path / "model").stat().st_mtime_ns == written
+    exact, rounded = (finish.load_autoencoder(path).state_dict() for path in (run, model))
+    assert all(torch.equal(value.half().float(), rounded[name]) for name, value in exact.items())
+
+
+def test_the_card_tells_what_was_done(output: Path) -> None:
+    content = json.loads((output / "card.json").read_text())
+    assert content["objects"]["fox"] == "U+1F98A"
+    assert len(content["objects"]) == len(OBJECTS)
+    assert content["relations"] == ["to the left of", "to the right of", "above", "below"]
+    run = content["training"]["autoencoder"]
+    assert (run["steps"], run["pictures_seen"], run["recipe"]["widths"]) == (4, 32, [8, 8, 16, 16])
+    assert run["seconds"] >= 0
+    assert "scores" not in content
+    text = (output / "README.md").read_text()
+    assert "It has not been scored yet." in text
+    assert "What it can't do" in text
+
+
+def test_scores_are_kept_for_the_same_model(output: Path, tmp_path: Path) -> None:
+    for name in ("autoencoder", "unet"):
+        shutil.copytree(output / name, tmp_path / name)
+    first = card.write_cards(tmp_path, output / "model", 1)
+    assert set(first["scores"]["categories"]) == {"single", "count", "relation"}
+    assert first["scores"]["pictures_a_category"] == 1
+    marked = json.loads((tmp_path / "card.json").read_text())
+    marked["scores"]["autoencoder_psnr"] = 99.0
+    (tmp_path / "card.json").write_text(json.dumps(marked))
+    assert card.write_cards(tmp_path, output / "model", 0)["scores"]["autoencoder_psnr"] == 99.0
+    text = (tmp_path / "README.md").read_text()
+    assert "99.0 dB" in text
+    assert "| relation |" in text
+    marked["model"] = "another"
+    (tmp_path / "card.json").write_text(json.dumps(marked))
+    assert "scores" not in card.write_cards(tmp_path, output / "model", 0)
+
+
+def test_facts_of_a_run() -> None:
+    rows = [{"step": s, "seconds": t} for s, t in ((1, 10.0), (2, 20.0), (3, 5.0), (4, 15.0), (5, 1.0))]
+    assert card.seconds_of(rows) == 36.0
+    assert card.seconds_of([]) == 0.0
+    crops = {"batch_size": 16, "crop": 64, "whole_from": 0.8, "steps": 10}
+    assert card.pictures_seen(crops, 5) == 80
+    assert card.pictures_seen(crops, 10) == 8 * 16 + 2 * 4
+    assert card.pictures_seen({"batch_size": 64}, 3) == 192
+    assert card.machine("cpu", 2) == "two CPU cores"
+
+
+def test_a_log_that_was_cut_short_is_read(tmp_path: Path) -> None:
+    assert card.read_log(tmp_path) == []
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "seconds": 1.0}\n{"step": 2, "sec')
+    assert [row["step"] for row in card.read_log(tmp_path)] == [1]
