@@ -128,6 +128,11 @@ class Pipeline:
         side = self.unet.config.sample_size * self.autoencoder.config.downscale
         return side, side
 
+    @property
+    def defaults(self) -> Mapping[str, float]:
+        """The steps and the guidance scale that suit this model, where its folder says so (`darkroom.json`)."""
+        return self.checkpoint.defaults if self.checkpoint else {}
+
     @cached_property
     def model_hash(self) -> str | None:
         """Ten hexadecimal digits of the weights' SHA-256, as A1111 writes them; read from disk on first use."""
@@ -302,6 +307,7 @@ class Pipeline:
                 scheduler_config=self.scheduler_config,
                 tokenizer=self.tokenizer,
                 low_res_scheduler_config=self.checkpoint.low_res_scheduler_config if self.checkpoint else None,
+                defaults=self.defaults,
                 dtype=None if dtype is None else DTYPES[choice("dtype", dtype, DTYPES)],
             )
         except OSError as error:

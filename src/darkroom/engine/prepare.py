@@ -63,6 +63,8 @@ class Model(Protocol):
     def model_hash(self) -> str | None: ...
     @property
     def size(self) -> tuple[int, int]: ...
+    @property
+    def defaults(self) -> Mapping[str, float]: ...
 
 
 class GivenNoise:
@@ -97,11 +99,14 @@ def text_to_image(model: Model, request: Request, id: str, latents: Tensor | Non
     if latents is not None:
         noise = GivenNoise(_checked_latents(latents, shape), noise)
 
-    steps = plan(model.schedule, model.scheduler_config, request.steps, request.sampler, request.schedule)
+    wanted = request.steps
+    if wanted is None and request.sampler is None and "steps" in model.defaults:
+        wanted = int(model.defaults["steps"])
+    steps = plan(model.schedule, model.scheduler_config, wanted, request.sampler, request.schedule)
     state = SamplerState(x=(noise(0) * steps.init_scale).to(model.device), sigma=steps.sigmas[0])
     request = replace(
         request,
-        steps=request.steps or _usual_steps(steps.sampler_name),
+        steps=wanted or _usual_steps(steps.sampler_name),
         sampler=steps.sampler_name,
         schedule=steps.schedule_name,
         version=__version__,
@@ -141,11 +146,16 @@ def _complete(model: Model, request: Request, latents: Tensor | None) -> Request
         width=width,
         height=height,
         seed=draw_seed() if request.seed is None else request.seed,
-        guidance_scale=GUIDANCE_SCALE if request.guidance_scale is None else request.guidance_scale,
+        guidance_scale=_first(request.guidance_scale, model.defaults.get("guidance_scale"), GUIDANCE_SCALE),
         latents=None if latents is None else fingerprint(latents),
         model=model.name or None,
         model_hash=model.model_hash,
     )
+
+
+def _first(*values: float | None) -> float | None:
+    """What was asked for, else what the model's folder recommends, else what everybody uses."""
+    return next((value for value in values if value is not None), None)
 
 
 def _check_model(model: Model) -> None:

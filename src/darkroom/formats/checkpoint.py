@@ -40,6 +40,7 @@ class Checkpoint:
     tokenizer: tuple[Path, Path] | None = None  # its vocab.json and merges.txt, if it has them
     pad_token: str = EOS  # where there is no tokenizer folder: what CLIP's vocabulary pads with
     low_res_scheduler_config: dict[str, Any] | None = None  # the upscaler's second schedule
+    defaults: Mapping[str, float] = field(default_factory=dict)  # steps, guidance_scale: what suits this model
     _hash: str | None = field(default=None, repr=False)
     _kept: object = field(default=None, repr=False)  # a temporary folder that must live as long as this
 
@@ -133,6 +134,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
         tokenizer=tokenizer,
         pad_token=EXCLAMATION_MARK if configs["text_encoder"].hidden_act == "gelu" else EOS,
         low_res_scheduler_config=read_json(low_res) if low_res.is_file() else None,
+        defaults=folder.defaults(path),
     )
 
 
@@ -159,6 +161,7 @@ def _open_single(path: Path) -> Checkpoint:
         tokenizer=tokenizer,
         pad_token=EXCLAMATION_MARK if found.layouts["text_encoder"] == "openclip" else EOS,
         low_res_scheduler_config=found.low_res_scheduler_config,
+        defaults=found.defaults,
         _kept=kept,
     )
 

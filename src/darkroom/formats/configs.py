@@ -46,6 +46,22 @@ def parse_json(raw: bytes | str, where: str) -> dict[str, Any]:
     return content
 
 
+def checked_defaults(content: Any, where: str) -> dict[str, float]:
+    """The settings a model wants where a request names none: "steps" (1..1000) and "guidance_scale" (0..100).
+
+    CheckpointError, naming `where`, for anything else.
+    """
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{where} has defaults {content!r}; they are an object.")
+    for name, value in content.items():
+        kinds, low, high = {"steps": ((int,), 1, 1000), "guidance_scale": ((int, float), 0, 100)}.get(name, ((), 0, 0))
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise CheckpointError(
+                f"{where} has the default {name}={value!r}; there may be steps (1 to 1000), guidance_scale (0 to 100)."
+            )
+    return content
+
+
 def network_config(part: Part, content: dict[str, Any], where: str) -> Any:
     """The configuration of one network from its `config.json`. CheckpointError names `where` and the value at fault."""
     if part == "text_encoder" and isinstance(content.get("text_config"), dict):

@@ -42,6 +42,7 @@ def convert(
             **parts,
             "scheduler_config": checkpoint.scheduler_config,
             "low_res_scheduler_config": checkpoint.low_res_scheduler_config,
+            "defaults": checkpoint.defaults,
             "dtype": dtype,
         }
         if path.suffix.lower() == ".safetensors":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .configs import read_json
+from .configs import checked_defaults, read_json
 from .layouts import TITLES, Part
 
 SUBFOLDERS: dict[Part, str] = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
@@ -22,6 +22,8 @@ _WEIGHTS = re.compile(
     r"\.(?P<format>safetensors|bin)(?P<index>\.index(?:\.(?P<late>[\w-]+))?\.json)?"
 )
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+
+DEFAULTS_FILE = "darkroom.json"  # beside model_index.json: settings that suit a model, where ours do not
 
 _UNSUPPORTED = (
     "StableDiffusionXL",
@@ -92,6 +94,12 @@ def pipeline_class(path: Path) -> str | None:
     except CheckpointError:
         return None
     return name if isinstance(name, str) else None
+
+
+def defaults(path: Path) -> dict[str, float]:
+    """The settings in a folder's `darkroom.json`, if it has one. CheckpointError if it says nonsense."""
+    file = path / DEFAULTS_FILE
+    return checked_defaults(read_json(file), str(file)) if file.is_file() else {}
 
 
 def tokenizer_files(folder: Path) -> tuple[Path | None, tuple[Path, Path] | None]:

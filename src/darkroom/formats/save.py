@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CheckpointError
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
-from .folder import SUBFOLDERS, TOKENIZER_FILES, is_tokenizer
+from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer
 from .layouts import PARTS, Layout, Part, table
 from .rules import Config, Place
 from .single import METADATA
@@ -91,13 +91,13 @@ def save_folder(
     tokenizer: TokenizerSource,
     low_res_scheduler_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    extra_files: Mapping[str, bytes] | None = None,
+    defaults: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a model as a diffusers folder, which diffusers opens unmodified; whole or not at all.
 
     States are in native names; `dtype` (float16, bfloat16, float32) converts them. `tokenizer` is a folder to copy the
-    files from, or a tokenizer. `extra_files` (name -> bytes) land beside model_index.json. A model folder at `path` is
-    replaced; anything else there raises CheckpointError, as does a disk that can't be written.
+    files from, or a tokenizer. `defaults` (steps, guidance_scale) go into `darkroom.json`, which others pass over. A
+    model folder at `path` is replaced; anything else there raises CheckpointError, as does a full disk.
     """
     target = Path(os.path.abspath(path))
     configs: dict[Part, Config] = {
@@ -118,8 +118,8 @@ def save_folder(
                 write_json(draft / name / "scheduler_config.json", content)
         (draft / "tokenizer").mkdir()
         _write_tokenizer(tokenizer, draft / "tokenizer")
-        for name, raw in (extra_files or {}).items():
-            (draft / name).write_bytes(raw)
+        if defaults:
+            write_json(draft / DEFAULTS_FILE, dict(defaults))
         index = _model_index(unet_config.in_channels, scheduler_config, low_res_scheduler_config)
         write_json(draft / "model_index.json", index)
     return target
@@ -138,6 +138,7 @@ def save_single_file(
     tokenizer: TokenizerSource | None = None,
     low_res_scheduler_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    defaults: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a model as one .safetensors file in LDM layout, which the ecosystem's tools open; whole or not at all.
 
@@ -154,6 +155,8 @@ def save_single_file(
     }
     if low_res_scheduler_config is not None:
         notes["low_res_scheduler"] = dict(low_res_scheduler_config)
+    if defaults:
+        notes["defaults"] = dict(defaults)
     if tokenizer is not None and text_encoder_config.vocab_size != CLIP_VOCABULARY:
         notes["tokenizer"] = _tokenizer_texts(tokenizer)
     metadata = {"format": "pt", METADATA: json.dumps(notes, sort_keys=True)}

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..models.config import SD15_UNET, UPSCALER_UNET
 from . import detect
-from .configs import network_config, parse_json, sentences
+from .configs import checked_defaults, network_config, parse_json, sentences
 from .files import TensorFile
 from .layouts import IGNORED_AT_TOP, PARTS, TITLES, Layout, Part, canonical, ema_name, prefix, table
 from .rules import Config
@@ -33,6 +33,7 @@ class SingleFile:
     unknown: tuple[str, ...]  # keys that belong to nothing we know
     ema: bool = False  # the U-Net is there as a moving average only
     low_res_scheduler_config: dict[str, Any] | None = None
+    defaults: dict[str, float] = field(default_factory=dict)
     tokenizer: dict[str, Any] | None = field(
         default=None, repr=False
     )  # file name -> content, of a vocabulary not CLIP's
@@ -110,6 +111,7 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
         ema=ema and unet is not None,
         low_res_scheduler_config=own.get("low_res_scheduler", dict(detect.LOW_RES_SCHEDULER) if upscaler else None),
         tokenizer=own.get("tokenizer"),
+        defaults=checked_defaults(own.get("defaults", {}), str(path)),
     )
 
 

@@ -172,4 +172,5 @@ def export_networks(autoencoder: Autoencoder, unet_run: Path, target: Path) -> P
         scheduler_config=unet.SCHEDULER_CONFIG,
         tokenizer=tokenizer_of(unet_run),
         dtype=torch.float16,
+        defaults=unet.DEFAULTS,
     )

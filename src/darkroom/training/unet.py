@@ -41,6 +41,9 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "steps_offset": 1,
 }
 
+# What suits a model of this kind (docs/LOG.md): guidance at the usual 7.5 spoils counts.
+DEFAULTS: dict[str, float] = {"steps": 20, "guidance_scale": 3.0}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetRecipe(LoopConfig):
