@@ -328,6 +328,8 @@ class TextEncoderConfig:
             "attention_dropout": 0.0,
             "initializer_factor": 1.0,
             "initializer_range": 0.02,
+            # What transformers loads it as unless told otherwise: a pipeline's other parts become float32, too.
+            "torch_dtype": "float32",
             **{n: getattr(self, n) for n in self.__dataclass_fields__},
         }
 
