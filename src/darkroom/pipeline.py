@@ -167,8 +167,9 @@ class Pipeline:
             negative_prompt: what guidance leads away from; one for all, or a list as long as the prompts'.
             width, height: pixels, 8 to 8192; None: the model's own size. Any size is possible: it is padded to whole
                 latent pixels on the right and below, and cropped back.
-            steps: 1 to 1000; None: 30 (LCM: 4).
-            guidance_scale: 0 to 100, 7.5 if None; at 1 or below the negative prompt plays no part.
+            steps: 1 to 1000; None: what the model's folder recommends (`defaults`), or 30 (LCM: 4).
+            guidance_scale: 0 to 100; None: what the model's folder recommends, or 7.5. At 1 or below the negative
+                prompt plays no part.
             sampler, schedule: by any of their names (`darkroom.samplers()`); None: what the checkpoint's
                 scheduler_config.json says, flags included.
             seed: 0 to 2**64 - 1; picture i of the call uses seed + i. None: drawn, and reported in the requests.

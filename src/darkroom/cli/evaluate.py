@@ -25,10 +25,12 @@ def evaluate(
         int, typer.Option("--count", "-n", metavar="N", parser=options.whole_number, help="Pictures a category.")
     ] = 100,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", parser=options.whole_number, help="Sampling steps. [default: 30]")
+        int | None,
+        typer.Option(metavar="N", parser=options.whole_number, help="Sampling steps. [default: the model's]"),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(metavar="X", parser=options.real_number, help="Guidance scale. [default: 7.5]")
+        float | None,
+        typer.Option(metavar="X", parser=options.real_number, help="Guidance scale. [default: the model's]"),
     ] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="See `darkroom samplers`.")] = None,
     device: options.Device = "auto",
@@ -90,7 +92,6 @@ def as_text(scores: dict[str, Any]) -> str:
         for row, score in rows.items():
             lines.append(f"{kind:10}{row:16}" + "".join(f"{100 * score[name]:11.1f}%" for name in columns))
         lines.append("")
-    lines.append(
-        f"{scores['pictures_a_category']} pictures a row; autoencoder {scores['autoencoder_psnr']:.2f} dB PSNR"
-    )
+    count, psnr = scores["pictures_a_category"], scores["autoencoder_psnr"]
+    lines.append(f"{count} pictures a row; the autoencoder reconstructs with {psnr:.2f} dB PSNR")
     return "\n".join(lines)

@@ -59,7 +59,7 @@ def generate(
         typer.Option(
             metavar="X",
             parser=options.real_number,
-            help="How closely to follow the prompt; 1: no guidance. [default: 7.5]",
+            help="How closely to follow the prompt; 1: no guidance. [default: the model's, or 7.5]",
         ),
     ] = None,
     sampler: Annotated[

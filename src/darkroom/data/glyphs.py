@@ -64,7 +64,7 @@ def write_sheet(path: Path, font: Path) -> None:
     for i, emoji in enumerate(OBJECTS.values()):
         at = (i % SHEET_COLUMNS * SHEET_SIDE, i // SHEET_COLUMNS * SHEET_SIDE)
         sheet.paste(render(emoji, SHEET_SIDE, font), at)
-    sheet.save(path, lossless=True, quality=100, method=6)
+    sheet.save(path, "WEBP", lossless=True, quality=100, method=6)
 
 
 def to_glyph(picture: Image.Image) -> Glyph:
