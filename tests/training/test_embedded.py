@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import darkroom
+from darkroom.data import glyphs
 from darkroom.data.objects import OBJECTS
 from darkroom.errors import TrainingError
+from darkroom.evaluate import scenes
 from darkroom.training import card, embedded, finish, state
 from darkroom.training.loop import Stopped
 from darkroom.training.recipes import EmbeddedRecipe, cpu, override
@@ -33,10 +36,11 @@ def recipe() -> EmbeddedRecipe:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_scenes() -> object:
-    """Normalising over 512 scenes is the slowest part of a toy run."""
+def _quick() -> object:
+    """Normalising over 512 scenes and rendering a thousand emoji are the slowest parts of a toy run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "MEASURED", range(10_000_000, 10_000_016))
+        patch.setattr(glyphs, "FONT_PLACES", ())
         yield
 
 
@@ -184,7 +188,21 @@ def test_the_card_tells_what_was_done(output: Path) -> None:
     assert "What it can't do" in text
 
 
-def test_scores_are_kept_for_the_same_model(output: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_to_the_emoji_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedded._with_others(tmp_path) is False
+    state.save(tmp_path, 1, {})
+    monkeypatch.setattr(glyphs, "FONT_PLACES", (__file__,))
+    assert embedded._with_others(tmp_path) is False
+    assert embedded._with_others(tmp_path / "new") is True
+    state.save(tmp_path / "new", 1, {})
+    monkeypatch.undo()
+    monkeypatch.setattr(glyphs, "FONT_PLACES", ())
+    with pytest.raises(TrainingError, match="fonts-noto-color-emoji"):
+        embedded._with_others(tmp_path / "new")
+
+
+def test_scores_are_kept_for_the_same_model(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "evaluate", functools.partial(scenes.evaluate, steps=1, guidance_scale=1.0))
     for name in ("autoencoder", "unet"):
         shutil.copytree(output / name, tmp_path / name)
     first = card.write_cards(tmp_path, output / "model", 1)
