@@ -45,8 +45,7 @@ def test_diffusers_opens_it_and_draws_the_same_picture(pipe, guidance):
     assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() < 1e-3
 
 
-def test_its_autoencoder_keeps_scenes():
-    pipe = darkroom.load()
+def test_its_autoencoder_keeps_scenes(pipe):
     pictures = [render_scene(draw_scene(5, i)) for i in range(12)]
     assert psnr(pictures, reconstruct(pipe.autoencoder, pictures)) > 27
 

@@ -178,10 +178,3 @@ def test_rows_are_told_their_own_timesteps() -> None:
     network = Network()
     advance(jobs, network, largest=16)
     assert network.told == [999.0, 999.0, None]
-
-
-def test_clip_bounds_the_guided_answer() -> None:
-    job = make_job("a")
-    job.clip = 0.01
-    moved = advance([job], Network(), largest=16).moved["a"]
-    torch.testing.assert_close(moved.denoised, torch.full((4, 4, 4), 0.01))

@@ -122,8 +122,6 @@ def _step(job: Job, answers: Sequence[Tensor]) -> Moved:
     """Guidance combines the branches' answers, the sampler takes its step."""
     state = job.state
     denoised = job.guidance.combine(answers, state.x, state.sigma)
-    if job.clip is not None:
-        denoised = denoised.clamp(-job.clip, job.clip)
     return Moved(job.sampler.step(state, denoised, job.sigmas, job.noise), denoised)
 
 

@@ -27,7 +27,6 @@ class Job:
     timesteps: Mapping[float, float] = field(
         default_factory=dict
     )  # sigma -> the timestep told, where not the schedule's
-    clip: float | None = None  # denoised answers are clamped to -clip..clip (diffusers' clip_sample)
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
 

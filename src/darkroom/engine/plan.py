@@ -60,7 +60,6 @@ class Plan:
         sigmas: steps + 1 noise levels, descending; the last is 0 unless the scheduler ends above zero noise.
         init_scale: the starting x is this times unit-variance noise.
         final_scale: the final x times this is the latent.
-        clip: always None here: a sampler that bounds the denoised answer has the bound, because it may need both.
         timesteps: the timestep to tell the network at a level, where it is known; elsewhere schedule.sigma_to_t.
             Keys are the very floats of `sigmas`. diffusers rounds some timesteps, so its picture needs this.
         sampler_name, schedule_name: names that give this plan again with the same configuration.
@@ -70,7 +69,6 @@ class Plan:
     sigmas: tuple[float, ...]
     init_scale: float
     final_scale: float = 1.0
-    clip: float | None = None
     timesteps: Mapping[float, float] = field(default_factory=dict)
     sampler_name: str = ""
     schedule_name: str = AUTOMATIC

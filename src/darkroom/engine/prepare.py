@@ -120,7 +120,6 @@ def text_to_image(model: Model, request: Request, id: str, latents: Tensor | Non
         guidance=_guidance(model, request),
         noise=noise,
         timesteps=steps.timesteps,
-        clip=steps.clip,
         final_scale=steps.final_scale,
         output=output,
     )

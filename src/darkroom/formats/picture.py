@@ -25,6 +25,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from darkroom.errors import ImageError
 from darkroom.formats.chunks import DESCRIPTION, EXIF_IFD, USER_COMMENT, header_size, read_exif, read_png
+from darkroom.formats.disk import sync_folder
 from darkroom.formats.foreign import read_comfyui, read_dream, read_invokeai
 from darkroom.formats.infotext import parse_infotext, to_infotext
 from darkroom.formats.recipe import dump_recipe, load_json, load_recipe
@@ -119,7 +120,7 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> Non
         finally:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(temporary)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise PictureExists(f"{str(path)!r} exists already: choose another name, or ask to overwrite it") from None
     except (OSError, ValueError) as error:
@@ -138,16 +139,6 @@ def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
         if os.path.lexists(path):
             raise FileExistsError from None
         os.rename(temporary, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable; not every system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from .disk import sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield draft
             os.replace(draft, path)
-            _sync(path.parent)
+            sync_folder(path.parent)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -119,7 +120,7 @@ def whole_folder(path: Path, marker: str) -> Iterator[Path]:
             draft.mkdir()
             yield draft
             for folder in (draft, *(sub for sub in draft.rglob("*") if sub.is_dir())):
-                _sync(folder)
+                sync_folder(folder)
             if path.exists():
                 os.rename(path, old)
             try:
@@ -128,7 +129,7 @@ def whole_folder(path: Path, marker: str) -> Iterator[Path]:
                 if old.exists():
                     os.rename(old, path)
                 raise
-            _sync(path.parent)
+            sync_folder(path.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
@@ -140,13 +141,3 @@ def _sentences(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path} can't be written: {error.strerror or error}.") from None
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's entries durable, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

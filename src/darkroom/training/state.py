@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from darkroom.errors import TrainingError
+from darkroom.formats.disk import sync_folder
 
 NAME = re.compile(r"step-(\d{9})\.pt")
 
@@ -32,11 +33,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
             temporary.unlink(missing_ok=True)
         raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
     temporary.rename(path)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_folder(folder)
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
