@@ -86,7 +86,7 @@ def test_what_is_allowed_is_no_breach(tmp_path: Path) -> None:
         "samplers/a.py": "from ..errors import RequestError\nfrom .b import B\nfrom . import b\n",
         "samplers/b.py": "import torch\nB = 1\n",
         "formats/save.py": "def f():\n    from ..prompts.tokenizer import Tokenizer\n",
-        "engine/prepare.py": "from darkroom import __version__\nimport darkroom.samplers.a\n",
+        "engine/prepare/common.py": "from darkroom import __version__\nimport darkroom.samplers.a\n",
     }
     for name, text in lines.items():
         path = tmp_path / "darkroom" / name

@@ -221,7 +221,7 @@ def test_given_latents_take_the_place_of_the_seeds_noise(tiny_pipe: Pipeline) ->
     assert recipe.latents is not None
     with pytest.raises(RequestError, match="began from noise that was given"):
         tiny_pipe.draw([recipe])
-    assert difference(tiny_pipe.draw([recipe], noise).images[0], given.images[0]) == 0  # type: ignore[arg-type]
+    assert difference(tiny_pipe.draw([recipe], [darkroom.Inputs(latents=noise[0])]).images[0], given.images[0]) == 0  # type: ignore[arg-type]
     for wrong, told in (
         (noise[0], r"\[N, C, h, w\]"),
         (noise.repeat(2, 1, 1, 1), "2 starting noises for 1"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CheckpointError, Error, ImageError, RequestError, TrainingError
 
 if TYPE_CHECKING:
-    from .engine import Engine, Failed, Finished, Progress
+    from .engine import Engine, Failed, Finished, Inputs, Progress
     from .pipeline import Pipeline, Result, load
     from .request import Request
 
@@ -27,6 +27,7 @@ _WHERE = {
     "Engine": "engine",
     "Failed": "engine",
     "Finished": "engine",
+    "Inputs": "engine",
     "Pipeline": "pipeline",
     "Progress": "engine",
     "Request": "request",
@@ -42,6 +43,7 @@ __all__ = [
     "Failed",
     "Finished",
     "ImageError",
+    "Inputs",
     "Pipeline",
     "Progress",
     "Request",

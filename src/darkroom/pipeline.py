@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
+from .engine.inputs import Inputs
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
 from .formats.checkpoint import Checkpoint, native_state, open_checkpoint
@@ -214,37 +215,39 @@ class Pipeline:
             )
             for i in range(count)
         ]
-        return self.draw(requests, latents, on_progress=on_progress, output=output, deterministic=deterministic)
+        inputs = [Inputs(latents=noise) for noise in _starting_noises(latents, count)]
+        return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
 
     def draw(
         self,
         requests: Sequence[Request],
-        latents: Tensor | None = None,
+        inputs: Sequence[Inputs] = (),
         *,
         on_progress: Callable[[Progress], None] | None = None,
         output: Output = "pil",
         deterministic: bool | None = None,
     ) -> Result:
-        """Draw requests, such as the recipes of an earlier result. Arguments as in `generate`.
+        """Draw requests, such as the recipes of an earlier result.
+
+        Args:
+            inputs: what each of them is made from beside the request, one for each picture; none: nothing.
+            on_progress, output, deterministic: as in `generate`.
 
         The first picture that fails ends the call with its error.
         """
         choice("output", output, OUTPUTS)
         if not requests:
             raise RequestError("no picture is asked for; give one prompt or more")
-        if latents is not None and (not isinstance(latents, Tensor) or latents.ndim != 4):
-            raise RequestError("latents must be a tensor [N, C, h, w], one starting noise for each picture")
-        if latents is not None and len(latents) != len(requests):
+        if inputs and len(inputs) != len(requests):
             raise RequestError(
-                f"latents hold {len(latents)} starting noises for {len(requests)} pictures; give as many"
+                f"there are inputs for {len(inputs)} pictures, and {len(requests)} requests; give as many"
             )
         if deterministic is None:
             deterministic = self.device.type == "cpu"
         engine = Engine(self, deterministic=deterministic)
         places: dict[str, int] = {}
         for i, request in enumerate(requests):
-            noise = None if latents is None else latents[i]
-            places[engine.add(request, latents=noise, output=output)] = i
+            places[engine.add(request, inputs[i] if inputs else None, output=output)] = i
         images: dict[int, Image.Image | Tensor] = {}
         recipes: dict[int, Request] = {}
         while engine.jobs:
@@ -329,6 +332,17 @@ def _texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[
             f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; give one, or as many"
         )
     return prompts, negatives  # type: ignore[return-value]
+
+
+def _starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """Each picture's given noise [C, h, w], or None."""
+    if latents is None:
+        return [None] * count
+    if not isinstance(latents, Tensor) or latents.ndim != 4:
+        raise RequestError("latents must be a tensor [N, C, h, w], one starting noise for each picture")
+    if len(latents) != count:
+        raise RequestError(f"latents hold {len(latents)} starting noises for {count} pictures; give as many")
+    return list(latents)
 
 
 def _gathered(results: Sequence[Image.Image | Tensor]) -> list[Image.Image] | Tensor:

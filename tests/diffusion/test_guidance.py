@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from darkroom.diffusion.condition import Condition
+from darkroom.diffusion.condition import Condition, Timeline
 from darkroom.diffusion.guidance import ClassifierFree, Unguided
 from darkroom.diffusion.scalings import X0, Epsilon, Flow, V
 from darkroom.errors import RequestError
@@ -117,3 +117,15 @@ def test_nonsense(options, words):
 def test_rescale_needs_to_know_what_the_output_means():
     with pytest.raises(ValueError, match="scaling"):
         ClassifierFree(POSITIVE, NEGATIVE, 7.5, rescale=0.7)
+
+
+def test_a_timeline_changes_its_condition_with_the_noise_level() -> None:
+    first, second, last = (Condition(torch.full((1, 2), float(i))) for i in range(3))
+    timeline = Timeline(((5.0, first), (1.0, second), (0.0, last)))
+    assert [timeline.at(sigma) for sigma in (9.0, 5.1, 5.0, 1.5, 1.0, 0.1, 0.0)] == [
+        first, first, second, second, last, last, last,
+    ]  # fmt: skip
+    always = Condition(torch.zeros(1, 2))
+    guidance = ClassifierFree(timeline, always, 3.0)
+    assert guidance.branches(5.0) == (second, always)
+    assert Unguided(timeline).branches(6.0) == (first,)

@@ -18,6 +18,28 @@ class Condition:
     class_label: int | None = None  # the noise level of an upscaler's picture
     guidance_scale: float | None = None  # told to networks distilled to take it as an input (LCM), else None
 
+    def at(self, sigma: float) -> Condition:
+        """Itself: this condition holds at every noise level."""
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Timeline:
+    """A condition that changes as the noise falls: a scheduled prompt, a control that starts late or stops early.
+
+    `pieces` are (bound, condition) with falling bounds: a piece holds for noise levels above its bound that no piece
+    before it has; the last holds to the end, whatever its bound.
+    """
+
+    pieces: tuple[tuple[float, Condition], ...]
+
+    def at(self, sigma: float) -> Condition:
+        """The condition at a noise level."""
+        return next((c for bound, c in self.pieces if sigma > bound), self.pieces[-1][1])
+
+
+Prompted = Condition | Timeline  # what guidance holds of each branch
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:

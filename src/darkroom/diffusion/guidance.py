@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.condition import Condition
+from darkroom.diffusion.condition import Condition, Prompted
 from darkroom.diffusion.scalings import Scaling
 from darkroom.errors import RequestError
 
@@ -35,10 +35,10 @@ class Guidance(Protocol):
 class Unguided:
     """The condition alone."""
 
-    condition: Condition
+    condition: Prompted
 
     def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return (self.condition,)
+        return (self.condition.at(sigma),)
 
     def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
         (answer,) = denoised
@@ -59,8 +59,8 @@ class ClassifierFree:
         scaling: the denoiser's; needed when rescale is not 0, because that acts on the network's own output.
     """
 
-    positive: Condition
-    negative: Condition
+    positive: Prompted
+    negative: Prompted
     scale: float
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, math.inf)
@@ -82,7 +82,8 @@ class ClassifierFree:
         return self.scale > 1.0 and self.interval[0] < sigma <= self.interval[1]
 
     def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return (self.positive, self.negative) if self.guides(sigma) else (self.positive,)
+        asked = (self.positive, self.negative) if self.guides(sigma) else (self.positive,)
+        return tuple(prompted.at(sigma) for prompted in asked)
 
     def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
         if not self.guides(sigma):

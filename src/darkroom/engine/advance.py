@@ -119,9 +119,11 @@ def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bo
 
 
 def _step(job: Job, answers: Sequence[Tensor]) -> Moved:
-    """Guidance combines the branches' answers, the sampler takes its step."""
+    """Guidance combines the branches' answers, what is known is restored, the sampler takes its step."""
     state = job.state
     denoised = job.guidance.combine(answers, state.x, state.sigma)
+    if job.known is not None:
+        denoised = job.known.restore(denoised)
     return Moved(job.sampler.step(state, denoised, job.sigmas, job.noise), denoised)
 
 

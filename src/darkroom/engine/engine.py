@@ -25,9 +25,10 @@ from darkroom.request import Request, whole
 
 from .advance import advance
 from .exact import same_bits
+from .inputs import Inputs
 from .job import Job
 from .memory import default_rows, out_of_memory, release
-from .prepare import Model, text_to_image
+from .prepare import Model, prepare
 from .preview import Preview
 from .scheduler import pick
 
@@ -86,17 +87,17 @@ class Engine:
         """The jobs in progress by id, in order of arrival. Pickle one at any time between steps, and `resume` it."""
         return MappingProxyType(self._jobs)
 
-    def add(self, request: Request, *, latents: Tensor | None = None, output: str = "pil") -> str:
-        """Take a request in; its id comes back. Encodes its texts.
+    def add(self, request: Request, inputs: Inputs | None = None, *, output: str = "pil") -> str:
+        """Take a request in; its id comes back. Encodes its texts and pictures.
 
         Args:
-            latents: [C, h, w], unit-variance noise to start from instead of the seed's.
+            inputs: what the picture is made from beside its request: starting noise, pictures, adapters.
             output: "pil", "pt" (float32 [3, H, W] in 0..1) or "latent" ([C, h, w], scaled as the U-Net sees it).
 
         Raises RequestError where the model can't do what is asked.
         """
         with torch.no_grad():
-            return self.resume(text_to_image(self.model, request, secrets.token_hex(8), latents, output))
+            return self.resume(prepare(self.model, request, secrets.token_hex(8), inputs, output))
 
     def resume(self, job: Job) -> str:
         """Take in a job that was made, or begun, elsewhere (with the same model)."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from darkroom.diffusion.guidance import Guidance
+from darkroom.diffusion.known import Known
 from darkroom.request import Request
 from darkroom.samplers.state import Noise, Sampler, SamplerState
 
@@ -14,7 +15,7 @@ from darkroom.samplers.state import Noise, Sampler, SamplerState
 class Job:
     """All there is to know about one picture in progress. Picklable between any two steps, and resumable elsewhere.
 
-    A task (text-to-image, ...) is a function of `prepare.py` that fills a Job; the engine knows no tasks.
+    A task (text-to-image, ...) is a function of `prepare` that fills a Job; the engine knows no tasks.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Job:
         default_factory=dict
     )  # sigma -> the timestep told, where not the schedule's
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
+    known: Known | None = None  # what is not to change
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
 
     @property

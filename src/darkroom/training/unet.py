@@ -58,7 +58,7 @@ class UNetRecipe(LoopConfig):
     text_layers: int = 2
     scenes: int = 40_000  # scenes whose latents are cached
     dropout: float = 0.1  # fraction of captions replaced by the empty one, for guidance
-    gamma: float = 5.0  # of the Min-SNR weight
+    gamma: float = 5.0  # where the loss's weight is cut off: the largest SNR + 1 that counts
 
 
 def networks(recipe: UNetRecipe, tokenizer: Tokenizer) -> tuple[UNet, TextEncoder]:
@@ -130,9 +130,14 @@ class UNetStage:
         return (self.weight(sigma.flatten()) * error).mean(), {"error": error.detach().mean()}
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """Min-SNR (Hang et al. 2023, arXiv 2303.09556, eq. 8) for v: min(snr, gamma) / (snr + 1)."""
-        snr = sigma**-2
-        return snr.clamp(max=self.config.gamma) / (snr + 1)
+        """1 where noise rules, less where it is nearly gone: min(snr + 1, gamma) / (snr + 1).
+
+        The SNR + 1 weighting of Salimans & Ho 2022 (arXiv 2202.00512, sec. 4), cut off at gamma as Min-SNR is (Hang et
+        al. 2023, arXiv 2303.09556, eq. 8). Min-SNR itself falls to nothing at high noise, where counts and places
+        are decided.
+        """
+        snr_1 = sigma**-2 + 1
+        return snr_1.clamp(max=self.config.gamma) / snr_1
 
 
 def token_table(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Request -> Job, one function a task. What differs between tasks is the data of their jobs, nothing else."""
+"""What all tasks share: the complete request, the noise, the plan, the guidance, and the job made of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from darkroom.diffusion.denoiser import Denoiser
 from darkroom.diffusion.guidance import ClassifierFree, Guidance, Unguided
 from darkroom.diffusion.noise import SeededNoise
 from darkroom.diffusion.schedule import Schedule
+from darkroom.engine.inputs import Inputs
+from darkroom.engine.job import Job
+from darkroom.engine.plan import LCM_STEPS, STEPS, Plan, plan
+from darkroom.engine.preview import Previewer
 from darkroom.errors import RequestError
-from darkroom.images import latent_size
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.unet import UNet
 from darkroom.request import MAX_PIXELS, OUTPUTS, Request, choice, draw_seed
 from darkroom.samplers import canonical
 from darkroom.samplers.state import Noise, SamplerState
-
-from .job import Job
-from .plan import LCM_STEPS, STEPS, plan
-from .preview import Previewer
 
 GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
 
@@ -78,51 +77,50 @@ class GivenNoise:
         return self.first if k == 0 else self.rest(k)
 
 
-def text_to_image(model: Model, request: Request, id: str, latents: Tensor | None = None, output: str = "pil") -> Job:
-    """A picture from a text alone.
+NOTHING = Inputs()
 
-    Args:
-        latents: [C, h, w], unit-variance noise to start from instead of the seed's.
-        output: "pil", "pt" or "latent".
 
-    Raises RequestError where the model can't do what is asked.
-    """
-    choice("output", output, OUTPUTS)
-    _check_model(model)
-    request = _complete(model, request, latents)
-    assert request.width is not None
-    assert request.height is not None
+def noise_of(request: Request, inputs: Inputs, shape: tuple[int, ...]) -> Noise:
+    """A picture's noise [C, h, w]: its seed's, or the given latents first. `request` is complete."""
     assert request.seed is not None
-    config = model.autoencoder.config
-    shape = (config.latent_channels, *latent_size(request.width, request.height, config.downscale))
     noise: Noise = SeededNoise(request.seed, shape)
-    if latents is not None:
-        noise = GivenNoise(_checked_latents(latents, shape), noise)
+    return noise if inputs.latents is None else GivenNoise(_checked_latents(inputs.latents, shape), noise)
 
-    wanted = request.steps
-    if wanted is None and request.sampler is None and "steps" in model.defaults:
-        wanted = int(model.defaults["steps"])
-    steps = plan(model.schedule, model.scheduler_config, wanted, request.sampler, request.schedule)
-    state = SamplerState(x=(noise(0) * steps.init_scale).to(model.device), sigma=steps.sigmas[0])
-    request = replace(
-        request,
-        steps=wanted or _usual_steps(steps.sampler_name),
-        sampler=steps.sampler_name,
-        schedule=steps.schedule_name,
-        version=__version__,
-    )
+
+def plan_of(model: Model, request: Request) -> Plan:
+    """Sampler and noise levels of a complete request; the scheduler of the model's folder where it leaves them open."""
+    return plan(model.schedule, model.scheduler_config, request.steps, request.sampler, request.schedule)
+
+
+def assemble(
+    id: str, request: Request, plan: Plan, state: SamplerState, noise: Noise, guided: Guidance, output: str
+) -> Job:
+    """A job whose recipe says what the plan has chosen. `output` is "pil", "pt" or "latent"."""
+    choice("output", output, OUTPUTS)
     return Job(
         id=id,
-        request=request,
-        sampler=steps.sampler,
-        sigmas=tuple(steps.sigmas),
+        request=replace(
+            request,
+            steps=request.steps or _usual_steps(plan.sampler_name),
+            sampler=plan.sampler_name,
+            schedule=plan.schedule_name,
+            version=__version__,
+        ),
+        sampler=plan.sampler,
+        sigmas=tuple(plan.sigmas),
         state=state,
-        guidance=_guidance(model, request),
+        guidance=guided,
         noise=noise,
-        timesteps=steps.timesteps,
-        final_scale=steps.final_scale,
+        timesteps=plan.timesteps,
+        final_scale=plan.final_scale,
         output=output,
     )
+
+
+def _wanted_steps(model: Model, request: Request) -> int | None:
+    if request.steps is None and request.sampler is None and "steps" in model.defaults:
+        return int(model.defaults["steps"])
+    return request.steps
 
 
 def _usual_steps(sampler: str) -> int:
@@ -130,8 +128,9 @@ def _usual_steps(sampler: str) -> int:
     return LCM_STEPS if canonical(sampler)[0] == "lcm" else STEPS
 
 
-def _complete(model: Model, request: Request, latents: Tensor | None) -> Request:
+def complete(model: Model, request: Request, inputs: Inputs) -> Request:
     """The request with size, seed and guidance filled in, and the model's name in place of whatever it held."""
+    latents = inputs.latents
     if request.latents is not None and latents is None:
         raise RequestError(
             f"this recipe began from noise that was given (fingerprint {request.latents}), not from its seed; "
@@ -144,6 +143,7 @@ def _complete(model: Model, request: Request, latents: Tensor | None) -> Request
         request,
         width=width,
         height=height,
+        steps=_wanted_steps(model, request),
         seed=draw_seed() if request.seed is None else request.seed,
         guidance_scale=_first(request.guidance_scale, model.defaults.get("guidance_scale"), GUIDANCE_SCALE),
         latents=None if latents is None else fingerprint(latents),
@@ -155,16 +155,6 @@ def _complete(model: Model, request: Request, latents: Tensor | None) -> Request
 def _first(*values: float | None) -> float | None:
     """What was asked for, else what the model's folder recommends, else what everybody uses."""
     return next((value for value in values if value is not None), None)
-
-
-def _check_model(model: Model) -> None:
-    """Raise RequestError for a U-Net that needs more than a text: inpainting, upscaling, depth, editing."""
-    wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
-    if wanted != given or model.unet.config.num_class_embeds is not None:
-        raise RequestError(
-            f"this model can't draw from a text alone: its U-Net takes {wanted} channels where a latent has {given}, "
-            f"so it needs a picture too; load a text-to-image model"
-        )
 
 
 def _checked_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -182,7 +172,7 @@ def fingerprint(latents: Tensor) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
 
-def _guidance(model: Model, request: Request) -> Guidance:
+def guidance(model: Model, request: Request) -> Guidance:
     """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below.
 
     A network distilled to take the scale as an input (LCM) is told it, and asked once.

@@ -1,0 +1,21 @@
+"""What a request brings along that no recipe can hold: tensors and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inputs:
+    """One picture's inputs beside its Request; which of them are there decides the task (`prepare`).
+
+    A finished recipe holds their fingerprints and names only, so a picture can be drawn again when the same inputs
+    are given again.
+    """
+
+    latents: Tensor | None = None  # [C, h, w], unit-variance noise to start from instead of the seed's
+    image: Image.Image | None = None  # upright 8-bit RGB (`images.open_picture`), any size: what is to be changed
+    mask: Image.Image | None = None  # 8-bit gray, the size of `image`: white is repainted

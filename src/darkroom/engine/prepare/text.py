@@ -1,0 +1,36 @@
+"""Text-to-image."""
+
+from __future__ import annotations
+
+from darkroom.engine.inputs import Inputs
+from darkroom.engine.job import Job
+from darkroom.errors import RequestError
+from darkroom.images import latent_size
+from darkroom.request import Request
+from darkroom.samplers.state import SamplerState
+
+from .common import NOTHING, Model, assemble, complete, guidance, noise_of, plan_of
+
+
+def text_to_image(model: Model, request: Request, id: str, inputs: Inputs = NOTHING, output: str = "pil") -> Job:
+    """A picture from a text alone. Raises RequestError where the model can't do what is asked."""
+    _check_model(model)
+    request = complete(model, request, inputs)
+    assert request.width is not None
+    assert request.height is not None
+    config = model.autoencoder.config
+    shape = (config.latent_channels, *latent_size(request.width, request.height, config.downscale))
+    noise = noise_of(request, inputs, shape)
+    plan = plan_of(model, request)
+    state = SamplerState(x=(noise(0) * plan.init_scale).to(model.device), sigma=plan.sigmas[0])
+    return assemble(id, request, plan, state, noise, guidance(model, request), output)
+
+
+def _check_model(model: Model) -> None:
+    """Raise RequestError for a U-Net that needs more than a text: inpainting, upscaling, depth, editing."""
+    wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
+    if wanted != given or model.unet.config.num_class_embeds is not None:
+        raise RequestError(
+            f"this model can't draw from a text alone: its U-Net takes {wanted} channels where a latent has {given}, "
+            f"so it needs a picture too; load a text-to-image model"
+        )
