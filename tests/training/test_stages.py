@@ -171,7 +171,7 @@ def test_captions_go_with_their_latents(stage: UNetStage) -> None:
         assert torch.equal(whole, torch.stack([a, b], dim=1).flatten(0, 1))
 
 
-def test_the_u_net_s_loss_is_v_prediction_with_min_snr(stage: UNetStage) -> None:
+def test_the_u_net_s_loss_is_v_prediction_weighted_by_cut_off_snr(stage: UNetStage) -> None:
     """By the papers' formulas: x_t = alpha x0 + sigma noise, v = alpha noise - sigma x0."""
     x0, ids = stage.batch(7, Share())
     torch.manual_seed(11)
@@ -185,7 +185,7 @@ def test_the_u_net_s_loss_is_v_prediction_with_min_snr(stage: UNetStage) -> None
         answer = stage.unet(alpha * x0 + sigma * noise, t.float(), stage.text_encoder(ids))
     error = (answer - (alpha * noise - sigma * x0)).square().mean(dim=(1, 2, 3))
     snr = (products / (1 - products)).flatten()
-    expected = (snr.clamp(max=5) / (snr + 1) * error).mean()
+    expected = ((snr + 1).clamp(max=5) / (snr + 1) * error).mean()
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(figures["error"], error.mean(), rtol=1e-3, atol=1e-5)
 
