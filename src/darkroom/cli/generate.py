@@ -8,7 +8,7 @@ import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,28 +24,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from darkroom.engine import Engine
+    from darkroom.pipeline import Pipeline
 
 app = new_app()
 
 _MAX_PROMPT_FILE = 64 * 2**20  # bytes
 
 
-@app.command()
-def generate(
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help='What to draw; "-" reads prompts from stdin, one a line.'),
-    ] = None,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
-    ] = ".",
-    prompts_file: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="Read prompts from a file, one a line.")
-    ] = None,
-    count: Annotated[
-        int,
-        typer.Option("-n", "--num-images", metavar="N", parser=options.whole_number, help="Pictures of each prompt."),
-    ] = 1,
+@dataclass(frozen=True)
+class Asked:
+    """What the options of a drawing command say."""
+
+    request: Request  # with an empty prompt
+    load: Callable[[], Pipeline]
+
+
+def drawing(
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", parser=options.whole_number, help="The first picture's; the next takes the next."),
@@ -85,18 +79,11 @@ def generate(
     dtype: options.Dtype = "auto",
     compile: options.Compile = False,
     threads: options.Threads = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    as_json: options.Json = False,
-) -> int:
-    """Draw pictures from texts, and print the paths of their files.
-
-    darkroom generate "a fox on a yellow background" -n 4 --seed 1 -o out/
-    """
-    texts = _prompts(prompts or [], prompts_file)
+) -> Asked:
+    """The options that all commands which draw have in common, checked as far as no model is needed for it."""
     width, height = options.size(size)
     with options.named_as_options():
-        whole("num_images", count, 1, MAX_IMAGES)
-        base = Request(
+        request = Request(
             prompt="",
             negative_prompt=negative,
             width=width,
@@ -114,20 +101,57 @@ def generate(
         from darkroom.samplers import canonical
 
         canonical(sampler)  # says so before a model is loaded
-    first = draw_seed() if base.seed is None else base.seed
-    requests = [
-        replace(base, prompt=text, seed=(first + number) % SEEDS)
-        for number, text in enumerate(text for text in texts for _ in range(count))
-    ]
-    write = _writer(output, len(requests), overwrite)
-    with Display("loading the model") as display:
+
+    def load() -> Pipeline:
         if schedule is not None:
             from darkroom.diffusion.spacings import spacing_name
             from darkroom.engine.plan import AUTOMATIC
 
             if schedule.lower() != AUTOMATIC:
                 spacing_name(schedule)
-        pipe = options.load(model, device, dtype, compile, threads)
+        return options.load(model, device, dtype, compile, threads)
+
+    return Asked(request, load)
+
+
+@app.command()
+@options.taking(drawing)
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help='What to draw; "-" reads prompts from stdin, one a line.'),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
+    ] = ".",
+    prompts_file: Annotated[
+        str | None, typer.Option("--prompts", metavar="FILE", help="Read prompts from a file, one a line.")
+    ] = None,
+    count: Annotated[
+        int,
+        typer.Option("-n", "--num-images", metavar="N", parser=options.whole_number, help="Pictures of each prompt."),
+    ] = 1,
+    *,
+    asked: Asked,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    as_json: options.Json = False,
+) -> int:
+    """Draw pictures from texts, and print the paths of their files.
+
+    darkroom generate "a fox on a yellow background" -n 4 --seed 1 -o out/
+    """
+    texts = _prompts(prompts or [], prompts_file)
+    with options.named_as_options():
+        whole("num_images", count, 1, MAX_IMAGES)
+    first = draw_seed() if asked.request.seed is None else asked.request.seed
+    with options.named_as_options():
+        requests = [
+            replace(asked.request, prompt=text, seed=(first + number) % SEEDS)
+            for number, text in enumerate(text for text in texts for _ in range(count))
+        ]
+    write = _writer(output, len(requests), overwrite)
+    with Display("loading the model") as display:
+        pipe = asked.load()
         from darkroom.engine import Engine
 
         # On a CPU a wider batch gains nothing, and alone each picture has the same bits as when it is drawn again.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -102,6 +104,30 @@ def named_as_options() -> Iterator[None]:
     except RequestError as error:
         field, _, rest = str(error).partition(" ")
         raise RequestError(f"{_FIELDS.get(field, field)} {rest}") from error
+
+
+def taking(shared: Callable[..., Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command the options of `shared`, another function of options, in the place of its parameter `asked`.
+
+    `asked` receives what `shared` returns for their values.
+    """
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        own = inspect.signature(command, eval_str=True).parameters
+        lent = inspect.signature(shared, eval_str=True).parameters
+        every = [p for name in own for p in (lent.values() if name == "asked" else [own[name]])]
+
+        @functools.wraps(command)
+        def called(**values: Any) -> int:
+            asked = shared(**{name: values.pop(name) for name in lent})
+            return command(**values, asked=asked)
+
+        by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in every]
+        called.__signature__ = inspect.Signature(by_name, return_annotation=int)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in by_name}
+        return called
+
+    return decorate
 
 
 def path(text: str) -> str:
