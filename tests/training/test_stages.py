@@ -220,3 +220,17 @@ def test_the_same_recipe_begins_with_the_same_weights() -> None:
     assert all(torch.equal(value, other[key]) for key, value in one.items())
     moved = networks(dataclasses.replace(UNET, seed=1), scene_tokenizer())[1].state_dict()
     assert not torch.equal(one["token_embedding.weight"], moved["token_embedding.weight"])
+
+
+def test_the_decoder_goes_on_alone_once_the_latents_are_final() -> None:
+    recipe = AutoencoderRecipe(steps=10, batch_size=4, lr=1e-3, widths=(8, 8, 8, 8), crop=64, decoder_from=0.5)
+    autoencoder = network(recipe)
+    stage = AutoencoderStage(recipe, autoencoder)
+    for step, encoder_learns in ((4, True), (5, False)):
+        autoencoder.zero_grad(set_to_none=True)
+        stage.loss(stage.batch(step, Share()), step, Share())[0].backward()
+        for name, p in autoencoder.named_parameters():
+            if name.startswith(("encoder.", "quant.")):
+                assert (p.grad is not None) == encoder_learns, name
+            else:
+                assert p.grad is not None, name

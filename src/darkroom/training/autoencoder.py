@@ -32,6 +32,7 @@ class AutoencoderRecipe(LoopConfig):
     groups: int = 4
     crop: int = 64  # side of the crops until `whole_from`
     whole_from: float = 0.8  # fraction of the run after which whole pictures are used (a quarter as many a batch)
+    decoder_from: float = 1.0  # fraction of the run after which only the decoder goes on, and the latents are final
     collages: float = 0.2  # fraction of pictures off the grid, with emoji that are no object of ours
     kl: float = 1e-6  # weight of the KL term
     l1: float = 0.1  # weight of the absolute error beside the squared one
@@ -83,7 +84,8 @@ class AutoencoderStage:
     def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         pictures = batch.to(c.device)
-        mean, logvar = self.autoencoder.encode(pictures).float().chunk(2, dim=1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step < c.decoder_from * c.steps):
+            mean, logvar = self.autoencoder.encode(pictures).float().chunk(2, dim=1)
         logvar = logvar.clamp(-30, 20)
         latents = mean + torch.exp(0.5 * logvar) * share.of(torch.randn(len(mean) * share.world, *mean.shape[1:])).to(
             mean.device

@@ -128,6 +128,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("keep", "1 or more", lambda v: v >= 1),
     ("crop", f"a multiple of {GRID} that divides {CANVAS}", lambda v: v > 0 and v % GRID == 0 and CANVAS % v == 0),
     ("whole_from", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("decoder_from", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("collages", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("kl", "0 or more", lambda v: v >= 0),
     ("l1", "0 or more", lambda v: v >= 0),
