@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))  # for diffusers_names
-from diffusers_names import AUTOENCODER, TEXT_ENCODER, UNET, rename
+from diffusers_names import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, rename
 
 from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from darkroom.models.config import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
+from darkroom.models.controlnet import ControlNet
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.unet import UNet
 
@@ -23,6 +24,10 @@ Config = UNetConfig | AutoencoderConfig | TextEncoderConfig
 
 def peer_of(config: Config) -> nn.Module:
     """The other library's network, built from our `to_diffusers()`."""
+    if isinstance(config, ControlNetConfig):
+        from diffusers.models.controlnets.controlnet import ControlNetModel
+
+        return ControlNetModel.from_config(config.to_diffusers()).eval()
     if isinstance(config, UNetConfig):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -38,6 +43,8 @@ def peer_of(config: Config) -> nn.Module:
 
 
 def ours(config: Config) -> tuple[nn.Module, tuple[tuple[str, str], ...]]:
+    if isinstance(config, ControlNetConfig):
+        return ControlNet(config), CONTROLNET
     if isinstance(config, UNetConfig):
         return UNet(config), UNET
     if isinstance(config, AutoencoderConfig):

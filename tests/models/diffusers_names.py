@@ -29,13 +29,19 @@ UNET: Rules = (
     (r"^time_embed\.cond\.", "time_embedding.cond_proj."),
     (r"^class_embed\.", "class_embedding."),
     (r"^norm_out\.", "conv_norm_out."),
-    (r"\.blocks\.(\d+)\.", r".transformer_blocks.\1."),
+    (r"(?<!^hint)\.blocks\.(\d+)\.", r".transformer_blocks.\1."),
     (r"\.(attn[12])\.([qkv])\.", r".\1.to_\2."),
     (r"\.(attn[12])\.out\.", r".\1.to_out.0."),
     (r"\.ff\.proj\.", ".ff.net.0.proj."),
     (r"\.ff\.out\.", ".ff.net.2."),
     *RESNET,
     *SAMPLING,
+)
+CONTROLNET: Rules = (
+    *UNET,
+    (r"^hint\.", "controlnet_cond_embedding."),
+    (r"^zero_convs\.", "controlnet_down_blocks."),
+    (r"^zero_mid\.", "controlnet_mid_block."),
 )
 AUTOENCODER: Rules = (
     (r"^(encoder|decoder)\.mid\.resnet1\.", r"\1.mid_block.resnets.0."),

@@ -200,12 +200,12 @@ def test_every_parameter_learns(autocast):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(3, 9, 8, 8)}, r"latents of shape \(3, 9, 8, 8\) given; this U-Net takes \[N, 4, H, W\]"),
+        ({"x": torch.zeros(3, 9, 8, 8)}, r"latents of shape \(3, 9, 8, 8\) given; this network takes \[N, 4, H, W\]"),
         ({"x": torch.zeros(4, 8, 8)}, r"latents of shape \(4, 8, 8\)"),
-        ({"text": torch.zeros(3, 7, 768)}, r"text of shape \(3, 7, 768\) given; this U-Net takes \[N, T, 24\]"),
+        ({"text": torch.zeros(3, 7, 768)}, r"text of shape \(3, 7, 768\) given; this network takes \[N, T, 24\]"),
         ({"text": torch.zeros(1, 7, 24)}, "1 rows of text given for 3 rows of latents"),
         ({"timesteps": torch.zeros(2)}, r"timesteps of shape \(2,\) given for 3 rows"),
-        ({"class_labels": torch.zeros(3, dtype=torch.long)}, "this U-Net has no classes"),
+        ({"class_labels": torch.zeros(3, dtype=torch.long)}, "this network has no classes"),
         ({"time_cond": torch.zeros(3, 8)}, r"time_cond of shape \(3, 8\) given"),
     ],
 )
@@ -219,7 +219,7 @@ def test_classes_are_asked_for():
     given = inputs(config, 8, 8)
     with pytest.raises(ValueError, match=r"class_labels of shape \(2,\) given for 3 rows"):
         UNet(config)(**(given | {"class_labels": torch.zeros(2, dtype=torch.long)}))
-    with pytest.raises(ValueError, match=r"class_labels \[0, 10, 1\] given; this U-Net has classes 0\.\.9"):
+    with pytest.raises(ValueError, match=r"class_labels \[0, 10, 1\] given; this network has classes 0\.\.9"):
         UNet(config)(**(given | {"class_labels": torch.tensor([0, 10, 1])}))
     del given["class_labels"]
     with pytest.raises(ValueError, match=r"needs them, \[N\] in 0\.\.9"):

@@ -287,6 +287,62 @@ class UNetConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlNetConfig(UNetConfig):
+    """ControlNetModel: the way down of a U-Net and its middle, and a picture (the hint) that steers another U-Net."""
+
+    hint_channels: int = 3                                        # channels of the hint
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)              # of its embedding; each but the first halves its size
+    hint_bgr: bool = False                                        # the hint's channels were trained in the order BGR
+    global_pool: bool = False                                     # only the mean of each residual counts (shuffle)
+
+    def __post_init__(self) -> None:
+        UNetConfig.__post_init__(self)
+        if not self.mid_block:
+            raise ValueError("mid_block_type is None; a ControlNet has a middle")
+        if self.time_cond_proj_dim is not None:
+            raise ValueError(f"time_cond_proj_dim is {self.time_cond_proj_dim}; a ControlNet is not told the guidance")
+        if len(set(self.layers_per_block)) > 1:
+            raise ValueError(f"layers_per_block is {self.layers_per_block!r}; a ControlNet has one for all levels")
+
+    @property
+    def hint_downscale(self) -> int:
+        """Pixels of the hint that a latent pixel covers on each side (8 for Stable Diffusion)."""
+        return int(2 ** (len(self.hint_widths) - 1))
+
+    @classmethod
+    def from_diffusers(cls, config: Json) -> ControlNetConfig:
+        """Read a ControlNet's `config.json`. Raises ValueError, naming it, on a feature we don't have."""
+        _check_object(config)
+        down = _levels(config.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)), 1)
+        up = [str(block).replace("Down", "Up") for block in reversed(down)]  # there is none; a U-Net's would be these
+        base = UNetConfig.from_diffusers({**config, "up_block_types": up, "time_cond_proj_dim": None})
+        order = config.get("controlnet_conditioning_channel_order", "rgb")
+        if order not in ("rgb", "bgr"):
+            raise ValueError(f"controlnet_conditioning_channel_order is {order!r}; it is 'rgb' or 'bgr'")
+        return cls(
+            **{field.name: getattr(base, field.name) for field in fields(base)},
+            hint_channels=config.get("conditioning_channels", 3),
+            hint_widths=_levels(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256), 1),
+            hint_bgr=order == "bgr",
+            global_pool=config.get("global_pool_conditions", False),
+        )
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `config.json` that diffusers reads."""
+        only_up = ("up_block_types", "out_channels", "sample_size", "center_input_sample", "time_cond_proj_dim")
+        base = {key: value for key, value in UNetConfig.to_diffusers(self).items() if key not in only_up}
+        return {
+            **base,
+            "_class_name": "ControlNetModel",
+            "layers_per_block": self.layers_per_block[0],
+            "conditioning_channels": self.hint_channels,
+            "conditioning_embedding_out_channels": list(self.hint_widths),
+            "controlnet_conditioning_channel_order": "bgr" if self.hint_bgr else "rgb",
+            "global_pool_conditions": self.global_pool,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class TextEncoderConfig:
     """CLIPTextModel: token ids [N, 77] to embeddings [N, 77, D]."""
 

@@ -201,21 +201,51 @@ class UpLevel(nn.Module):
         return x
 
 
-class UNet(nn.Module):
-    """UNet2DConditionModel: what a noisy latent holds, given its noise level and a text."""
+class Encoder(nn.Module):
+    """The way down and the middle, which a U-Net and a ControlNet share."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.block_out_channels
-        levels = range(len(widths))
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embed = TimeEmbedding(widths[0], 4 * widths[0], config.time_cond_proj_dim)
         classes = config.num_class_embeds
         self.class_embed = nn.Embedding(classes, 4 * widths[0]) if classes is not None else None
-        self.down = nn.ModuleList(DownLevel(config, level) for level in levels)
+        self.down = nn.ModuleList(DownLevel(config, level) for level in range(len(widths)))
         self.mid = Middle(config) if config.mid_block else None
-        self.up = nn.ModuleList(UpLevel(config, level) for level in reversed(levels))
+
+    def encode(self, x: Tensor, time: Tensor, text: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What `conv_in` gave, [N, C, H, W] -> the skips, that one first, and the middle's answer."""
+        skips = [x]
+        for level in self.down:
+            skips += level(skips[-1], time, text)
+        return skips, skips[-1] if self.mid is None else self.mid(skips[-1], time, text)
+
+    def embed_time(self, timesteps: Tensor, class_labels: Tensor | None, time_cond: Tensor | None) -> Tensor:
+        """What every resnet is told: timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E]."""
+        config, dtype = self.config, self.conv_in.weight.dtype
+        waves = timestep_embedding(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+        time: Tensor = self.time_embed(waves.to(dtype), None if time_cond is None else time_cond.to(dtype))
+        if self.class_embed is not None:
+            time = time + self.class_embed(class_labels)
+        return time
+
+    def _check(
+        self, x: Tensor, timesteps: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None
+    ) -> None:
+        """Raise ValueError, with the values, on inputs of another network's shape."""
+        for problem in _problems(self.config, x, timesteps, text, class_labels, time_cond):
+            raise ValueError(problem)
+
+
+class UNet(Encoder):
+    """UNet2DConditionModel: what a noisy latent holds, given its noise level and a text."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths = config.block_out_channels
+        self.up = nn.ModuleList(UpLevel(config, level) for level in reversed(range(len(widths))))
         self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -241,13 +271,7 @@ class UNet(nn.Module):
         dtype = self.conv_in.weight.dtype
         text = text.to(dtype)
         time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, time_cond)
-        x = self.conv_in(x.to(dtype))
-        skips = [x]
-        for level in self.down:
-            skips += level(skips[-1], time, text)
-        x = skips[-1]
-        if self.mid is not None:
-            x = self.mid(x, time, text)
+        skips, x = self.encode(self.conv_in(x.to(dtype)), time, text)
         if down_residuals is not None:
             if len(down_residuals) != len(skips):
                 raise ValueError(f"{len(down_residuals)} down_residuals given; this U-Net has {len(skips)} skips")
@@ -259,22 +283,6 @@ class UNet(nn.Module):
         y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return y
 
-    def embed_time(self, timesteps: Tensor, class_labels: Tensor | None, time_cond: Tensor | None) -> Tensor:
-        """What every resnet is told: timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E]."""
-        config, dtype = self.config, self.conv_in.weight.dtype
-        waves = timestep_embedding(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
-        time: Tensor = self.time_embed(waves.to(dtype), None if time_cond is None else time_cond.to(dtype))
-        if self.class_embed is not None:
-            time = time + self.class_embed(class_labels)
-        return time
-
-    def _check(
-        self, x: Tensor, timesteps: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None
-    ) -> None:
-        """Raise ValueError, with the values, on inputs of another network's shape."""
-        for problem in _problems(self.config, x, timesteps, text, class_labels, time_cond):
-            raise ValueError(problem)
-
 
 def _problems(
     config: UNetConfig,
@@ -284,29 +292,29 @@ def _problems(
     class_labels: Tensor | None,
     time_cond: Tensor | None,
 ) -> Iterator[str]:
-    """What is wrong with a U-Net's inputs, in words."""
+    """What is wrong with a network's inputs, in words."""
     if x.ndim != 4 or x.shape[1] != config.in_channels:
-        yield f"latents of shape {tuple(x.shape)} given; this U-Net takes [N, {config.in_channels}, H, W]"
+        yield f"latents of shape {tuple(x.shape)} given; this network takes [N, {config.in_channels}, H, W]"
     if text.ndim != 3 or text.shape[2] != config.cross_attention_dim:
-        yield f"text of shape {tuple(text.shape)} given; this U-Net takes [N, T, {config.cross_attention_dim}]"
+        yield f"text of shape {tuple(text.shape)} given; this network takes [N, T, {config.cross_attention_dim}]"
     if len(text) != len(x):
         yield f"{len(text)} rows of text given for {len(x)} rows of latents"
     if timesteps.ndim > 1 or timesteps.numel() not in (1, len(x)):
         yield f"timesteps of shape {tuple(timesteps.shape)} given for {len(x)} rows"
     classes = config.num_class_embeds
     if classes is None and class_labels is not None:
-        yield "class_labels given; this U-Net has no classes"
+        yield "class_labels given; this network has no classes"
     if classes is not None and class_labels is None:
-        yield f"no class_labels given; this U-Net needs them, [N] in 0..{classes - 1}"
+        yield f"no class_labels given; this network needs them, [N] in 0..{classes - 1}"
     if classes is not None and class_labels is not None:
         if class_labels.shape != x.shape[:1]:
             yield f"class_labels of shape {tuple(class_labels.shape)} given for {len(x)} rows"
         on_cpu = class_labels.device.type == "cpu"  # elsewhere a look at the values would wait for the device
         if on_cpu and not all(0 <= label < classes for label in class_labels.tolist()):
-            yield f"class_labels {class_labels.tolist()} given; this U-Net has classes 0..{classes - 1}"
+            yield f"class_labels {class_labels.tolist()} given; this network has classes 0..{classes - 1}"
     width = config.time_cond_proj_dim
     if time_cond is not None and (width is None or time_cond.shape[-1] != width):
-        yield f"time_cond of shape {tuple(time_cond.shape)} given; this U-Net's time_cond_proj_dim is {width}"
+        yield f"time_cond of shape {tuple(time_cond.shape)} given; this network's time_cond_proj_dim is {width}"
 
 
 def _add(x: Tensor, residual: Tensor) -> Tensor:
