@@ -267,3 +267,62 @@ def test_fifty_steps() -> None:
         for prediction in PREDICTIONS:
             flags = {"skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
             compare(config(name, prediction_type=prediction, **flags, **SPACINGS[1]), 50)
+
+
+MIDDLES = [
+    ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+    ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}),
+    ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": "linspace"}),
+    ("LMSDiscreteScheduler", {}),
+    ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("HeunDiscreteScheduler", {}),
+    ("KDPM2DiscreteScheduler", {}),
+    ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}),
+    ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}),
+    ("UniPCMultistepScheduler", {"solver_order": 3, "disable_corrector": [4, 5]}),
+    ("DEISMultistepScheduler", {"solver_order": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "flags"), MIDDLES, ids=[f"{m[0]}-{i}" for i, m in enumerate(MIDDLES)])
+@pytest.mark.parametrize("start", [1, 2, 7, 9])
+def test_loops_from_the_middle(name: str, flags: dict, start: int) -> None:
+    """As image-to-image pipelines do it: the scheduler's list is cut, and its history empty. 10 steps, then 18."""
+    config = {"_class_name": name, **STABLE_DIFFUSION, **flags}
+    for steps in (10, 18):
+        network = Network(config.get("prediction_type", "epsilon"))
+        picture, noise = draws(5)[:2]
+        schedule = Schedule.from_config(config)
+        made = plan(schedule, config, steps, literal=True).from_interval(start, sliced=True)
+        state = SamplerState(picture + noise * made.start_sigma, made.start_sigma, made.start)
+        while state.interval < made.steps:
+            t = made.timesteps.get(state.sigma, schedule.sigma_to_t(state.sigma))
+            state = made.sampler.step(state, network.denoised(state.x, state.sigma, t), made.sigmas, None)
+
+        scheduler = peer(json.dumps(config))
+        scheduler.set_timesteps(steps)
+        timesteps = scheduler.timesteps[start * scheduler.order :]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start * scheduler.order)
+        x = scheduler.add_noise(picture[None], noise[None], timesteps[:1])
+        for t in timesteps:
+            scaled = scheduler.scale_model_input(x, t)
+            x = scheduler.step(network(scaled, float(t)), t, x).prev_sample
+        scale = max(1.0, float(x.abs().max()))
+        assert float((state.x * made.final_scale - x[0]).abs().max()) <= 2e-4 * scale
+
+
+@pytest.mark.parametrize("name", ["lms", "plms", "pndm", "ipndm", "dpmpp_2m", "heun"])
+def test_from_the_middle_a_known_answer_is_kept(name: str) -> None:
+    """Where the network knows the picture, every sampler ends there; cut as diffusers cuts LMS and PLMS, they do not."""
+    config = {"_class_name": "PNDMScheduler", **STABLE_DIFFUSION, "skip_prk_steps": True, "set_alpha_to_one": True}
+    for spacing in (None, "karras"):
+        for start in range(1, 9):
+            made = plan(Schedule.from_config(config), config, 9, name, spacing).from_interval(start)
+            state = SamplerState(torch.full(SHAPE, 3.0) + draws(1)[0] * made.start_sigma, made.start_sigma, start)
+            while state.interval < made.steps:
+                state = made.sampler.step(state, torch.full(SHAPE, 3.0), made.sigmas, None)
+            torch.testing.assert_close(state.x, torch.full(SHAPE, 3.0), rtol=0, atol=1e-3)

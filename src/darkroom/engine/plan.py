@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from darkroom.diffusion.schedule import Schedule
@@ -29,9 +29,11 @@ from darkroom.engine.scheduler_config import (
 )
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.samplers import canonical, entry, names
+from darkroom.samplers.multistep import LMS, PNDM
 from darkroom.samplers.state import Sampler
 
 AUTOMATIC = "automatic"  # the schedule's name when it is the checkpoint's own (A1111 says "Automatic")
+DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing")
 STEPS = 30
 LCM_STEPS = 4
 MAX_STEPS = 10_000
@@ -63,6 +65,7 @@ class Plan:
         timesteps: the timestep to tell the network at a level, where it is known; elsewhere schedule.sigma_to_t.
             Keys are the very floats of `sigmas`. diffusers rounds some timesteps, so its picture needs this.
         sampler_name, schedule_name: names that give this plan again with the same configuration.
+        start: the interval a picture begins in; later than 0 for one that begins as another picture with noise.
     """
 
     sampler: Sampler
@@ -72,11 +75,31 @@ class Plan:
     timesteps: Mapping[float, float] = field(default_factory=dict)
     sampler_name: str = ""
     schedule_name: str = AUTOMATIC
+    start: int = 0
 
     @property
     def steps(self) -> int:
         """Intervals between levels; some samplers ask the network twice in each."""
         return len(self.sigmas) - 1
+
+    @property
+    def start_sigma(self) -> float:
+        """The noise level a picture begins at."""
+        if isinstance(self.sampler, PNDM) and 0 < self.start < self.steps:
+            return self.sigmas[self.sampler.questions(self.start)[0]]
+        return self.sigmas[self.start]
+
+    def from_interval(self, start: int, *, sliced: bool = False) -> Plan:
+        """This plan for a picture that begins in interval `start` (0 to steps) with an empty history.
+
+        sliced: as diffusers' pipelines cut their schedulers' lists. It differs for LMS and PLMS only, whose first steps
+        then are not what their authors meant, and only on the schedules that diffusers has.
+        """
+        sampler = self.sampler
+        if sliced and self.schedule_name in (AUTOMATIC, *DIFFUSERS_SPACINGS):
+            if isinstance(sampler, LMS) or (isinstance(sampler, PNDM) and not sampler.warm_up):
+                sampler = replace(sampler, sliced=True)
+        return replace(self, start=start, sampler=sampler)
 
 
 def plan(
@@ -108,7 +131,7 @@ def plan(
     wish = _wish(spacing) or implied
     if schedule.prediction_type == "flow":
         wish = wish or "trailing"
-    elif wish in (None, "linspace", "leading", "trailing"):
+    elif wish is None or wish in DIFFUSERS_SPACINGS:
         if wish is not None:
             config |= {"timestep_spacing": wish, "use_lu_lambdas": False}
             config |= {f"use_{flag}_sigmas": False for flag in ("karras", "exponential", "beta")}

@@ -227,9 +227,9 @@ def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], sch
                 )
             half = stride // 2
             halves = tuple((level(timesteps[i] - half), level(timesteps[i + 1] + half)) for i in range(3))
-        source = level(timesteps[1] + stride) if steps > 1 else None
+        sources = tuple(level(t + stride) for t in timesteps)
         plain = _unless_plain(targets, [*levels[1:], final])
-        sampler = PNDM(sampler.warm_up, sampler.prediction, plain, source, halves)
+        sampler = PNDM(sampler.warm_up, sampler.prediction, plain, sources, halves)
     told = dict(zip(levels, map(float, timesteps), strict=True))
     return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), told)
 

@@ -52,9 +52,14 @@ def lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> list
 
 @dataclass(frozen=True, slots=True)
 class LMS:
-    """Linear multistep of up to `order` answers, with weights exact for uneven levels, as k-diffusion and diffusers."""
+    """Linear multistep of up to `order` answers, with weights exact for uneven levels, as k-diffusion and diffusers.
+
+    `sliced`: for a picture that begins in a later interval, weights of the order that one from the beginning would have
+    there, for the fewer answers there are. They don't sum to the step; diffusers' image-to-image pictures have them.
+    """
 
     order: int = 4
+    sliced: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in range(1, 9):
@@ -62,8 +67,9 @@ class LMS:
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         slopes = ((state.x - denoised) / state.sigma, *state.memory)[: self.order]
-        levels = [sigmas[state.interval - k] for k in range(len(slopes))]
-        weights = lagrange_integrals(levels, state.sigma, sigmas[state.interval + 1])
+        reach = min(state.interval + 1, self.order) if self.sliced else len(slopes)
+        levels = [sigmas[state.interval - k] for k in range(reach)]
+        weights = lagrange_integrals(levels, state.sigma, sigmas[state.interval + 1])[: len(slopes)]
         return arrive(state, state.x + weighted(weights, slopes), sigmas, slopes[: self.order - 1])
 
 
@@ -93,16 +99,27 @@ class PNDM:
             are averaged. True is F-PNDM: four questions in each of the first three intervals.
         prediction: "epsilon", or "v_prediction" to average the v of a v-prediction network as diffusers does.
         targets: the level each interval lands at, where that isn't sigmas[i + 1] (see DDIM).
-        source: the level at which the averaged first step of PLMS starts, where that isn't sigmas[0].
+        sources: for each question the level at which an averaged first step of PLMS that ends there starts, where that
+            isn't the level of the question before.
         halves: for each interval of the warm-up the level its first stage lands at and the level asked next;
             without them the middle of the interval, the classical Runge-Kutta method.
+        sliced: a picture that begins in interval k > 0 begins as diffusers' image-to-image pictures do, whose list of
+            timesteps holds the second one twice and is cut after that: the two questions of the first step are asked
+            at sigmas[k - 1] (for k = 1 at sigmas[1]) and sigmas[k], and where it lands is read as sigmas[k + 1].
     """
 
     warm_up: bool = False
     prediction: str = "epsilon"
     targets: tuple[float, ...] | None = None
-    source: float | None = None
+    sources: tuple[float, ...] | None = None
     halves: tuple[tuple[float, float], ...] | None = None
+    sliced: bool = False
+
+    def questions(self, interval: int) -> tuple[int, int]:
+        """Where a picture that begins in `interval` asks its first step's two questions: places in sigmas."""
+        if self.sliced and interval > 0:
+            return max(interval - 1, 1), interval
+        return interval, interval + 1
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         output = self._output(state.x, state.sigma, denoised)
@@ -114,19 +131,21 @@ class PNDM:
             return self._first(state, output, sigmas)
         if stage == "average":
             _, sample, before = state.memory
-            source = sigmas[state.interval] if self.source is None else self.source
-            after = sigmas[state.interval + 1]
-            x = self._transfer(sample, source, after, (output + before) / 2)
-            return arrive(state, x * math.hypot(1.0, after), sigmas, ("plms", before))
+            _, again = self.questions(state.interval)
+            source = sigmas[again - 1] if self.sources is None else self.sources[again]
+            x = self._transfer(sample, source, sigmas[again], (output + before) / 2)
+            return arrive(state, x * math.hypot(1.0, sigmas[state.interval + 1]), sigmas, ("plms", before))
         outputs = (output, *state.memory[1:])[:4]
         return self._plms(state, weighted(EQUAL_STEPS[len(outputs) - 1], outputs), sigmas, ("plms", *outputs[:3]))
 
     def _first(self, state: SamplerState, output: Tensor, sigmas: Sequence[float]) -> SamplerState:
-        arrived = self._plms(state, output, sigmas, ("plms", output))
-        if arrived.interval == len(sigmas) - 1:
-            return arrived
+        asked, again = self.questions(state.interval)
         sample = state.x / math.hypot(1.0, state.sigma)
-        return pause(state, arrived.x, arrived.sigma, ("average", sample, output))
+        target = sigmas[asked + 1] if self.targets is None else self.targets[asked]
+        x = self._transfer(sample, state.sigma, target, output) * math.hypot(1.0, sigmas[again])
+        if again == len(sigmas) - 1:
+            return arrive(state, x, sigmas, ("plms", output))
+        return pause(state, x, sigmas[again], ("average", sample, output))
 
     def _plms(
         self, state: SamplerState, output: Tensor, sigmas: Sequence[float], memory: tuple[Any, ...]
