@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ class Condition:
     channels: Tensor | None = None  # [C', H, W]: appended to the latent, not scaled (inpainting, upscaling, depth)
     class_label: int | None = None  # the noise level of an upscaler's picture
     guidance_scale: float | None = None  # told to networks distilled to take it as an input (LCM), else None
+    identity: tuple[str, ...] = ()  # U-Net levels ("mid", "up.1") in which each pixel attends to itself alone
 
     def at(self, sigma: float) -> Condition:
         """Itself: this condition holds at every noise level."""
@@ -49,6 +50,7 @@ class Batch:
     channels: Tensor | None = None  # [N, C', H, W]
     class_labels: Tensor | None = None  # [N] int64
     guidance_scales: Tensor | None = None  # [N] float32
+    identity: Mapping[str, Tensor] | None = None  # level -> [N] bool: for which rows its self-attention is the identity
 
 
 def group_key(condition: Condition) -> Hashable:
@@ -87,7 +89,9 @@ def collate(
     scales: Tensor | None = None
     if first.guidance_scale is not None:
         scales = to_device(torch.tensor([c.guidance_scale for c in conditions], dtype=torch.float32), device)
-    return Batch(_stack([c.text for c in conditions], device, dtype), channels, labels, scales)
+    levels = sorted({level for c in conditions for level in c.identity})
+    identity = {level: to_device(torch.tensor([level in c.identity for c in conditions]), device) for level in levels}
+    return Batch(_stack([c.text for c in conditions], device, dtype), channels, labels, scales, identity or None)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -78,6 +78,8 @@ class Denoiser:
             latent = torch.cat([latent, batch.channels.to(device=device, dtype=dtype)], dim=1)
         if batch.guidance_scales is not None:
             extra = {"time_cond": self._guidance_embedding(batch.guidance_scales.to(device)), **extra}
+        if batch.identity is not None:
+            extra = {"identity": batch.identity, **extra}
         labels = batch.class_labels
         output: Tensor = self.unet(
             latent,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from torch import Tensor
 from darkroom import __version__
 from darkroom.diffusion.condition import Condition
 from darkroom.diffusion.denoiser import Denoiser
-from darkroom.diffusion.guidance import ClassifierFree, Guidance, Unguided
+from darkroom.diffusion.guidance import ClassifierFree, Guidance, Rescaled, Unguided, Within
 from darkroom.diffusion.noise import SeededNoise
 from darkroom.diffusion.schedule import Schedule
 from darkroom.engine.inputs import Inputs
@@ -187,11 +186,14 @@ def guidance(model: Model, request: Request) -> Guidance:
         return Unguided(Condition(text(request.prompt), guidance_scale=scale))
     if scale <= 1:
         return Unguided(Condition(text(request.prompt)))
-    return ClassifierFree(
-        positive=Condition(text(request.prompt)),
-        negative=Condition(text(request.negative_prompt)),
-        scale=scale,
-        rescale=request.guidance_rescale,
-        interval=request.guidance_interval or (0.0, math.inf),
-        scaling=model.denoiser.scaling,
-    )
+    positive, negative = Condition(text(request.prompt)), Condition(text(request.negative_prompt))
+    return shaped(model, request, ClassifierFree(positive, negative, scale))
+
+
+def shaped(model: Model, request: Request, guided: Guidance) -> Guidance:
+    """A guidance with all around it that the request wants, in this order (docs/guidance.md)."""
+    if request.guidance_rescale:
+        guided = Rescaled(guided, request.guidance_rescale, model.denoiser.scaling)
+    if request.guidance_interval is not None:
+        guided = Within(guided, request.guidance_interval)
+    return guided
