@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CheckpointError, Error, ImageError, RequestError, TrainingError
 
 if TYPE_CHECKING:
+    from .adapters import Lora
     from .engine import Engine, Failed, Finished, Inputs, Progress
     from .pipeline import Pipeline, Result, load
     from .request import Request
@@ -28,6 +29,7 @@ _WHERE = {
     "Failed": "engine",
     "Finished": "engine",
     "Inputs": "engine",
+    "Lora": "adapters",
     "Pipeline": "pipeline",
     "Progress": "engine",
     "Request": "request",
@@ -44,6 +46,7 @@ __all__ = [
     "Finished",
     "ImageError",
     "Inputs",
+    "Lora",
     "Pipeline",
     "Progress",
     "Request",

@@ -12,7 +12,7 @@ import numbers
 import operator
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import RequestError
@@ -24,9 +24,14 @@ MAX_GUIDANCE = 100.0
 MAX_PROMPT = 32_000  # characters
 MAX_CLIP_SKIP = 12
 MAX_IMAGES = 1000  # pictures a call
+MAX_LORA_SCALE = 100.0
 SEEDS = 2**64
 PROMPT_STYLES = ("a1111", "comfy", "plain")
 OUTPUTS = ("pil", "pt", "latent")
+FILLS = ("original", "fill", "noise")
+MAX_MARGIN = 1024  # pixels around a mask, and of its edge
+# Fields that say something about a picture that is given.
+OF_AN_IMAGE = ("strength", "exact_steps", "fill", "only_masked", "mask_padding", "mask_blur", "outpaint")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -104,6 +109,52 @@ def _interval(value: object) -> tuple[float, float]:
     return low, high
 
 
+@dataclass(frozen=True, slots=True)
+class UsedLora:
+    """A LoRA in a recipe: its file's name, the first 12 hexadecimal digits of its hash (A1111's), its strengths."""
+
+    name: str
+    hash: str
+    scale: float  # on the U-Net
+    text_scale: float  # on the text encoders
+
+    @classmethod
+    def checked(cls, value: object) -> UsedLora:
+        """From an object of these names, or one of this class; RequestError for anything else."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
+            raise RequestError(f"loras holds {_shown(value)}; each must have name, hash, scale and text_scale")
+        scales = [real("a LoRA's scale", value[n], -1e6, 1e6) for n in ("scale", "text_scale")]
+        return cls(text("a LoRA's name", value["name"], 1000), text("a LoRA's hash", value["hash"], 100), *scales)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} is {_shown(value)}; it must be True or False")
+    return value
+
+
+def margins(value: object) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels from a sequence of four or a mapping of those names, or a RequestError."""
+    sides = ("left", "top", "right", "bottom")
+    if isinstance(value, Mapping):
+        for name in value:
+            if name not in sides:
+                raise RequestError(f"outpaint has no side {_shown(name)}; there are {', '.join(sides)}")
+        value = [value.get(side, 0) for side in sides]
+    if not isinstance(value, (tuple, list)) or len(value) != 4:
+        raise RequestError(
+            f"outpaint is {_shown(value)}; give pixels for left, top, right and bottom, such as {{'left': 128}}"
+        )
+    left, top, right, bottom = (
+        whole(f"outpaint {side}", pixels, 0, MAX_SIDE, " pixels") for side, pixels in zip(sides, value, strict=True)
+    )
+    if not left + top + right + bottom:
+        raise RequestError("outpaint is 0 pixels on every side; give one side or more, such as {'left': 128}")
+    return left, top, right, bottom
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One picture. Raises RequestError on anything that can't be done; numbers are plain ints and floats afterwards."""
@@ -121,6 +172,16 @@ class Request:
     seed: int | None = None  # 0..2**64 - 1; None or -1: drawn, and reported in the recipe
     clip_skip: int = 0  # 0..12: n >= 2 takes the text encoder's n-th last layer
     prompt_style: str = "a1111"  # the prompt's grammar: "a1111", "comfy" or "plain"
+    loras: tuple[UsedLora, ...] = ()  # in a recipe: what was attached, by files and by <lora:...> in the prompt
+    strength: float | None = None  # 0..1, of a picture given: how much of its making is done anew; None: 0.75
+    exact_steps: bool | None = None  # with a picture: all `steps` are taken, not `steps * strength`; None: no
+    fill: str | None = None  # what a masked part begins as: "original", "fill" or "noise"; None: "original"
+    only_masked: bool | None = None  # the mask's surroundings are worked on at the model's own size; None: no
+    mask_padding: int | None = None  # 0..1024 pixels, with only_masked: how much of the surroundings; None: 32
+    mask_blur: int | None = None  # 0..1024 pixels of soft edge, inside the masked part; None: 4
+    outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom; width and height count them
+    image: str | None = None  # in a recipe: the fingerprint of the picture that was given,
+    mask: str | None = None  # and of its mask
     latents: str | None = None  # in a recipe: the fingerprint of starting noise that was given instead of the seed's
     model: str | None = None  # in a recipe: the model's name,
     model_hash: str | None = None  # the first ten hexadecimal digits of its SHA-256,
@@ -152,7 +213,22 @@ class Request:
             put("seed", None if seed == -1 else seed)
         put("clip_skip", whole("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP))
         choice("prompt_style", self.prompt_style, PROMPT_STYLES)
-        for name in ("sampler", "schedule", "latents", "model", "model_hash", "version"):
+        if not isinstance(self.loras, tuple | list):
+            raise RequestError(f"loras is {_shown(self.loras)}; it must be a list")
+        put("loras", tuple(UsedLora.checked(lora) for lora in self.loras))
+        if self.strength is not None:
+            put("strength", real("strength", self.strength, 0.0, 1.0))
+        for name in ("exact_steps", "only_masked"):
+            if getattr(self, name) is not None:
+                put(name, _flag(name, getattr(self, name)))
+        if self.fill is not None:
+            choice("fill", self.fill, FILLS)
+        for name in ("mask_padding", "mask_blur"):
+            if getattr(self, name) is not None:
+                put(name, whole(name, getattr(self, name), 0, MAX_MARGIN, " pixels"))
+        if self.outpaint is not None:
+            put("outpaint", margins(self.outpaint))
+        for name in ("sampler", "schedule", "image", "mask", "latents", "model", "model_hash", "version"):
             if getattr(self, name) is not None:
                 text(name, getattr(self, name), longest=1000)
 
@@ -162,6 +238,7 @@ class Request:
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
             values["guidance_interval"] = [low, None if math.isinf(high) else high]
+        values["loras"] = [asdict(lora) for lora in self.loras] or None
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod

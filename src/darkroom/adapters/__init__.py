@@ -1,0 +1,16 @@
+"""LoRA: small changes to a network's layers, attached from outside and removed without a trace.
+
+A file's factors become an `Adapter`; `attached` applies adapters to the rows of one call, each row its own; `Merged`
+adds them to the weights for good, or until it is undone; `init_lora` makes one to be trained.
+"""
+
+from __future__ import annotations
+
+from .adapter import Adapter, Scaled
+from .attach import attached
+from .merge import Merged
+from .request import Lora
+from .train import TrainableLora, init_lora
+from .updates import Update
+
+__all__ = ["Adapter", "Lora", "Merged", "Scaled", "TrainableLora", "Update", "attached", "init_lora"]

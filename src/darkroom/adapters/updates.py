@@ -1,0 +1,139 @@
+"""What an adapter changes in one layer: the factors of a weight's difference, and how they act.
+
+Shapes: O and I the layer's output and input width, k its kernel (nothing for a linear layer), r the rank, N rows.
+
+    plain       dW = up @ down                                  LoRA: Hu et al. 2021, arXiv 2106.09685, eq. 3
+    hadamard    dW = (w1_a @ w1_b) * (w2_a @ w2_b)              LoHa: Hyeon-Woo et al. 2021, arXiv 2108.06098, eq. 2
+    kronecker   dW = w1 (x) w2, each perhaps a product          LoKr: Edalati et al. 2022, arXiv 2212.10650, eq. 5
+    full        dW itself
+
+A convolution's factors may have a core t [r, r, k, k] between them (CP decomposition; arXiv 2108.06098, proposition 3).
+All of them are multiplied by alpha / r, here `factor`. With a magnitude m, the weight becomes m (W + dW) / ||W + dW||
+(DoRA: Liu et al. 2024, arXiv 2402.09353, eq. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)  # what can be changed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """One layer's change. `factors` by name, of one kind: down, up(, mid) | w1_a, ... | w1, w2, ... | diff | nothing."""
+
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
+    factor: float = 1.0  # alpha / r
+    magnitude: Tensor | None = None  # DoRA's m: [O, 1, ...], or [1, I, ...] where columns have the norm
+    bias: Tensor | None = None  # [O], added to the layer's own
+
+    @property
+    def kind(self) -> str:
+        """ "lora", "loha", "lokr", "full", or "bias" where there are no factors."""
+        names = self.factors.keys()
+        if "down" in names:
+            return "lora"
+        if "hada_w1_a" in names:
+            return "loha"
+        if names & {"lokr_w1", "lokr_w1_a"}:
+            return "lokr"
+        return "full" if "diff" in names else "bias"
+
+    @property
+    def rank(self) -> int | None:
+        """r; None where nothing is decomposed."""
+        for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+            if name in self.factors:
+                return self.factors[name].shape[0]
+        return None
+
+    def to(self, device: torch.device | str) -> Update:
+        """The same on a device, in the types the numbers have."""
+        return replace(
+            self,
+            factors={name: tensor.to(device) for name, tensor in self.factors.items()},
+            magnitude=None if self.magnitude is None else self.magnitude.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+        )
+
+    def difference(self, weight: Tensor, scale: float = 1.0) -> Tensor | None:
+        """What is added to a weight [O, I, *k] at a scale, in float32; None where the weight stays as it is."""
+        if not self.factors and self.magnitude is None:
+            return None
+        weight = weight.float()
+        delta = scale * self.factor * self.product().reshape(weight.shape) if self.factors else torch.zeros_like(weight)
+        if self.magnitude is None:
+            return delta
+        changed = weight + delta
+        axes = tuple(axis for axis in range(weight.ndim) if self.magnitude.shape[axis] == 1)
+        norm = torch.linalg.vector_norm(changed, dim=axes, keepdim=True)
+        return changed * (self.magnitude.float() / norm) - weight
+
+    def __call__(self, layer: nn.Module, x: Tensor, scale: float = 1.0) -> Tensor:
+        """What is added to a layer's answer to x [N, ...] at a scale, in x's type.
+
+        Plain LoRA goes through its factors. The other kinds make the whole difference anew in each call, which costs
+        about r positions more in the call, and no memory between calls.
+        """
+        if self.kind == "lora" and self.magnitude is None:
+            y = (scale * self.factor) * self._through_factors(layer, x)
+            if self.bias is not None:
+                bias = scale * self.bias.to(x.dtype)
+                y = y + (bias if isinstance(layer, nn.Linear) else bias[:, None, None])
+            return y
+        assert isinstance(layer.weight, Tensor)
+        delta = self.difference(layer.weight, scale)
+        return run(
+            layer,
+            x,
+            torch.zeros_like(layer.weight) if delta is None else delta.to(x.dtype),
+            None if self.bias is None else scale * self.bias.to(x.dtype),
+        )
+
+    def _through_factors(self, layer: nn.Module, x: Tensor) -> Tensor:
+        down, up = self.factors["down"].to(x.dtype), self.factors["up"].to(x.dtype)
+        if isinstance(layer, nn.Linear):
+            return F.linear(F.linear(x, down), up)
+        mid = self.factors.get("mid")
+        if mid is None:
+            return F.conv2d(run(layer, x, down), up)
+        return F.conv2d(run(layer, F.conv2d(x, down), mid.to(x.dtype)), up)
+
+    def product(self) -> Tensor:
+        """dW, float32, before any scale; [O, I, *k], perhaps with the last dimensions still joined."""
+        f = {name: tensor.float() for name, tensor in self.factors.items()}
+        if self.kind == "lora":
+            if "mid" in f:
+                return torch.einsum("or, rskl, si -> oikl", f["up"][:, :, 0, 0], f["mid"], f["down"][:, :, 0, 0])
+            return f["up"].flatten(1) @ f["down"].flatten(1)
+        if self.kind == "loha":
+            first = _decomposed(f["hada_w1_a"], f["hada_w1_b"], f.get("hada_t1"))
+            return first * _decomposed(f["hada_w2_a"], f["hada_w2_b"], f.get("hada_t2"))
+        if self.kind == "lokr":
+            w1 = f["lokr_w1"] if "lokr_w1" in f else f["lokr_w1_a"] @ f["lokr_w1_b"]
+            whole = f.get("lokr_w2")
+            w2 = _decomposed(f["lokr_w2_a"], f["lokr_w2_b"], f.get("lokr_t2")) if whole is None else whole
+            return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - w1.ndim)), w2)
+        return f["diff"]
+
+
+def _decomposed(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
+    """a [O, r] @ b [r, I k k], or with a core [r, r, k, k]: a [r, O], b [r, I] -> [O, I, k, k]."""
+    return a @ b if core is None else torch.einsum("rskl, si, ro -> oikl", core, b, a)
+
+
+def run(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What a layer does, with another weight and bias."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    return F.linear(x, weight, bias)

@@ -1,0 +1,375 @@
+"""LoRA files in: kohya's, diffusers', PEFT's and LyCORIS' forms, into changes of native layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+from .configs import read_json
+from .files import TensorFile, open_tensors
+from .lora_keys import Home, Homes, Key, read_key
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..adapters import Adapter, Update
+
+PEFT_METADATA = "lora_adapter_metadata"  # diffusers' key for PEFT's configuration, as JSON
+FILES = (  # what a LoRA's folder may hold
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.bin",
+    "adapter_model.bin",
+)
+FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of the text
+_CROSS = re.compile(r"attn2[._](?:processor\.)?to_[kv]\Z")
+_TRANSFORMERS = re.compile(
+    r"double_blocks|single_blocks|single_transformer_blocks|joint_blocks|(lora_)?transformer[._]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """What a file holds, before any model is known: tensors by layer (as the file spells it) and slot."""
+
+    path: Path
+    slots: Mapping[str, Mapping[str, str]]  # module -> slot -> the tensor's name
+    strangers: tuple[str, ...]  # names that are no LoRA's
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    metadata: Mapping[str, str] = field(repr=False)
+
+    @property
+    def text_width(self) -> int | None:
+        """The width of the text its U-Net attends to, told by the cross-attention; None where it has none."""
+        for module, slots in self.slots.items():
+            name = slots.get("down") or slots.get("hada_w1_b")
+            if name is not None and _CROSS.search(module) and len(self.shapes[name]) > 1:
+                return self.shapes[name][1]
+        return None
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Kind ("lora", "loha", "lokr", "full", "bias"; with "dora" after a plus sign) -> layers."""
+        counted: dict[str, int] = {}
+        for slots in self.slots.values():
+            kind = _kind(slots)
+            counted[kind] = counted.get(kind, 0) + 1
+        return counted
+
+    @property
+    def form(self) -> str:
+        """ "kohya" where names are joined by underscores, else "diffusers"."""
+        joined = sum("." not in module for module in self.slots)
+        return "kohya" if 2 * joined > len(self.slots) else "diffusers"
+
+
+def is_lora(file: TensorFile) -> bool:
+    """Whether a file of tensors is a LoRA's: most of its names are."""
+    names = file.names()
+    return bool(names) and 2 * sum(read_key(name) is not None for name in names) > len(names)
+
+
+def lora_path(path: str | Path) -> Path:
+    """A LoRA's file; in a folder, the one with a name that diffusers and PEFT write. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path} is a folder without a LoRA in it ({', '.join(FILES[:2])}): name the file itself.")
+
+
+def scan_lora(file: TensorFile) -> LoraFile:
+    """The names of a file in order. CheckpointError if nothing in it is a LoRA."""
+    slots: dict[str, dict[str, str]] = {}
+    strangers = []
+    for name in file.names():
+        key: Key | None = read_key(name)
+        if key is None:
+            strangers.append(name)
+        elif key.slot in slots.setdefault(key.module, {}):
+            raise CheckpointError(f"{file.path} holds {key.slot} of {key.module} twice, as {name} too.")
+        else:
+            slots[key.module][key.slot] = name
+    if not slots:
+        raise CheckpointError(
+            f"{file.path} is no LoRA: its tensors are called {', '.join(strangers[:3]) or 'nothing'}."
+        )
+    shapes = {name: file.shape(name) for name in file.names()}
+    return LoraFile(file.path, slots, tuple(strangers), shapes, dict(file.metadata))
+
+
+def read_lora(path: str | Path, networks: Mapping[str, nn.Module] | Homes, *, allow_unmatched: bool = False) -> Adapter:
+    """Read a LoRA for the networks of a model ("unet", "text_encoder", ...; on `meta` is enough).
+
+    Raises CheckpointError for a file that is no LoRA, broken, made for another base model, not finite, or, unless
+    `allow_unmatched`, that has keys for which these networks have no layer; it then says how many, and the first few.
+    """
+    from ..adapters import Adapter
+
+    homes = networks if isinstance(networks, Homes) else Homes(networks)
+    with open_tensors(lora_path(path)) as file:
+        scan = scan_lora(file)
+        alphas = Alphas(file)
+        parts: dict[str, dict[str, Update]] = {}
+        taken: dict[Home, str] = {}
+        unmatched = list(scan.strangers)
+        for module, slots in scan.slots.items():
+            home = homes.find(module)
+            layer = None if home is None else homes.layers[home]
+            if home is None or layer is None or (_needs_bias(slots) and getattr(layer, "bias", None) is None):
+                unmatched += slots.values()
+                continue
+            if home in taken:
+                raise CheckpointError(f"{scan.path} holds {module} twice, as {taken[home]} too.")
+            taken[home] = module
+            update = _update(file, scan, module, slots, layer, alphas, homes)
+            if update is None:
+                unmatched += slots.values()
+            else:
+                parts.setdefault(home.part, {})[home.path] = update
+        _check_base(scan, homes, bool(unmatched))
+        if not parts or (unmatched and not allow_unmatched):
+            raise CheckpointError(unmatched_sentence(scan.path, unmatched, bool(parts)))
+        return Adapter(
+            parts=parts,
+            name=scan.path.stem if scan.path.name not in FILES else scan.path.resolve().parent.name,
+            hash=content_hash(scan.path),
+            metadata=scan.metadata,
+            unmatched=tuple(unmatched),
+        )
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 as A1111 reckons it for a LoRA: of a safetensors file without its header (so that notes in it may
+    change), of any other file whole."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+            skip = 8 + int.from_bytes(head[:8], "little") if head[8:9] == b"{" else 0
+            file.seek(skip)
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+    return digest.hexdigest()
+
+
+# --- one layer -------------------------------------------------------------------------------------------------------
+
+_LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
+
+def _kind(slots: Mapping[str, Any]) -> str:
+    kind = "bias"
+    if "down" in slots or "up" in slots:
+        kind = "lora"
+    elif any(slot.startswith("hada_") for slot in slots):
+        kind = "loha"
+    elif any(slot.startswith("lokr_") for slot in slots):
+        kind = "lokr"
+    elif "diff" in slots:
+        kind = "full"
+    return kind + "+dora" * ("magnitude" in slots or "dora_scale" in slots)
+
+
+def _needs_bias(slots: Mapping[str, str]) -> bool:
+    return "bias" in slots or "diff_b" in slots
+
+
+def _missing(kind: str, slots: Mapping[str, str]) -> str | None:
+    """A factor that the others can't do without."""
+    if kind == "lora":
+        return next((slot for slot in ("down", "up") if slot not in slots), None)
+    if kind == "loha":
+        return next((slot for slot in _LOHA if slot not in slots), None)
+    if kind == "lokr":
+        for w in ("lokr_w1", "lokr_w2"):
+            if w not in slots and not {f"{w}_a", f"{w}_b"} <= slots.keys():
+                return w
+    return None
+
+
+def _update(
+    file: TensorFile,
+    scan: LoraFile,
+    module: str,
+    slots: Mapping[str, str],
+    layer: nn.Module,
+    alphas: Alphas,
+    homes: Homes,
+) -> Update | None:
+    """The change of one layer; None if the file says an alpha of it and nothing else."""
+    from ..adapters import Update
+
+    tensors = {slot: file.load(name) for slot, name in slots.items()}
+    for slot, tensor in tensors.items():
+        if not tensor.is_floating_point() and slot != "alpha":
+            raise CheckpointError(f"{scan.path}: {slots[slot]} holds no floating-point numbers.")
+    alpha = tensors.pop("alpha", None)
+    if alpha is not None and alpha.numel() != 1:
+        raise CheckpointError(f"{scan.path}: {slots['alpha']} is {list(alpha.shape)}, not one number.")
+    if not tensors:
+        return None
+    kind = _kind(tensors).removesuffix("+dora")
+    if (missing := _missing(kind, slots)) is not None:
+        raise CheckpointError(f"{scan.path} is broken: {module} has no {missing}.")
+    weight: Any = layer.weight
+    shape = tuple(weight.shape)
+    biases = [tensors.pop(slot) for slot in ("bias", "diff_b") if slot in tensors]
+    magnitude, scale = tensors.pop("magnitude", None), tensors.pop("dora_scale", None)
+    fitted = _fitted(tensors, shape)
+    update = Update(fitted or tensors)
+    factor = alphas.factor(module, None if alpha is None else float(alpha), update.rank)
+    if fitted is None or not _fits(update, shape) or any(bias.shape != shape[:1] for bias in biases):
+        _check_base(scan, homes, True)
+        told = ", ".join(f"{slot} {list(tensor.shape)}" for slot, tensor in tensors.items())
+        raise CheckpointError(
+            f"{scan.path} is made for another model: {module} ({told or 'bias'}) does not fit a layer of {list(shape)}."
+        )
+    bias: Tensor | None = None
+    if biases:  # PEFT's is scaled with the factors, a plain difference is not
+        bias = biases[0] * factor if "bias" in slots else biases[0]
+    return Update(fitted, factor, _magnitude(scan, module, magnitude, scale, shape), bias)
+
+
+def _fitted(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor] | None:
+    """Plain factors and differences in the layer's own shape: a linear layer's for a convolution of one pixel, or the
+    other way round. None where they can't be."""
+    if "diff" in tensors:
+        diff = tensors["diff"]
+        return {"diff": diff.reshape(shape)} if diff.numel() == math.prod(shape) and len(diff) == shape[0] else None
+    if "down" not in tensors:
+        return dict(tensors)
+    down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
+    ones = (1,) * (len(shape) - 2)
+    inner = (shape[1], *ones) if mid is not None else shape[1:]
+    rank, out = down.shape[0], up.shape[1:2].numel()
+    wanted = {"down": (rank, *inner), "up": (shape[0], out, *ones)}
+    if mid is not None:
+        wanted["mid"] = (out, rank, *shape[2:])
+    elif rank != out:
+        return None
+    if any(
+        tensors[slot].numel() != math.prod(size) or tensors[slot].shape[0] != size[0] for slot, size in wanted.items()
+    ):
+        return None
+    if len(shape) == 1 or (mid is not None and len(shape) != 4):
+        return None
+    return {slot: tensors[slot].reshape(size) for slot, size in wanted.items()}
+
+
+def _fits(update: Update, shape: tuple[int, ...]) -> bool:
+    """Whether the factors' product is a difference of this shape, found out without reckoning it."""
+    if update.kind in ("lora", "full", "bias"):
+        return True
+    try:
+        product = update.to("meta").product()
+    except (RuntimeError, IndexError):
+        return False
+    return product.shape[0] == shape[0] and product.numel() == math.prod(shape)
+
+
+def _magnitude(
+    scan: LoraFile, module: str, vector: Tensor | None, scale: Tensor | None, shape: tuple[int, ...]
+) -> Tensor | None:
+    """DoRA's magnitude, one an output: [O, 1, ...]; or, as some LyCORIS files have it, one an input: [1, I, ...]."""
+    given = vector if vector is not None else scale
+    if given is None:
+        return None
+    ones = (1,) * (len(shape) - 2)
+    if len(shape) > 1 and given.numel() == shape[0] and (vector is not None or given.shape[0] == shape[0]):
+        return given.reshape(shape[0], 1, *ones)
+    if len(shape) > 1 and vector is None and given.numel() == shape[1]:
+        return given.reshape(1, shape[1], *ones)
+    raise CheckpointError(
+        f"{scan.path} is made for another model: {module} has magnitudes {list(given.shape)} for a layer of {list(shape)}."
+    )
+
+
+class Alphas:
+    """What a layer's factors are multiplied by: alpha / r, from the file's tensors or PEFT's configuration."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self.config: dict[str, Any] = {}
+        text = file.metadata.get(PEFT_METADATA)
+        beside = file.path.with_name("adapter_config.json")
+        try:
+            if text is not None:
+                found = json.loads(text)
+                self.config = found if isinstance(found, dict) else {}
+            elif file.path.stem == "adapter_model" and beside.is_file():
+                self.config = read_json(beside)
+        except (ValueError, RecursionError):
+            raise CheckpointError(f"{file.path}: its {PEFT_METADATA} is not JSON.") from None
+
+    def factor(self, module: str, alpha: float | None, rank: int | None) -> float:
+        if alpha is not None:
+            return 1.0 if not alpha or rank is None else alpha / rank
+        while module.startswith("base_model.model."):
+            module = module.removeprefix("base_model.model.")
+        starts = [start for start in ("unet.", "text_encoder_2.", "text_encoder.") if module.startswith(start)]
+        start = starts[0] if starts and any(key.startswith(starts[0]) for key in self.config) else ""
+        path = module.removeprefix(start)
+        alpha = self._of(path, start, "alpha", "lora_alpha") or self._of(path, start, "alpha", "alpha")
+        rank = rank or self._of(path, start, "rank", "r")  # type: ignore[assignment]
+        if not alpha or not rank:
+            return 1.0
+        return alpha / (math.sqrt(rank) if self.config.get(start + "use_rslora") is True else rank)
+
+    def _of(self, path: str, start: str, pattern: str, name: str) -> float | None:
+        """A number of PEFT's configuration: a layer's own, else everybody's. Its patterns are read as plain names."""
+        own = self.config.get(f"{start}{pattern}_pattern")
+        for key, value in own.items() if isinstance(own, dict) else ():
+            spelled = str(key).lstrip("^").replace("\\.", ".")
+            if (path == spelled or path.endswith("." + spelled)) and _is_number(value):
+                return float(value)
+        value = self.config.get(start + name)
+        return float(value) if _is_number(value) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------------
+
+
+def _check_base(scan: LoraFile, homes: Homes, doubtful: bool) -> None:
+    """CheckpointError, saying which, if the file is made for another base model."""
+    width, own = scan.text_width, homes.text_width
+    if width is not None and own is not None and width != own:
+        raise CheckpointError(
+            f"{scan.path} is made for {family(width)}; this model is {family(own)}: "
+            f"use it with a model of its own kind."
+        )
+    if doubtful and any(_TRANSFORMERS.search(module) for module in scan.slots):
+        raise CheckpointError(
+            f"{scan.path} is made for a diffusion transformer (Flux, Stable Diffusion 3 or the like), not for a U-Net."
+        )
+
+
+def family(width: int) -> str:
+    """Which models have a text of this width, for a sentence."""
+    name = FAMILIES.get(width)
+    return f"{name} (text width {width})" if name else f"models of text width {width}"
+
+
+def unmatched_sentence(path: Path, names: Sequence[str], some: bool) -> str:
+    first = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    if not some:
+        return f"{path}: none of its {len(names)} keys ({first}) fits a layer of this model."
+    count = f"{len(names)} key{'s' * (len(names) > 1)}"
+    return (
+        f"{path} has {count} for which this model has no layer ({first}); "
+        f"use a LoRA of this model's kind, or leave them out with allow_unmatched."
+    )
