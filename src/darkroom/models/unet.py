@@ -8,7 +8,7 @@ last on the way up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from .layers import ResnetBlock, Upsample, attend
 
 EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
 MAX_PERIOD = 10_000.0  # longest wavelength of the timestep embedding, over 2 pi
+NONE: Mapping[str, Tensor] = {}
 
 
 def timestep_embedding(timesteps: Tensor, width: int, cosines_first: bool = True, freq_shift: float = 0.0) -> Tensor:
@@ -51,7 +52,10 @@ class TimeEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of pixels [N, L, C] to themselves, or to a text [N, T, D]."""
+    """Attention of pixels [N, L, C] to themselves, or to a text [N, T, D].
+
+    In rows that `identity` [N] (bool) names, each pixel attends to itself alone (context is x).
+    """
 
     def __init__(self, width: int, context_width: int, heads: int, upcast: bool) -> None:
         super().__init__()
@@ -61,8 +65,10 @@ class Attention(nn.Module):
         self.v = nn.Linear(context_width, width, bias=False)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        y: Tensor = self.out(attend(self.q(x), self.k(context), self.v(context), self.heads, upcast=self.upcast))
+    def forward(self, x: Tensor, context: Tensor, identity: Tensor | None = None) -> Tensor:
+        v = self.v(context)
+        y = attend(self.q(x), self.k(context), v, self.heads, upcast=self.upcast)
+        y = self.out(y if identity is None else torch.where(identity[:, None, None], v, y))
         return y
 
 
@@ -93,9 +99,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, identity: Tensor | None = None) -> Tensor:
         y = self.norm1(x)
-        x = x + self.attn1(y, text if self.only_cross else y)
+        x = x + (self.attn1(y, text) if self.only_cross else self.attn1(y, y, identity))
         x = x + self.attn2(self.norm2(x), text)
         x = x + self.ff(self.norm3(x))
         return x
@@ -116,7 +122,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, identity: Tensor | None = None) -> Tensor:
         size = x.shape[2:]
         y = self.norm(x)
         if not self.linear:
@@ -125,7 +131,7 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             y = self.proj_in(y)
         for block in self.blocks:
-            y = block(y, text)
+            y = block(y, text, identity)
         if self.linear:
             y = self.proj_out(y)
         y = y.transpose(1, 2).unflatten(2, size)  # [N, C, H, W]
@@ -146,13 +152,13 @@ class DownLevel(nn.Module):
         self.attentions = _transformers(config, level, count)
         self.downsample = nn.Conv2d(c, c, 3, stride=2, padding=1) if level < len(widths) - 1 else None
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, identity: Tensor | None = None) -> list[Tensor]:
         """The outputs of every resnet (and transformer) and of the halving: the skips; the last one goes on."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions is not None:
-                x = self.attentions[i](x, text)
+                x = self.attentions[i](x, text, identity)
             skips.append(x)
         if self.downsample is not None:
             skips.append(self.downsample(x))
@@ -169,10 +175,10 @@ class Middle(nn.Module):
         self.attention = SpatialTransformer(config, -1, only_cross=False) if config.mid_block_attention else None
         self.resnet2 = _resnet(config, c, c) if config.mid_block_attention else None
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, identity: Tensor | None = None) -> Tensor:
         x = self.resnet1(x, time)
         if self.attention is not None and self.resnet2 is not None:
-            x = self.resnet2(self.attention(x, text), time)
+            x = self.resnet2(self.attention(x, text, identity), time)
         return x
 
 
@@ -189,12 +195,14 @@ class UpLevel(nn.Module):
         self.attentions = _transformers(config, level, count)
         self.upsample = Upsample(c) if level > 0 else None
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, text: Tensor, skips: list[Tensor], identity: Tensor | None = None
+    ) -> Tensor:
         """Takes its skips from the end of `skips`; the next one there gives the size to grow to."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat((x, skips.pop()), dim=1), time)
             if self.attentions is not None:
-                x = self.attentions[i](x, text)
+                x = self.attentions[i](x, text, identity)
         if self.upsample is not None:
             height, width = skips[-1].shape[2:]  # an odd size was rounded up on the way down
             x = self.upsample(x, (height, width))
@@ -215,12 +223,14 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(DownLevel(config, level) for level in range(len(widths)))
         self.mid = Middle(config) if config.mid_block else None
 
-    def encode(self, x: Tensor, time: Tensor, text: Tensor) -> tuple[list[Tensor], Tensor]:
+    def encode(
+        self, x: Tensor, time: Tensor, text: Tensor, identity: Mapping[str, Tensor] = NONE
+    ) -> tuple[list[Tensor], Tensor]:
         """What `conv_in` gave, [N, C, H, W] -> the skips, that one first, and the middle's answer."""
         skips = [x]
-        for level in self.down:
-            skips += level(skips[-1], time, text)
-        return skips, skips[-1] if self.mid is None else self.mid(skips[-1], time, text)
+        for i, level in enumerate(self.down):
+            skips += level(skips[-1], time, text, identity.get(f"down.{i}"))
+        return skips, skips[-1] if self.mid is None else self.mid(skips[-1], time, text, identity.get("mid"))
 
     def embed_time(self, timesteps: Tensor, class_labels: Tensor | None, time_cond: Tensor | None) -> Tensor:
         """What every resnet is told: timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E]."""
@@ -258,6 +268,7 @@ class UNet(Encoder):
         down_residuals: Sequence[Tensor] | None = None,
         mid_residual: Tensor | None = None,
         time_cond: Tensor | None = None,
+        identity: Mapping[str, Tensor] = NONE,
     ) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], computed in the dtype of the weights; any H and W.
 
@@ -265,21 +276,22 @@ class UNet(Encoder):
         `class_labels` [N] integers, for a network with classes and only there; `down_residuals` (one a skip connection,
         in the order they arise: `conv_in` first) and `mid_residual` are a ControlNet's, added to the skips and to the
         middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding. Raises ValueError on shapes that don't
-        fit.
+        fit. `identity`: for the named levels ("down.0", "mid", "up.0" the coarsest, ...), the rows [N] (bool) in which
+        self-attention there is the identity (perturbed-attention guidance).
         """
         self._check(x, timesteps, text, class_labels, time_cond)
         dtype = self.conv_in.weight.dtype
         text = text.to(dtype)
         time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, time_cond)
-        skips, x = self.encode(self.conv_in(x.to(dtype)), time, text)
+        skips, x = self.encode(self.conv_in(x.to(dtype)), time, text, identity)
         if down_residuals is not None:
             if len(down_residuals) != len(skips):
                 raise ValueError(f"{len(down_residuals)} down_residuals given; this U-Net has {len(skips)} skips")
             skips = [_add(skip, residual) for skip, residual in zip(skips, down_residuals, strict=True)]
         if mid_residual is not None:
             x = _add(x, mid_residual)
-        for level in self.up:
-            x = level(x, time, text, skips)
+        for i, level in enumerate(self.up):
+            x = level(x, time, text, skips, identity.get(f"up.{i}"))
         y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return y
 

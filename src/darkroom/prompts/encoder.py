@@ -6,6 +6,7 @@ Shapes: k chunks of L ids (77 in the published models), D the text encoder's wid
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from threading import Lock
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.prompts.chunks import Chunk, chunk_prompt
+from darkroom.prompts.embeddings import LearnedWord, check_widths
 from darkroom.prompts.grammar import check_prompt
 from darkroom.prompts.tokenizer import Tokenizer
 
@@ -26,13 +28,27 @@ class PromptEncoder:
     """Encodes prompts with one tokenizer and one text encoder, and remembers the latest.
 
     Safe to call from several threads. Call `clear` when the text encoder's weights have changed.
+
+    Args:
+        widths: of all the model's text encoders, where there are several (default: this one's alone),
+        part: and which of them this is. A learned word must have vectors for all of them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, text_encoder: TextEncoder, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        cache_bytes: int = CACHE_BYTES,
+        *,
+        widths: tuple[int, ...] | None = None,
+        part: int = 0,
+    ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()
+        self.widths = widths or (text_encoder.config.hidden_size,)
+        self.part = part
+        self._cache: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._cached_bytes = 0
         self._lock = Lock()
 
@@ -41,18 +57,22 @@ class PromptEncoder:
         """L, the ids of a chunk: what both the tokenizer and the text encoder can take."""
         return min(self.tokenizer.max_length, self.text_encoder.config.max_position_embeddings)
 
-    def chunks(self, text: str, style: str = "a1111") -> list[Chunk]:
+    def chunks(self, text: str, style: str = "a1111", words: Sequence[LearnedWord] = ()) -> list[Chunk]:
         """What the text encoder is shown of a prompt: ids and weights. Raises RequestError as `encode` does."""
-        return chunk_prompt(text, self.tokenizer, style, self.length)
+        return chunk_prompt(text, self.tokenizer, style, self.length, words)
 
-    def encode(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor:
+    def encode(
+        self, text: str, style: str = "a1111", clip_skip: int = 0, words: Sequence[LearnedWord] = ()
+    ) -> Tensor:
         """A prompt as [k L, D] float32 on the text encoder's device; yours to change.
 
         `style` is the grammar: "a1111", "comfy" or "plain". `clip_skip` n takes the output of the n-th layer from the
-        end (0 and 1: the last), then the final norm. A text without weights is exactly the text encoder's output.
+        end (0 and 1: the last), then the final norm. `words` are learned words the text may use. A text without
+        weights is exactly the text encoder's output.
 
         Raises RequestError for a prompt over 32,000 characters, a weight or a style that can't be, a `clip_skip`
-        outside the text encoder's layers; CheckpointError where tokenizer and text encoder don't fit.
+        outside the text encoder's layers, a learned word for another model; CheckpointError where tokenizer and text
+        encoder don't fit.
         """
         check_prompt(text, style)
         layers = self.text_encoder.config.num_hidden_layers
@@ -60,12 +80,13 @@ class PromptEncoder:
             raise RequestError(
                 f"clip_skip={clip_skip!r} is not a whole number from 0 to {layers}, the layers there are"
             )
-        key = (text, style, max(clip_skip, 1))
+        # All that changes the answer: whatever else is to change it belongs into the key.
+        key = (text, style, max(clip_skip, 1), tuple((word.names, word.hash) for word in words))
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key].clone()
-        encoded = self._encode(self.chunks(text, style), style, clip_skip)
+        encoded = self._encode(self.chunks(text, style, words), style, clip_skip)
         self._remember(key, encoded)
         return encoded.clone()
 
@@ -75,7 +96,7 @@ class PromptEncoder:
             self._cache.clear()
             self._cached_bytes = 0
 
-    def _remember(self, key: tuple[str, str, int], encoded: Tensor) -> None:
+    def _remember(self, key: Hashable, encoded: Tensor) -> None:
         if encoded.nbytes > self.cache_bytes:
             return
         with self._lock:
@@ -87,32 +108,45 @@ class PromptEncoder:
                 self._cached_bytes -= oldest.nbytes
 
     def _encode(self, chunks: list[Chunk], style: str, clip_skip: int) -> Tensor:
-        z = self._through_text_encoder([chunk.ids for chunk in chunks], clip_skip)
+        z = self._through_text_encoder(chunks, clip_skip)
         if any(chunk.weighted for chunk in chunks):
             weights = torch.tensor([chunk.weights for chunk in chunks], device=z.device).unsqueeze(-1)
             if style == "comfy":
-                empty = self.chunks("", "plain")[0]
-                z = weigh_against_empty(z, weights, self._through_text_encoder([empty.ids], clip_skip))
+                z = weigh_against_empty(z, weights, self._through_text_encoder(self.chunks("", "plain"), clip_skip))
             else:
                 z = weigh_and_rescale(z, weights)
         return z.flatten(0, 1)
 
     @torch.no_grad()
-    def _through_text_encoder(self, rows: list[tuple[int, ...]], clip_skip: int) -> Tensor:
-        """Ids k x L -> [k, L, D] float32. Chunks that are the same are encoded once."""
-        distinct = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    def _through_text_encoder(self, chunks: Sequence[Chunk], clip_skip: int) -> Tensor:
+        """k chunks -> [k, L, D] float32. Chunks that are the same are encoded once."""
+        keys = [(chunk.ids, tuple((at, word.hash) for at, word in chunk.learned)) for chunk in chunks]
+        distinct = dict(zip(keys, chunks, strict=True))
         size = self.text_encoder.config.vocab_size
-        largest = max(max(row) for row in distinct)
+        largest = max(max(ids) for ids, _ in distinct)
         if largest >= size:
             raise CheckpointError(
                 f"the tokenizer gives token id {largest}, but this model's text encoder has only {size} tokens;"
                 " they belong to different models"
             )
-        device = next(self.text_encoder.parameters()).device
-        ids = torch.tensor(list(distinct), device=device)
-        parts = [ids[i : i + ROWS] for i in range(0, len(ids), ROWS)]
-        encoded = torch.cat([self.text_encoder(part, clip_skip=clip_skip).float() for part in parts])
-        return encoded[[distinct[row] for row in rows]]
+        rows = list(distinct.values())
+        parts = [self._call(rows[i : i + ROWS], clip_skip) for i in range(0, len(rows), ROWS)]
+        places = {key: i for i, key in enumerate(distinct)}
+        return torch.cat(parts)[[places[key] for key in keys]]
+
+    def _call(self, chunks: Sequence[Chunk], clip_skip: int) -> Tensor:
+        """One call of the text encoder: [k, L, D] float32."""
+        table = self.text_encoder.token_embedding.weight
+        ids = torch.tensor([chunk.ids for chunk in chunks], device=table.device)
+        embeddings = None
+        if any(chunk.learned for chunk in chunks):
+            embeddings = self.text_encoder.token_embedding(ids)
+            for row, chunk in zip(embeddings, chunks, strict=True):
+                for at, word in chunk.learned:
+                    check_widths(word, self.widths)
+                    row[at : at + word.count] = word.parts[self.part].to(device=row.device, dtype=row.dtype)
+        encoded: Tensor = self.text_encoder(ids, clip_skip=clip_skip, embeddings=embeddings)
+        return encoded.float()
 
 
 def weigh_and_rescale(z: Tensor, weights: Tensor) -> Tensor:

@@ -25,7 +25,15 @@ from tokenizers.models import BPE
 from darkroom.errors import CheckpointError
 from darkroom.prompts.files import parse_merges, read_folder, read_merges, read_vocab
 from darkroom.prompts.vocabulary import vocabulary_of, write_vocabulary
-from darkroom.prompts.words import BOS_TOKEN, END_OF_WORD, EOS_TOKEN, byte_symbols, normalizer, pre_tokenizer
+from darkroom.prompts.words import (
+    BOS_TOKEN,
+    END_OF_WORD,
+    EOS_TOKEN,
+    byte_symbols,
+    normalizer,
+    pre_tokenizer,
+    without_surrogates,
+)
 
 MAX_LENGTH = 77  # tokens the published CLIP text encoders take at once, BOS and EOS included
 
@@ -171,7 +179,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text of any length, without BOS, EOS or padding."""
-        return list(self._backend.encode(_without_surrogates(text), add_special_tokens=False).ids)
+        return list(self._backend.encode(without_surrogates(text), add_special_tokens=False).ids)
 
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text as the vocabulary spells them: `["a</w>", "photo</w>"]`.
@@ -233,12 +241,3 @@ def _backend(vocab: Mapping[str, int], merges: Sequence[str], unk_token: str, so
     backend.normalizer = normalizer()
     backend.pre_tokenizer = pre_tokenizer()
     return backend
-
-
-def _without_surrogates(text: str) -> str:
-    """The text with surrogate pairs joined and lone surrogates, which UTF-8 can't hold, as U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
