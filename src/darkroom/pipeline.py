@@ -22,6 +22,7 @@ from .formats.checkpoint import Checkpoint, native_state, open_checkpoint
 from .formats.picture import write_into
 from .formats.save import save_folder, save_single_file
 from .images import Picture, open_picture, pad_to_grid, to_pil, to_tensor
+from .models import tiled
 from .models.autoencoder import Autoencoder
 from .models.text_encoder import TextEncoder
 from .models.unet import UNet
@@ -273,7 +274,7 @@ class Pipeline:
         """
         weight = next(self.autoencoder.parameters())
         picture = pad_to_grid(to_tensor(open_picture(image)), self.autoencoder.config.downscale)
-        moments = self.autoencoder.encode(picture.to(device=weight.device, dtype=weight.dtype)).float()
+        moments = tiled.encode(self.autoencoder, picture.to(device=weight.device, dtype=weight.dtype)).float()
         return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> list[Image.Image]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from darkroom.diffusion.condition import Condition
 from darkroom.errors import Error, RequestError
 from darkroom.images import to_pil, to_unit
+from darkroom.models import tiled
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.request import Request, whole
 
@@ -196,7 +197,7 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
     pictures = []
     for latent in latents.to(weight.device).float():
         with same_bits(autoencoder):
-            picture = autoencoder.decode(autoencoder.unscale(latent[None]).to(weight.dtype))
+            picture = tiled.decode(autoencoder, autoencoder.unscale(latent[None]).to(weight.dtype))
         if not bool(picture.isfinite().all()):
             raise RequestError(
                 "the autoencoder answered with numbers that are not finite; "
