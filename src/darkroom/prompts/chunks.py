@@ -94,9 +94,7 @@ def _tokens(span: Span, tokenizer: Tokenizer, finder: Finder, room: int) -> Iter
         yield from (Token(PLACEHOLDER, span.weight, piece, row) for row in range(piece.count))
 
 
-def _cut_at_commas(
-    spans: Iterable[tuple[Span, Sequence[Token]]], room: int, comma_id: int | None
-) -> list[list[Token]]:
+def _cut_at_commas(spans: Iterable[tuple[Span, Sequence[Token]]], room: int, comma_id: int | None) -> list[list[Token]]:
     """A1111's way. A comma only counts for the chunk it was read into, and a chunk may begin with one."""
     done: list[list[Token]] = []
     chunk: list[Token] = []

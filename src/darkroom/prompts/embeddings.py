@@ -107,7 +107,9 @@ class Finder:
         for match in self._pattern.finditer(text):
             if self._comfy and match["name"] is None:
                 known = ", ".join(sorted(self.words))
-                raise RequestError(f"the prompt asks for {match.group()[:60]!r}; the embeddings given are {known[:200]}")
+                raise RequestError(
+                    f"the prompt asks for {match.group()[:60]!r}; the embeddings given are {known[:200]}"
+                )
             if at < match.start():
                 yield text[at : match.start()]
             yield self.words[match["name"]]

@@ -61,9 +61,7 @@ class PromptEncoder:
         """What the text encoder is shown of a prompt: ids and weights. Raises RequestError as `encode` does."""
         return chunk_prompt(text, self.tokenizer, style, self.length, words)
 
-    def encode(
-        self, text: str, style: str = "a1111", clip_skip: int = 0, words: Sequence[LearnedWord] = ()
-    ) -> Tensor:
+    def encode(self, text: str, style: str = "a1111", clip_skip: int = 0, words: Sequence[LearnedWord] = ()) -> Tensor:
         """A prompt as [k L, D] float32 on the text encoder's device; yours to change.
 
         `style` is the grammar: "a1111", "comfy" or "plain". `clip_skip` n takes the output of the n-th layer from the

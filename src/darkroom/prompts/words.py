@@ -52,6 +52,7 @@ def split_words(text: str) -> list[str]:
     """The words of a text in byte symbols: `split_words("A fox's")` is `["a", "fox", "'s"]`."""
     return [word for word, _ in pre_tokenizer().pre_tokenize_str(normalizer().normalize_str(text))]
 
+
 def without_surrogates(text: str) -> str:
     """The text with surrogate pairs joined and lone surrogates, which UTF-8 can't hold, as U+FFFD."""
     try:
