@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))  # for diffusers_names
-from diffusers_names import AUTOENCODER, CONTROLNET, TEXT_ENCODER, UNET, rename
+from diffusers_names import AUTOENCODER, CONTROLNET, PROJECTED, TEXT_ENCODER, UNET, rename
 
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
@@ -37,9 +37,10 @@ def peer_of(config: Config) -> nn.Module:
 
         return AutoencoderKL.from_config(config.to_diffusers()).eval()
     from transformers.models.clip.configuration_clip import CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPTextModel
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-    return CLIPTextModel(CLIPTextConfig(**config.to_diffusers())).eval()
+    kind = CLIPTextModelWithProjection if config.projection else CLIPTextModel
+    return kind(CLIPTextConfig(**config.to_diffusers())).eval()
 
 
 def ours(config: Config) -> tuple[nn.Module, tuple[tuple[str, str], ...]]:
@@ -49,7 +50,7 @@ def ours(config: Config) -> tuple[nn.Module, tuple[tuple[str, str], ...]]:
         return UNet(config), UNET
     if isinstance(config, AutoencoderConfig):
         return Autoencoder(config), AUTOENCODER
-    return TextEncoder(config), TEXT_ENCODER
+    return TextEncoder(config), PROJECTED if config.projection else TEXT_ENCODER
 
 
 @pytest.fixture(scope="session")

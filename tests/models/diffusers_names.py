@@ -28,6 +28,7 @@ UNET: Rules = (
     (r"^time_embed\.linear([12])\.", r"time_embedding.linear_\1."),
     (r"^time_embed\.cond\.", "time_embedding.cond_proj."),
     (r"^class_embed\.", "class_embedding."),
+    (r"^size_embed\.linear([12])\.", r"add_embedding.linear_\1."),
     (r"^norm_out\.", "conv_norm_out."),
     (r"(?<!^hint)\.blocks\.(\d+)\.", r".transformer_blocks.\1."),
     (r"\.(attn[12])\.([qkv])\.", r".\1.to_\2."),
@@ -61,6 +62,11 @@ TEXT_ENCODER: Rules = (
     (r"^layers\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
     (r"^layers\.(\d+)\.attention\.(q|k|v|out)\.", r"encoder.layers.\1.self_attn.\2_proj."),
     (r"^layers\.(\d+)\.(fc[12])\.", r"encoder.layers.\1.mlp.\2."),
+)
+PROJECTED: Rules = (
+    (r"^(?!projection)", "text_model."),
+    *((p.replace("^", r"^text_model\.", 1), "text_model." + r) for p, r in TEXT_ENCODER),
+    (r"^projection\.", "text_projection."),
 )
 
 

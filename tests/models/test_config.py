@@ -106,6 +106,29 @@ LCM = SD15 | {
     "upcast_attention": None,
     "use_linear_projection": False,
 }
+SDXL = LCM | {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", CROSS_DOWN, CROSS_DOWN],
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "time_cond_proj_dim": None,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": [CROSS_UP, CROSS_UP, "UpBlock2D"],
+    "use_linear_projection": True,
+}
+SDXL_REFINER = SDXL | {
+    "attention_head_dim": [6, 12, 24, 24],
+    "block_out_channels": [384, 768, 1536, 1536],
+    "cross_attention_dim": 1280,
+    "down_block_types": ["DownBlock2D", CROSS_DOWN, CROSS_DOWN, "DownBlock2D"],
+    "projection_class_embeddings_input_dim": 2560,
+    "transformer_layers_per_block": 4,
+    "up_block_types": ["UpBlock2D", CROSS_UP, CROSS_UP, "UpBlock2D"],
+}
 DISTILLED = SD15 | {  # a small model without a middle
     "block_out_channels": [320, 640, 1280],
     "down_block_types": [CROSS_DOWN] * 3,
@@ -125,6 +148,8 @@ PUBLISHED = {
     "sd 2.1": (SD21, replace(presets.SD2_UNET, upcast_attention=True)),
     "sd 2 inpainting": (SD2_INPAINTING, replace(presets.SD2_UNET, in_channels=9, sample_size=64)),
     "x4 upscaler": (UPSCALER, presets.UPSCALER_UNET),
+    "sdxl": (SDXL, presets.SDXL_UNET),
+    "sdxl refiner": (SDXL_REFINER, presets.SDXL_REFINER_UNET),
     "lcm": (LCM, replace(presets.SD15_UNET, time_cond_proj_dim=256)),
     "instruct-pix2pix": (SD15 | {"in_channels": 8}, replace(presets.SD15_UNET, in_channels=8)),
     "distilled": (DISTILLED, None),
@@ -138,9 +163,11 @@ PUBLISHED = {
         (presets.SD15_UNET, 859_520_964),
         (presets.SD15_AUTOENCODER, 83_653_863),
         (presets.SD15_TEXT_ENCODER, 123_060_480),
+        (presets.SDXL_UNET, 2_567_463_684),
+        (presets.SDXL_TEXT_ENCODER_2, 694_659_840),
     ],
 )
-def test_stable_diffusion_1_5_has_its_size(preset, count):
+def test_published_networks_have_their_size(preset, count):
     with torch.device("meta"):
         assert parameter_count(NETWORKS[type(preset)](preset)) == count
 
@@ -190,7 +217,8 @@ def test_defaults_are_those_of_the_peers(peer):
         ({"down_block_types": [[1]]}, r"\[1\] is not one of"),
         ({"up_block_types": [CROSS_UP, CROSS_UP, CROSS_UP, "UpBlock2D"]}, "do not mirror"),
         ({"class_embed_type": "timestep"}, "class_embed_type='timestep' is not supported"),
-        ({"addition_embed_type": "text_time"}, "addition_embed_type='text_time' is not supported"),
+        ({"addition_embed_type": "image"}, "addition_embed_type='image' is not supported"),
+        ({"addition_embed_type": "text_time", "addition_time_embed_dim": 8}, "needs both, any other neither"),
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "is not supported"),
         ({"cross_attention_dim": [768, 768, 768, 1024]}, "cross_attention_dim=.* is not supported"),
         ({"norm_num_groups": None}, "norm_num_groups=None"),

@@ -5,6 +5,7 @@ Shapes: N pictures, C = latent_channels, H W the picture's height and width, f =
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -160,12 +161,24 @@ class Autoencoder(nn.Module):
 
     def scale(self, latents: Tensor) -> Tensor:
         """An encoder's latent to the unit-deviation latent that the U-Net works on."""
-        return (latents - self.config.shift_factor) * self.config.scaling_factor
+        latents = (latents - self.config.shift_factor) * self.config.scaling_factor
+        if self.config.latents_mean is None or self.config.latents_std is None:
+            return latents
+        mean, std = (_by_channel(values, latents) for values in (self.config.latents_mean, self.config.latents_std))
+        return (latents - self.config.scaling_factor * mean) / std
 
     def unscale(self, latents: Tensor) -> Tensor:
         """The inverse of `scale`: what `decode` takes."""
+        if self.config.latents_mean is not None and self.config.latents_std is not None:
+            mean, std = (_by_channel(values, latents) for values in (self.config.latents_mean, self.config.latents_std))
+            latents = latents * std + self.config.scaling_factor * mean
         return latents / self.config.scaling_factor + self.config.shift_factor
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Reconstruct pictures through the mean of their latents."""
         return self.decode(self.encode(pictures).chunk(2, dim=1)[0])
+
+
+def _by_channel(values: tuple[float, ...], latents: Tensor) -> Tensor:
+    """One number a channel as [C, 1, 1] against latents [N, C, h, w]."""
+    return torch.tensor(values, dtype=latents.dtype, device=latents.device)[:, None, None]

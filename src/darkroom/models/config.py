@@ -76,6 +76,8 @@ class AutoencoderConfig:
     use_quant_conv: bool = True                                   # 1x1 convolution after the encoder
     use_post_quant_conv: bool = True                              # 1x1 convolution before the decoder
     force_upcast: bool = True                                     # half precision overflows in the original weights
+    latents_mean: tuple[float, ...] | None = None                 # of each channel, before scaling; with
+    latents_std: tuple[float, ...] | None = None                  # this, its deviation
 
     def __post_init__(self) -> None:
         _check_values(self, {})
@@ -85,6 +87,12 @@ class AutoencoderConfig:
             _check_divides("norm_num_groups", self.norm_num_groups, width)
         if self.scaling_factor == 0:
             raise ValueError("scaling_factor is 0; latents can't be scaled by it and back")
+        for name in ("latents_mean", "latents_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.latent_channels:
+                raise ValueError(f"{name} is {values!r}; it needs one value for each of {self.latent_channels} channels")
+        if self.latents_std is not None and 0 in self.latents_std:
+            raise ValueError(f"latents_std is {self.latents_std!r}; a deviation of 0 can't be scaled by and back")
 
     @property
     def downscale(self) -> int:
@@ -106,6 +114,8 @@ class AutoencoderConfig:
                 raise ValueError(f"{key} has {len(blocks)} blocks for {len(widths)} levels of block_out_channels")
         if config.get("act_fn", "silu") != "silu":
             raise ValueError(f"autoencoder option act_fn={config['act_fn']!r} is not supported")
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        both = mean is not None and std is not None  # diffusers goes by them only where both are given
         return cls(
             in_channels=config.get("in_channels", 3),
             out_channels=config.get("out_channels", 3),
@@ -120,6 +130,8 @@ class AutoencoderConfig:
             use_quant_conv=config.get("use_quant_conv", True),
             use_post_quant_conv=config.get("use_post_quant_conv", True),
             force_upcast=config.get("force_upcast", True),
+            latents_mean=_levels(mean, 1) if both else None,
+            latents_std=_levels(std, 1) if both else None,
         )
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -143,6 +155,8 @@ class AutoencoderConfig:
             "use_quant_conv": self.use_quant_conv,
             "use_post_quant_conv": self.use_post_quant_conv,
             "force_upcast": self.force_upcast,
+            "latents_mean": self.latents_mean and list(self.latents_mean),
+            "latents_std": self.latents_std and list(self.latents_std),
         }
 
 
@@ -170,6 +184,8 @@ class UNetConfig:
     num_class_embeds: int | None = None                           # classes of the class embedding (1000: upscaler)
     upcast_attention: bool = False                                # attention scores in float32
     time_cond_proj_dim: int | None = None                         # guidance-scale embedding (LCM)
+    addition_time_embed_dim: int | None = None                    # width of each size's sinusoids (SDXL)
+    projection_class_embeddings_input_dim: int | None = None      # of all sizes' and the pooled text together (SDXL)
 
     def __post_init__(self) -> None:
         _check_values(self, {"freq_shift": 0})
@@ -190,6 +206,33 @@ class UNetConfig:
         half = self.block_out_channels[0] // 2
         if self.freq_shift >= max(half, 1):
             raise ValueError(f"freq_shift is {self.freq_shift}; the timestep embedding has only {half} frequencies")
+        added, together = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
+        if (added is None) != (together is None):
+            raise ValueError(
+                f"addition_time_embed_dim is {added}, projection_class_embeddings_input_dim {together}; "
+                f"a U-Net that is told sizes needs both, any other neither"
+            )
+
+    @property
+    def told_sizes(self) -> bool:
+        """Whether each row needs a pooled text and sizes (SDXL)."""
+        return self.addition_time_embed_dim is not None
+
+    def sizes(self, pooled_width: int) -> int:
+        """How many numbers it is told beside a pooled text of this width: 6 (SDXL), 5 (its refiner).
+
+        Raises ValueError where the widths don't add up to that.
+        """
+        added, together = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
+        assert added is not None
+        assert together is not None
+        for count in (6, 5):
+            if pooled_width + count * added == together:
+                return count
+        raise ValueError(
+            f"projection_class_embeddings_input_dim is {together}; a pooled text of {pooled_width} and 6 or 5 sizes of "
+            f"addition_time_embed_dim={added} make {pooled_width + 6 * added} or {pooled_width + 5 * added}"
+        )
 
     @classmethod
     def from_diffusers(cls, config: Json) -> UNetConfig:
@@ -209,7 +252,7 @@ class UNetConfig:
         levels = len(down)
         unsupported = {
             "class_embed_type": (None,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
-            "addition_embed_type": (None,), "dual_cross_attention": (False, None), "act_fn": ("silu",),
+            "addition_embed_type": (None, "text_time"), "dual_cross_attention": (False, None), "act_fn": ("silu",),
             "resnet_time_scale_shift": ("default",), "time_embedding_type": ("positional",),
             "conv_in_kernel": (3,), "conv_out_kernel": (3,), "downsample_padding": (1,),
             "reverse_transformer_layers_per_block": (None,), "center_input_sample": (False,),
@@ -228,6 +271,7 @@ class UNetConfig:
         groups = config.get("norm_num_groups", 32)
         if groups is None:
             raise ValueError("U-Net option norm_num_groups=None is not supported")
+        told_sizes = config.get("addition_embed_type") == "text_time"
         cross = _levels(config.get("cross_attention_dim", 1280), levels)
         if any(width != cross[0] for width in cross):
             raise ValueError(f"U-Net option cross_attention_dim={config['cross_attention_dim']!r} is not supported")
@@ -252,6 +296,10 @@ class UNetConfig:
             num_class_embeds=config.get("num_class_embeds"),
             upcast_attention=config.get("upcast_attention") or False,
             time_cond_proj_dim=config.get("time_cond_proj_dim"),
+            addition_time_embed_dim=config.get("addition_time_embed_dim") if told_sizes else None,
+            projection_class_embeddings_input_dim=(
+                config.get("projection_class_embeddings_input_dim") if told_sizes else None
+            ),
         )
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -260,6 +308,8 @@ class UNetConfig:
         return {
             "_class_name": "UNet2DConditionModel",
             "act_fn": "silu",
+            "addition_embed_type": "text_time" if self.told_sizes else None,
+            "addition_time_embed_dim": self.addition_time_embed_dim,
             "attention_head_dim": list(self.heads),
             "block_out_channels": list(self.block_out_channels),
             "center_input_sample": False,
@@ -277,6 +327,7 @@ class UNetConfig:
             "num_class_embeds": self.num_class_embeds,
             "only_cross_attention": list(self.only_cross_attention),
             "out_channels": self.out_channels,
+            "projection_class_embeddings_input_dim": self.projection_class_embeddings_input_dim,
             "sample_size": self.sample_size,
             "time_cond_proj_dim": self.time_cond_proj_dim,
             "transformer_layers_per_block": list(self.transformer_layers),
@@ -357,7 +408,8 @@ class TextEncoderConfig:
     bos_token_id: int = 49406
     eos_token_id: int = 49407
     pad_token_id: int = 49407                                     # SD 1.x pads with EOS, SD 2.x with "!" (0)
-    projection_dim: int = 768
+    projection_dim: int = 768                                     # P, the width of the pooled text
+    projection: bool = False                                      # CLIPTextModelWithProjection: has a pooled text
 
     def __post_init__(self) -> None:
         _check_values(self, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
@@ -374,19 +426,19 @@ class TextEncoderConfig:
         default = cls(hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512)
         names = [n for n in cls.__dataclass_fields__ if config.get(n) is not None]
         values = {n: getattr(default, n) for n in cls.__dataclass_fields__} | {n: config[n] for n in names}
-        return cls(**values)
+        return cls(**(values | {"projection": config.get("architectures") == ["CLIPTextModelWithProjection"]}))
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `text_encoder/config.json` that transformers reads."""
         return {
-            "architectures": ["CLIPTextModel"],
+            "architectures": ["CLIPTextModelWithProjection" if self.projection else "CLIPTextModel"],
             "model_type": "clip_text_model",
             "attention_dropout": 0.0,
             "initializer_factor": 1.0,
             "initializer_range": 0.02,
             # What transformers loads it as unless told otherwise: a pipeline's other parts become float32, too.
             "torch_dtype": "float32",
-            **{n: getattr(self, n) for n in self.__dataclass_fields__},
+            **{n: getattr(self, n) for n in self.__dataclass_fields__ if n != "projection"},
         }
 
 
@@ -407,6 +459,41 @@ SD2_TEXT_ENCODER = TextEncoderConfig(
     pad_token_id=0,
     projection_dim=512,
 )
+SDXL_UNET = UNetConfig(
+    sample_size=128,
+    block_out_channels=(320, 640, 1280),
+    layers_per_block=(2, 2, 2),
+    attention_levels=(False, True, True),
+    only_cross_attention=(False, False, False),
+    transformer_layers=(1, 2, 10),
+    heads=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+SDXL_REFINER_UNET = UNetConfig(
+    sample_size=128,
+    block_out_channels=(384, 768, 1536, 1536),
+    attention_levels=(False, True, True, False),
+    transformer_layers=(4, 4, 4, 4),
+    heads=(6, 12, 24, 24),
+    cross_attention_dim=1280,
+    use_linear_projection=True,
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2560,
+)
+SDXL_TEXT_ENCODER_2 = TextEncoderConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act="gelu",
+    pad_token_id=0,
+    projection_dim=1280,
+    projection=True,
+)
+SDXL_AUTOENCODER = AutoencoderConfig(scaling_factor=0.13025, sample_size=1024)
 UPSCALER_UNET = UNetConfig(
     sample_size=128,
     in_channels=7,

@@ -74,6 +74,9 @@ class TextEncoder(nn.Module):
         self.position_embedding = _embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = (
+            nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection else None
+        )
         if not self.final_norm.weight.is_meta:
             self.reset_parameters()
 
@@ -83,12 +86,14 @@ class TextEncoder(nn.Module):
         inner = self.config.hidden_size**-0.5
         added = inner * (2 * max(self.config.num_hidden_layers, 1)) ** -0.5
         std = {"q": inner, "k": inner, "v": inner, "out": added, "fc1": inner * 2**-0.5, "fc2": added}
+        std["projection"] = inner
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=std[name.rsplit(".", 1)[-1]])
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor, clip_skip: int = 0, embeddings: Tensor | None = None) -> Tensor:
         """Token ids [N, T] -> [N, T, D], after the final norm.
@@ -97,6 +102,35 @@ class TextEncoder(nn.Module):
         penultimate layer's output). `embeddings` [N, T, D], where given, stand in for the looked-up tokens. Raises
         ValueError on more tokens than positions, an id outside the vocabulary, or a clip_skip outside 0..layers + 1.
         """
+        *_, x = self._run(ids, clip_skip, embeddings)
+        y: Tensor = self.final_norm(x)
+        return y
+
+    def penultimate(
+        self, ids: Tensor, clip_skip: int = 0, embeddings: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What SDXL takes of a text: ids [N, T] -> ([N, T, D], [N, P] or None where there is no projection).
+
+        The first is the output of the last layer but one (of the n-th from the end for `clip_skip` n >= 2), without the
+        final norm; the second the last layer's at the end of the text (the first EOS), normed and projected. Raises
+        ValueError as `forward` does.
+        """
+        count = len(self.layers)
+        if clip_skip > count + 1:
+            raise ValueError(f"clip_skip={clip_skip} is outside 0..{count + 1} of this text encoder of {count} layers")
+        states = self._run(ids, min(clip_skip, 1), embeddings)
+        hidden = states[-min(max(clip_skip, 2), len(states))]
+        if self.projection is None:
+            return hidden, None
+        eos = self.config.eos_token_id
+        # A config of transformers' first versions says 2 for the id that is the highest of CLIP's vocabulary.
+        ends = ids.argmax(dim=1) if eos == 2 else (ids == eos).int().argmax(dim=1)
+        last = self.final_norm(states[-1])[torch.arange(len(ids), device=ids.device), ends]
+        pooled: Tensor = self.projection(last)
+        return hidden, pooled
+
+    def _run(self, ids: Tensor, clip_skip: int, embeddings: Tensor | None) -> list[Tensor]:
+        """The embedded tokens and the output of each layer, without the last `clip_skip` - 1: each [N, T, D]."""
         count, width, positions = len(self.layers), self.config.hidden_size, self.config.max_position_embeddings
         x = self._look_up(ids) if embeddings is None else embeddings.to(self.token_embedding.weight.dtype)
         if x.ndim != 3 or x.shape[2] != width:
@@ -105,11 +139,10 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{x.shape[1]} tokens given; this text encoder takes at most {positions}")
         if not 0 <= clip_skip <= count + 1:
             raise ValueError(f"clip_skip={clip_skip} is outside 0..{count + 1} of this text encoder of {count} layers")
-        x = x + self.position_embedding.weight[: x.shape[1]]
+        states = [x + self.position_embedding.weight[: x.shape[1]]]
         for layer in self.layers[: count - max(clip_skip - 1, 0)]:
-            x = layer(x)
-        y: Tensor = self.final_norm(x)
-        return y
+            states.append(layer(states[-1]))
+        return states
 
     def _look_up(self, ids: Tensor) -> Tensor:
         """Look up [N, T] ids -> [N, T, D]."""

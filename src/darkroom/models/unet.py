@@ -220,6 +220,8 @@ class Encoder(nn.Module):
         self.time_embed = TimeEmbedding(widths[0], 4 * widths[0], config.time_cond_proj_dim)
         classes = config.num_class_embeds
         self.class_embed = nn.Embedding(classes, 4 * widths[0]) if classes is not None else None
+        added = config.projection_class_embeddings_input_dim
+        self.size_embed = TimeEmbedding(added, 4 * widths[0], None) if added is not None else None
         self.down = nn.ModuleList(DownLevel(config, level) for level in range(len(widths)))
         self.mid = Middle(config) if config.mid_block else None
 
@@ -232,20 +234,44 @@ class Encoder(nn.Module):
             skips += level(skips[-1], time, text, identity.get(f"down.{i}"))
         return skips, skips[-1] if self.mid is None else self.mid(skips[-1], time, text, identity.get("mid"))
 
-    def embed_time(self, timesteps: Tensor, class_labels: Tensor | None, time_cond: Tensor | None) -> Tensor:
-        """What every resnet is told: timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E]."""
+    def embed_time(
+        self,
+        timesteps: Tensor,
+        class_labels: Tensor | None = None,
+        time_cond: Tensor | None = None,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
+        """What every resnet is told: timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E].
+
+        SDXL's is told a pooled text [N, P] and sizes [N, S], too (Podell et al. 2023, arXiv 2307.01952, sec. 2.2).
+        """
         config, dtype = self.config, self.conv_in.weight.dtype
         waves = timestep_embedding(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         time: Tensor = self.time_embed(waves.to(dtype), None if time_cond is None else time_cond.to(dtype))
         if self.class_embed is not None:
             time = time + self.class_embed(class_labels)
+        if self.size_embed is not None and pooled is not None and sizes is not None:
+            width = config.addition_time_embed_dim or 0
+            each = timestep_embedding(sizes.flatten(), width, config.flip_sin_to_cos, config.freq_shift)
+            together = torch.cat([pooled.float(), each.view(len(sizes), -1)], dim=1)  # [N, P + S width]
+            time = time + self.size_embed(together.to(dtype))
         return time
 
     def _check(
-        self, x: Tensor, timesteps: Tensor, text: Tensor, class_labels: Tensor | None, time_cond: Tensor | None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        class_labels: Tensor | None,
+        time_cond: Tensor | None = None,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
     ) -> None:
         """Raise ValueError, with the values, on inputs of another network's shape."""
         for problem in _problems(self.config, x, timesteps, text, class_labels, time_cond):
+            raise ValueError(problem)
+        for problem in _size_problems(self.config, len(x), pooled, sizes):
             raise ValueError(problem)
 
 
@@ -268,6 +294,8 @@ class UNet(Encoder):
         down_residuals: Sequence[Tensor] | None = None,
         mid_residual: Tensor | None = None,
         time_cond: Tensor | None = None,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
         identity: Mapping[str, Tensor] = NONE,
     ) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], computed in the dtype of the weights; any H and W.
@@ -275,14 +303,15 @@ class UNet(Encoder):
         `timesteps` [N], 0..999, fractions allowed, each row its own (or one value for all); `text` [N, T, D];
         `class_labels` [N] integers, for a network with classes and only there; `down_residuals` (one a skip connection,
         in the order they arise: `conv_in` first) and `mid_residual` are a ControlNet's, added to the skips and to the
-        middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding. Raises ValueError on shapes that don't
+        middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding; `pooled` [N, P] and `sizes` [N, S] are
+        the pooled text and the sizes in pixels that SDXL is told, and only it. Raises ValueError on shapes that don't
         fit. `identity`: for the named levels ("down.0", "mid", "up.0" the coarsest, ...), the rows [N] (bool) in which
         self-attention there is the identity (perturbed-attention guidance).
         """
-        self._check(x, timesteps, text, class_labels, time_cond)
+        self._check(x, timesteps, text, class_labels, time_cond, pooled, sizes)
         dtype = self.conv_in.weight.dtype
         text = text.to(dtype)
-        time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, time_cond)
+        time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, time_cond, pooled, sizes)
         skips, x = self.encode(self.conv_in(x.to(dtype)), time, text, identity)
         if down_residuals is not None:
             if len(down_residuals) != len(skips):
@@ -327,6 +356,21 @@ def _problems(
     width = config.time_cond_proj_dim
     if time_cond is not None and (width is None or time_cond.shape[-1] != width):
         yield f"time_cond of shape {tuple(time_cond.shape)} given; this network's time_cond_proj_dim is {width}"
+
+
+def _size_problems(config: UNetConfig, rows: int, pooled: Tensor | None, sizes: Tensor | None) -> Iterator[str]:
+    """What is wrong with a pooled text and sizes, in words."""
+    added, together = config.addition_time_embed_dim, config.projection_class_embeddings_input_dim
+    if added is None or together is None:
+        if pooled is not None or sizes is not None:
+            yield "a pooled text or sizes given; this network is not told them"
+    elif pooled is None or sizes is None:
+        yield "no pooled text or no sizes given; this network needs them, [N, P] and [N, S]"
+    elif pooled.ndim != 2 or sizes.ndim != 2 or len(pooled) != rows or len(sizes) != rows:
+        yield f"a pooled text {tuple(pooled.shape)} and sizes {tuple(sizes.shape)} given for {rows} rows"
+    elif pooled.shape[1] + added * sizes.shape[1] != together:
+        width = pooled.shape[1] + added * sizes.shape[1]
+        yield f"a pooled text of {pooled.shape[1]} and {sizes.shape[1]} sizes make {width}; this network takes {together}"
 
 
 def _add(x: Tensor, residual: Tensor) -> Tensor:
