@@ -29,6 +29,8 @@ from .models.unet import UNet
 from .prompts.encoder import PromptEncoder
 from .prompts.tokenizer import Tokenizer
 from .request import MAX_IMAGES, OUTPUTS, SEEDS, Request, choice, draw_seed, whole
+from .sweeps.axes import Given, parse_axis
+from .sweeps.sweep import Sweep
 
 EMBEDDED = Path(__file__).parent / "embedded" / "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -261,6 +263,40 @@ class Pipeline:
                 elif on_progress is not None:
                     on_progress(replace(event, index=i))
         return Result(_gathered([images[i] for i in range(len(requests))]), [recipes[i] for i in range(len(requests))])
+
+    def sweep(
+        self,
+        prompt: str,
+        x: Given,
+        y: Given | None = None,
+        z: Given | None = None,
+        *,
+        inputs: Inputs | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        deterministic: bool | None = None,
+        **options: Any,
+    ) -> Sweep:
+        """Draw one request with every combination of some values; `.image` is all of them on a labelled sheet.
+
+        Args:
+            x, y, z: what varies along columns, rows and blocks: "steps=10,20,30", "guidance=1..7:2",
+                "prompt=fox,owl" (replaces the first by each), or a name and values: ("steps", [10, 20, 30]).
+            inputs: what every picture is made from beside its request.
+            on_progress, deterministic: as in `generate`; a Progress has its cell's number for an index.
+            options: the fields of Request that all cells have in common; without a seed, one is drawn for all.
+
+        Raises RequestError, naming axis and value, before anything is drawn. A cell that fails later is gray, and its
+        error in `errors`.
+        """
+        axes = [parse_axis(letter, given) for letter, given in zip("xyz", (x, y, z), strict=True) if given is not None]
+        sweep = Sweep.plan(Request.from_dict({"prompt": prompt, **options}), axes)
+        if deterministic is None:
+            deterministic = self.device.type == "cpu"
+        places = {cell.place: i for i, cell in enumerate(sweep.cells)}
+        for cell, event in sweep.draw(Engine(self, deterministic=deterministic), inputs):
+            if isinstance(event, Progress) and on_progress is not None:
+                on_progress(replace(event, index=places[cell.place]))
+        return sweep
 
     def encode_prompt(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor:
         """A prompt as the U-Net sees it: [1, 77 k, D] float32 (k chunks of 75 tokens, with their begin and end)."""

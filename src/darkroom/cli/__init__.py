@@ -25,6 +25,7 @@ from darkroom.errors import Error
 # Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
 COMMANDS = {
     "generate": "Draw pictures from texts.",
+    "sweep": "Draw a grid of variations on one labelled sheet.",
     "info": "Say what a model is and holds, or how a picture was made.",
     "verify": "Draw a picture again from its own recipe and compare.",
     "convert": "Write a model as a diffusers folder or as a single file.",

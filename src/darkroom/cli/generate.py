@@ -253,10 +253,10 @@ def _writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Imag
             raise PictureExists(f"{output!r} exists already: choose another name, or add --overwrite")
         if not file.parent.is_dir():
             raise RequestError(f"there is no folder {str(file.parent)!r}: create it first, or choose another place")
-        _check_folder(file.parent)
+        options.check_folder(file.parent)
         return lambda image, recipe: write_picture(image, file, recipe, overwrite=overwrite)
     folder = Path(output)
-    _check_folder(folder)
+    options.check_folder(folder)
 
     def write(image: Image.Image, recipe: dict[str, Any]) -> Path:
         try:
@@ -268,12 +268,3 @@ def _writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Imag
         return write_into(folder, image, recipe)
 
     return write
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise `RequestError` unless pictures can be written into `folder`, or it can be made."""
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not there.is_dir():
-        raise RequestError(f"{str(there)!r} is not a folder: choose another output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RequestError(f"can't write into the folder {str(there)!r}: choose another output")

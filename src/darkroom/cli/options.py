@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,3 +147,12 @@ def is_file_name(text: str) -> bool:
     if suffix in (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".svg", ".pdf"):
         raise RequestError(f"can't write {text!r}: pictures are written as .png, .jpg or .webp")
     return suffix in (".png", ".jpg", ".jpeg", ".webp")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `RequestError` unless pictures can be written into `folder`, or it can be made."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise RequestError(f"{str(there)!r} is not a folder: choose another output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RequestError(f"can't write into the folder {str(there)!r}: choose another output")
