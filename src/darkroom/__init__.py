@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CheckpointError, Error, ImageError, RequestError, TrainingError
 
 if TYPE_CHECKING:
+    from . import hints
     from .adapters import Lora
     from .engine import Engine, Failed, Finished, Inputs, Progress
     from .pipeline import Pipeline, Result, load
@@ -34,6 +35,7 @@ _WHERE = {
     "Progress": "engine",
     "Request": "request",
     "Result": "pipeline",
+    "hints": "hints",
     "load": "pipeline",
     "samplers": "samplers",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "Result",
     "TrainingError",
     "__version__",
+    "hints",
     "load",
     "samplers",
 ]

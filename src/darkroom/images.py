@@ -5,11 +5,14 @@ Tensors of pictures are [N, 3, H, W], float32, in -1..1 (what the autoencoder sp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -17,6 +20,7 @@ from .errors import ImageError
 from .request import MAX_PIXELS, MAX_SIDE
 
 Picture = Image.Image | str | Path
+Opened = TypeVar("Opened")
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -31,11 +35,23 @@ def open_picture(source: Picture, name: str = "image") -> Image.Image:
     Files are PNG, JPEG or WebP (the first frame of an animation), their size checked before they are decoded.
     Raises ImageError for everything else; `name` is what the sentence calls the picture.
     """
+    return _opened(source, name, normalise)
+
+
+def open_map(source: Picture, name: str = "map") -> NDArray[np.float32]:
+    """A picture that stands for numbers (depth, a height map) as [H, W], upright, as fine as it is: of 8 bits (colours
+    by their brightness), 16 bits, or floating-point. Raises ImageError as `open_picture` does.
+    """
+    return _opened(source, name, _numbers)
+
+
+def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened]) -> Opened:
+    """What `turned` makes of a picture from outside, whose size is checked before it is decoded."""
     if isinstance(source, (str, Path)):
         try:
             with Image.open(source, formats=FORMATS) as picture:
                 _check_size(picture, f"{name} {str(source)!r}")
-                return normalise(picture)
+                return turned(picture)
         except ImageError:
             raise
         except FileNotFoundError as error:
@@ -48,7 +64,7 @@ def open_picture(source: Picture, name: str = "image") -> Image.Image:
         raise ImageError(f"{name} is of type {type(source).__name__}; give a PIL image or a path")
     _check_size(source, name)
     try:
-        return normalise(source)
+        return turned(source)
     except ImageError:
         raise
     except Exception as error:  # a lazily opened file may fail only now
@@ -77,6 +93,17 @@ def normalise(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
+
+
+def _numbers(picture: Image.Image) -> NDArray[np.float32]:
+    """A picture's values as they are, upright."""
+    picture = ImageOps.exif_transpose(picture)
+    if not picture.mode.startswith(("I", "F")):
+        picture = normalise(picture).convert("L")
+    values = np.asarray(picture).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("the map holds numbers that are not finite; replace it")
+    return values
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
