@@ -34,6 +34,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "prompts": "adapters models",
         "formats": "adapters models prompts",  # networks for their shapes on `meta`; a tokenizer, to save with a model
         "engine": "adapters diffusion images models prompts request samplers __version__",
+        "sweeps": "engine formats request samplers",
         "pipeline": "adapters diffusion engine formats images models prompts request samplers sweeps",
         "evaluate": "adapters data diffusion engine images models pipeline prompts request samplers",
         "training": "adapters data diffusion engine evaluate formats images models pipeline prompts request samplers",
