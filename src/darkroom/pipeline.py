@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .adapters import Adapter, Lora, Merged, Scaled
 from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
@@ -19,6 +20,7 @@ from .engine.inputs import Inputs
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
 from .formats.checkpoint import Checkpoint, native_state, open_checkpoint
+from .formats.lora_store import LoraStore
 from .formats.picture import write_into
 from .formats.save import save_folder, save_single_file
 from .images import Picture, open_picture, pad_to_grid, to_pil, to_tensor
@@ -88,6 +90,7 @@ class Pipeline:
         denoiser: D(x; sigma, conditions), the U-Net as x = x0 + sigma * noise sees it.
         prompts: texts to embeddings.
         previewer: latents to rough pictures, without a network.
+        loras: LoRA files read for these networks; `loras.folder` is where <lora:name:weight> in a prompt is looked up.
         checkpoint: where it all came from; None for networks made by hand.
     """
 
@@ -113,6 +116,8 @@ class Pipeline:
         self.denoiser = Denoiser(unet, self.schedule)
         self.prompts = PromptEncoder(tokenizer, text_encoder)
         self.previewer = Previewer(autoencoder)
+        self.loras = LoraStore({"unet": unet, "text_encoder": text_encoder})
+        self._merged: Merged | None = None
         self.checkpoint = checkpoint
         self.name = name or (checkpoint.name if checkpoint else "")
 
@@ -156,10 +161,17 @@ class Pipeline:
         seed: int | None = None,
         num_images: int = 1,
         latents: Tensor | None = None,
+        loras: Sequence[Lora | str | Path] = (),
         clip_skip: int = 0,
         prompt_style: str = "a1111",
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_projection: float | None = None,
+        pag_scale: float | None = None,
+        pag_adaptive_scale: float | None = None,
+        pag_levels: Sequence[str] | None = None,
+        threshold: float | None = None,
+        threshold_mimic: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         output: Output = "pil",
         deterministic: bool | None = None,
@@ -178,10 +190,17 @@ class Pipeline:
                 scheduler_config.json says, flags included.
             seed: 0 to 2**64 - 1; picture i of the call uses seed + i. None: drawn, and reported in the requests.
             latents: unit-variance noise [N, C, h, w] to start from, one for each picture, instead of the seed's.
+            loras: darkroom.Lora(path, scale=1.0), or paths: attached for this call, besides those the prompt names
+                as <lora:name:weight>.
             clip_skip: n >= 2 takes the text encoder's n-th last layer.
             prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
             guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
             guidance_interval: guidance acts at noise levels low < sigma <= high only (arXiv 2404.07724).
+            guidance_projection: 0 to 1: how much of guidance's part along the picture is left out (arXiv 2410.02416).
+            pag_scale, pag_adaptive_scale, pag_levels: perturbed-attention guidance (arXiv 2403.17377), such as 3.0; by
+                how much that falls with every training timestep; the U-Net's levels it perturbs, None: the middle.
+            threshold, threshold_mimic: dynamic thresholding (arXiv 2205.11487, sec. 2.3): a percentile, such as 0.995,
+                and the guidance scale whose range is kept, None: 1. docs/guidance.md tells of all of these.
             on_progress: called with a Progress(step, steps, preview, index) after every step of every picture.
             output: "pil", "pt" (float32 [N, 3, H, W] in 0..1) or "latent" ([N, C, h, w], scaled as the U-Net sees it).
             deterministic: one picture in a U-Net call, so that a seed gives the same bits in any company; None: on a
@@ -202,6 +221,12 @@ class Pipeline:
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             guidance_interval=guidance_interval,
+            guidance_projection=guidance_projection,
+            pag_scale=pag_scale,
+            pag_adaptive_scale=pag_adaptive_scale,
+            pag_levels=None if pag_levels is None else tuple(pag_levels),
+            threshold=threshold,
+            threshold_mimic=threshold_mimic,
             sampler=sampler,
             schedule=schedule,
             seed=seed,
@@ -218,7 +243,8 @@ class Pipeline:
             )
             for i in range(count)
         ]
-        inputs = [Inputs(latents=noise) for noise in _starting_noises(latents, count)]
+        attached = tuple(self.loras.get(lora) for lora in _listed(loras))
+        inputs = [Inputs(latents=noise, loras=attached) for noise in _starting_noises(latents, count)]
         return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
 
     def draw(
@@ -298,6 +324,33 @@ class Pipeline:
                 on_progress(replace(event, index=places[cell.place]))
         return sweep
 
+    def find_lora(self, name: str) -> Adapter:
+        """The LoRA that prompts call `name`, from the folder `loras.folder`. Raises RequestError if there is none."""
+        return self.loras.find(name)
+
+    @property
+    def merged_loras(self) -> tuple[Scaled, ...]:
+        """What `merge_loras` added to the weights."""
+        return () if self._merged is None else self._merged.scaled
+
+    def merge_loras(self, *loras: Lora | str | Path) -> None:
+        """Add LoRAs to the weights, in place of those merged before, until `unmerge_loras`: no step costs more then.
+
+        All pictures, and `save`, have them. Nothing may be in progress. The original weights of the touched layers are
+        kept, so memory holds these twice. Raises CheckpointError for a file that can't be used; nothing is changed then.
+        """
+        scaled = [self.loras.get(lora) for lora in loras]
+        self.unmerge_loras()
+        self._merged = Merged(self.loras.networks, scaled)
+        self.prompts.clear()
+
+    def unmerge_loras(self) -> None:
+        """Bring the original weights back, bit for bit."""
+        if self._merged is not None:
+            self._merged.undo()
+            self._merged = None
+            self.prompts.clear()
+
     def encode_prompt(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor:
         """A prompt as the U-Net sees it: [1, 77 k, D] float32 (k chunks of 75 tokens, with their begin and end)."""
         return self.prompts.encode(text, style=style, clip_skip=clip_skip)[None]
@@ -371,6 +424,15 @@ def _texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[
     return prompts, negatives  # type: ignore[return-value]
 
 
+def _listed(loras: object) -> Sequence[Lora | str | Path]:
+    """The LoRAs of a call; one alone is no list."""
+    if isinstance(loras, Lora | str | Path):
+        return [loras]
+    if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
+        raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
+    return loras
+
+
 def _starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
     """Each picture's given noise [C, h, w], or None."""
     if latents is None:
@@ -393,7 +455,12 @@ def _gathered(results: Sequence[Image.Image | Tensor]) -> list[Image.Image] | Te
 
 
 def load(
-    source: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", compile: bool = False
+    source: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    lora_dir: str | Path | None = None,
 ) -> Pipeline:
     """Load a model.
 
@@ -403,6 +470,7 @@ def load(
         device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
         compile: compile the U-Net with torch.compile when it is first used.
+        lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>.
 
     Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
     device or dtype that can't be.
@@ -427,6 +495,7 @@ def load(
         ) from error
     if compile:
         pipe.unet.compile()
+    pipe.loras.folder = None if lora_dir is None else Path(lora_dir)
     return pipe
 
 

@@ -10,6 +10,7 @@ import difflib
 import math
 import numbers
 import operator
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -109,6 +110,19 @@ def _interval(value: object) -> tuple[float, float]:
     return low, high
 
 
+def _levels(value: object) -> tuple[str, ...]:
+    known = re.compile(r"mid|(down|up)\.\d{1,2}", re.ASCII)
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (tuple, list)) or not names:
+        raise RequestError(f"pag_levels is {_shown(value)}; it must be a list of the U-Net's levels, such as ('mid',)")
+    for name in names:
+        if not isinstance(name, str) or not known.fullmatch(name):
+            raise RequestError(
+                f"pag_levels has {_shown(name)}; a level is 'mid', 'down.0' (the finest) or 'up.0' (the coarsest)"
+            )
+    return tuple(dict.fromkeys(names))
+
+
 @dataclass(frozen=True, slots=True)
 class UsedLora:
     """A LoRA in a recipe: its file's name, the first 12 hexadecimal digits of its hash (A1111's), its strengths."""
@@ -167,6 +181,13 @@ class Request:
     guidance_scale: float | None = None  # 0..100; 1 or below: no guidance (one row a step, not two); None: 7.5
     guidance_rescale: float = 0.0  # 0..1: Lin et al. 2023 (arXiv 2305.08891), sec. 3.4
     guidance_interval: tuple[float, float] | None = None  # sigmas between which guidance acts; None: all
+    guidance_projection: float | None = None  # 0..1: how much of guidance's part along the picture is left out
+    pag_scale: float | None = None  # 0..100: perturbed-attention guidance, Ahn et al. 2024 (arXiv 2403.17377)
+    pag_adaptive_scale: float | None = None  # 0..1: by how much pag_scale falls with every training timestep
+    pag_levels: tuple[str, ...] | None = None  # levels of the U-Net: "mid", "down.1", "up.0"; None: the middle
+    threshold: float | None = None  # 0..1: the percentile of dynamic thresholding, such as 0.995
+    threshold_mimic: float | None = None  # the guidance scale whose range is kept; None: 1
+    image_guidance_scale: float | None = None  # 0..100: of editing models, how closely to follow the picture; None: 1.5
     sampler: str | None = None  # a name of darkroom.samplers(); None: what the checkpoint's scheduler says
     schedule: str | None = None  # the spacing of noise levels; None: the sampler's or the checkpoint's
     seed: int | None = None  # 0..2**64 - 1; None or -1: drawn, and reported in the recipe
@@ -182,9 +203,12 @@ class Request:
     outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom; width and height count them
     image: str | None = None  # in a recipe: the fingerprint of the picture that was given,
     mask: str | None = None  # and of its mask
+    depth: str | None = None  # and of the depth map
     latents: str | None = None  # in a recipe: the fingerprint of starting noise that was given instead of the seed's
     model: str | None = None  # in a recipe: the model's name,
     model_hash: str | None = None  # the first ten hexadecimal digits of its SHA-256,
+    vae: str | None = None  # the name of an autoencoder that was put in place of the model's own,
+    vae_hash: str | None = None  # the first ten digits of its hash,
     version: str | None = None  # and the version of Darkroom that drew the picture
 
     def __post_init__(self) -> None:
@@ -208,6 +232,25 @@ class Request:
         put("guidance_rescale", real("guidance_rescale", self.guidance_rescale, 0.0, 1.0))
         if self.guidance_interval is not None:
             put("guidance_interval", _interval(self.guidance_interval))
+        for name, low, high in (
+            ("guidance_projection", 0.0, 1.0),
+            ("pag_scale", 0.0, MAX_GUIDANCE),
+            ("pag_adaptive_scale", 0.0, 1.0),
+            ("threshold", 0.0, 1.0),
+            ("threshold_mimic", 1.0, MAX_GUIDANCE),
+            ("image_guidance_scale", 0.0, MAX_GUIDANCE),
+        ):
+            if getattr(self, name) is not None:
+                put(name, real(name, getattr(self, name), low, high))
+        if self.pag_levels is not None:
+            put("pag_levels", _levels(self.pag_levels))
+        for name, needed, usual in (
+            ("pag_levels", "pag_scale", 3.0),
+            ("pag_adaptive_scale", "pag_scale", 3.0),
+            ("threshold_mimic", "threshold", 0.995),
+        ):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise RequestError(f"{name} is given without {needed}; give it too, such as {needed}={usual}")
         if self.seed is not None:
             seed = whole("seed", self.seed, -1, SEEDS - 1, " (-1 draws one)")
             put("seed", None if seed == -1 else seed)
@@ -228,7 +271,8 @@ class Request:
                 put(name, whole(name, getattr(self, name), 0, MAX_MARGIN, " pixels"))
         if self.outpaint is not None:
             put("outpaint", margins(self.outpaint))
-        for name in ("sampler", "schedule", "image", "mask", "latents", "model", "model_hash", "version"):
+        recorded = ("image", "mask", "depth", "latents", "model", "model_hash", "vae", "vae_hash", "version")
+        for name in ("sampler", "schedule", *recorded):
             if getattr(self, name) is not None:
                 text(name, getattr(self, name), longest=1000)
 
