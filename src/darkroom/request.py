@@ -204,6 +204,7 @@ class Request:
     image: str | None = None  # in a recipe: the fingerprint of the picture that was given,
     mask: str | None = None  # and of its mask
     depth: str | None = None  # and of the depth map
+    embeddings: tuple[str, ...] = ()  # in a recipe: "name:hash" of each learned word that its texts use
     latents: str | None = None  # in a recipe: the fingerprint of starting noise that was given instead of the seed's
     model: str | None = None  # in a recipe: the model's name,
     model_hash: str | None = None  # the first ten hexadecimal digits of its SHA-256,

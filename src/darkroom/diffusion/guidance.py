@@ -284,6 +284,56 @@ class Within:
         return self.inner.combine(denoised, x, sigma) if self._acts(sigma) else denoised[0]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Composed:
+    """Several prompts in one picture (Liu et al. 2022, arXiv 2206.01714, eq. 11): what "a AND b :1.2" asks for.
+
+    With u the answer to the negative prompt and p_i those to the parts, u + sum of weight_i * (p_i - u) stands for the
+    prompt's own answer, and guidance acts on it; for classifier-free guidance that is
+    u + scale * sum of weight_i * (p_i - u). Without guidance it is the sum at scale 1, in which the negative prompt
+    has no part if the weights add up to 1, and is not asked then.
+
+    Args:
+        parts: each part's guidance, alike but for the prompt. Rows that several of them ask are asked once.
+        weights: one a part; may be negative.
+        negative: what all of them lead away from.
+    """
+
+    parts: tuple[Guidance, ...]
+    weights: tuple[float, ...]
+    negative: Prompted
+
+    def branches(self, sigma: float) -> tuple[Condition, ...]:
+        return self._rows(sigma)[0]
+
+    def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
+        rows, asked = self._rows(sigma)
+        answer_of = {id(row): answer for row, answer in zip(rows, denoised, strict=True)}
+        u = answer_of.get(id(self.negative.at(sigma)))
+        composed = []
+        for branch in range(len(asked[0])):
+            answers = [answer_of[id(part[branch])] for part in asked]
+            composed.append(answers[0] if all(a is answers[0] for a in answers) else self._sum(answers, u))
+        return self.parts[0].combine(composed, x, sigma)
+
+    def _rows(self, sigma: float) -> tuple[tuple[Condition, ...], list[tuple[Condition, ...]]]:
+        """All rows, each once, and which of them each part asks."""
+        asked = [part.branches(sigma) for part in self.parts]
+        rows = [row for branch in zip(*asked, strict=True) for row in branch]
+        if not self._balanced:
+            rows.append(self.negative.at(sigma))
+        return tuple({id(row): row for row in rows}.values()), asked
+
+    @property
+    def _balanced(self) -> bool:
+        return math.isclose(sum(self.weights), 1.0, abs_tol=1e-9)
+
+    def _sum(self, answers: Sequence[Tensor], u: Tensor | None) -> Tensor:
+        total = sum(weight * answer for weight, answer in zip(self.weights, answers, strict=True))
+        assert isinstance(total, Tensor)
+        return total if u is None else total + (1.0 - sum(self.weights)) * u
+
+
 _PICTURE = (-3, -2, -1)  # the dimensions of one picture's latent
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from darkroom.prompts.embeddings import LearnedWord
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inputs:
@@ -17,5 +19,6 @@ class Inputs:
     """
 
     latents: Tensor | None = None  # [C, h, w], unit-variance noise to start from instead of the seed's
+    embeddings: tuple[LearnedWord, ...] = ()  # learned words that the prompts may use (textual inversion)
     image: Image.Image | None = None  # upright 8-bit RGB (`images.open_picture`), any size: what is to be changed
     mask: Image.Image | None = None  # 8-bit gray, the size of `image`: white is repainted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -36,6 +37,13 @@ class Job:
     def steps(self) -> int:
         """Intervals between noise levels; a sampler may look at the network more than once in each."""
         return len(self.sigmas) - 1
+
+    @property
+    def level(self) -> float:
+        """The noise level at which guidance is asked: the state's own, or, where a sampler looks at the very end of its
+        interval (Heun), one just above: a condition that changes there belongs to the next step."""
+        sigma = self.state.sigma
+        return math.nextafter(sigma, math.inf) if sigma == self.sigmas[self.state.interval + 1] else sigma
 
     @property
     def done(self) -> bool:

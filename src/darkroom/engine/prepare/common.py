@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from darkroom import __version__
-from darkroom.diffusion.condition import Condition
+from darkroom.diffusion.condition import Condition, Prompted
 from darkroom.diffusion.denoiser import Denoiser
-from darkroom.diffusion.guidance import ClassifierFree, Guidance, Rescaled, Unguided, Within
+from darkroom.diffusion.guidance import ClassifierFree, Composed, Guidance, Rescaled, Unguided, Within
 from darkroom.diffusion.noise import SeededNoise
 from darkroom.diffusion.schedule import Schedule
 from darkroom.engine.inputs import Inputs
@@ -23,9 +23,12 @@ from darkroom.engine.preview import Previewer
 from darkroom.errors import RequestError
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.unet import UNet
+from darkroom.prompts.embeddings import LearnedWord, fingerprints
 from darkroom.request import MAX_PIXELS, OUTPUTS, Request, choice, draw_seed
 from darkroom.samplers import canonical
 from darkroom.samplers.state import Noise, SamplerState
+
+from .prompted import composed_parts, learned_words, over_steps
 
 GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
 
@@ -33,7 +36,9 @@ GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
 class Prompts(Protocol):
     """What encodes texts (prompts.PromptEncoder)."""
 
-    def encode(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor: ...
+    def encode(
+        self, text: str, style: str = "a1111", clip_skip: int = 0, words: Sequence[LearnedWord] = ()
+    ) -> Tensor: ...
 
 
 class Model(Protocol):
@@ -145,6 +150,7 @@ def complete(model: Model, request: Request, inputs: Inputs) -> Request:
         steps=_wanted_steps(model, request),
         seed=draw_seed() if request.seed is None else request.seed,
         guidance_scale=_first(request.guidance_scale, model.defaults.get("guidance_scale"), GUIDANCE_SCALE),
+        embeddings=fingerprints(learned_words(request, inputs)),
         latents=None if latents is None else fingerprint(latents),
         model=model.name or None,
         model_hash=model.model_hash,
@@ -171,23 +177,35 @@ def fingerprint(latents: Tensor) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
 
-def guidance(model: Model, request: Request) -> Guidance:
+def guidance(model: Model, request: Request, plan: Plan, inputs: Inputs) -> Guidance:
     """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below.
 
-    A network distilled to take the scale as an input (LCM) is told it, and asked once.
+    Prompts may change over the plan's steps, and be composed of parts. A network distilled to take the scale as an
+    input (LCM) is told it, and asked once.
     """
     scale = request.guidance_scale
     assert scale is not None
+    told = scale if model.unet.config.time_cond_proj_dim is not None else None
+    words = learned_words(request, inputs)
 
-    def text(words: str) -> Tensor:
-        return model.prompts.encode(words, style=request.prompt_style, clip_skip=request.clip_skip)
+    def condition(text: str) -> Condition:
+        style, clip_skip = request.prompt_style, request.clip_skip
+        encoded = model.prompts.encode(text, style=style, clip_skip=clip_skip, words=words)
+        return Condition(encoded, guidance_scale=told)
 
-    if model.unet.config.time_cond_proj_dim is not None:
-        return Unguided(Condition(text(request.prompt), guidance_scale=scale))
-    if scale <= 1:
-        return Unguided(Condition(text(request.prompt)))
-    positive, negative = Condition(text(request.prompt)), Condition(text(request.negative_prompt))
-    return shaped(model, request, ClassifierFree(positive, negative, scale))
+    def prompted(text: str) -> Prompted:
+        return over_steps(text, request.prompt_style, plan, condition)
+
+    parts = composed_parts(request)
+    if told is not None and len(parts) > 1:
+        raise RequestError("this model takes its guidance scale as an input and can't compose prompts; leave out AND")
+    if len(parts) == 1 and (told is not None or scale <= 1):
+        return shaped(model, request, Unguided(prompted(request.prompt)))
+    negative = prompted(request.negative_prompt)
+    guided = [shaped(model, request, ClassifierFree(prompted(part.text), negative, scale)) for part in parts]
+    if len(parts) == 1:
+        return guided[0]
+    return Composed(tuple(guided), tuple(part.weight for part in parts), negative)
 
 
 def shaped(model: Model, request: Request, guided: Guidance) -> Guidance:

@@ -23,7 +23,7 @@ def text_to_image(model: Model, request: Request, id: str, inputs: Inputs = NOTH
     noise = noise_of(request, inputs, shape)
     plan = plan_of(model, request)
     state = SamplerState(x=(noise(0) * plan.init_scale).to(model.device), sigma=plan.sigmas[0])
-    return assemble(id, request, plan, state, noise, guidance(model, request), output)
+    return assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs), output)
 
 
 def _check_model(model: Model) -> None:
