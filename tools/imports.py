@@ -28,12 +28,13 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "embedded": "",
         "request": "",
         "images": "request",
+        "masks": "images request",
         "hints": "images request",
         "adapters": "models request",
         "diffusion": "adapters models",
         "prompts": "adapters models",
-        "formats": "adapters models prompts",  # networks for their shapes on `meta`; a tokenizer, to save with a model
-        "engine": "adapters diffusion images models prompts request samplers __version__",
+        "formats": "adapters models prompts request",  # networks for their shapes on `meta`; a tokenizer, to save with a model
+        "engine": "adapters diffusion images masks models prompts request samplers __version__",
         "sweeps": "engine formats request samplers",
         "pipeline": "adapters diffusion engine formats images models prompts request samplers sweeps",
         "evaluate": "adapters data diffusion engine images models pipeline prompts request samplers",

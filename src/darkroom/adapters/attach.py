@@ -22,6 +22,7 @@ def attached(network: nn.Module, part: str, rows: Sequence[Sequence[Scaled]]) ->
 
     Args:
         network: called with batches of len(rows) rows, dimension 0 of every layer's input.
+        rows: each row's adapters; a single entry holds for all rows, however many come.
         part: which of an adapter's parts it is: "unet", "text_encoder".
 
     Forward hooks on the touched layers do it: no weight changes, other threads that use the network at the same time

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from darkroom.adapters import Scaled
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
@@ -17,7 +19,10 @@ class Condition:
     channels: Tensor | None = None  # [C', H, W]: appended to the latent, not scaled (inpainting, upscaling, depth)
     class_label: int | None = None  # the noise level of an upscaler's picture
     guidance_scale: float | None = None  # told to networks distilled to take it as an input (LCM), else None
+    pooled: Tensor | None = None  # [P]: the whole text as one vector, and
+    sizes: tuple[float, ...] | None = None  # the 6 or 5 numbers that SDXL is told of a picture (`engine.prepare.sizes`)
     identity: tuple[str, ...] = ()  # U-Net levels ("mid", "up.1") in which each pixel attends to itself alone
+    loras: tuple[Scaled, ...] = ()  # attached to the U-Net for this row
 
     def at(self, sigma: float) -> Condition:
         """Itself: this condition holds at every noise level."""
@@ -50,7 +55,10 @@ class Batch:
     channels: Tensor | None = None  # [N, C', H, W]
     class_labels: Tensor | None = None  # [N] int64
     guidance_scales: Tensor | None = None  # [N] float32
+    pooled: Tensor | None = None  # [N, P]
+    sizes: Tensor | None = None  # [N, S] float32
     identity: Mapping[str, Tensor] | None = None  # level -> [N] bool: for which rows its self-attention is the identity
+    loras: tuple[tuple[Scaled, ...], ...] | None = None  # N times a row's own; None where no row has any
 
 
 def group_key(condition: Condition) -> Hashable:
@@ -61,6 +69,8 @@ def group_key(condition: Condition) -> Hashable:
         None if channels is None else tuple(channels.shape),
         condition.class_label is None,
         condition.guidance_scale is None,
+        None if condition.pooled is None else tuple(condition.pooled.shape),
+        None if condition.sizes is None else len(condition.sizes),
     )
 
 
@@ -89,9 +99,17 @@ def collate(
     scales: Tensor | None = None
     if first.guidance_scale is not None:
         scales = to_device(torch.tensor([c.guidance_scale for c in conditions], dtype=torch.float32), device)
+    pooled: Tensor | None = None
+    if first.pooled is not None:
+        pooled = _stack([c.pooled for c in conditions if c.pooled is not None], device, dtype)
+    sizes: Tensor | None = None
+    if first.sizes is not None:
+        sizes = to_device(torch.tensor([c.sizes for c in conditions], dtype=torch.float32), device)
     levels = sorted({level for c in conditions for level in c.identity})
     identity = {level: to_device(torch.tensor([level in c.identity for c in conditions]), device) for level in levels}
-    return Batch(_stack([c.text for c in conditions], device, dtype), channels, labels, scales, identity or None)
+    loras = tuple(c.loras for c in conditions) if any(c.loras for c in conditions) else None
+    text = _stack([c.text for c in conditions], device, dtype)
+    return Batch(text, channels, labels, scales, pooled, sizes, identity or None, loras)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darkroom.adapters import attached
 from darkroom.diffusion.condition import Batch, Condition, collate, to_device
 from darkroom.diffusion.scalings import Scaling, scaling_for
 from darkroom.diffusion.schedule import Schedule
@@ -78,16 +79,21 @@ class Denoiser:
             latent = torch.cat([latent, batch.channels.to(device=device, dtype=dtype)], dim=1)
         if batch.guidance_scales is not None:
             extra = {"time_cond": self._guidance_embedding(batch.guidance_scales.to(device)), **extra}
+        if batch.pooled is not None and batch.sizes is not None:
+            extra = {"pooled": batch.pooled.to(device=device, dtype=dtype), "sizes": batch.sizes.to(device), **extra}
         if batch.identity is not None:
             extra = {"identity": batch.identity, **extra}
         labels = batch.class_labels
-        output: Tensor = self.unet(
-            latent,
-            timesteps.to(device),
-            batch.text.to(device=device, dtype=dtype),
-            class_labels=None if labels is None else labels.to(device),
-            **extra,
-        )
+        # Compiled code passes over hooks that came after it; a plain call of `forward` is not compiled.
+        network = self.unet if batch.loras is None else self.unet.forward
+        with attached(self.unet, "unet", batch.loras or ()):
+            output: Tensor = network(
+                latent,
+                timesteps.to(device),
+                batch.text.to(device=device, dtype=dtype),
+                class_labels=None if labels is None else labels.to(device),
+                **extra,
+            )
         return output.to(device=x.device, dtype=torch.float32)
 
     def _guidance_embedding(self, scales: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from darkroom.adapters import Scaled
 from darkroom.diffusion.condition import Condition, Prompted
 from darkroom.diffusion.scalings import Scaling
 from darkroom.diffusion.schedule import Schedule
@@ -345,3 +346,17 @@ def _finite(name: str, value: float, usual: float) -> None:
 def _fraction(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise RequestError(f"The {name} is {value!r}; it must be between 0 and 1.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapted:
+    """Another guidance, whose branches all have these adapters attached to the U-Net."""
+
+    guidance: Guidance
+    loras: tuple[Scaled, ...]
+
+    def branches(self, sigma: float) -> tuple[Condition, ...]:
+        return tuple(replace(condition, loras=self.loras) for condition in self.guidance.branches(sigma))
+
+    def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
+        return self.guidance.combine(denoised, x, sigma)

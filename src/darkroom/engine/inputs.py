@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from darkroom.adapters import Scaled
 from darkroom.prompts.embeddings import LearnedWord
 
 
@@ -20,5 +21,6 @@ class Inputs:
 
     latents: Tensor | None = None  # [C, h, w], unit-variance noise to start from instead of the seed's
     embeddings: tuple[LearnedWord, ...] = ()  # learned words that the prompts may use (textual inversion)
-    image: Image.Image | None = None  # upright 8-bit RGB (`images.open_picture`), any size: what is to be changed
-    mask: Image.Image | None = None  # 8-bit gray, the size of `image`: white is repainted
+    image: Image.Image | None = None  # what is to be changed: any size, any mode (`images.open_picture`)
+    mask: Image.Image | None = None  # the aspect of `image`, any mode (`images.open_mask`): white is repainted
+    loras: tuple[Scaled, ...] = ()  # attached to U-Net and text encoders (`Pipeline.lora` reads them)

@@ -113,9 +113,17 @@ def _pairs(recipe: Mapping[str, Any]) -> dict[str, str]:
     extra = recipe.get("extra")
     if isinstance(extra, Mapping):
         pairs.update((str(key), value) for key, value in extra.items() if str(key) not in pairs)
+    if (hashes := _lora_hashes(recipe.get("loras"))) is not None:
+        pairs["Lora hashes"] = hashes
     version = recipe.get("version")
     pairs["Version"] = f"darkroom {version}" if version else None
     return {key: _plain(value) for key, value in pairs.items() if value is not None}
+
+
+def _lora_hashes(loras: object) -> str | None:
+    """A1111's "name: 12 digits, name: 12 digits"."""
+    used = [lora for lora in loras if isinstance(lora, Mapping)] if isinstance(loras, list | tuple) else []
+    return ", ".join(f"{lora.get('name')}: {str(lora.get('hash'))[:12]}" for lora in used) or None
 
 
 def _plain(value: object) -> str:

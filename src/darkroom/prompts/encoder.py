@@ -12,6 +12,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from darkroom.adapters import Scaled, attached
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.prompts.chunks import Chunk, chunk_prompt
@@ -24,6 +25,9 @@ ROWS = 16  # chunks in one call of the text encoder
 NO_MEAN = 1e-3  # a mean smaller than this, against the root mean square, is rounding and no property of the text
 
 
+Encoded = tuple[Tensor, Tensor | None]  # tokens' vectors, and the pooled text where there is one
+
+
 class PromptEncoder:
     """Encodes prompts with one tokenizer and one text encoder, and remembers the latest.
 
@@ -32,6 +36,7 @@ class PromptEncoder:
     Args:
         widths: of all the model's text encoders, where there are several (default: this one's alone),
         part: and which of them this is. A learned word must have vectors for all of them.
+        penultimate: SDXL's way: the last layer but one, without the final norm, and a pooled text.
     """
 
     def __init__(
@@ -42,13 +47,15 @@ class PromptEncoder:
         *,
         widths: tuple[int, ...] | None = None,
         part: int = 0,
+        penultimate: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.cache_bytes = cache_bytes
         self.widths = widths or (text_encoder.config.hidden_size,)
         self.part = part
-        self._cache: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self.penultimate = penultimate
+        self._cache: OrderedDict[Hashable, Encoded] = OrderedDict()
         self._cached_bytes = 0
         self._lock = Lock()
 
@@ -61,32 +68,62 @@ class PromptEncoder:
         """What the text encoder is shown of a prompt: ids and weights. Raises RequestError as `encode` does."""
         return chunk_prompt(text, self.tokenizer, style, self.length, words)
 
-    def encode(self, text: str, style: str = "a1111", clip_skip: int = 0, words: Sequence[LearnedWord] = ()) -> Tensor:
+    def encode(
+        self,
+        text: str,
+        style: str = "a1111",
+        clip_skip: int = 0,
+        words: Sequence[LearnedWord] = (),
+        loras: Sequence[Scaled] = (),
+    ) -> Tensor:
         """A prompt as [k L, D] float32 on the text encoder's device; yours to change.
 
         `style` is the grammar: "a1111", "comfy" or "plain". `clip_skip` n takes the output of the n-th layer from the
-        end (0 and 1: the last), then the final norm. `words` are learned words the text may use. A text without
-        weights is exactly the text encoder's output.
+        end (0 and 1: the last), then the final norm. `words` are learned words the text may use; `loras` are
+        attached to the text encoder meanwhile. A text without weights is exactly the text encoder's output.
 
         Raises RequestError for a prompt over 32,000 characters, a weight or a style that can't be, a `clip_skip`
         outside the text encoder's layers, a learned word for another model; CheckpointError where tokenizer and text
         encoder don't fit.
         """
+        return self._recall(text, style, clip_skip, words, loras)[0].clone()
+
+    def pooled(
+        self,
+        text: str,
+        style: str = "a1111",
+        clip_skip: int = 0,
+        words: Sequence[LearnedWord] = (),
+        loras: Sequence[Scaled] = (),
+    ) -> Tensor | None:
+        """The whole prompt as one vector [P] float32, of its first chunk; None where the text encoder has none.
+
+        Arguments and errors as of `encode`; neither weights nor `clip_skip` change it.
+        """
+        pooled = self._recall(text, style, clip_skip, words, loras)[1]
+        return None if pooled is None else pooled.clone()
+
+    def _recall(
+        self, text: str, style: str, clip_skip: int, words: Sequence[LearnedWord], loras: Sequence[Scaled]
+    ) -> Encoded:
         check_prompt(text, style)
         layers = self.text_encoder.config.num_hidden_layers
         if type(clip_skip) is not int or not 0 <= clip_skip <= layers:
             raise RequestError(
                 f"clip_skip={clip_skip!r} is not a whole number from 0 to {layers}, the layers there are"
             )
+        network = "text_encoder" if self.part == 0 else f"text_encoder_{self.part + 1}"
+        changes = tuple((lora.adapter.hash, lora.text_scale) for lora in loras if network in lora.adapter.parts)
         # All that changes the answer: whatever else is to change it belongs into the key.
-        key = (text, style, max(clip_skip, 1), tuple((word.names, word.hash) for word in words))
+        key = (text, style, max(clip_skip, 1), tuple((word.names, word.hash) for word in words), changes)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
-                return self._cache[key].clone()
-        encoded = self._encode(self.chunks(text, style, words), style, clip_skip)
+                return self._cache[key]
+        with attached(self.text_encoder, network, [loras]):
+            encoded = self._encode(self.chunks(text, style, words), style, clip_skip)
         self._remember(key, encoded)
-        return encoded.clone()
+        return encoded
 
     def clear(self) -> None:
         """Forget all encoded prompts."""
@@ -94,30 +131,31 @@ class PromptEncoder:
             self._cache.clear()
             self._cached_bytes = 0
 
-    def _remember(self, key: Hashable, encoded: Tensor) -> None:
-        if encoded.nbytes > self.cache_bytes:
+    def _remember(self, key: Hashable, encoded: Encoded) -> None:
+        if _bytes(encoded) > self.cache_bytes:
             return
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = encoded
-                self._cached_bytes += encoded.nbytes
+                self._cached_bytes += _bytes(encoded)
             while self._cached_bytes > self.cache_bytes:
                 _, oldest = self._cache.popitem(last=False)
-                self._cached_bytes -= oldest.nbytes
+                self._cached_bytes -= _bytes(oldest)
 
-    def _encode(self, chunks: list[Chunk], style: str, clip_skip: int) -> Tensor:
-        z = self._through_text_encoder(chunks, clip_skip)
+    def _encode(self, chunks: list[Chunk], style: str, clip_skip: int) -> Encoded:
+        z, pooled = self._through_text_encoder(chunks, clip_skip)
         if any(chunk.weighted for chunk in chunks):
             weights = torch.tensor([chunk.weights for chunk in chunks], device=z.device).unsqueeze(-1)
             if style == "comfy":
-                z = weigh_against_empty(z, weights, self._through_text_encoder(self.chunks("", "plain"), clip_skip))
+                empty, _ = self._through_text_encoder(self.chunks("", "plain"), clip_skip)
+                z = weigh_against_empty(z, weights, empty)
             else:
                 z = weigh_and_rescale(z, weights)
-        return z.flatten(0, 1)
+        return z.flatten(0, 1), None if pooled is None else pooled[0]
 
     @torch.no_grad()
-    def _through_text_encoder(self, chunks: Sequence[Chunk], clip_skip: int) -> Tensor:
-        """k chunks -> [k, L, D] float32. Chunks that are the same are encoded once."""
+    def _through_text_encoder(self, chunks: Sequence[Chunk], clip_skip: int) -> Encoded:
+        """k chunks -> [k, L, D] and [k, P] or None, float32. Chunks that are the same are encoded once."""
         keys = [(chunk.ids, tuple((at, word.hash) for at, word in chunk.learned)) for chunk in chunks]
         distinct = dict(zip(keys, chunks, strict=True))
         size = self.text_encoder.config.vocab_size
@@ -130,10 +168,12 @@ class PromptEncoder:
         rows = list(distinct.values())
         parts = [self._call(rows[i : i + ROWS], clip_skip) for i in range(0, len(rows), ROWS)]
         places = {key: i for i, key in enumerate(distinct)}
-        return torch.cat(parts)[[places[key] for key in keys]]
+        order = [places[key] for key in keys]
+        pooled = [vectors for _, vectors in parts if vectors is not None]
+        return torch.cat([z for z, _ in parts])[order], torch.cat(pooled)[order] if pooled else None
 
-    def _call(self, chunks: Sequence[Chunk], clip_skip: int) -> Tensor:
-        """One call of the text encoder: [k, L, D] float32."""
+    def _call(self, chunks: Sequence[Chunk], clip_skip: int) -> Encoded:
+        """One call of the text encoder: [k, L, D] and [k, P] or None, float32."""
         table = self.text_encoder.token_embedding.weight
         ids = torch.tensor([chunk.ids for chunk in chunks], device=table.device)
         embeddings = None
@@ -143,8 +183,11 @@ class PromptEncoder:
                 for at, word in chunk.learned:
                     check_widths(word, self.widths)
                     row[at : at + word.count] = word.parts[self.part].to(device=row.device, dtype=row.dtype)
+        if self.penultimate:
+            z, pooled = self.text_encoder.penultimate(ids, clip_skip, embeddings)
+            return z.float(), None if pooled is None else pooled.float()
         encoded: Tensor = self.text_encoder(ids, clip_skip=clip_skip, embeddings=embeddings)
-        return encoded.float()
+        return encoded.float(), None
 
 
 def weigh_and_rescale(z: Tensor, weights: Tensor) -> Tensor:
@@ -164,6 +207,10 @@ def weigh_and_rescale(z: Tensor, weights: Tensor) -> Tensor:
 def weigh_against_empty(z: Tensor, weights: Tensor, empty: Tensor) -> Tensor:
     """ComfyUI's weighting of z [k, L, D] by [k, L, 1]: away from or towards the empty prompt's encoding [1, L, D]."""
     return torch.where(weights == 1, z, empty + weights * (z - empty))
+
+
+def _bytes(encoded: Encoded) -> int:
+    return sum(tensor.nbytes for tensor in encoded if tensor is not None)
 
 
 def _rms(z: Tensor) -> Tensor:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from darkroom import __version__
+from darkroom.adapters import Adapter, Scaled
 from darkroom.diffusion.condition import Condition, Prompted
 from darkroom.diffusion.denoiser import Denoiser
-from darkroom.diffusion.guidance import ClassifierFree, Composed, Guidance, Rescaled, Unguided, Within
+from darkroom.diffusion.guidance import (
+    ClassifierFree,
+    Composed,
+    Guidance,
+    Perturbed,
+    Projected,
+    Rescaled,
+    Thresholded,
+    Unguided,
+    Within,
+)
 from darkroom.diffusion.noise import SeededNoise
 from darkroom.diffusion.schedule import Schedule
 from darkroom.engine.inputs import Inputs
@@ -22,9 +34,10 @@ from darkroom.engine.plan import LCM_STEPS, STEPS, Plan, plan
 from darkroom.engine.preview import Previewer
 from darkroom.errors import RequestError
 from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.config import UNetConfig
 from darkroom.models.unet import UNet
 from darkroom.prompts.embeddings import LearnedWord, fingerprints
-from darkroom.request import MAX_PIXELS, OUTPUTS, Request, choice, draw_seed
+from darkroom.request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, choice, draw_seed
 from darkroom.samplers import canonical
 from darkroom.samplers.state import Noise, SamplerState
 
@@ -37,7 +50,12 @@ class Prompts(Protocol):
     """What encodes texts (prompts.PromptEncoder)."""
 
     def encode(
-        self, text: str, style: str = "a1111", clip_skip: int = 0, words: Sequence[LearnedWord] = ()
+        self,
+        text: str,
+        style: str = "a1111",
+        clip_skip: int = 0,
+        words: Sequence[LearnedWord] = (),
+        loras: Sequence[Scaled] = (),
     ) -> Tensor: ...
 
 
@@ -68,6 +86,9 @@ class Model(Protocol):
     def size(self) -> tuple[int, int]: ...
     @property
     def defaults(self) -> Mapping[str, float]: ...
+    @property
+    def merged_loras(self) -> tuple[Scaled, ...]: ...
+    def find_lora(self, name: str) -> Adapter: ...
 
 
 class GivenNoise:
@@ -81,13 +102,29 @@ class GivenNoise:
         return self.first if k == 0 else self.rest(k)
 
 
+@dataclass(frozen=True)
+class Later:
+    """Noise whose first draws are taken already. Picklable."""
+
+    noise: Noise
+    taken: int
+
+    def __call__(self, k: int) -> Tensor:
+        return self.noise(k + self.taken)
+
+
 NOTHING = Inputs()
 
 
-def noise_of(request: Request, inputs: Inputs, shape: tuple[int, ...]) -> Noise:
-    """A picture's noise [C, h, w]: its seed's, or the given latents first. `request` is complete."""
+def noise_of(request: Request, inputs: Inputs, shape: tuple[int, ...], taken: int = 0) -> Noise:
+    """A picture's noise [C, h, w]: its seed's, or the given latents first. `request` is complete.
+
+    taken: so many of the seed's draws are used already, for other things than noise.
+    """
     assert request.seed is not None
     noise: Noise = SeededNoise(request.seed, shape)
+    if taken:
+        noise = Later(noise, taken)
     return noise if inputs.latents is None else GivenNoise(_checked_latents(inputs.latents, shape), noise)
 
 
@@ -117,6 +154,7 @@ def assemble(
         noise=noise,
         timesteps=plan.timesteps,
         final_scale=plan.final_scale,
+        start=plan.start,
         output=output,
     )
 
@@ -140,6 +178,7 @@ def complete(model: Model, request: Request, inputs: Inputs) -> Request:
             f"this recipe began from noise that was given (fingerprint {request.latents}), not from its seed; "
             f"give the same latents again"
         )
+    _check_pictures(request, inputs)
     width, height = request.width or model.size[0], request.height or model.size[1]
     if width * height > MAX_PIXELS:
         raise RequestError(f"{width}x{height} is {width * height:,} pixels; ask for {MAX_PIXELS:,} or fewer")
@@ -150,6 +189,8 @@ def complete(model: Model, request: Request, inputs: Inputs) -> Request:
         steps=_wanted_steps(model, request),
         seed=draw_seed() if request.seed is None else request.seed,
         guidance_scale=_first(request.guidance_scale, model.defaults.get("guidance_scale"), GUIDANCE_SCALE),
+        image=None if inputs.image is None else picture_fingerprint(inputs.image),
+        mask=None if inputs.mask is None else picture_fingerprint(inputs.mask),
         embeddings=fingerprints(learned_words(request, inputs)),
         latents=None if latents is None else fingerprint(latents),
         model=model.name or None,
@@ -177,6 +218,24 @@ def fingerprint(latents: Tensor) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
 
+def picture_fingerprint(picture: Image.Image) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a picture's "WIDTHxHEIGHT" and its pixels."""
+    return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()[:16]
+
+
+def _check_pictures(request: Request, inputs: Inputs) -> None:
+    """Raise RequestError where a recipe's pictures are missing, or something is said about a picture there isn't."""
+    for name in ("image", "mask"):
+        if getattr(request, name) is not None and getattr(inputs, name) is None:
+            raise RequestError(
+                f"this recipe was made with {'an' if name == 'image' else 'a'} {name} that was given (fingerprint "
+                f"{getattr(request, name)}); give the same {name} again"
+            )
+    said = [name for name in OF_AN_IMAGE if getattr(request, name) is not None]
+    if inputs.image is None and said:
+        raise RequestError(f"{said[0]} is {getattr(request, said[0])!r}, but there is no image; give one, or leave it out")
+
+
 def guidance(model: Model, request: Request, plan: Plan, inputs: Inputs) -> Guidance:
     """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below.
 
@@ -190,7 +249,7 @@ def guidance(model: Model, request: Request, plan: Plan, inputs: Inputs) -> Guid
 
     def condition(text: str) -> Condition:
         style, clip_skip = request.prompt_style, request.clip_skip
-        encoded = model.prompts.encode(text, style=style, clip_skip=clip_skip, words=words)
+        encoded = model.prompts.encode(text, style=style, clip_skip=clip_skip, words=words, loras=inputs.loras)
         return Condition(encoded, guidance_scale=told)
 
     def prompted(text: str) -> Prompted:
@@ -210,8 +269,34 @@ def guidance(model: Model, request: Request, plan: Plan, inputs: Inputs) -> Guid
 
 def shaped(model: Model, request: Request, guided: Guidance) -> Guidance:
     """A guidance with all around it that the request wants, in this order (docs/guidance.md)."""
-    if request.guidance_rescale:
+    scale = request.guidance_scale or 0.0
+    if request.pag_scale:
+        levels = _attention_levels(model.unet.config, request.pag_levels or ("mid",))
+        adaptive = request.pag_adaptive_scale or 0.0
+        guided = Perturbed(guided, request.pag_scale, levels, adaptive, model.schedule if adaptive else None)
+    if request.guidance_projection:
+        guided = Projected(guided, 1.0 - request.guidance_projection)
+    if request.guidance_rescale and scale > 1:  # as diffusers does: it is there for high scales
         guided = Rescaled(guided, request.guidance_rescale, model.denoiser.scaling)
+    if request.threshold is not None:
+        mimic = ((request.threshold_mimic or 1.0) - 1.0) / (scale - 1.0) if scale > 1 else 0.0
+        guided = Thresholded(guided, request.threshold, min(mimic, 1.0))
     if request.guidance_interval is not None:
         guided = Within(guided, request.guidance_interval)
     return guided
+
+
+def _attention_levels(config: UNetConfig, levels: tuple[str, ...]) -> tuple[str, ...]:
+    """The levels, if all of them have self-attention that can be perturbed; else RequestError."""
+    levels_of = zip(config.attention_levels, config.only_cross_attention, strict=True)
+    own = [attends and not only_cross for attends, only_cross in levels_of]
+    there = ["mid"] * (config.mid_block and config.mid_block_attention)
+    there += [f"down.{i}" for i, attends in enumerate(own) if attends]
+    there += [f"up.{i}" for i, attends in enumerate(reversed(own)) if attends]
+    for level in levels:
+        if level not in there:
+            raise RequestError(
+                f"pag_levels has {level!r}, where this model's U-Net has no self-attention; "
+                f"there is some in {', '.join(there) or 'none of its levels'}"
+            )
+    return levels

@@ -1,0 +1,55 @@
+"""LoRAs of a request: those given with it, and those its prompt names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from darkroom.adapters import Scaled
+from darkroom.diffusion.guidance import Adapted
+from darkroom.engine.inputs import Inputs
+from darkroom.engine.job import Job
+from darkroom.errors import RequestError
+from darkroom.prompts.tags import take_tags
+from darkroom.request import Request, UsedLora
+
+from .common import Model
+
+
+def with_loras(model: Model, request: Request, inputs: Inputs) -> tuple[Request, Inputs]:
+    """The request without <lora:...> in its prompt, and the inputs with all LoRAs it takes.
+
+    A recipe that is drawn again takes those it names: the ones given, or ones of the same name and hash from the
+    model's folder. Raises RequestError for one that is not there.
+    """
+    prompt, tags = take_tags(request.prompt, request.prompt_style)
+    loras = list(inputs.loras)
+    loras += [Scaled(model.find_lora(tag.name), tag.scale, tag.text_scale) for tag in tags]
+    present = {used_lora(lora).hash for lora in (*loras, *model.merged_loras)}
+    loras += [_again(model, used) for used in request.loras if used.hash not in present]
+    return replace(request, prompt=prompt), replace(inputs, loras=tuple(loras))
+
+
+def carrying(model: Model, job: Job, request: Request, loras: tuple[Scaled, ...]) -> Job:
+    """A job that was made of a request without tags, with its LoRAs on every row, and a recipe that tells it all."""
+    used = tuple(used_lora(lora) for lora in (*model.merged_loras, *loras))
+    job.request = replace(job.request, prompt=request.prompt, loras=used)
+    if loras:
+        job.guidance = Adapted(job.guidance, loras)
+    return job
+
+
+def used_lora(lora: Scaled) -> UsedLora:
+    """What a recipe says of a LoRA."""
+    return UsedLora(lora.adapter.name, lora.adapter.hash[:12], lora.scale, lora.text_scale)
+
+
+def _again(model: Model, used: UsedLora) -> Scaled:
+    """A LoRA of a recipe, from the model's folder."""
+    told = f"this recipe used the LoRA {used.name[:60]!r} (hash {used.hash[:12]}) at {used.scale:g}"
+    try:
+        adapter = model.find_lora(used.name)
+    except RequestError as error:
+        raise RequestError(f"{told}; give that file again, or the folder it is in") from error
+    if not adapter.hash.startswith(used.hash[:12]):
+        raise RequestError(f"{told}; the folder has another file of that name (hash {adapter.hash[:12]})")
+    return Scaled(adapter, used.scale, used.text_scale)
