@@ -260,6 +260,9 @@ class Request:
         if not isinstance(self.loras, tuple | list):
             raise RequestError(f"loras is {_shown(self.loras)}; it must be a list")
         put("loras", tuple(UsedLora.checked(lora) for lora in self.loras))
+        if not isinstance(self.embeddings, tuple | list):
+            raise RequestError(f"embeddings is {_shown(self.embeddings)}; in a request it must be a list of name:hash")
+        put("embeddings", tuple(text("an embedding", used, longest=1000) for used in self.embeddings))
         if self.strength is not None:
             put("strength", real("strength", self.strength, 0.0, 1.0))
         for name in ("exact_steps", "only_masked"):
@@ -284,6 +287,7 @@ class Request:
             low, high = self.guidance_interval
             values["guidance_interval"] = [low, None if math.isinf(high) else high]
         values["loras"] = [asdict(lora) for lora in self.loras] or None
+        values["embeddings"] = list(self.embeddings) or None
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
