@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import hints
     from .adapters import Lora
     from .engine import Engine, Failed, Finished, Inputs, Progress
+    from .formats.embedding import Embedding
     from .pipeline import Pipeline, Result, load
     from .request import Request
 
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Engine": "engine",
+    "Embedding": "formats.embedding",
     "Failed": "engine",
     "Finished": "engine",
     "Inputs": "engine",
@@ -42,6 +44,7 @@ _WHERE = {
 
 __all__ = [
     "CheckpointError",
+    "Embedding",
     "Engine",
     "Error",
     "Failed",

@@ -17,9 +17,11 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
 from .engine.inputs import Inputs
+from .engine.plan import STEPS
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
 from .formats.checkpoint import Checkpoint, native_state, open_checkpoint
+from .formats.embedding import Embedding, learned_words
 from .formats.lora_store import LoraStore
 from .formats.picture import write_into
 from .formats.save import save_folder, save_single_file
@@ -29,8 +31,10 @@ from .models.autoencoder import Autoencoder
 from .models.text_encoder import TextEncoder
 from .models.unet import UNet
 from .prompts.encoder import PromptEncoder
+from .prompts.explain import Explanation
+from .prompts.explain import explain as explain_prompt
 from .prompts.tokenizer import Tokenizer
-from .request import MAX_IMAGES, OUTPUTS, SEEDS, Request, choice, draw_seed, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Request, choice, draw_seed, whole
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
@@ -162,6 +166,7 @@ class Pipeline:
         num_images: int = 1,
         latents: Tensor | None = None,
         loras: Sequence[Lora | str | Path] = (),
+        embeddings: Sequence[Embedding | str | Path] = (),
         clip_skip: int = 0,
         prompt_style: str = "a1111",
         guidance_rescale: float = 0.0,
@@ -192,6 +197,8 @@ class Pipeline:
             latents: unit-variance noise [N, C, h, w] to start from, one for each picture, instead of the seed's.
             loras: darkroom.Lora(path, scale=1.0), or paths: attached for this call, besides those the prompt names
                 as <lora:name:weight>.
+            embeddings: darkroom.Embedding(path, name=None), or paths: learned words that the prompts may use
+                (textual inversion), by the file's stem or its token.
             clip_skip: n >= 2 takes the text encoder's n-th last layer.
             prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
             guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
@@ -244,7 +251,10 @@ class Pipeline:
             for i in range(count)
         ]
         attached = tuple(self.loras.get(lora) for lora in _listed(loras))
-        inputs = [Inputs(latents=noise, loras=attached) for noise in _starting_noises(latents, count)]
+        learned = learned_words(embeddings)
+        inputs = [
+            Inputs(latents=noise, loras=attached, embeddings=learned) for noise in _starting_noises(latents, count)
+        ]
         return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
 
     def draw(
@@ -354,6 +364,35 @@ class Pipeline:
     def encode_prompt(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor:
         """A prompt as the U-Net sees it: [1, 77 k, D] float32 (k chunks of 75 tokens, with their begin and end)."""
         return self.prompts.encode(text, style=style, clip_skip=clip_skip)[None]
+
+    def explain(
+        self,
+        prompt: str,
+        style: str = "a1111",
+        steps: int | None = None,
+        *,
+        embeddings: Sequence[Embedding | str | Path] = (),
+        negative: bool = False,
+    ) -> Explanation:
+        """What the model will read of a prompt: parts, steps, chunks, tokens, ids, weights. Print it.
+
+        Args:
+            steps: the picture's; None: what the model's folder recommends, or 30.
+            embeddings: as in `generate`.
+            negative: whether it is a negative prompt.
+
+        Raises RequestError for a prompt that can't be drawn.
+        """
+        return explain_prompt(
+            prompt,
+            self.tokenizer,
+            style,
+            whole("steps", steps, 1, MAX_STEPS) if steps is not None else int(self.defaults.get("steps", STEPS)),
+            words=learned_words(embeddings),
+            negative=negative,
+            length=self.prompts.length,
+            widths=self.prompts.widths,
+        )
 
     @torch.no_grad()
     def encode_image(self, image: Picture) -> Tensor:

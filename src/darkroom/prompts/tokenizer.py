@@ -181,6 +181,10 @@ class Tokenizer:
         """The token ids of a text of any length, without BOS, EOS or padding."""
         return list(self._backend.encode(without_surrogates(text), add_special_tokens=False).ids)
 
+    def token(self, id: int) -> str:
+        """A token as the vocabulary spells it. Raises KeyError for an id that is none."""
+        return self._tokens[id]
+
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text as the vocabulary spells them: `["a</w>", "photo</w>"]`.
 
