@@ -74,7 +74,7 @@ def test_the_refiner_has_its_size(peer):
 def test_how_many_sizes_a_network_is_told():
     assert SDXL_UNET.sizes(1280) == 6
     assert SDXL_REFINER_UNET.sizes(1280) == 5
-    with pytest.raises(ValueError, match="is 2816; a pooled text of 768 and 6 or 5 sizes .* make 2304 or 2048"):
+    with pytest.raises(ValueError, match=r"is 2816; a pooled text of 768 and 6 or 5 sizes .* make 2304 or 2048"):
         SDXL_UNET.sizes(768)
 
 

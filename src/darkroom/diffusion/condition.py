@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from darkroom.adapters import Scaled
+from darkroom.diffusion.control import ControlBatch, ControlInput, collate_controls
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +24,7 @@ class Condition:
     sizes: tuple[float, ...] | None = None  # the 6 or 5 numbers that SDXL is told of a picture (`engine.prepare.sizes`)
     identity: tuple[str, ...] = ()  # U-Net levels ("mid", "up.1") in which each pixel attends to itself alone
     loras: tuple[Scaled, ...] = ()  # attached to the U-Net for this row
+    controls: tuple[ControlInput, ...] = ()  # ControlNets that steer this row
 
     def at(self, sigma: float) -> Condition:
         """Itself: this condition holds at every noise level."""
@@ -31,7 +33,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Timeline:
-    """A condition that changes as the noise falls: a scheduled prompt, a control that starts late or stops early.
+    """A condition that changes as the noise falls: a scheduled prompt.
 
     `pieces` are (bound, condition) with falling bounds: a piece holds for noise levels above its bound that no piece
     before it has; the last holds to the end, whatever its bound.
@@ -59,6 +61,7 @@ class Batch:
     sizes: Tensor | None = None  # [N, S] float32
     identity: Mapping[str, Tensor] | None = None  # level -> [N] bool: for which rows its self-attention is the identity
     loras: tuple[tuple[Scaled, ...], ...] | None = None  # N times a row's own; None where no row has any
+    controls: tuple[ControlBatch, ...] = ()  # by network, each with its rows
 
 
 def group_key(condition: Condition) -> Hashable:
@@ -109,7 +112,8 @@ def collate(
     identity = {level: to_device(torch.tensor([level in c.identity for c in conditions]), device) for level in levels}
     loras = tuple(c.loras for c in conditions) if any(c.loras for c in conditions) else None
     text = _stack([c.text for c in conditions], device, dtype)
-    return Batch(text, channels, labels, scales, pooled, sizes, identity or None, loras)
+    controls = collate_controls([c.controls for c in conditions])
+    return Batch(text, channels, labels, scales, pooled, sizes, identity or None, loras, controls)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

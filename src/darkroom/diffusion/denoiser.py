@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from darkroom.adapters import attached
 from darkroom.diffusion.condition import Batch, Condition, collate, to_device
+from darkroom.diffusion.control import residuals
 from darkroom.diffusion.scalings import Scaling, scaling_for
 from darkroom.diffusion.schedule import Schedule
 from darkroom.models.unet import timestep_embedding
@@ -83,6 +84,8 @@ class Denoiser:
             extra = {"pooled": batch.pooled.to(device=device, dtype=dtype), "sizes": batch.sizes.to(device), **extra}
         if batch.identity is not None:
             extra = {"identity": batch.identity, **extra}
+        if (control := residuals(batch, latent, timesteps)) is not None:
+            extra = {"down_residuals": control[0], "mid_residual": control[1], **extra}
         labels = batch.class_labels
         # Compiled code passes over hooks that came after it; a plain call of `forward` is not compiled.
         network = self.unet if batch.loras is None else self.unet.forward

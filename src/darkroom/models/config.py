@@ -90,7 +90,8 @@ class AutoencoderConfig:
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.latent_channels:
-                raise ValueError(f"{name} is {values!r}; it needs one value for each of {self.latent_channels} channels")
+                channels = self.latent_channels
+                raise ValueError(f"{name} is {values!r}; it needs one value for each of {channels} channels")
         if self.latents_std is not None and 0 in self.latents_std:
             raise ValueError(f"latents_std is {self.latents_std!r}; a deviation of 0 can't be scaled by and back")
 
@@ -157,6 +158,70 @@ class AutoencoderConfig:
             "force_upcast": self.force_upcast,
             "latents_mean": self.latents_mean and list(self.latents_mean),
             "latents_std": self.latents_std and list(self.latents_std),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TinyAutoencoderConfig(AutoencoderConfig):
+    """AutoencoderTiny (TAESD): as an AutoencoderKL, of plain convolutions. All its levels have one width."""
+
+    block_out_channels: tuple[int, ...] = (64, 64, 64, 64)        # width of each level of the encoder, finest first
+    decoder_widths: tuple[int, ...] = (64, 64, 64, 64)            # of the decoder, coarsest first
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)                # residual blocks a level
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    norm_num_groups: int = 1                                      # there are no norms
+    scaling_factor: float = 1.0                                   # it was made for scaled latents
+    force_upcast: bool = False
+
+    def __post_init__(self) -> None:
+        AutoencoderConfig.__post_init__(self)
+        for name in ("decoder_widths", "encoder_blocks", "decoder_blocks"):
+            if len(getattr(self, name)) != len(self.block_out_channels):
+                levels = len(self.block_out_channels)
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it needs one value for each of {levels} levels")
+        for name in ("block_out_channels", "decoder_widths"):
+            if len(set(getattr(self, name))) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; all levels of a tiny autoencoder have one width")
+        for name in ("encoder_blocks", "decoder_blocks"):
+            if max(getattr(self, name)) > DEEPEST:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; at most {DEEPEST} are built")
+
+    @classmethod
+    def from_diffusers(cls, config: Json) -> TinyAutoencoderConfig:
+        """Read diffusers' `config.json` of an AutoencoderTiny. Raises ValueError on a feature we don't have."""
+        _check_object(config)
+        for key, known in (("act_fn", "relu"), ("upsample_fn", "nearest"), ("upsampling_scaling_factor", 2)):
+            if config.get(key, known) != known:
+                raise ValueError(f"tiny autoencoder option {key}={config[key]!r} is not supported")
+        four = (64, 64, 64, 64)
+        return cls(
+            in_channels=config.get("in_channels", 3),
+            out_channels=config.get("out_channels", 3),
+            latent_channels=config.get("latent_channels", 4),
+            block_out_channels=_levels(config.get("encoder_block_out_channels", four), 1),
+            decoder_widths=_levels(config.get("decoder_block_out_channels", four), 1),
+            encoder_blocks=_levels(config.get("num_encoder_blocks", (1, 3, 3, 3)), 1),
+            decoder_blocks=_levels(config.get("num_decoder_blocks", (3, 3, 3, 1)), 1),
+            scaling_factor=config.get("scaling_factor", 1.0),
+            shift_factor=config.get("shift_factor") or 0.0,
+        )
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `vae/config.json` that diffusers reads."""
+        return {
+            "_class_name": "AutoencoderTiny",
+            "act_fn": "relu",
+            "upsample_fn": "nearest",
+            "upsampling_scaling_factor": 2,
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "latent_channels": self.latent_channels,
+            "encoder_block_out_channels": list(self.block_out_channels),
+            "decoder_block_out_channels": list(self.decoder_widths),
+            "num_encoder_blocks": list(self.encoder_blocks),
+            "num_decoder_blocks": list(self.decoder_blocks),
+            "scaling_factor": self.scaling_factor,
+            "shift_factor": self.shift_factor,
         }
 
 

@@ -369,8 +369,8 @@ def _size_problems(config: UNetConfig, rows: int, pooled: Tensor | None, sizes: 
     elif pooled.ndim != 2 or sizes.ndim != 2 or len(pooled) != rows or len(sizes) != rows:
         yield f"a pooled text {tuple(pooled.shape)} and sizes {tuple(sizes.shape)} given for {rows} rows"
     elif pooled.shape[1] + added * sizes.shape[1] != together:
-        width = pooled.shape[1] + added * sizes.shape[1]
-        yield f"a pooled text of {pooled.shape[1]} and {sizes.shape[1]} sizes make {width}; this network takes {together}"
+        width, count = pooled.shape[1], sizes.shape[1]
+        yield f"a pooled text of {width} and {count} sizes make {width + added * count}; this network takes {together}"
 
 
 def _add(x: Tensor, residual: Tensor) -> Tensor:
