@@ -38,6 +38,14 @@ def open_picture(source: Picture, name: str = "image") -> Image.Image:
     return _opened(source, name, normalise)
 
 
+def open_mask(source: Picture, name: str = "mask") -> Image.Image:
+    """A picture as an 8-bit gray mask, upright, colours by their brightness, transparency over black.
+
+    Raises ImageError as `open_picture` does.
+    """
+    return _opened(source, name, lambda picture: normalise(picture, "black").convert("L"))
+
+
 def open_map(source: Picture, name: str = "map") -> NDArray[np.float32]:
     """A picture that stands for numbers (depth, a height map) as [H, W], upright, as fine as it is: of 8 bits (colours
     by their brightness), 16 bits, or floating-point. Raises ImageError as `open_picture` does.
@@ -79,8 +87,8 @@ def _check_size(picture: Image.Image, what: str) -> None:
         raise ImageError(f"{what} is {width}x{height} pixels; make it smaller ({4 * MAX_PIXELS:,} pixels at most)")
 
 
-def normalise(picture: Image.Image) -> Image.Image:
-    """Turn upright by its EXIF, drop transparency onto white, convert any mode to 8-bit RGB. A new picture."""
+def normalise(picture: Image.Image, background: str = "white") -> Image.Image:
+    """Turn upright by its EXIF, drop transparency onto a colour, convert any mode to 8-bit RGB. A new picture."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
         raise ImageError("a picture of floating-point numbers (mode F) has no known range; convert it to 8 bits first")
@@ -90,8 +98,7 @@ def normalise(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((values // 257 if deep else values).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, background), picture)
     return picture.convert("RGB")
 
 

@@ -17,6 +17,7 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
 from .engine.inputs import Inputs
+from .engine.overflow import finite
 from .engine.plan import STEPS
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
@@ -154,6 +155,12 @@ class Pipeline:
     def generate(
         self,
         prompt: str | Sequence[str],
+    @property
+        """The name of the autoencoder that was put in place of the model's own, if there is one."""
+
+    @cached_property
+        """Ten hexadecimal digits of its SHA-256."""
+
         negative_prompt: str | Sequence[str] = "",
         *,
         width: int | None = None,
@@ -172,6 +179,15 @@ class Pipeline:
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_projection: float | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        mask: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
+        exact_steps: bool | None = None,
+        fill: str | None = None,
+        only_masked: bool | None = None,
+        mask_padding: int | None = None,
+        mask_blur: int | None = None,
+        outpaint: Mapping[str, int] | Sequence[int] | None = None,
         pag_scale: float | None = None,
         pag_adaptive_scale: float | None = None,
         pag_levels: Sequence[str] | None = None,
@@ -186,8 +202,8 @@ class Pipeline:
         Args:
             prompt: a text, or a list of them: num_images pictures each, in order.
             negative_prompt: what guidance leads away from; one for all, or a list as long as the prompts'.
-            width, height: pixels, 8 to 8192; None: the model's own size. Any size is possible: it is padded to whole
-                latent pixels on the right and below, and cropped back.
+            width, height: pixels, 8 to 8192; None: the model's own size, or the given image's. Any size is possible:
+                it is padded to whole latent pixels on the right and below, and cropped back.
             steps: 1 to 1000; None: what the model's folder recommends (`defaults`), or 30 (LCM: 4).
             guidance_scale: 0 to 100; None: what the model's folder recommends, or 7.5. At 1 or below the negative
                 prompt plays no part.
@@ -202,6 +218,18 @@ class Pipeline:
             clip_skip: n >= 2 takes the text encoder's n-th last layer.
             prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
             guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
+            image: a PIL picture or a path, of any size and mode: the picture that is changed. One for all, or a list as
+                long as the prompts'. docs/image-to-image.md and docs/inpainting.md tell of all that goes with it.
+            mask: with image: white is repainted, black comes back byte-identical. One for all, or a list.
+            strength: 0 to 1, how much of the picture's making is done anew; None: 0.75. As in diffusers, the last
+                int(steps * strength) of the steps are taken. 0 gives the picture back.
+            exact_steps: take exactly `steps` steps below the strength's noise level instead.
+            fill: what the masked part begins as: "original" (None), "fill" (the colours around it), or "noise".
+            only_masked: work on the mask's surroundings alone, at the model's own size, and put them back.
+            mask_padding: with only_masked: how many pixels around the mask are surroundings, 0 to 1024; None: 32.
+            mask_blur: width in pixels of the mask's soft edge, inside the masked part, 0 to 1024; None: 4.
+            outpaint: pixels to add around the image, such as {"left": 128}, or (left, top, right, bottom). width and
+                height, if given, are those of the larger picture.
             guidance_interval: guidance acts at noise levels low < sigma <= high only (arXiv 2404.07724).
             guidance_projection: 0 to 1: how much of guidance's part along the picture is left out (arXiv 2410.02416).
             pag_scale, pag_adaptive_scale, pag_levels: perturbed-attention guidance (arXiv 2403.17377), such as 3.0; by
@@ -246,6 +274,13 @@ class Pipeline:
                 first,
                 prompt=prompts[i // num_images],
                 negative_prompt=negatives[i // num_images],
+            strength=strength,
+            exact_steps=exact_steps,
+            fill=fill,
+            only_masked=only_masked,
+            mask_padding=mask_padding,
+            mask_blur=mask_blur,
+            outpaint=None if outpaint is None else margins(outpaint),
                 seed=(start + i) % SEEDS,
             )
             for i in range(count)
@@ -253,12 +288,21 @@ class Pipeline:
         attached = tuple(self.loras.get(lora) for lora in _listed(loras))
         learned = learned_words(embeddings)
         inputs = [
-            Inputs(latents=noise, loras=attached, embeddings=learned) for noise in _starting_noises(latents, count)
+            Inputs(
+                latents=noise,
+                image=images[i // num_images],
+                mask=masks[i // num_images],
+                loras=attached,
+                embeddings=learned,
+            )
+            for i, noise in enumerate(_starting_noises(latents, count))
         ]
         return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
 
     def draw(
         self,
+        images = _pictures(image, "image", open_picture, len(prompts))
+        masks = _pictures(mask, "mask", open_mask, len(prompts))
         requests: Sequence[Request],
         inputs: Sequence[Inputs] = (),
         *,
@@ -400,9 +444,12 @@ class Pipeline:
 
         Sizes that are no multiple of 8 are continued with their last row and column. Raises ImageError.
         """
-        weight = next(self.autoencoder.parameters())
         picture = pad_to_grid(to_tensor(open_picture(image)), self.autoencoder.config.downscale)
-        moments = tiled.encode(self.autoencoder, picture.to(device=weight.device, dtype=weight.dtype)).float()
+
+        def encoded(network: Autoencoder) -> Tensor:
+            return tiled.encode(network, picture.to(next(network.parameters()))).float()
+
+        moments = finite(self.autoencoder, encoded, "encoding")
         return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -470,6 +517,19 @@ def _listed(loras: object) -> Sequence[Lora | str | Path]:
     if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
         raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
     return loras
+def _pictures(
+    given: Picture | Sequence[Picture] | None, name: str, opened: Callable[..., Image.Image], count: int
+) -> list[Image.Image | None]:
+    """Each prompt's picture, opened, or None. Raises RequestError and ImageError."""
+    if given is None:
+        return [None] * count
+    if not isinstance(given, (list, tuple)):
+        return [opened(given, name)] * count
+    if len(given) != count:
+        raise RequestError(f"there are {len(given)} pictures as {name} for {count} prompts; give one, or as many")
+    return [opened(picture, name) for picture in given]
+
+
 
 
 def _starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
@@ -541,7 +601,6 @@ def load(
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
     with torch.device("meta"):
         unet = UNet(checkpoint.unet_config)
-        autoencoder = Autoencoder(checkpoint.autoencoder_config)
         text_encoder = TextEncoder(checkpoint.text_encoder_config)
     # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
     upcast = dtype == torch.float16 and checkpoint.autoencoder_config.force_upcast
@@ -577,6 +636,8 @@ def _fill(
 
 
 def _device(name: str) -> torch.device:
+
+
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)

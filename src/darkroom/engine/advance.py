@@ -137,7 +137,7 @@ def _drop_non_finite(jobs: Sequence[Job], tick: Tick) -> None:
         if not good:
             del tick.moved[job.id]
             tick.failed[job.id] = RequestError(
-                f"the picture turned into numbers that are not finite in step {job.state.interval + 1} of {job.steps}; "
+                f"the picture turned into numbers that are not finite in step {job.crossed + 1} of {job.steps}; "
                 f'load the model with dtype="float32", or choose another sampler or a lower guidance_scale'
             )
 
@@ -146,11 +146,11 @@ def _sentence(error: Exception, job: Job) -> Error:
     """What a user is told of an exception in their job."""
     if isinstance(error, Error):
         return error
-    size = f"{job.request.width}x{job.request.height}"
+    width, height = job.size
     told = RequestError(
-        f"memory ran out while drawing {size} pixels; ask for a smaller picture"
+        f"memory ran out while drawing {width}x{height} pixels; ask for a smaller picture"
         if out_of_memory(error)
-        else f"step {job.state.interval + 1} of {job.steps} failed: {type(error).__name__}: {error}"
+        else f"step {job.crossed + 1} of {job.steps} failed: {type(error).__name__}: {error}"
     )
     told.__cause__ = error
     return told

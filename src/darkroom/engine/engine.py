@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -29,6 +30,7 @@ from .exact import same_bits
 from .inputs import Inputs
 from .job import Job
 from .memory import default_rows, out_of_memory, release
+from .overflow import finite
 from .prepare import Model, prepare
 from .preview import Preview
 from .scheduler import pick
@@ -162,8 +164,8 @@ class Engine:
         except Exception as error:
             if out_of_memory(error):
                 release(self.model.device)
-                size = f"{job.request.width}x{job.request.height}"
-                error = RequestError(f"memory ran out while decoding {size} pixels; ask for a smaller picture")
+                width, height = job.size
+                error = RequestError(f"memory ran out while decoding {width}x{height} pixels; ask for a smaller picture")
             elif not isinstance(error, Error):
                 told = RequestError(f"decoding the picture failed: {type(error).__name__}: {error}")
                 told.__cause__ = error
@@ -179,11 +181,16 @@ class Engine:
 
 
 def finish(autoencoder: Autoencoder, job: Job) -> Image.Image | Tensor:
+    if job.known is not None:
+        latent = job.known.restore(latent)
     """What a job that is done sampling gives: a picture, a tensor [3, H, W] in 0..1, or a latent [C, h, w]."""
     latent = job.state.x * job.final_scale
     if job.output == "latent":
         return latent.cpu()
-    picture = decode(autoencoder, latent[None])[0, :, : job.request.height, : job.request.width].cpu()
+    width, height = job.size
+    picture = decode(autoencoder, latent[None])[0, :, :height, :width].cpu()
+    if job.composite is not None:
+        picture = job.composite.put(picture)
     return to_pil(picture) if job.output == "pil" else picture.contiguous()
 
 
@@ -193,15 +200,11 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
 
     One at a time also keeps the bits of a picture independent of its company.
     """
-    weight = next(autoencoder.parameters())
-    pictures = []
-    for latent in latents.to(weight.device).float():
-        with same_bits(autoencoder):
-            picture = tiled.decode(autoencoder, autoencoder.unscale(latent[None]).to(weight.dtype))
-        if not bool(picture.isfinite().all()):
-            raise RequestError(
-                "the autoencoder answered with numbers that are not finite; "
-                'load the model with dtype="float32", or check the latents'
-            )
-        pictures.append(to_unit(picture))
-    return torch.cat(pictures)
+    device = next(autoencoder.parameters()).device
+
+    def decoded(latent: Tensor, network: Autoencoder) -> Tensor:
+        with same_bits(network):
+            return tiled.decode(network, network.unscale(latent[None]).to(next(network.parameters()).dtype))
+
+    latents = latents.to(device).float()
+    return torch.cat([to_unit(finite(autoencoder, partial(decoded, latent), "decoding")) for latent in latents])

@@ -10,6 +10,7 @@ from darkroom.diffusion.guidance import Guidance
 from darkroom.diffusion.known import Known
 from darkroom.request import Request
 from darkroom.samplers.state import Noise, Sampler, SamplerState
+from darkroom.masks import Composite
 
 
 @dataclass
@@ -32,11 +33,18 @@ class Job:
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
     known: Known | None = None  # what is not to change
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
+    start: int = 0  # the interval it began in
 
     @property
+    composite: Composite | None = None  # where in which picture the result belongs
     def steps(self) -> int:
-        """Intervals between noise levels; a sampler may look at the network more than once in each."""
-        return len(self.sigmas) - 1
+        """Intervals to cross between noise levels; a sampler may look at the network more than once in each."""
+        return len(self.sigmas) - 1 - self.start
+
+    @property
+    def crossed(self) -> int:
+        """How many of them are crossed."""
+        return self.state.interval - self.start
 
     @property
     def level(self) -> float:
@@ -48,4 +56,14 @@ class Job:
     @property
     def done(self) -> bool:
         """True when all intervals are crossed, and only decoding is left."""
-        return self.state.interval >= self.steps
+
+        return self.crossed >= self.steps
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of what is drawn: the result's, or of the part that its composite works on."""
+        if self.composite is not None:
+            return self.composite.work
+        assert self.request.width is not None
+        assert self.request.height is not None
+        return self.request.width, self.request.height

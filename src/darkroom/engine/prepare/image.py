@@ -1,0 +1,165 @@
+"""Image-to-image: a picture with noise, from which another one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from darkroom.engine.exact import same_bits
+from darkroom.engine.inputs import Inputs
+from darkroom.engine.job import Job
+from darkroom.engine.memory import out_of_memory, release
+from darkroom.engine.plan import Plan, plan
+from darkroom.errors import RequestError
+from darkroom.images import latent_size, open_picture, pad_to_grid, to_tensor
+from darkroom.masks import Composite
+from darkroom.request import MAX_SIDE, MIN_SIDE, Request
+from darkroom.samplers.state import SamplerState
+
+from .common import Model, assemble, complete, guidance, noise_of
+
+STRENGTH = 0.75
+
+
+def image_to_image(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
+    """A picture from another one and a text. Raises RequestError where the model can't do what is asked.
+
+    The result is diffusers' with the same seed: the seed's first draw samples the autoencoder's posterior, the second
+    is the noise. Strength 0 gives the picture back as it is.
+    """
+    _check_model(model, request)
+    assert inputs.image is not None
+    inputs = replace(inputs, image=open_picture(inputs.image))
+    picture, request = sized(request, inputs.image)
+    request = complete(model, replace(request, strength=strength_of(request)), inputs)
+    seen = to_tensor(picture)
+    latent = encoded(model, seen, request, 0)
+    noise = noise_of(request, inputs, tuple(latent.shape), taken=1)
+    plan = begun(model, request)
+    if plan.start < plan.steps:
+        x = latent + noise(0) * plan.start_sigma
+    else:
+        x = latent / plan.final_scale
+    state = SamplerState(x.to(model.device), plan.start_sigma, plan.start)
+    job = assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs), output)
+    if not request.strength:
+        job.composite = unchanged(picture)
+    return job
+
+
+def _check_model(model: Model, request: Request) -> None:
+    wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
+    if wanted == 2 * given + 1:
+        raise RequestError("this model repaints parts of pictures; give a mask beside the image, white where to repaint")
+    if wanted != given or model.unet.config.num_class_embeds is not None:
+        raise RequestError(
+            f"this model can't change pictures: its U-Net takes {wanted} channels where a latent has {given}; "
+            f"load a text-to-image model"
+        )
+    for name in ("fill", "only_masked", "mask_padding", "mask_blur"):
+        if getattr(request, name) is not None:
+            raise RequestError(f"{name} is {getattr(request, name)!r}, but there is no mask; give one, or leave it out")
+
+
+def strength_of(request: Request) -> float:
+    """The strength that is asked for, or the usual one."""
+    return STRENGTH if request.strength is None else request.strength
+
+
+def sized(request: Request, picture: Image.Image) -> tuple[Image.Image, Request]:
+    """The picture at the size asked for, and the request with that size: its own where none is asked for.
+
+    One side alone keeps the picture's aspect. With `outpaint` the size asked for is the finished canvas's, and the
+    picture gets what the margins leave of it. Raises RequestError for sizes that can't be drawn.
+    """
+    left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
+    more = (left + right, top + bottom)
+    width, height = request.width, request.height
+    inner = [None if side is None else side - extra for side, extra in zip((width, height), more, strict=True)]
+    for name, side, extra in (("width", inner[0], more[0]), ("height", inner[1], more[1])):
+        if side is not None and side < 1:
+            raise RequestError(f"{name} is {side + extra}, of which outpaint takes {extra}; ask for more, or leave it out")
+    wide, high = inner
+    if wide is None:
+        wide = picture.width if high is None else max(1, round(picture.width * high / picture.height))
+    if high is None:
+        high = picture.height if inner[0] is None else max(1, round(picture.height * wide / picture.width))
+    whole = (wide + more[0], high + more[1])
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in whole):
+        raise RequestError(
+            f"the picture to make would be {whole[0]}x{whole[1]} pixels, and its sides must be from {MIN_SIDE} to "
+            f"{MAX_SIDE}; ask for another width and height"
+        )
+    if picture.size != (wide, high):
+        picture = picture.resize((wide, high), Image.Resampling.LANCZOS)
+    return picture, replace(request, width=whole[0], height=whole[1])
+
+
+def begun(model: Model, request: Request, config: Mapping[str, Any] | None = None, sliced: bool = True) -> Plan:
+    """The plan of a complete request, cut where its strength begins.
+
+    As diffusers has it: the last int(steps * strength) of the steps. With `exact_steps` the levels are those of a
+    longer plan, of which `steps` lie below the strength's level (as in ComfyUI).
+
+    Args:
+        config: a scheduler configuration instead of the model's.
+        sliced: `Plan.from_interval`'s.
+    """
+    assert request.strength is not None
+    config = model.scheduler_config if config is None else config
+    whole = plan(model.schedule, config, request.steps, request.sampler, request.schedule)
+    if request.strength == 0:
+        return whole.from_interval(whole.steps)
+    if request.exact_steps:
+        count = int(whole.steps / request.strength)
+        try:
+            stretched = plan(model.schedule, config, count, request.sampler, request.schedule)
+        except RequestError as error:
+            raise RequestError(
+                f"exactly {whole.steps} steps at strength {request.strength:g} need a schedule of {count} steps, which "
+                f"can't be made; ask for fewer steps or a higher strength"
+            ) from error
+        return stretched.from_interval(count - whole.steps)
+    count = min(int(whole.steps * request.strength), whole.steps)
+    if count < 1:
+        raise RequestError(
+            f"strength {request.strength:g} of {whole.steps} steps is less than one step; "
+            f"raise one of them, or ask for exact_steps"
+        )
+    return whole.from_interval(whole.steps - count, sliced=sliced)
+
+
+def encoded(model: Model, picture: Tensor, request: Request, draw: int) -> Tensor:
+    """A picture [1, 3, H, W] in -1..1 as a scaled latent [C, h, w] float32 on the CPU, sampled with one of its draws.
+
+    Raises RequestError where memory runs out, or the autoencoder's numbers do.
+    """
+    autoencoder, config = model.autoencoder, model.autoencoder.config
+    weight = next(autoencoder.parameters())
+    height, width = picture.shape[-2:]
+    try:
+        with same_bits(autoencoder):
+            moments = autoencoder.encode(pad_to_grid(picture, config.downscale).to(weight)).float().cpu()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        release(weight.device)
+        raise RequestError(f"memory ran out while encoding {width}x{height} pixels; give a smaller picture") from error
+    if not bool(moments.isfinite().all()):
+        raise RequestError(
+            'the autoencoder answered with numbers that are not finite; load the model with dtype="float32"'
+        )
+    mean, log_variance = moments.chunk(2, dim=1)
+    shape = (config.latent_channels, *latent_size(width, height, config.downscale))
+    noise = noise_of(request, Inputs(), shape)(draw)
+    return autoencoder.scale(mean + torch.exp(log_variance.clamp(-30, 20) / 2) * noise)[0]
+
+
+def unchanged(picture: Image.Image) -> Composite:
+    """The composite of a job that changes nothing."""
+    return Composite(picture, Image.new("L", picture.size, 0), (0, 0, *picture.size), picture.size)

@@ -1,0 +1,169 @@
+"""Inpainting and outpainting: part of a picture is drawn anew, the rest stays as it is, byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from darkroom.diffusion.condition import Condition
+from darkroom.diffusion.guidance import Guidance
+from darkroom.diffusion.known import Known
+from darkroom.engine.inputs import Inputs
+from darkroom.engine.job import Job
+from darkroom.errors import RequestError
+from darkroom.images import latent_size, open_mask, open_picture, to_tensor
+from darkroom.masks import (
+    Box,
+    Composite,
+    as_picture,
+    bounds,
+    extended,
+    fitting,
+    on_latents,
+    soft_edge,
+    spread,
+    surroundings,
+    working_size,
+)
+from darkroom.request import Request
+from darkroom.samplers.state import SamplerState
+
+from .common import GivenNoise, Model, assemble, complete, guidance, noise_of
+from .image import begun, encoded, sized, strength_of, unchanged
+
+PADDING, BLUR = 32, 4  # pixels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """Another guidance, whose every branch sees extra input channels [C', h, w]."""
+
+    guided: Guidance
+    channels: Tensor
+
+    def branches(self, sigma: float) -> tuple[Condition, ...]:
+        return tuple(replace(condition, channels=self.channels) for condition in self.guided.branches(sigma))
+
+    def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
+        return self.guided.combine(denoised, x, sigma)
+
+
+def inpaint(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
+    """A picture of which the masked part is drawn anew. Raises RequestError where the model can't do what is asked.
+
+    A nine-channel model sees mask and masked picture, as in diffusers; an ordinary one has the known part restored in
+    its denoised answers. Either way the known pixels are put back at the end. A mask with nothing in it, and strength
+    0, give the picture back as it is.
+    """
+    nine = _nine_channels(model)
+    picture, mask, inputs, request = _asked(request, inputs)
+    request = complete(model, request, inputs)
+    grid = model.autoencoder.config.downscale
+    marked = bounds(mask)
+    box, work = (0, 0, *picture.size), picture.size
+    if request.only_masked and marked is not None:
+        box = surroundings(marked, request.mask_padding or 0, picture.size, model.size)
+        work = working_size(box, model.size, grid)
+    seen, hidden = _cut(picture, mask, box, work)
+
+    strength = request.strength if marked is not None else 0.0
+    config = {**model.scheduler_config, "skip_prk_steps": True} if nine else None  # as diffusers' pipeline has it
+    plan = begun(model, replace(request, strength=strength), config, sliced=nine)
+    # Pure noise is what a picture from a text alone begins as: at strength 1 nothing of the masked part is seen.
+    pure = request.fill == "noise" or (strength == 1 and request.fill == "original")
+    # The seed's draws are in diffusers' order: a sample of the picture if one is needed, noise, the masked picture.
+    taken = 0 if nine and pure and strength == 1 else 1
+    shape = (model.autoencoder.config.latent_channels, *latent_size(*work, grid))
+    noise = noise_of(request, inputs, shape, taken)
+    first, places = noise(0), on_latents(hidden, grid)
+    guided = guidance(model, request, plan, inputs)
+    if nine:
+        masked = encoded(model, seen * (1 - hidden), request, taken + 1)
+        noise = GivenNoise(first, noise_of(request, Inputs(), shape, taken + 1))
+        guided = Beside(guided, torch.cat([_nearest(hidden, grid), masked]))
+    x, known = first * (plan.start_sigma if plan.start else plan.init_scale), None
+    if taken:
+        latent = encoded(model, spread(seen, hidden) if request.fill == "fill" else seen, request, 0)
+        known = None if nine else Known(latent, places)
+        if plan.start == plan.steps:
+            x = latent / plan.final_scale
+        else:
+            noised = latent + first * plan.start_sigma
+            x = noised.lerp(x, places) if pure else noised
+    state = SamplerState(x.to(model.device), plan.start_sigma, plan.start)
+    job = assemble(id, request, plan, state, noise, guided, output)
+    job.known = known
+    job.composite = unchanged(picture)
+    if strength:
+        job.composite = Composite(picture, as_picture(soft_edge(mask, request.mask_blur or 0)), box, work)
+    return job
+
+
+def _nine_channels(model: Model) -> bool:
+    """Whether the model was trained to see a mask and a masked picture. RequestError where it can't repaint at all."""
+    wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
+    if wanted == 2 * given + 1:
+        return True
+    if wanted != given or model.unet.config.num_class_embeds is not None:
+        raise RequestError(
+            f"this model can't repaint parts of pictures: its U-Net takes {wanted} channels where a latent has {given}; "
+            f"load a text-to-image or an inpainting model"
+        )
+    return False
+
+
+def _asked(request: Request, inputs: Inputs) -> tuple[Image.Image, Tensor, Inputs, Request]:
+    """The picture or canvas [W x H] that will be the result, its mask [1, 1, H, W], and both with all filled in."""
+    if inputs.image is None:
+        what = "a mask" if inputs.mask is not None else "outpaint"
+        raise RequestError(f"{what} is given without an image; give the image too")
+    inputs = replace(inputs, image=open_picture(inputs.image))
+    assert inputs.image is not None
+    picture, request = sized(request, inputs.image)
+    fill = request.fill
+    if request.outpaint is not None:
+        if inputs.mask is not None:
+            raise RequestError("outpaint makes a mask of its own, and a mask is given too; leave one of them out")
+        if fill == "original":
+            raise RequestError("fill is 'original', but around the picture there is none; ask for 'fill' or 'noise'")
+        fill = fill or "fill"
+        canvas, mask = extended(picture, request.outpaint)
+    else:
+        assert inputs.mask is not None
+        inputs = replace(inputs, mask=open_mask(inputs.mask))
+        assert inputs.mask is not None
+        canvas, mask = picture, fitting(inputs.mask, picture.size, inputs.image.size)
+    request = replace(
+        request,
+        strength=strength_of(request),
+        fill=fill or "original",
+        mask_blur=BLUR if request.mask_blur is None else request.mask_blur,
+    )
+    if request.only_masked and request.mask_padding is None:
+        request = replace(request, mask_padding=PADDING)
+    elif not request.only_masked and request.mask_padding is not None:
+        raise RequestError(
+            f"mask_padding is {request.mask_padding}, which means something with only_masked alone; ask for that too"
+        )
+    return canvas, mask, inputs, request
+
+
+def _cut(picture: Image.Image, mask: Tensor, box: Box, work: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The part of a picture [1, 3, h, w] in -1..1 and of its mask [1, 1, h, w] that is worked on, at that size."""
+    left, top, right, bottom = box
+    part = picture.crop(box)
+    if part.size != work:
+        part = part.resize(work, Image.Resampling.LANCZOS)
+    hidden = F.adaptive_max_pool2d(mask[..., top:bottom, left:right], (work[1], work[0]))  # loses no masked pixel
+    return to_tensor(part), hidden
+
+
+def _nearest(mask: Tensor, downscale: int) -> Tensor:
+    """[1, 1, H, W] -> [1, h, w]: the mask as inpainting models saw it in training, every 8th pixel of it."""
+    height, width = mask.shape[-2:]
+    return F.pad(mask, (0, -width % downscale, 0, -height % downscale), mode="replicate")[0, :, ::downscale, ::downscale]
