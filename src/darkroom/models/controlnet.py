@@ -57,19 +57,26 @@ class ControlNet(Encoder):
         self.zero_mid = _zero(nn.Conv2d(skips[-1], skips[-1], 1))
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor, class_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        hint: Tensor,
+        class_labels: Tensor | None = None,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """The residuals of the skips, in the order they arise (`conv_in` first), and that of the middle.
 
-        [N, C_in, H, W], timesteps [N] (or one for all), text [N, T, D] as a U-Net takes them; `hint` [N, 3, s H, s W]
-        in 0..1. Computed in the dtype of the weights. Raises ValueError on shapes that don't fit.
+        [N, C_in, H, W], timesteps [N] (or one for all), text [N, T, D] and what follows as a U-Net takes them; `hint`
+        [N, 3, s H, s W] in 0..1. Computed in the dtype of the weights. Raises ValueError on shapes that don't fit.
         """
-        self._check(x, timesteps, text, class_labels, None)
+        self._check(x, timesteps, text, class_labels, None, pooled, sizes)
         config, dtype = self.config, self.conv_in.weight.dtype
         wanted = (len(x), config.hint_channels, *(side * config.hint_downscale for side in x.shape[2:]))
         if hint.shape != wanted:
             raise ValueError(f"a hint of shape {tuple(hint.shape)} given; these latents need {wanted}")
-        time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, None)
+        time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, None, pooled, sizes)
         hint = hint.flip(1) if config.hint_bgr else hint
         skips, middle = self.encode(self.conv_in(x.to(dtype)) + self.hint(hint.to(dtype)), time, text.to(dtype))
         residuals = [conv(skip) for conv, skip in zip(self.zero_convs, skips, strict=True)]
