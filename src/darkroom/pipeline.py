@@ -17,7 +17,6 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
 from .engine.inputs import Inputs
-from .engine.overflow import finite
 from .engine.plan import STEPS
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
@@ -26,7 +25,7 @@ from .formats.embedding import Embedding, learned_words
 from .formats.lora_store import LoraStore
 from .formats.picture import write_into
 from .formats.save import save_folder, save_single_file
-from .images import Picture, open_picture, pad_to_grid, to_pil, to_tensor
+from .images import Picture, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models import tiled
 from .models.autoencoder import Autoencoder
 from .models.text_encoder import TextEncoder
@@ -35,7 +34,7 @@ from .prompts.encoder import PromptEncoder
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
 from .prompts.tokenizer import Tokenizer
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Request, choice, draw_seed, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Request, choice, draw_seed, margins, whole
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
@@ -155,12 +154,6 @@ class Pipeline:
     def generate(
         self,
         prompt: str | Sequence[str],
-    @property
-        """The name of the autoencoder that was put in place of the model's own, if there is one."""
-
-    @cached_property
-        """Ten hexadecimal digits of its SHA-256."""
-
         negative_prompt: str | Sequence[str] = "",
         *,
         width: int | None = None,
@@ -172,13 +165,6 @@ class Pipeline:
         seed: int | None = None,
         num_images: int = 1,
         latents: Tensor | None = None,
-        loras: Sequence[Lora | str | Path] = (),
-        embeddings: Sequence[Embedding | str | Path] = (),
-        clip_skip: int = 0,
-        prompt_style: str = "a1111",
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_projection: float | None = None,
         image: Picture | Sequence[Picture] | None = None,
         mask: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
@@ -188,6 +174,13 @@ class Pipeline:
         mask_padding: int | None = None,
         mask_blur: int | None = None,
         outpaint: Mapping[str, int] | Sequence[int] | None = None,
+        loras: Sequence[Lora | str | Path] = (),
+        embeddings: Sequence[Embedding | str | Path] = (),
+        clip_skip: int = 0,
+        prompt_style: str = "a1111",
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_projection: float | None = None,
         pag_scale: float | None = None,
         pag_adaptive_scale: float | None = None,
         pag_levels: Sequence[str] | None = None,
@@ -211,13 +204,6 @@ class Pipeline:
                 scheduler_config.json says, flags included.
             seed: 0 to 2**64 - 1; picture i of the call uses seed + i. None: drawn, and reported in the requests.
             latents: unit-variance noise [N, C, h, w] to start from, one for each picture, instead of the seed's.
-            loras: darkroom.Lora(path, scale=1.0), or paths: attached for this call, besides those the prompt names
-                as <lora:name:weight>.
-            embeddings: darkroom.Embedding(path, name=None), or paths: learned words that the prompts may use
-                (textual inversion), by the file's stem or its token.
-            clip_skip: n >= 2 takes the text encoder's n-th last layer.
-            prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
-            guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
             image: a PIL picture or a path, of any size and mode: the picture that is changed. One for all, or a list as
                 long as the prompts'. docs/image-to-image.md and docs/inpainting.md tell of all that goes with it.
             mask: with image: white is repainted, black comes back byte-identical. One for all, or a list.
@@ -230,6 +216,13 @@ class Pipeline:
             mask_blur: width in pixels of the mask's soft edge, inside the masked part, 0 to 1024; None: 4.
             outpaint: pixels to add around the image, such as {"left": 128}, or (left, top, right, bottom). width and
                 height, if given, are those of the larger picture.
+            loras: darkroom.Lora(path, scale=1.0), or paths: attached for this call, besides those the prompt names
+                as <lora:name:weight>.
+            embeddings: darkroom.Embedding(path, name=None), or paths: learned words that the prompts may use
+                (textual inversion), by the file's stem or its token.
+            clip_skip: n >= 2 takes the text encoder's n-th last layer.
+            prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
+            guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
             guidance_interval: guidance acts at noise levels low < sigma <= high only (arXiv 2404.07724).
             guidance_projection: 0 to 1: how much of guidance's part along the picture is left out (arXiv 2410.02416).
             pag_scale, pag_adaptive_scale, pag_levels: perturbed-attention guidance (arXiv 2403.17377), such as 3.0; by
@@ -267,13 +260,6 @@ class Pipeline:
             seed=seed,
             clip_skip=clip_skip,
             prompt_style=prompt_style,
-        )
-        start = draw_seed() if first.seed is None else first.seed
-        requests = [
-            replace(
-                first,
-                prompt=prompts[i // num_images],
-                negative_prompt=negatives[i // num_images],
             strength=strength,
             exact_steps=exact_steps,
             fill=fill,
@@ -281,12 +267,21 @@ class Pipeline:
             mask_padding=mask_padding,
             mask_blur=mask_blur,
             outpaint=None if outpaint is None else margins(outpaint),
+        )
+        start = draw_seed() if first.seed is None else first.seed
+        requests = [
+            replace(
+                first,
+                prompt=prompts[i // num_images],
+                negative_prompt=negatives[i // num_images],
                 seed=(start + i) % SEEDS,
             )
             for i in range(count)
         ]
         attached = tuple(self.loras.get(lora) for lora in _listed(loras))
         learned = learned_words(embeddings)
+        images = _pictures(image, "image", open_picture, len(prompts))
+        masks = _pictures(mask, "mask", open_mask, len(prompts))
         inputs = [
             Inputs(
                 latents=noise,
@@ -301,8 +296,6 @@ class Pipeline:
 
     def draw(
         self,
-        images = _pictures(image, "image", open_picture, len(prompts))
-        masks = _pictures(mask, "mask", open_mask, len(prompts))
         requests: Sequence[Request],
         inputs: Sequence[Inputs] = (),
         *,
@@ -444,12 +437,9 @@ class Pipeline:
 
         Sizes that are no multiple of 8 are continued with their last row and column. Raises ImageError.
         """
+        weight = next(self.autoencoder.parameters())
         picture = pad_to_grid(to_tensor(open_picture(image)), self.autoencoder.config.downscale)
-
-        def encoded(network: Autoencoder) -> Tensor:
-            return tiled.encode(network, picture.to(next(network.parameters()))).float()
-
-        moments = finite(self.autoencoder, encoded, "encoding")
+        moments = tiled.encode(self.autoencoder, picture.to(device=weight.device, dtype=weight.dtype)).float()
         return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -510,13 +500,6 @@ def _texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[
     return prompts, negatives  # type: ignore[return-value]
 
 
-def _listed(loras: object) -> Sequence[Lora | str | Path]:
-    """The LoRAs of a call; one alone is no list."""
-    if isinstance(loras, Lora | str | Path):
-        return [loras]
-    if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
-        raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
-    return loras
 def _pictures(
     given: Picture | Sequence[Picture] | None, name: str, opened: Callable[..., Image.Image], count: int
 ) -> list[Image.Image | None]:
@@ -530,6 +513,13 @@ def _pictures(
     return [opened(picture, name) for picture in given]
 
 
+def _listed(loras: object) -> Sequence[Lora | str | Path]:
+    """The LoRAs of a call; one alone is no list."""
+    if isinstance(loras, Lora | str | Path):
+        return [loras]
+    if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
+        raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
+    return loras
 
 
 def _starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
@@ -601,6 +591,7 @@ def load(
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
     with torch.device("meta"):
         unet = UNet(checkpoint.unet_config)
+        autoencoder = Autoencoder(checkpoint.autoencoder_config)
         text_encoder = TextEncoder(checkpoint.text_encoder_config)
     # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
     upcast = dtype == torch.float16 and checkpoint.autoencoder_config.force_upcast
@@ -636,8 +627,6 @@ def _fill(
 
 
 def _device(name: str) -> torch.device:
-
-
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -30,7 +29,6 @@ from .exact import same_bits
 from .inputs import Inputs
 from .job import Job
 from .memory import default_rows, out_of_memory, release
-from .overflow import finite
 from .prepare import Model, prepare
 from .preview import Preview
 from .scheduler import pick
@@ -122,7 +120,7 @@ class Engine:
             return [*self._advance(), *self._decode_one()]
 
     def _advance(self) -> list[Event]:
-        asking = {id: len(job.branches()) for id, job in self._jobs.items() if not job.done}
+        asking = {id: len(job.guidance.branches(job.level)) for id, job in self._jobs.items() if not job.done}
         moving = [self._jobs[id] for id in pick(asking, self.max_rows)]
         if not moving:
             return []
@@ -138,7 +136,7 @@ class Engine:
             before, moved = job.state.interval, tick.moved[job.id]
             job.state = moved.state
             if job.state.interval > before:
-                events.append(Progress(job.id, job.state.interval, job.steps, self._preview(job, moved.denoised)))
+                events.append(Progress(job.id, job.crossed, job.steps, self._preview(job, moved.denoised)))
         return events
 
     def _denoise(
@@ -151,9 +149,7 @@ class Engine:
             return self.model.denoiser(x, sigmas, conditions, t=timesteps)
 
     def _preview(self, job: Job, denoised: Tensor) -> Preview:
-        assert job.request.width is not None
-        assert job.request.height is not None
-        return Preview(self.model.previewer, denoised, job.request.width, job.request.height)
+        return Preview(self.model.previewer, denoised, *job.size)
 
     def _decode_one(self) -> list[Event]:
         job = next((job for job in self._jobs.values() if job.done), None)
@@ -181,10 +177,10 @@ class Engine:
 
 
 def finish(autoencoder: Autoencoder, job: Job) -> Image.Image | Tensor:
-    if job.known is not None:
-        latent = job.known.restore(latent)
     """What a job that is done sampling gives: a picture, a tensor [3, H, W] in 0..1, or a latent [C, h, w]."""
     latent = job.state.x * job.final_scale
+    if job.known is not None:
+        latent = job.known.restore(latent)
     if job.output == "latent":
         return latent.cpu()
     width, height = job.size
@@ -200,11 +196,15 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
 
     One at a time also keeps the bits of a picture independent of its company.
     """
-    device = next(autoencoder.parameters()).device
-
-    def decoded(latent: Tensor, network: Autoencoder) -> Tensor:
-        with same_bits(network):
-            return tiled.decode(network, network.unscale(latent[None]).to(next(network.parameters()).dtype))
-
-    latents = latents.to(device).float()
-    return torch.cat([to_unit(finite(autoencoder, partial(decoded, latent), "decoding")) for latent in latents])
+    weight = next(autoencoder.parameters())
+    pictures = []
+    for latent in latents.to(weight.device).float():
+        with same_bits(autoencoder):
+            picture = tiled.decode(autoencoder, autoencoder.unscale(latent[None]).to(weight.dtype))
+        if not bool(picture.isfinite().all()):
+            raise RequestError(
+                "the autoencoder answered with numbers that are not finite; "
+                'load the model with dtype="float32", or check the latents'
+            )
+        pictures.append(to_unit(picture))
+    return torch.cat(pictures)

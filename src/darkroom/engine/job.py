@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from darkroom.diffusion.condition import Condition
-from darkroom.diffusion.control import Controls
 from darkroom.diffusion.guidance import Guidance
 from darkroom.diffusion.known import Known
+from darkroom.masks import Composite
 from darkroom.request import Request
 from darkroom.samplers.state import Noise, Sampler, SamplerState
-from darkroom.masks import Composite
 
 
 @dataclass
@@ -33,13 +31,12 @@ class Job:
         default_factory=dict
     )  # sigma -> the timestep told, where not the schedule's
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
-    controls: Controls | None = None  # what steers the U-Net
-    known: Known | None = None  # what is not to change
-    output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
     start: int = 0  # the interval it began in
+    known: Known | None = None  # what is not to change
+    composite: Composite | None = None  # where in which picture the result belongs
+    output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
 
     @property
-    composite: Composite | None = None  # where in which picture the result belongs
     def steps(self) -> int:
         """Intervals to cross between noise levels; a sampler may look at the network more than once in each."""
         return len(self.sigmas) - 1 - self.start
@@ -56,15 +53,9 @@ class Job:
         sigma = self.state.sigma
         return math.nextafter(sigma, math.inf) if sigma == self.sigmas[self.state.interval + 1] else sigma
 
-    def branches(self) -> tuple[Condition, ...]:
-        """The conditions to ask the network now, one row each; `guidance.combine` makes one of their answers."""
-        asked = self.guidance.branches(self.level)
-        return asked if self.controls is None else self.controls.steer(asked, self.state.evaluations)
-
     @property
     def done(self) -> bool:
         """True when all intervals are crossed, and only decoding is left."""
-
         return self.crossed >= self.steps
 
     @property
