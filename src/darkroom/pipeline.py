@@ -588,6 +588,13 @@ def load(
     return pipe
 
 
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint: its own, or CLIP's for a file that brings none."""
+    if checkpoint.tokenizer_folder is not None:
+        return Tokenizer.from_folder(checkpoint.tokenizer_folder)
+    return Tokenizer.default(checkpoint.pad_token)
+
+
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
     with torch.device("meta"):
         unet = UNet(checkpoint.unet_config)
@@ -598,15 +605,11 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> 
     _fill(unet, checkpoint, "unet", device, dtype)
     _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)
     _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
-    if checkpoint.tokenizer_folder is not None:
-        tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_folder)
-    else:
-        tokenizer = Tokenizer.default(checkpoint.pad_token)
     return Pipeline(
         unet=unet,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=open_tokenizer(checkpoint),
         scheduler_config=checkpoint.scheduler_config,
         checkpoint=checkpoint,
         name="embedded" if checkpoint.path == EMBEDDED else "",

@@ -26,6 +26,7 @@ from darkroom.errors import Error
 COMMANDS = {
     "generate": "Draw pictures from texts.",
     "sweep": "Draw a grid of variations on one labelled sheet.",
+    "explain": "Say what a model reads of a prompt.",
     "info": "Say what a model is and holds, or how a picture was made.",
     "verify": "Draw a picture again from its own recipe and compare.",
     "convert": "Write a model as a diffusers folder or as a single file.",

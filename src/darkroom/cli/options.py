@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from darkroom.request import whole
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
+    from darkroom.prompts.embeddings import LearnedWord
 
 # What `darkroom.Request` calls the fields that have an option of another name.
 _FIELDS = {
@@ -66,6 +67,15 @@ Dtype = Annotated[str, typer.Option(metavar="T", help="auto, float32, bfloat16, 
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks: a slow start, faster steps.")]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", parser=whole_number, help="CPU threads. [default: all cores]")
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding", metavar="FILE", help="A textual-inversion file; its name is a word of the prompt. May be repeated."
+    ),
+]
+EmbeddingDir = Annotated[
+    str | None, typer.Option(metavar="DIR", help="A folder of textual-inversion files, for prompts that name them.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -129,6 +139,16 @@ def taking(shared: Callable[..., Any]) -> Callable[[Callable[..., int]], Callabl
         return called
 
     return decorate
+
+
+def learned_words(
+    files: Sequence[str] | None, folder: str | None, texts: Iterable[str], style: str
+) -> tuple[LearnedWord, ...]:
+    """The learned words of some files, and those of a folder whose names are in the texts. Raises `darkroom.Error`."""
+    from darkroom.formats.embedding import learned_words, named_in, scan_embeddings
+
+    found = named_in(scan_embeddings(folder), texts, style) if folder is not None else []
+    return learned_words([*(files or []), *found])
 
 
 def path(text: str) -> str:

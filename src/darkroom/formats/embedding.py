@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom.errors import CheckpointError, RequestError
-from darkroom.prompts.embeddings import MAX_NAME, LearnedWord, check_name, normal
+from darkroom.prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
 
 from .files import open_tensors
 from .header import safetensors_slots
@@ -116,6 +116,12 @@ def scan_embeddings(folder: str | Path) -> dict[str, Path]:
         if normal(path.stem) and len(path.stem) <= MAX_NAME:
             names.setdefault(path.stem, path)
     return names
+
+
+def named_in(folder: Mapping[str, Path], texts: Iterable[str], style: str = "a1111") -> list[Path]:
+    """The files of `scan_embeddings` that prompts call by name."""
+    called = {name for text in texts for name in names_in(text, folder, style)}
+    return [path for name, path in folder.items() if name in called]
 
 
 def read_embedding(path: str | Path) -> EmbeddingFile:
@@ -272,7 +278,9 @@ def _vectors(path: Path, name: str, tensor: Tensor) -> Tensor:
         )
     vectors = tensor.detach().float().reshape(-1, shape[-1])
     if len(vectors) > MAX_VECTORS:
-        raise CheckpointError(f"{path}: {clip(name)} has {len(vectors):,} vectors, more than the {MAX_VECTORS} allowed.")
+        raise CheckpointError(
+            f"{path}: {clip(name)} has {len(vectors):,} vectors, more than the {MAX_VECTORS} allowed."
+        )
     if not bool(vectors.isfinite().all()):
         raise CheckpointError(f"{path}: {clip(name)} holds NaN or infinity: it can't be used.")
     return vectors.contiguous()

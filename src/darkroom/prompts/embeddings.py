@@ -123,6 +123,15 @@ class Finder:
         return list({word.hash: word for word in found}.values())
 
 
+def names_in(text: str, names: Iterable[str], style: str = "a1111") -> set[str]:
+    """Which of the names a text calls."""
+    by_normal = {normal(name): name for name in names}
+    if not by_normal:
+        return set()
+    found = _pattern(by_normal, style == "comfy").finditer(normal(text))
+    return {by_normal[match["name"]] for match in found if match["name"] is not None}
+
+
 def _pattern(names: Iterable[str], comfy: bool) -> re.Pattern[str]:
     listed = "|".join(_bounded(name) for name in sorted(names, key=lambda name: (-len(name), name)))
     if not comfy:

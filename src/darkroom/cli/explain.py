@@ -1,0 +1,60 @@
+"""`darkroom explain`: what the model will read of a prompt."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from darkroom.cli import new_app, options
+from darkroom.request import MAX_STEPS, whole
+
+app = new_app()
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt.")],
+    style: Annotated[
+        str, typer.Option("--style", "--prompt-style", metavar="STYLE", help="Its grammar: a1111, comfy or plain.")
+    ] = "a1111",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=options.whole_number, help="The picture's steps. [default: the model's, or 30]"
+        ),
+    ] = None,
+    negative: Annotated[bool, typer.Option("--negative", help="It is a negative prompt.")] = False,
+    model: options.Model = None,
+    embeddings: options.Embeddings = None,
+    embedding_dir: options.EmbeddingDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Print what a model will read of a prompt: parts, steps, chunks, tokens with their ids and weights.
+
+    darkroom explain "a (large:1.2) [fox:owl:0.4], <lora:ink:0.8>"
+    """
+    if steps is not None:
+        with options.named_as_options():
+            whole("steps", steps, 1, MAX_STEPS)
+    learned = options.learned_words(embeddings, embedding_dir, [prompt], style)
+    from darkroom.engine.plan import STEPS
+    from darkroom.formats.checkpoint import open_checkpoint
+    from darkroom.pipeline import EMBEDDED, open_tokenizer
+    from darkroom.prompts.explain import explain as explain_prompt
+
+    checkpoint = open_checkpoint(EMBEDDED if model is None else model)  # its weights are not needed
+    tokenizer = open_tokenizer(checkpoint)
+    config = checkpoint.text_encoder_config
+    told = explain_prompt(
+        prompt,
+        tokenizer,
+        style,
+        steps or int(checkpoint.defaults.get("steps", STEPS)),
+        words=learned,
+        negative=negative,
+        length=min(tokenizer.max_length, config.max_position_embeddings),
+        widths=(config.hidden_size,),
+    )
+    print(json.dumps(told.to_dict(), indent=2) if as_json else told)
