@@ -68,7 +68,7 @@ def advance(jobs: Sequence[Job], denoise: Denoise, largest: int, alone: bool = F
         alone: a call never holds rows of two jobs, so that a picture's bits can't depend on its company.
     """
     tick = Tick()
-    questions = {job.id: [_Question(job, c) for c in job.guidance.branches(job.level)] for job in jobs}
+    questions = {job.id: [_Question(job, c) for c in job.branches()] for job in jobs}
     rows = [question for asked in questions.values() for question in asked]
     keys = [(question.job.id, question.key) if alone else question.key for question in rows]
     for call in share(keys, max(len(asked) for asked in questions.values()) if alone else largest):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from darkroom.diffusion.condition import Condition
+from darkroom.diffusion.control import Controls
 from darkroom.diffusion.guidance import Guidance
 from darkroom.diffusion.known import Known
 from darkroom.masks import Composite
@@ -32,6 +34,7 @@ class Job:
     )  # sigma -> the timestep told, where not the schedule's
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
     start: int = 0  # the interval it began in
+    controls: Controls | None = None  # what steers the U-Net
     known: Known | None = None  # what is not to change
     composite: Composite | None = None  # where in which picture the result belongs
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
@@ -52,6 +55,11 @@ class Job:
         interval (Heun), one just above: a condition that changes there belongs to the next step."""
         sigma = self.state.sigma
         return math.nextafter(sigma, math.inf) if sigma == self.sigmas[self.state.interval + 1] else sigma
+
+    def branches(self) -> tuple[Condition, ...]:
+        """The conditions to ask the network now, one row each; `guidance.combine` makes one of their answers."""
+        asked = self.guidance.branches(self.level)
+        return asked if self.controls is None else self.controls.steer(asked, self.state.evaluations)
 
     @property
     def done(self) -> bool:
