@@ -23,6 +23,7 @@ from darkroom.models.unet import UNet
 from darkroom.prompts.tokenizer import Tokenizer
 
 from .loop import LoopConfig, step_seed
+from .objective import denoising_loss
 from .parallel import Share
 
 # Zero terminal signal-to-noise ratio and v-prediction (Lin et al. 2023, arXiv 2305.08891): without them a model
@@ -117,17 +118,8 @@ class UNetStage:
     def loss(self, batch: tuple[Tensor, Tensor], step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         x0, ids = (y.to(c.device) for y in batch)
-        rows = len(x0) * share.world
-        noise = share.of(torch.randn(rows, *x0.shape[1:])).to(x0.device)
-        # Timesteps spread evenly over the batch: less variance than independent ones.
-        spread = share.of((torch.arange(rows) + torch.rand(())) / rows)
-        t = (spread * self.schedule.steps).long().clamp(max=self.schedule.steps - 1).to(x0.device)
-        sigma = self.schedule.t_to_sigma(t.float()).view(-1, 1, 1, 1).float()
         text = self.text_encoder(ids)
-        answer = self.denoiser.raw(x0 + sigma * noise, sigma.flatten(), Batch(text.float()), t=t.float())
-        target = self.denoiser.scaling.target(x0, noise, sigma)
-        error = (answer - target).square().mean(dim=(1, 2, 3))
-        return (self.weight(sigma.flatten()) * error).mean(), {"error": error.detach().mean()}
+        return denoising_loss(self.denoiser, x0, Batch(text.float()), share, self.weight)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """1 where noise rules, less where it is nearly gone: min(snr + 1, gamma) / (snr + 1).
