@@ -45,7 +45,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
     }.items()
 }
 # Rooms where only these single files may use another room: its subject is theirs alone.
-ONLY = {("formats", "prompts"): ("convert.py", "embedding.py", "save.py"), ("prompts", "models"): ("encoder.py",)}
+ONLY = {("formats", "prompts"): ("convert.py", "embedding.py", "infokeys.py", "save.py"), ("prompts", "models"): ("encoder.py",)}
 # Libraries that tests compare with; the package never needs them.
 PEERS = frozenset({"accelerate", "diffusers", "peft", "scipy", "torchsde", "torchvision", "transformers"})
 
