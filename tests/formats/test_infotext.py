@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from darkroom import samplers
-from darkroom.formats.infotext import SAMPLER_NAMES, SCHEDULE_NAMES, parse_infotext, to_infotext
+from darkroom.formats.infokeys import ROWS, SAMPLER_NAMES, SCHEDULE_NAMES
+from darkroom.formats.infotext import parse_infotext, to_infotext
+from darkroom.request import Request
 
 RECIPE = {
     "prompt": "a fox, (yellow:1.2) background",
@@ -61,12 +65,118 @@ def test_reads_a_real_line_of_an_old_version() -> None:
         "model_hash": "879db523c3",
         "model": "dreamshaper_8",
         "clip_skip": 2,
+        "strength": 0.5,
         "extra": {
-            "Denoising strength": "0.5",
             "Lora hashes": "add_detail: 7c6bad76eb54, b: 0123456789ab",
             "Version": "v1.6.0",
         },
     }
+
+
+# What a request may hold beyond a text alone, and how A1111 writes it.
+FIELDS = {
+    "strength": (0.4, "Denoising strength: 0.4"),
+    "fill": ("noise", "Masked content: latent noise"),
+    "only_masked": (True, "Inpaint area: Only masked"),
+    "mask_padding": (32, "Masked area padding: 32"),
+    "mask_blur": (4, "Mask blur: 4"),
+    "image_guidance_scale": (1.5, "Image CFG scale: 1.5"),
+    "clip_skip": (2, "Clip skip: 2"),
+    "vae": ("ft-mse", "VAE: ft-mse"),
+    "vae_hash": ("0123456789", "VAE hash: 0123456789"),
+    "embeddings": (["eye:0123456789abcdef", "a:b:fedcba9876543210"], "TI hashes: "),
+    "exact_steps": (True, "Exact steps: True"),
+    "outpaint": ([8, 0, 16, 0], 'Outpaint: "8, 0, 16, 0"'),
+    "image": ("0011223344556677", "Image fingerprint: 0011223344556677"),
+    "mask": ("0011223344556677", "Mask fingerprint: 0011223344556677"),
+    "depth": ("0011223344556677", "Depth fingerprint: 0011223344556677"),
+    "latents": ("0011223344556677", "Noise fingerprint: 0011223344556677"),
+    "guidance_projection": (0.5, "CFG projection: 0.5"),
+    "pag_scale": (3.0, "PAG scale: 3"),
+    "pag_adaptive_scale": (0.1, "PAG adaptive scale: 0.1"),
+    "pag_levels": (["mid", "up.0"], 'PAG levels: "mid, up.0"'),
+    "threshold": (0.995, "Dynamic threshold: 0.995"),
+    "threshold_mimic": (2.0, "Dynamic threshold mimic: 2"),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_further_field_is_written_as_a1111_writes_it_and_read_back(field: str) -> None:
+    value, pair = FIELDS[field]
+    text = to_infotext(RECIPE | {field: value})
+    assert f", {pair}" in text
+    assert parse_infotext(text) == RECIPE | {field: value, "extra": {"RNG": "CPU"}}
+
+
+def test_every_field_of_a_request_has_a_row() -> None:
+    """A field that is missing here needs one line in ROWS (formats/infokeys.py)."""
+    told = {field for row in ROWS for field in row.fields}
+    assert {f.name for f in fields(Request)} - {"prompt", "negative_prompt"} == told
+
+
+def test_what_a_recipe_holds_by_default_is_not_told() -> None:
+    """A picture from a text alone has the line that A1111 writes, and nothing else."""
+    request = Request(prompt="x", steps=20, sampler="euler", seed=1, width=64, height=64, guidance_scale=7)
+    assert to_infotext(request.to_dict()) == (
+        "x\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, RNG: CPU"
+    )
+    for field, value in (("fill", "original"), ("only_masked", False), ("exact_steps", False), ("clip_skip", 1)):
+        assert to_infotext({"prompt": "x", "steps": 20, field: value}) == "x\nSteps: 20"
+
+
+def lora(name: str, digits: str, scale: float = 1.0, text_scale: float | None = None) -> dict[str, object]:
+    return {"name": name, "hash": digits, "scale": scale, "text_scale": scale if text_scale is None else text_scale}
+
+
+def test_loras_are_named_in_the_prompt_with_their_hashes() -> None:
+    used = [lora("detail", "7c6bad76eb54", 0.8), lora("ink", "0123456789ab", 0.5, 0.25)]
+    text = to_infotext(RECIPE | {"prompt": "a fox", "loras": used})
+    assert text.startswith("a fox <lora:detail:0.8> <lora:ink:0.25:0.5>\nNegative prompt: blurry\n")
+    assert ', Lora hashes: "detail: 7c6bad76eb54, ink: 0123456789ab"' in text
+    found = parse_infotext(text)
+    assert found["loras"] == used
+    tagged = RECIPE | {"prompt": "<lora:detail:0.8> a fox <lora:ink:0.25:0.5>", "loras": used}
+    assert parse_infotext(to_infotext(tagged)) == tagged | {"extra": {"RNG": "CPU"}}
+    plain = RECIPE | {"prompt_style": "plain", "loras": used}
+    assert to_infotext(plain).startswith(f"{RECIPE['prompt']}\n")
+    odd = RECIPE | {"loras": [lora("a:b, c", "7c6bad76eb54"), "nonsense", {"name": "x"}]}
+    assert 'Lora hashes: "a:b, c: 7c6bad76eb54"' in to_infotext(odd)
+
+
+@pytest.mark.parametrize("value", ["x", "detail", "a: b, c", '"', "detail: 1, ink: 2", ": , :", "\\"])
+def test_hashes_that_match_no_lora_of_the_prompt_are_kept_as_text(value: str) -> None:
+    line = f'a <lora:other:x> fox\nSteps: 1, Seed: 1, Model: m, Lora hashes: "{value}", TI hashes: "{value}"'
+    found = parse_infotext(line)
+    assert not found.keys() & {"loras", "embeddings"}
+
+
+def test_a_second_pass_keeps_its_own_strength() -> None:
+    line = "p\nSteps: 20, Seed: 1, Model: m, Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: Latent"
+    found = parse_infotext(line)
+    assert "strength" not in found
+    assert found["extra"]["Denoising strength"] == "0.7"
+    written = to_infotext(found)
+    assert written.endswith("Denoising strength: 0.7, RNG: CPU, Hires upscale: 2, Hires upscaler: Latent")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Denoising strength: much", {}),
+        ("Mask blur: 4.5", {}),
+        ("Masked content: latent nothing", {}),
+        ("Inpaint area: Whole picture", {"only_masked": False}),
+        ("Inpaint area: here", {}),
+        ("Outpaint: 8", {}),
+        ('Outpaint: "1, 2, x, 4"', {}),
+        ("Exact steps: maybe", {}),
+    ],
+)
+def test_what_makes_no_sense_stays_a_text(written: str, read: dict[str, object]) -> None:
+    found = parse_infotext(f"p\nSteps: 20, Seed: 1, Model: m, {written}")
+    del found["prompt"], found["negative_prompt"], found["steps"], found["seed"], found["model"]
+    assert {key: value for key, value in found.items() if key != "extra"} == read
+    assert ("extra" in found) != bool(read)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def recorded_request(found: Metadata, image: str) -> Request:
     """The request in a picture's recipe. Raises `ImageError` if there is none that can be asked again."""
     if found.source is None or "prompt" not in found.recipe:
         raise ImageError(f"{image!r} holds no recipe, so it can't be drawn again")
+    if "sweep" in found.recipe:
+        raise ImageError(f"{image!r} is a sheet of several pictures: verify one of them instead")
     fields = Request.__dataclass_fields__
     values: dict[str, Any] = {key: value for key, value in found.recipe.items() if key in fields}
     if found.source == "darkroom":
