@@ -18,6 +18,7 @@ from darkroom.engine.plan import Plan, plan
 from darkroom.errors import RequestError
 from darkroom.images import latent_size, open_picture, pad_to_grid, to_tensor
 from darkroom.masks import Composite
+from darkroom.models import tiled
 from darkroom.request import MAX_SIDE, MIN_SIDE, Request
 from darkroom.samplers.state import SamplerState
 
@@ -144,7 +145,7 @@ def encoded(model: Model, picture: Tensor, request: Request, draw: int) -> Tenso
     height, width = picture.shape[-2:]
     try:
         with same_bits(autoencoder):
-            moments = autoencoder.encode(pad_to_grid(picture, config.downscale).to(weight)).float().cpu()
+            moments = tiled.encode(autoencoder, pad_to_grid(picture, config.downscale).to(weight)).float().cpu()
     except Exception as error:
         if not out_of_memory(error):
             raise
