@@ -17,6 +17,7 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
 from .engine.inputs import Inputs
+from .engine.overflow import finite
 from .engine.plan import STEPS
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
@@ -25,10 +26,13 @@ from .formats.embedding import Embedding, learned_words
 from .formats.lora_store import LoraStore
 from .formats.picture import write_into
 from .formats.save import save_folder, save_single_file
+from .formats.vae import with_vae
 from .images import Picture, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models import tiled
 from .models.autoencoder import Autoencoder
+from .models.config import TinyAutoencoderConfig
 from .models.text_encoder import TextEncoder
+from .models.tiny_autoencoder import TinyAutoencoder
 from .models.unet import UNet
 from .prompts.encoder import PromptEncoder
 from .prompts.explain import Explanation
@@ -150,6 +154,16 @@ class Pipeline:
     def model_hash(self) -> str | None:
         """Ten hexadecimal digits of the weights' SHA-256, as A1111 writes them; read from disk on first use."""
         return self.checkpoint.hash() if self.checkpoint else None
+
+    @property
+    def vae(self) -> str | None:
+        """The name of the autoencoder that was put in place of the model's own, if there is one."""
+        return self.checkpoint.vae.name if self.checkpoint and self.checkpoint.vae else None
+
+    @cached_property
+    def vae_hash(self) -> str | None:
+        """Ten hexadecimal digits of its SHA-256."""
+        return self.checkpoint.hash("autoencoder") if self.checkpoint and self.checkpoint.vae else None
 
     def generate(
         self,
@@ -437,9 +451,12 @@ class Pipeline:
 
         Sizes that are no multiple of 8 are continued with their last row and column. Raises ImageError.
         """
-        weight = next(self.autoencoder.parameters())
         picture = pad_to_grid(to_tensor(open_picture(image)), self.autoencoder.config.downscale)
-        moments = tiled.encode(self.autoencoder, picture.to(device=weight.device, dtype=weight.dtype)).float()
+
+        def encoded(network: Autoencoder) -> Tensor:
+            return tiled.encode(network, picture.to(next(network.parameters()))).float()
+
+        moments = finite(self.autoencoder, encoded, "encoding")
         return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -550,6 +567,8 @@ def load(
     dtype: str = "auto",
     compile: bool = False,
     lora_dir: str | Path | None = None,
+    vae: str | Path | None = None,
+    preview: str | Path | None = None,
 ) -> Pipeline:
     """Load a model.
 
@@ -560,6 +579,9 @@ def load(
         dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
         compile: compile the U-Net with torch.compile when it is first used.
         lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>.
+        vae: another autoencoder in place of the model's own: a diffusers folder, a diffusers, LDM or TAESD file, or a
+            name on the hub (docs/models.md).
+        preview: an autoencoder for previews, best a tiny one; None: previews are made without a network.
 
     Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
     device or dtype that can't be.
@@ -572,8 +594,12 @@ def load(
             f"or name a model: a diffusers folder, a .safetensors file or a hub id"
         )
     checkpoint = open_checkpoint(EMBEDDED if source is None else source)
+    previewing = None if preview is None else with_vae(checkpoint, preview)
+    checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
     try:
         pipe = _build(checkpoint, place, numbers)
+        if previewing is not None:
+            pipe.previewer = Previewer(pipe.autoencoder, _autoencoder(previewing, place, numbers))
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         from .engine.memory import out_of_memory
 
@@ -598,12 +624,9 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
     with torch.device("meta"):
         unet = UNet(checkpoint.unet_config)
-        autoencoder = Autoencoder(checkpoint.autoencoder_config)
         text_encoder = TextEncoder(checkpoint.text_encoder_config)
-    # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
-    upcast = dtype == torch.float16 and checkpoint.autoencoder_config.force_upcast
     _fill(unet, checkpoint, "unet", device, dtype)
-    _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)
+    autoencoder = _autoencoder(checkpoint, device, dtype)
     _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
     return Pipeline(
         unet=unet,
@@ -614,6 +637,16 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> 
         checkpoint=checkpoint,
         name="embedded" if checkpoint.path == EMBEDDED else "",
     )
+
+
+def _autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    config = checkpoint.autoencoder_config
+    with torch.device("meta"):
+        autoencoder = TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else Autoencoder(config)
+    # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
+    upcast = dtype == torch.float16 and config.force_upcast
+    _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)
+    return autoencoder.eval().requires_grad_(False)
 
 
 def _fill(

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -29,6 +30,7 @@ from .exact import same_bits
 from .inputs import Inputs
 from .job import Job
 from .memory import default_rows, out_of_memory, release
+from .overflow import finite
 from .prepare import Model, prepare
 from .preview import Preview
 from .scheduler import pick
@@ -196,15 +198,11 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
 
     One at a time also keeps the bits of a picture independent of its company.
     """
-    weight = next(autoencoder.parameters())
-    pictures = []
-    for latent in latents.to(weight.device).float():
-        with same_bits(autoencoder):
-            picture = tiled.decode(autoencoder, autoencoder.unscale(latent[None]).to(weight.dtype))
-        if not bool(picture.isfinite().all()):
-            raise RequestError(
-                "the autoencoder answered with numbers that are not finite; "
-                'load the model with dtype="float32", or check the latents'
-            )
-        pictures.append(to_unit(picture))
-    return torch.cat(pictures)
+    device = next(autoencoder.parameters()).device
+
+    def decoded(latent: Tensor, network: Autoencoder) -> Tensor:
+        with same_bits(network):
+            return tiled.decode(network, network.unscale(latent[None]).to(next(network.parameters()).dtype))
+
+    latents = latents.to(device).float()
+    return torch.cat([to_unit(finite(autoencoder, partial(decoded, latent), "decoding")) for latent in latents])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from darkroom.images import to_pil
+from darkroom.images import to_pil, to_unit
 from darkroom.models.autoencoder import Autoencoder
 
 FIELD = 24  # side of the fitted picture in latent pixels: 576 equations for C + 1 unknowns a colour
@@ -39,10 +39,14 @@ def fit_preview(autoencoder: Autoencoder) -> Tensor:
 
 
 class Previewer:
-    """Makes previews with one autoencoder's map, which is fitted when the first one is looked at."""
+    """Makes previews with one autoencoder's map, which is fitted when the first one is looked at.
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    With a `network` (a tiny autoencoder of the same latents) that decodes them instead: slower, and sharp.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, network: Autoencoder | None = None) -> None:
         self.autoencoder = autoencoder
+        self.network = network
         self._coefficients: Tensor | None = None
         self._lock = Lock()
 
@@ -55,13 +59,24 @@ class Previewer:
             return self._coefficients
 
     def picture(self, latent: Tensor, width: int, height: int) -> Image.Image:
-        """A scaled latent [C, h, w] as a soft RGB picture of width x height pixels."""
+        """A scaled latent [C, h, w] as an RGB picture of width x height pixels, soft without a network."""
+        if self.network is not None:
+            return to_pil(self._decoded(self.network, latent)).crop((0, 0, width, height))
         factors = self.coefficients
         rgb = torch.einsum("chw,cd->dhw", latent.detach().float().cpu(), factors[:-1]) + factors[-1][:, None, None]
         small = to_pil(rgb.nan_to_num().clamp(0, 1))
         f = self.autoencoder.config.downscale
         whole = small.resize((small.width * f, small.height * f), Image.Resampling.BILINEAR)
         return whole.crop((0, 0, width, height))
+
+
+    @staticmethod
+    @torch.no_grad()
+    def _decoded(network: Autoencoder, latent: Tensor) -> Tensor:
+        """[3, H, W] in 0..1."""
+        weight = next(network.parameters())
+        latent = network.unscale(latent[None].to(device=weight.device, dtype=torch.float32).nan_to_num())
+        return to_unit(network.decode(latent.to(weight.dtype))[0].float().nan_to_num())
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ class Checkpoint:
     pad_token: str = EOS  # where there is no tokenizer folder: what CLIP's vocabulary pads with
     low_res_scheduler_config: dict[str, Any] | None = None  # the upscaler's second schedule
     defaults: Mapping[str, float] = field(default_factory=dict)  # steps, guidance_scale: what suits this model
-    _hash: str | None = field(default=None, repr=False)
+    vae: Path | None = None  # a stand-alone autoencoder that was put in place of the model's own
+    _hashes: dict[Part, str] = field(default_factory=dict, repr=False)
     _kept: object = field(default=None, repr=False)  # a temporary folder that must live as long as this
 
     @property
@@ -65,22 +66,23 @@ class Checkpoint:
             return self.unet_config
         return self.autoencoder_config if part == "autoencoder" else self.text_encoder_config
 
-    def hash(self) -> str:
+    def hash(self, part: Part = "unet") -> str:
         """The ecosystem's model hash: ten hex digits of the file's SHA-256 (a folder: of its U-Net's files).
 
-        Reads the whole file the first time, and remembers.
+        Of another part, that of its files. Reads the whole file the first time, and remembers.
         """
-        if self._hash is None:
+        if part not in self._hashes:
             digest = hashlib.sha256()
-            for path in weight_files(self.weights["unet"].path):
+            weights = self.weights[part]
+            for path in [*weight_files(weights.path), *([weights.second] if weights.second else [])]:
                 try:
                     with open(path, "rb") as file:
                         while block := file.read(1 << 20):
                             digest.update(block)
                 except OSError as error:
                     raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-            self._hash = digest.hexdigest()[:10]
-        return self._hash
+            self._hashes[part] = digest.hexdigest()[:10]
+        return self._hashes[part]
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
 from .layouts import Part
 from .rules import Config
 
@@ -66,8 +66,9 @@ def network_config(part: Part, content: dict[str, Any], where: str) -> Any:
     """The configuration of one network from its `config.json`. CheckpointError names `where` and the value at fault."""
     if part == "text_encoder" and isinstance(content.get("text_config"), dict):
         content = content["text_config"]  # a whole CLIP's configuration
+    tiny = part == "autoencoder" and content.get("_class_name") == "AutoencoderTiny"
     with sentences(where):
-        config = _CLASSES[part].from_diffusers(content)
+        config = (TinyAutoencoderConfig if tiny else _CLASSES[part]).from_diffusers(content)
         if isinstance(config, UNetConfig):
             blocks = sum(n * depth for n, depth in zip(config.layers_per_block, config.transformer_layers, strict=True))
             if blocks > _MOST_BLOCKS:

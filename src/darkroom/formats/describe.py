@@ -10,11 +10,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, open_checkpoint
-from .files import open_tensors
 from .hub import resolve
 from .layouts import PARTS, TITLES, Part
 from .shapes import native_shapes
-from .single import part_keys
 from .weights import PartTensors, Weights
 
 
@@ -57,8 +55,8 @@ def _part(checkpoint: Checkpoint, part: Part) -> Mapping[str, Any]:
         PartTensors(checkpoint, part, expected).close()
     except CheckpointError as error:
         fault = str(error)
-    with open_tensors(weights.path) as file:
-        keys = part_keys(file.names(), part, weights.layout, weights.ema).values()
+    with weights.open() as file:
+        keys = weights.keys(file.names(), part).values()
         dtypes = Counter(str(file.dtype(key)).removeprefix("torch.") for key in keys)
     return {
         "parameters": sum(math.prod(shape) for shape in expected.values()),

@@ -6,6 +6,7 @@ the JSON index of a sharded set. Every fault is a CheckpointError of one sentenc
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +69,15 @@ class TensorFile:
                 f"{self.path}: {name} has values too large for {kind}: load it in bfloat16 or float32."
             )
         return converted
+
+    def renamed(self, start: str) -> TensorFile:
+        """The same tensors, each under its name with `start` in front."""
+        slots = [dataclasses.replace(slot, name=start + slot.name) for slot in self._slots.values()]
+        return TensorFile(self.path, slots, self.metadata)
+
+    def joined(self, other: TensorFile) -> TensorFile:
+        """This file's tensors and another's, none of which has the name of one of these."""
+        return TensorFile(self.path, [*self._slots.values(), *other._slots.values()], self.metadata)
 
     def close(self) -> None:
         """Closes the file; tensors already loaded stay valid."""

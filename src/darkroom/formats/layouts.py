@@ -13,7 +13,8 @@ from ..models.config import AutoencoderConfig, UNetConfig
 from .rules import Config, Place, Rule, translate
 
 Part: TypeAlias = Literal["unet", "autoencoder", "text_encoder"]
-Layout: TypeAlias = Literal["diffusers", "ldm", "openclip"]  # openclip: the text encoder of an SD 2.x single file
+Layout: TypeAlias = Literal["diffusers", "ldm", "openclip", "taesd"]
+# openclip: the text encoder of an SD 2.x single file; taesd: the original tiny autoencoder, its two files as one
 
 PARTS: tuple[Part, ...] = ("unet", "autoencoder", "text_encoder")
 TITLES: Mapping[Part, str] = {"unet": "U-Net", "autoencoder": "autoencoder (VAE)", "text_encoder": "text encoder"}
@@ -152,6 +153,13 @@ def _both_halves(half: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return (Rule("encoder", "encoder", half), Rule("decoder", "decoder", half), *quant)
 
 
+def _after_clamp(config: Config, l: int, i: int) -> Mapping[str, int]:
+    return {"n": l + 1}
+
+
+_TINY = (Rule("encoder.{i}", "encoder.layers.{i}"), Rule("decoder.{i}", "decoder.layers.{i}"))
+_TAESD = (Rule("encoder.{l}", "encoder.{l}"), Rule("decoder.{l}", "decoder.{n}", numbers=_after_clamp))
+
 # --- text encoder --------------------------------------------------------------------------------------------------
 
 _CLIP = (
@@ -195,7 +203,8 @@ _OPEN_CLIP = (
 _RULES: Mapping[tuple[Part, Layout], tuple[str, tuple[Rule, ...]]] = {
     ("unet", "diffusers"): ("", _UNET),
     ("unet", "ldm"): ("model.diffusion_model.", _LDM_UNET),
-    ("autoencoder", "diffusers"): ("", _both_halves(_VAE_HALF)),
+    ("autoencoder", "diffusers"): ("", (*_both_halves(_VAE_HALF), *_TINY)),
+    ("autoencoder", "taesd"): ("", _TAESD),
     ("autoencoder", "ldm"): ("first_stage_model.", _both_halves(_LDM_VAE_HALF)),
     ("text_encoder", "diffusers"): ("text_model.", _CLIP),
     ("text_encoder", "ldm"): ("cond_stage_model.transformer.text_model.", _CLIP),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CheckpointError
-from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
 from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer
 from .layouts import PARTS, Layout, Part, table
 from .rules import Config, Place
@@ -146,6 +146,8 @@ def save_single_file(
     vocabulary other than CLIP's own. Raises CheckpointError if the file can't be written.
     """
     target = Path(os.path.abspath(path))
+    if isinstance(autoencoder_config, TinyAutoencoderConfig):
+        raise CheckpointError(f"{target}: a tiny autoencoder has no place in a single file; save a folder.")
     layout: Layout = "openclip" if text_encoder_config.hidden_act == "gelu" else "ldm"
     notes: dict[str, Any] = {
         "unet": unet_config.to_diffusers(),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..models.config import AutoencoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, TinyAutoencoderConfig, UNetConfig
 from .rules import Config
 
 
@@ -16,6 +16,8 @@ def native_shapes(config: Config, where: str = "the configuration") -> dict[str,
     network: Any
     if isinstance(config, UNetConfig):
         from ..models.unet import UNet as network
+    elif isinstance(config, TinyAutoencoderConfig):
+        from ..models.tiny_autoencoder import TinyAutoencoder as network
     elif isinstance(config, AutoencoderConfig):
         from ..models.autoencoder import Autoencoder as network
     else:

@@ -39,10 +39,19 @@ class SingleFile:
     )  # file name -> content, of a vocabulary not CLIP's
 
 
-def part_keys(names: list[str], part: Part, layout: Layout, ema: bool = False) -> dict[str, str]:
-    """The canonical key of each of a part's tensors -> the key in the file. The canonical spelling wins over others."""
+def part_keys(
+    names: list[str], part: Part, layout: Layout, ema: bool = False, start: str | None = None
+) -> dict[str, str]:
+    """The canonical key of each of a part's tensors -> the key in the file. The canonical spelling wins over others.
+
+    `start` is what the part's keys begin with in this file, where that is not what the layout says.
+    """
     if ema and part == "unet":
         return _averages(names)
+    if start is not None:
+        own = [name for name in names if name.startswith(start)]
+        keys = part_keys([prefix(part, layout) + name.removeprefix(start) for name in own], part, layout)
+        return {key: start + spelled.removeprefix(prefix(part, layout)) for key, spelled in keys.items()}
     start = "cond_stage_model." if part == "text_encoder" and layout != "diffusers" else prefix(part, layout)
     keys: dict[str, str] = {}
     for name in names:

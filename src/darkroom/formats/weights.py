@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from . import single
-from .files import open_tensors
+from .files import TensorFile, open_tensors
 from .layouts import TITLES, Layout, Part, is_ignored, table
 from .rules import Place
 
@@ -28,6 +28,23 @@ class Weights:
     path: Path  # a weights file, or the index of its shards
     layout: Layout
     ema: bool = False  # take the moving average: there is nothing else
+    start: str | None = None  # what the part's keys begin with, where that is not what the layout says
+    second: Path | None = None  # layout "taesd": the decoder's file, where `path` is the encoder's
+
+    def open(self) -> TensorFile:
+        """The tensors, of two files as `encoder.` and `decoder.`"""
+        if self.second is None:
+            return open_tensors(self.path)
+        encoder = open_tensors(self.path)
+        try:
+            return encoder.renamed("encoder.").joined(open_tensors(self.second).renamed("decoder."))
+        except BaseException:
+            encoder.close()
+            raise
+
+    def keys(self, names: list[str], part: Part) -> dict[str, str]:
+        """The canonical key of each of the part's tensors -> the key among `names`."""
+        return single.part_keys(names, part, self.layout, self.ema, self.start)
 
 
 class PartTensors:
@@ -42,10 +59,10 @@ class PartTensors:
         self._places = table(part, weights.layout, expected, checkpoint.config(part))
         self._expected = expected
         self._fused: tuple[str, Tensor] | None = None
-        self._file = open_tensors(weights.path)
+        self._file = weights.open()
         try:
             names = self._file.names()
-            self._keys = single.part_keys(names, part, weights.layout, weights.ema)
+            self._keys = weights.keys(names, part)
             problems = self._problems(part, weights.layout, checkpoint)
             if problems:
                 raise CheckpointError(

@@ -83,6 +83,10 @@ class Model(Protocol):
     @property
     def model_hash(self) -> str | None: ...
     @property
+    def vae(self) -> str | None: ...
+    @property
+    def vae_hash(self) -> str | None: ...
+    @property
     def size(self) -> tuple[int, int]: ...
     @property
     def defaults(self) -> Mapping[str, float]: ...
@@ -195,6 +199,8 @@ def complete(model: Model, request: Request, inputs: Inputs) -> Request:
         latents=None if latents is None else fingerprint(latents),
         model=model.name or None,
         model_hash=model.model_hash,
+        vae=model.vae,
+        vae_hash=model.vae_hash,
     )
 
 

@@ -1,0 +1,175 @@
+"""Stand-alone autoencoders: told by their content, and put in place of a model's own.
+
+| what                             | its keys                                                            |
+|----------------------------------|---------------------------------------------------------------------|
+| diffusers folder, or a model's   | as in its `config.json`, which is an AutoencoderKL or AutoencoderTiny |
+| diffusers file                   | `encoder.down_blocks...` or, tiny, `encoder.layers...`              |
+| LDM file                         | `encoder.down...`                                                   |
+| TAESD's own two files            | `taesd_encoder`, `taesd_decoder`: `0.weight`, `1.conv.0.weight`, ...  |
+
+The keys of files may begin with `first_stage_model.` or `vae.`; a whole model's file gives its autoencoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..models.config import AutoencoderConfig, TinyAutoencoderConfig
+from . import detect, folder
+from .checkpoint import Checkpoint
+from .configs import network_config, read_json, sentences
+from .files import open_tensors
+from .hub import resolve
+from .weights import Weights
+
+_STARTS = ("first_stage_model.", "vae.", "")
+_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_HALVES = (("encoder", "decoder"), ("decoder", "encoder"))
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Vae:
+    """A stand-alone autoencoder; nothing of it is loaded."""
+
+    path: Path
+    config: AutoencoderConfig
+    weights: Weights
+    scaled: bool  # whether its configuration says how latents are scaled; else the model's own does
+
+    @property
+    def name(self) -> str:
+        """A name for people: the file's name, or the folder's."""
+        return self.path.name if self.path.is_file() else self.path.resolve().name
+
+
+def with_vae(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
+    """The checkpoint with another autoencoder. CheckpointError where that can't decode what the model draws."""
+    vae, own = open_vae(source), checkpoint.autoencoder_config
+    config = vae.config
+    if not vae.scaled:
+        scaling = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+        config = dataclasses.replace(config, **{name: getattr(own, name) for name in scaling})
+    for what, theirs, ours in (
+        ("latents of {} channels", config.latent_channels, own.latent_channels),
+        ("latent pixels of {0} x {0}", config.downscale, own.downscale),
+    ):
+        if theirs != ours:
+            raise CheckpointError(
+                f"{vae.path} is an autoencoder of {what.format(theirs)}, and {checkpoint.name} has "
+                f"{what.format(ours)}: choose one of its own family."
+            )
+    weights = {**checkpoint.weights, "autoencoder": vae.weights}
+    return dataclasses.replace(checkpoint, autoencoder_config=config, weights=weights, vae=vae.path, _hashes={})
+
+
+def open_vae(source: str | Path) -> Vae:
+    """Find out what a stand-alone autoencoder is. CheckpointError, in one sentence, where it is none."""
+    path = resolve(source)
+    return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def _open_folder(path: Path) -> Vae:
+    place = path / "vae" if (path / "vae" / "config.json").is_file() else path
+    if (place / "config.json").is_file():
+        weights = Weights(folder.weights_file(place), "diffusers")
+        return Vae(path, _published(place / "config.json"), weights, scaled=True)
+    halves = [file for file in sorted(path.iterdir()) if file.is_file() and re.search("taesd.*encoder", file.name)]
+    if halves:
+        return _open_file(halves[0])
+    raise CheckpointError(f"{path} holds no autoencoder: it has no config.json and no taesd_encoder file.")
+
+
+def _published(file: Path) -> AutoencoderConfig:
+    content = read_json(file)
+    kind = content.get("_class_name")
+    if kind not in _CLASSES:
+        raise CheckpointError(f"{file} is of a {kind!r}; an autoencoder is one of {', '.join(_CLASSES)}.")
+    config = network_config("autoencoder", content, str(file))
+    assert isinstance(config, AutoencoderConfig)
+    return config
+
+
+def _open_file(path: Path) -> Vae:
+    with open_tensors(path) as file:
+        names = file.names()
+        start = next((s for s in _STARTS if any(n.startswith((s + "encoder.", s + "decoder.")) for n in names)), "")
+        shapes = {name.removeprefix(start): file.shape(name) for name in names if name.startswith(start)}
+    if all(re.match(r"\d+\.", name) for name in shapes):
+        return _open_halves(path)
+    beside = path.parent / "config.json"
+    weights = Weights(path, "diffusers", start=start)
+    if beside.is_file() and read_json(beside).get("_class_name") in _CLASSES:
+        return Vae(path, _published(beside), weights, scaled=True)
+    with sentences(str(path)):
+        if any(name.startswith("encoder.layers.") for name in shapes):
+            short = {name.replace(".layers.", ".", 1): shape for name, shape in shapes.items()}
+            return Vae(path, _tiny_config(short, path), weights, scaled=True)
+        native = any(name.startswith("encoder.down.") for name in shapes)
+        config = detect.autoencoder_config(shapes if native else _as_ldm(shapes), upscaler=False)
+    if config is None:
+        first = ", ".join(list(shapes)[:3]) or "nothing"
+        raise CheckpointError(f"{path} holds no autoencoder: its tensors are called {first}.")
+    return Vae(path, config, dataclasses.replace(weights, layout="ldm" if native else "diffusers"), scaled=False)
+
+
+def _as_ldm(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The names by which `detect` tells an autoencoder's shape, from diffusers' names."""
+    renamed = {}
+    for name, shape in shapes.items():
+        name = re.sub(r"encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block.", name)
+        renamed[name.replace("mid_block.attentions.0.", "mid.attn_1.")] = shape
+    return renamed
+
+
+def _open_halves(path: Path) -> Vae:
+    """The original tiny autoencoder, from either of its two files."""
+    for this, that in _HALVES:
+        if this in path.name:
+            other = path.with_name(path.name.replace(this, that))
+            if not other.is_file():
+                raise CheckpointError(f"{path} is the {this} of a tiny autoencoder; put its {other.name} beside it.")
+            encoder, decoder = (path, other) if this == "encoder" else (other, path)
+            weights = Weights(encoder, "taesd", second=decoder)
+            with weights.open() as file, sentences(str(path)):
+                config = _tiny_config({name: file.shape(name) for name in file.names()}, path)
+            return Vae(path, config, weights, scaled=True)
+    raise CheckpointError(
+        f"{path} seems to be half of a tiny autoencoder; its name must say which: taesd_encoder or taesd_decoder."
+    )
+
+
+def _tiny_config(shapes: Shapes, path: Path) -> TinyAutoencoderConfig:
+    """A tiny autoencoder's shape from keys `encoder.3.conv.0.weight`: single convolutions part the levels' blocks."""
+
+    def blocks(half: str) -> tuple[int, ...]:
+        counts: list[int] = []
+        numbers = {int(match[1]) for name in shapes if (match := re.match(rf"{half}\.(\d+)\.", name))}
+        single = {number for number in numbers if f"{half}.{number}.weight" in shapes}
+        for number in sorted(numbers):
+            if number in single:
+                counts.append(0)
+            elif counts:
+                counts[-1] += 1
+        return tuple(counts[:-1])
+
+    first = [
+        (half, shapes.get(f"{half}.{n}.weight", ())) for half, n in (("encoder", 0), ("decoder", 0), ("decoder", 1))
+    ]
+    found = {half: shape for half, shape in first if len(shape) == 4}
+    encoder, decoder = blocks("encoder"), blocks("decoder")
+    if len(found) < 2 or not encoder or not decoder or 0 in (*encoder, *decoder):
+        raise CheckpointError(f"{path} is no tiny autoencoder that Darkroom knows: its layers are of another order.")
+    return TinyAutoencoderConfig(
+        in_channels=found["encoder"][1],
+        latent_channels=found["decoder"][1],
+        block_out_channels=(found["encoder"][0],) * len(encoder),
+        decoder_widths=(found["decoder"][0],) * len(decoder),
+        encoder_blocks=encoder,
+        decoder_blocks=decoder,
+    )
