@@ -23,7 +23,7 @@ from darkroom.request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
 if TYPE_CHECKING:
     from PIL import Image
 
-    from darkroom.engine import Engine
+    from darkroom.engine import Engine, Inputs
     from darkroom.pipeline import Pipeline
 
 app = new_app()
@@ -37,6 +37,7 @@ class Asked:
 
     request: Request  # with an empty prompt
     load: Callable[[], Pipeline]
+    inputs: Callable[[Pipeline], Inputs]  # what all its pictures are made from beside their requests
 
 
 def drawing(
@@ -75,6 +76,8 @@ def drawing(
         float,
         typer.Option(metavar="X", parser=options.real_number, help="0 to 1: against overexposure at high guidance."),
     ] = 0.0,
+    lora: options.Loras = None,
+    lora_dir: options.LoraDir = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     compile: options.Compile = False,
@@ -102,6 +105,8 @@ def drawing(
 
         canonical(sampler)  # says so before a model is loaded
 
+    loras = options.loras(lora)
+
     def load() -> Pipeline:
         if schedule is not None:
             from darkroom.diffusion.spacings import spacing_name
@@ -109,9 +114,14 @@ def drawing(
 
             if schedule.lower() != AUTOMATIC:
                 spacing_name(schedule)
-        return options.load(model, device, dtype, compile, threads)
+        return options.load(model, device, dtype, compile, threads, lora_dir)
 
-    return Asked(request, load)
+    def inputs(pipe: Pipeline) -> Inputs:
+        from darkroom.engine import Inputs
+
+        return Inputs(loras=options.read_loras(pipe, loras))
+
+    return Asked(request, load, inputs)
 
 
 @app.command()
@@ -157,12 +167,14 @@ def generate(
         # On a CPU a wider batch gains nothing, and alone each picture has the same bits as when it is drawn again.
         on_cpu = pipe.device.type == "cpu"
         engine = Engine(pipe, deterministic=on_cpu)
-        return _draw(engine, requests, write, display, as_json, together=1 if on_cpu else max(1, engine.max_rows // 2))
+        together = 1 if on_cpu else max(1, engine.max_rows // 2)
+        return _draw(engine, requests, asked.inputs(pipe), write, display, as_json, together)
 
 
 def _draw(
     engine: Engine,
     requests: Sequence[Request],
+    inputs: Inputs,
     write: Callable[[Image.Image, dict[str, Any]], Path],
     display: Display,
     as_json: bool,
@@ -177,7 +189,7 @@ def _draw(
     try:
         while waiting or engine.jobs:
             while waiting and len(engine.jobs) < together:
-                job = engine.jobs[engine.add(waiting.popleft())]
+                job = engine.jobs[engine.add(waiting.popleft(), inputs)]
                 per_picture = job.steps
             for event in engine.step():
                 if isinstance(event, Progress):

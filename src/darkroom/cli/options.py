@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from darkroom.errors import RequestError
-from darkroom.request import whole
+from darkroom.request import MAX_LORA_SCALE, real, whole
 
 if TYPE_CHECKING:
+    from darkroom.adapters import Scaled
     from darkroom.pipeline import Pipeline
     from darkroom.prompts.embeddings import LearnedWord
 
@@ -77,6 +78,13 @@ Embeddings = Annotated[
 EmbeddingDir = Annotated[
     str | None, typer.Option(metavar="DIR", help="A folder of textual-inversion files, for prompts that name them.")
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA to draw with; may come several times."),
+]
+LoraDir = Annotated[
+    str | None, typer.Option("--lora-dir", metavar="DIR", help="Where <lora:NAME:WEIGHT> of a prompt is looked up.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _SIZE = re.compile(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", re.ASCII)
@@ -92,7 +100,31 @@ def size(text: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2])
 
 
-def load(model: str | None, device: str, dtype: str, compile: bool, threads: int | None) -> Pipeline:
+def loras(given: list[str] | None) -> list[tuple[str, float]]:
+    """Files and scales from "FILE" or "FILE:0.8". Raises `RequestError`, before anything is loaded."""
+    found = []
+    for text in given or ():
+        name, colon, scale = text.rpartition(":")
+        try:
+            pair = (name, float(scale)) if colon and name else (text, 1.0)
+        except ValueError:  # the colon is the name's own
+            pair = (text, 1.0)
+        if not Path(path(pair[0])).exists():
+            raise RequestError(f"there is no LoRA {pair[0][:200]!r}: --lora takes a file, as in ink.safetensors:0.8")
+        found.append((pair[0], real("--lora", pair[1], -MAX_LORA_SCALE, MAX_LORA_SCALE)))
+    return found
+
+
+def read_loras(pipe: Pipeline, given: Sequence[tuple[str, float]]) -> tuple[Scaled, ...]:
+    """What `loras` found, read for a model."""
+    from darkroom.adapters import Lora
+
+    return tuple(pipe.loras.get(Lora(file, scale)) for file, scale in given)
+
+
+def load(
+    model: str | None, device: str, dtype: str, compile: bool, threads: int | None, lora_dir: str | None = None
+) -> Pipeline:
     """Load a model as the options say. Raises `darkroom.Error`."""
     if threads is not None:
         with named_as_options():
@@ -104,7 +136,7 @@ def load(model: str | None, device: str, dtype: str, compile: bool, threads: int
     if threads is not None:
         torch.set_num_threads(threads)
     with named_as_options():
-        return darkroom.load(model, device=device, dtype=dtype, compile=compile)
+        return darkroom.load(model, device=device, dtype=dtype, compile=compile, lora_dir=lora_dir)
 
 
 @contextmanager

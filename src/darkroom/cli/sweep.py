@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from darkroom.sweeps.axes import LETTERS, parse_axis
 from darkroom.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
-    from darkroom.engine import Engine
+    from darkroom.engine import Engine, Inputs
 
 app = new_app()
 
@@ -60,7 +61,7 @@ def sweep(
         from darkroom.engine import Engine
 
         engine = Engine(pipe, deterministic=pipe.device.type == "cpu")
-        code = _draw(grid, engine, display, sheet, save_cells, overwrite)
+        code = _draw(grid, engine, asked.inputs(pipe), display, sheet, save_cells, overwrite)
     paths = []
     if grid.images:
         with uninterrupted():
@@ -73,14 +74,16 @@ def sweep(
     return code
 
 
-def _draw(grid: Sweep, engine: Engine, display: Display, sheet: Path, save_cells: bool, overwrite: bool) -> int:
+def _draw(
+    grid: Sweep, engine: Engine, inputs: Inputs, display: Display, sheet: Path, save_cells: bool, overwrite: bool
+) -> int:
     """Draw all cells, writing each as it comes if asked to; the exit code. Ctrl-C leaves what is finished."""
     from darkroom.engine import Failed, Finished, Progress
 
     crossed, code = 0, 0
     total = 0
     try:
-        for cell, event in grid.draw(engine):
+        for cell, event in grid.draw(engine, inputs):
             if isinstance(event, Progress):
                 crossed += 1
                 total = max(total, event.steps * len(grid.cells), crossed)

@@ -16,7 +16,7 @@ from darkroom.request import Request, whole
 if TYPE_CHECKING:
     from PIL import Image
 
-    from darkroom.engine import Engine
+    from darkroom.engine import Engine, Inputs
 
 app = new_app()
 
@@ -35,6 +35,8 @@ def verify(
             metavar="N", parser=options.whole_number, help="Largest difference of a pixel that passes, of 255."
         ),
     ] = 2,
+    lora: options.Loras = None,
+    lora_dir: options.LoraDir = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -49,18 +51,21 @@ def verify(
         whole("tolerance", tolerance, 0, 255)
     found = read_metadata(image)
     request = recorded_request(found, image)
+    loras = options.loras(lora)
     with Display("loading the model") as display:
-        pipe = options.load(model if model is not None else recorded_model(found, image), device, dtype, False, threads)
+        source = model if model is not None else recorded_model(found, image)
+        pipe = options.load(source, device, dtype, False, threads, lora_dir)
         if request.model_hash and pipe.model_hash and request.model_hash[:10] != pipe.model_hash[:10]:
             complain(
                 f"the picture was drawn by the model {request.model!r} with the hash {request.model_hash}; "
                 f"this one is {pipe.name!r} with {pipe.model_hash}"
             )
-        from darkroom.engine import Engine
+        from darkroom.engine import Engine, Inputs
         from darkroom.images import open_picture
 
         theirs = open_picture(image)
-        ours = _draw(Engine(pipe, deterministic=True), request, display)
+        inputs = Inputs(loras=options.read_loras(pipe, loras))
+        ours = _draw(Engine(pipe, deterministic=True), request, inputs, display)
     result = compare(theirs, ours)
     passed = result["max_difference"] is not None and result["max_difference"] <= tolerance
     lossy = found.format == "JPEG"
@@ -113,10 +118,10 @@ def recorded_model(found: Metadata, image: str) -> str | None:
 EMBEDDED = "embedded"
 
 
-def _draw(engine: Engine, request: Request, display: Display) -> Image.Image:
+def _draw(engine: Engine, request: Request, inputs: Inputs, display: Display) -> Image.Image:
     from darkroom.engine import Failed, Finished, Progress
 
-    engine.add(request)
+    engine.add(request, inputs)
     while True:
         for event in engine.step():
             if isinstance(event, Progress):

@@ -149,4 +149,10 @@ def _spellings(part: str, network: Any) -> Iterator[tuple[Layout, str, tuple[str
             place = places[f"{path}.weight"]
             if place.third is None:
                 name = place.name.removesuffix(".weight").removeprefix(prefix(rules, layout))
-                yield layout, path, (f"text_model.{name}", name) if part.startswith("text") else (name,)
+                yield layout, path, _with_and_without("text_model.", name) if part.startswith("text") else (name,)
+
+
+def _with_and_without(start: str, name: str) -> tuple[str, ...]:
+    """Both ways in which text encoders are spelled, the longer first; a projection lies outside of `text_model`."""
+    name = name.removeprefix(start)
+    return (name,) if name.startswith("text_projection") else (start + name, name)

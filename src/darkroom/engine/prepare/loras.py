@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from darkroom.adapters import Scaled
+from darkroom.adapters import Adapter, Scaled
 from darkroom.diffusion.guidance import Adapted
 from darkroom.engine.inputs import Inputs
 from darkroom.engine.job import Job
@@ -18,14 +18,21 @@ from .common import Model
 def with_loras(model: Model, request: Request, inputs: Inputs) -> tuple[Request, Inputs]:
     """The request without <lora:...> in its prompt, and the inputs with all LoRAs it takes.
 
-    A recipe that is drawn again takes those it names: the ones given, or ones of the same name and hash from the
-    model's folder. Raises RequestError for one that is not there.
+    A recipe that is drawn again takes those it names at its strengths: files that are given, or else ones of the same
+    name and hash from the model's folder. Raises RequestError for one that is not there.
     """
     prompt, tags = take_tags(request.prompt, request.prompt_style)
     loras = list(inputs.loras)
-    loras += [Scaled(model.find_lora(tag.name), tag.scale, tag.text_scale) for tag in tags]
-    present = {used_lora(lora).hash for lora in (*loras, *model.merged_loras)}
-    loras += [_again(model, used) for used in request.loras if used.hash not in present]
+    if request.loras:
+        given = {lora.adapter.hash[:12]: lora.adapter for lora in loras}
+        merged = {used_lora(lora) for lora in model.merged_loras}
+        named = {used.hash for used in request.loras}
+        loras = [lora for lora in loras if lora.adapter.hash[:12] not in named]
+        for used in request.loras:
+            if used not in merged:
+                loras.append(Scaled(given.get(used.hash) or _again(model, used), used.scale, used.text_scale))
+    else:
+        loras += [Scaled(model.find_lora(tag.name), tag.scale, tag.text_scale) for tag in tags]
     return replace(request, prompt=prompt), replace(inputs, loras=tuple(loras))
 
 
@@ -43,7 +50,7 @@ def used_lora(lora: Scaled) -> UsedLora:
     return UsedLora(lora.adapter.name, lora.adapter.hash[:12], lora.scale, lora.text_scale)
 
 
-def _again(model: Model, used: UsedLora) -> Scaled:
+def _again(model: Model, used: UsedLora) -> Adapter:
     """A LoRA of a recipe, from the model's folder."""
     told = f"this recipe used the LoRA {used.name[:60]!r} (hash {used.hash[:12]}) at {used.scale:g}"
     try:
@@ -52,4 +59,4 @@ def _again(model: Model, used: UsedLora) -> Scaled:
         raise RequestError(f"{told}; give that file again, or the folder it is in") from error
     if not adapter.hash.startswith(used.hash[:12]):
         raise RequestError(f"{told}; the folder has another file of that name (hash {adapter.hash[:12]})")
-    return Scaled(adapter, used.scale, used.text_scale)
+    return adapter
