@@ -62,13 +62,16 @@ class Sweep:
         A cell that the model can't draw is refused, by a RequestError that names it, before the first is begun.
         One that fails on the way has its error in `errors`, and the others go on.
         """
-        from darkroom.engine import Failed, Finished  # imports torch; a grid is planned without it
+        import torch  # a grid is planned without it
+
+        from darkroom.engine import Failed, Finished
         from darkroom.engine.prepare import prepare
 
         jobs = []
         for number, cell in enumerate(self.cells):
             try:
-                jobs.append(prepare(engine.model, cell.request, str(number), inputs))
+                with torch.no_grad():
+                    jobs.append(prepare(engine.model, cell.request, str(number), inputs))
             except RequestError as error:
                 raise RequestError(f"the cell {cell.words} can't be drawn: {error}") from error
             self.requests[cell.place] = jobs[-1].request
