@@ -308,6 +308,27 @@ class Pipeline:
         ]
         return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
 
+    def inputs(
+        self,
+        *,
+        latents: Tensor | None = None,
+        image: Picture | None = None,
+        mask: Picture | None = None,
+        loras: Sequence[Lora | str | Path] = (),
+        embeddings: Sequence[Embedding | str | Path] = (),
+    ) -> Inputs:
+        """What one picture is made from beside its request, read and opened: the keywords of `generate`, for `draw`.
+
+        Raises RequestError, ImageError and CheckpointError.
+        """
+        return Inputs(
+            latents=latents,
+            image=None if image is None else open_picture(image, "image"),
+            mask=None if mask is None else open_mask(mask, "mask"),
+            loras=tuple(self.loras.get(lora) for lora in _listed(loras)),
+            embeddings=learned_words(embeddings),
+        )
+
     def draw(
         self,
         requests: Sequence[Request],
@@ -354,82 +375,6 @@ class Pipeline:
     def sweep(
         self,
         prompt: str,
-    def upscale(
-        self,
-        image: Picture,
-        prompt: str = "",
-        *,
-        scale: float | None = None,
-        strength: float | None = None,
-        tile: int | None = None,
-        overlap: int | None = None,
-        noise_level: int | None = None,
-        **options: Any,
-    ) -> Result:
-        """Make a picture larger.
-
-        An upscaling model (seven input channels, such as stable-diffusion-x4-upscaler) does what it was trained for:
-        four times as large. Any other model refines: the picture is enlarged (Lanczos), and image-to-image gives it
-        detail, in windows of the model's own size that agree at every step.
-
-        Args:
-            image: a PIL picture or a path.
-            prompt: what the picture shows; with an empty one nothing but the picture guides.
-            scale: the factor for each side, above 0; None: 2, or an upscaling model's own.
-            strength: of refinement, 0 to 1: how much is drawn anew; None: 0.3.
-            tile, overlap: the windows' side and what neighbours share, in pixels of the result; None: the model's own
-                size, and a quarter of it. An upscaling model sees pictures up to 512x512 whole.
-            noise_level: of an upscaling model, 0 to 350: how much noise the picture is given before; None: 20.
-            options: the others of `generate`, which this is a call of.
-
-        Raises RequestError, in one sentence, for anything that can't be done.
-        """
-        for name in ("width", "height", "mask", "outpaint"):
-            if options.get(name) is not None:
-                raise RequestError(f"{name} is given, which upscale doesn't take; use scale, or generate with an image")
-        image = open_picture(image)
-        own = self.autoencoder.config.downscale if is_upscaler(self) else None
-        factor = real("scale", (own or 2) if scale is None else scale, 0.01, 100.0)
-        if own is not None and factor != own:
-            raise RequestError(f"scale is {factor:g}, but this model makes pictures {own} times as large; leave it out")
-        width, height = (round(side * factor) for side in image.size)
-        check_size(image.size, factor, (width, height))
-        if own is None:
-            strength = REFINEMENT if strength is None else strength
-            tile = max(self.size) if tile is None else tile
-        return self.generate(
-            prompt,
-            image=image,
-            width=width,
-            height=height,
-            strength=strength,
-            tile=tile,
-            overlap=overlap,
-            noise_level=noise_level,
-            **options,
-        )
-
-    def inputs(
-        self,
-        *,
-        latents: Tensor | None = None,
-        image: Picture | None = None,
-        mask: Picture | None = None,
-        loras: Sequence[Lora | str | Path] = (),
-        embeddings: Sequence[Embedding | str | Path] = (),
-    ) -> Inputs:
-        """What one picture is made from beside its request, read and opened: the keywords of `generate`, for `draw`.
-
-        Raises RequestError, ImageError and CheckpointError.
-        """
-        return Inputs(
-            latents=latents,
-            image=None if image is None else open_picture(image, "image"),
-            mask=None if mask is None else open_mask(mask, "mask"),
-            loras=tuple(self.loras.get(lora) for lora in _listed(loras)),
-            embeddings=learned_words(embeddings),
-        )
-
         x: Given,
         y: Given | None = None,
         z: Given | None = None,
@@ -444,13 +389,15 @@ class Pipeline:
             x, y, z: what varies along columns, rows and blocks: "steps=10,20,30", "guidance=1..7:2",
                 "prompt=fox,owl" (replaces the first by each), or a name and values: ("steps", [10, 20, 30]).
             on_progress, deterministic: as in `generate`; a Progress has its cell's number for an index.
-            options: the fields of Request that all cells have in common; without a seed, one is drawn for all.
+            options: what all cells have in common, as in `generate`; without a seed, one is drawn for all.
 
         Raises RequestError, naming axis and value, before anything is drawn. A cell that fails later is gray, and its
         error in `errors`.
         """
         axes = [parse_axis(letter, given) for letter, given in zip("xyz", (x, y, z), strict=True) if given is not None]
+        given = {field.name: options.pop(field.name) for field in fields(Inputs) if field.name in options}
         sweep = Sweep.plan(Request.from_dict({"prompt": prompt, **options}), axes)
+        inputs = self.inputs(**given)
         if deterministic is None:
             deterministic = self.device.type == "cpu"
         places = {cell.place: i for i, cell in enumerate(sweep.cells)}
@@ -496,9 +443,7 @@ class Pipeline:
         style: str = "a1111",
         steps: int | None = None,
         *,
-        given = {field.name: options.pop(field.name) for field in fields(Inputs) if field.name in options}
         embeddings: Sequence[Embedding | str | Path] = (),
-        inputs = self.inputs(**given)
         negative: bool = False,
     ) -> Explanation:
         """What the model will read of a prompt: parts, steps, chunks, tokens, ids, weights. Print it.
