@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
 from .layouts import Part
 from .rules import Config
 
@@ -19,6 +19,8 @@ _CLASSES: dict[Part, type[Config]] = {
     "unet": UNetConfig,
     "autoencoder": AutoencoderConfig,
     "text_encoder": TextEncoderConfig,
+    "text_encoder_2": TextEncoderConfig,
+    "controlnet": ControlNetConfig,
 }
 _MOST_BLOCKS = 4096  # resnets and transformer blocks of a U-Net; published ones have under 150
 
@@ -64,7 +66,7 @@ def checked_defaults(content: Any, where: str) -> dict[str, float]:
 
 def network_config(part: Part, content: dict[str, Any], where: str) -> Any:
     """The configuration of one network from its `config.json`. CheckpointError names `where` and the value at fault."""
-    if part == "text_encoder" and isinstance(content.get("text_config"), dict):
+    if part.startswith("text_encoder") and isinstance(content.get("text_config"), dict):
         content = content["text_config"]  # a whole CLIP's configuration
     tiny = part == "autoencoder" and content.get("_class_name") == "AutoencoderTiny"
     with sentences(where):

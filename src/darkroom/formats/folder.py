@@ -11,7 +11,12 @@ from ..errors import CheckpointError
 from .configs import checked_defaults, read_json
 from .layouts import TITLES, Part
 
-SUBFOLDERS: dict[Part, str] = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
+SUBFOLDERS: dict[Part, str] = {
+    "unet": "unet",
+    "autoencoder": "vae",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+}
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 
@@ -26,7 +31,6 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 DEFAULTS_FILE = "darkroom.json"  # beside model_index.json: settings that suit a model, where ours do not
 
 _UNSUPPORTED = (
-    "StableDiffusionXL",
     "StableDiffusion3",
     "Flux",
     "Kandinsky",
@@ -64,21 +68,29 @@ def has_variant(folder: Path, variant: str) -> bool:
 
 
 def part_folders(path: Path) -> dict[Part, Path]:
-    """The folders of the three networks. CheckpointError if one is missing, or the folder is another kind of model."""
+    """The folders of the networks. CheckpointError if one is missing, or the folder is another kind of model.
+
+    A model with a `text_encoder_2` alone (SDXL's refiner) has it for its first.
+    """
     name = pipeline_class(path)
     if name is not None and name.startswith(_UNSUPPORTED):
         raise CheckpointError(
-            f"{path} holds a {name}, which this version does not load; it loads Stable Diffusion 1.x and 2.x."
+            f"{path} holds a {name}, which this version does not load; it loads Stable Diffusion 1.x, 2.x and XL."
         )
     folders = {part: path / sub for part, sub in SUBFOLDERS.items()}
     if not folders["unet"].is_dir():
         if (path / "transformer").is_dir():
             raise CheckpointError(
-                f"{path} holds a transformer instead of a U-Net; Darkroom loads Stable Diffusion 1.x and 2.x."
+                f"{path} holds a transformer instead of a U-Net; Darkroom loads Stable Diffusion 1.x, 2.x and XL."
             )
+        if (path / "config.json").is_file() and read_json(path / "config.json").get("_class_name") == "ControlNetModel":
+            raise CheckpointError(f"{path} is a ControlNet, not a whole model: give it with --control beside a model.")
         raise CheckpointError(f"{path} has no U-Net (a folder unet/); it has {_contents(path)}.")
-    if (path / "text_encoder_2").is_dir():
-        raise CheckpointError(f"{path} has two text encoders, as SDXL has, which this version does not load.")
+    second = path / SUBFOLDERS["text_encoder_2"]
+    if not second.is_dir():
+        del folders["text_encoder_2"]
+    elif not folders["text_encoder"].is_dir():
+        folders["text_encoder"] = folders.pop("text_encoder_2")
     for part, folder in folders.items():
         if not folder.is_dir():
             raise CheckpointError(
@@ -88,12 +100,26 @@ def part_folders(path: Path) -> dict[Part, Path]:
 
 
 def pipeline_class(path: Path) -> str | None:
-    """The pipeline that `model_index.json` names, if there is a readable one: nothing else in it is needed."""
-    try:
-        name: Any = read_json(path / "model_index.json").get("_class_name")
-    except CheckpointError:
-        return None
+    """The pipeline that `model_index.json` names, if there is a readable one."""
+    name = _index(path).get("_class_name")
     return name if isinstance(name, str) else None
+
+
+def zero_negative(path: Path) -> bool:
+    """Whether an SDXL's empty negative prompt means zeros: `force_zeros_for_empty_prompt` (default: true)."""
+    return _index(path).get("force_zeros_for_empty_prompt", True) is True
+
+
+def _index(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path / "model_index.json")
+    except CheckpointError:
+        return {}
+
+
+def tokenizer_of(encoder: Path) -> Path:
+    """The folder of the tokenizer that goes with a text encoder's folder."""
+    return encoder.parent / encoder.name.replace("text_encoder", "tokenizer")
 
 
 def defaults(path: Path) -> dict[str, float]:

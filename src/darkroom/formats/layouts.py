@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from ..models.config import AutoencoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, ControlNetConfig, UNetConfig
 from .rules import Config, Place, Rule, translate
 
-Part: TypeAlias = Literal["unet", "autoencoder", "text_encoder"]
-Layout: TypeAlias = Literal["diffusers", "ldm", "openclip", "taesd"]
-# openclip: the text encoder of an SD 2.x single file; taesd: the original tiny autoencoder, its two files as one
+Part: TypeAlias = Literal["unet", "autoencoder", "text_encoder", "text_encoder_2", "controlnet"]
+Layout: TypeAlias = Literal["diffusers", "ldm", "openclip", "sdxl_clip", "sdxl_openclip", "taesd"]
+# openclip: the text encoder of an SD 2.x single file; sdxl_...: those of an SDXL single file; taesd: the original tiny
+# autoencoder, its two files as one
 
-PARTS: tuple[Part, ...] = ("unet", "autoencoder", "text_encoder")
-TITLES: Mapping[Part, str] = {"unet": "U-Net", "autoencoder": "autoencoder (VAE)", "text_encoder": "text encoder"}
+PARTS: tuple[Part, ...] = ("unet", "autoencoder", "text_encoder")  # what every model has; SDXL has a fourth
+TITLES: Mapping[Part, str] = {
+    "unet": "U-Net",
+    "autoencoder": "autoencoder (VAE)",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+    "controlnet": "ControlNet",
+}
 
 
 def _same(*names: str, pointwise: bool = False) -> tuple[Rule, ...]:
@@ -79,6 +87,8 @@ _UNET = (
     Rule("time_embed.linear2", "time_embedding.linear_2"),
     Rule("time_embed.cond", "time_embedding.cond_proj"),
     Rule("class_embed", "class_embedding"),
+    Rule("size_embed.linear1", "add_embedding.linear_1"),
+    Rule("size_embed.linear2", "add_embedding.linear_2"),
     Rule("down.{l}.resnets.{i}", "down_blocks.{l}.resnets.{i}", _RESNET),
     Rule("down.{l}.attentions.{i}", "down_blocks.{l}.attentions.{i}", _TRANSFORMER),
     Rule("down.{l}.downsample", "down_blocks.{l}.downsamplers.0.conv"),
@@ -105,6 +115,8 @@ _LDM_UNET = (
     Rule("time_embed.linear2", "time_embed.2"),
     Rule("time_embed.cond", "time_embed.cond_proj"),
     Rule("class_embed", "label_emb"),
+    Rule("size_embed.linear1", "label_emb.0.0"),
+    Rule("size_embed.linear2", "label_emb.0.2"),
     Rule("down.{l}.resnets.{i}", "input_blocks.{n}.0", _LDM_RESNET, _down),
     Rule("down.{l}.attentions.{i}", "input_blocks.{n}.1", _TRANSFORMER, _down),
     Rule("down.{l}.downsample", "input_blocks.{n}.0.op", numbers=_downsample),
@@ -114,6 +126,35 @@ _LDM_UNET = (
     Rule("up.{l}.resnets.{i}", "output_blocks.{n}.0", _LDM_RESNET, _up),
     Rule("up.{l}.attentions.{i}", "output_blocks.{n}.1", _TRANSFORMER, _up),
     Rule("up.{l}.upsample.conv", "output_blocks.{n}.{place}.conv", numbers=_upsample),
+)
+
+# --- ControlNet: the first half of a U-Net, and three things more ---------------------------------------------------
+
+
+def _after_hints(config: Config, l: int, i: int) -> Mapping[str, int]:
+    assert isinstance(config, ControlNetConfig)
+    return {"n": 2 * (2 * len(config.hint_widths) - 1)}
+
+
+def _hint(config: Config, l: int, i: int) -> Mapping[str, int]:
+    return {"n": 2 * (l + 1)}
+
+
+_CONTROLNET = (
+    *_UNET,
+    Rule("hint.conv_in", "controlnet_cond_embedding.conv_in"),
+    Rule("hint.blocks.{l}", "controlnet_cond_embedding.blocks.{l}"),
+    Rule("hint.conv_out", "controlnet_cond_embedding.conv_out"),
+    Rule("zero_convs.{i}", "controlnet_down_blocks.{i}", pointwise=True),
+    Rule("zero_mid", "controlnet_mid_block", pointwise=True),
+)
+_LDM_CONTROLNET = (
+    *_LDM_UNET,
+    Rule("hint.conv_in", "input_hint_block.0"),
+    Rule("hint.blocks.{l}", "input_hint_block.{n}", numbers=_hint),
+    Rule("hint.conv_out", "input_hint_block.{n}", numbers=_after_hints),
+    Rule("zero_convs.{i}", "zero_convs.{i}.0", pointwise=True),
+    Rule("zero_mid", "middle_block_out.0", pointwise=True),
 )
 
 # --- autoencoder ---------------------------------------------------------------------------------------------------
@@ -178,8 +219,13 @@ _CLIP = (
         ),
     ),
 )
+_CLIP_PROJECTED = (
+    *(Rule(rule.native, f"text_model.{rule.foreign}", rule.inside) for rule in _CLIP),
+    Rule("projection", "text_projection"),
+)
 _OPEN_CLIP = (
     *_same("token_embedding"),
+    Rule("projection.weight", "text_projection", transposed=True),
     Rule("position_embedding.weight", "positional_embedding"),
     Rule("final_norm", "ln_final"),
     Rule(
@@ -203,18 +249,31 @@ _OPEN_CLIP = (
 _RULES: Mapping[tuple[Part, Layout], tuple[str, tuple[Rule, ...]]] = {
     ("unet", "diffusers"): ("", _UNET),
     ("unet", "ldm"): ("model.diffusion_model.", _LDM_UNET),
+    ("controlnet", "diffusers"): ("", _CONTROLNET),
+    ("controlnet", "ldm"): ("control_model.", _LDM_CONTROLNET),
     ("autoencoder", "diffusers"): ("", (*_both_halves(_VAE_HALF), *_TINY)),
     ("autoencoder", "taesd"): ("", _TAESD),
     ("autoencoder", "ldm"): ("first_stage_model.", _both_halves(_LDM_VAE_HALF)),
-    ("text_encoder", "diffusers"): ("text_model.", _CLIP),
+    ("text_encoder", "diffusers"): ("", _CLIP_PROJECTED),
     ("text_encoder", "ldm"): ("cond_stage_model.transformer.text_model.", _CLIP),
     ("text_encoder", "openclip"): ("cond_stage_model.model.", _OPEN_CLIP),
+    ("text_encoder", "sdxl_clip"): ("conditioner.embedders.0.transformer.text_model.", _CLIP),
+    ("text_encoder", "sdxl_openclip"): ("conditioner.embedders.0.model.", _OPEN_CLIP),  # the refiner's only one
+    ("text_encoder_2", "diffusers"): ("", _CLIP_PROJECTED),
+    ("text_encoder_2", "sdxl_openclip"): ("conditioner.embedders.1.model.", _OPEN_CLIP),
 }
 
 
 def prefix(part: Part, layout: Layout) -> str:
-    """What every key of a part begins with in a layout ("" in a diffusers folder, but for the text encoder)."""
+    """What every key of a part begins with in a layout ("" in a diffusers folder)."""
     return _RULES[part, layout][0]
+
+
+def root(part: Part, layout: Layout) -> str:
+    """What a part's keys in a whole file begin with, those included that are no weights of the network."""
+    start = prefix(part, layout)
+    match = re.match(r"cond_stage_model\.|conditioner\.embedders\.\d\.", start)
+    return start if match is None else match[0]
 
 
 def table(part: Part, layout: Layout, names: Iterable[str], config: Config) -> dict[str, Place]:
@@ -225,13 +284,14 @@ def table(part: Part, layout: Layout, names: Iterable[str], config: Config) -> d
         place = translate(name, rules, config)
         if place is None:
             raise KeyError(f"no rule of layout {layout!r} for the {part} tensor {name!r}")
-        result[name] = Place(start + place.name, place.third, place.pointwise, place.as_convolution)
+        result[name] = replace(place, name=start + place.name)
     return result
 
 
 # --- what files also contain ---------------------------------------------------------------------------------------
 
 # Older or other spellings, brought to the one that the rules use.
+_TEXT_MODEL = (r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model.")
 _ALIASES: Mapping[tuple[Part, Layout], tuple[tuple[str, str], ...]] = {
     ("autoencoder", "diffusers"): (
         (r"(mid_block\.attentions\.0\.)query\.", r"\1to_q."),
@@ -244,7 +304,11 @@ _ALIASES: Mapping[tuple[Part, Layout], tuple[tuple[str, str], ...]] = {
         (r"(\.mid\.attn_1\.)to_out\.0\.", r"\1proj_out."),
         (r"(\.mid\.attn_1\.)group_norm\.", r"\1norm."),
     ),
-    ("text_encoder", "diffusers"): ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
+    ("text_encoder", "diffusers"): (_TEXT_MODEL,),
+    ("text_encoder_2", "diffusers"): (_TEXT_MODEL,),
+    ("text_encoder", "sdxl_clip"): (
+        (r"^(conditioner\.embedders\.0\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1text_model."),
+    ),
     ("text_encoder", "ldm"): (
         (r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1text_model."),
     ),
@@ -252,13 +316,16 @@ _ALIASES: Mapping[tuple[Part, Layout], tuple[tuple[str, str], ...]] = {
 
 # Tensors that are known and are no weights of these networks.
 _CLIP_EXTRAS = r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection(\.weight)?|logit_scale|vision_model\."
+_OPEN_CLIP_EXTRAS = r"(text_projection|logit_scale|logit_bias|attn_mask|visual\.)"
 _IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
     ("autoencoder", "ldm"): re.compile(r"first_stage_model\.(loss|model_ema)\."),
     ("text_encoder", "diffusers"): re.compile(_CLIP_EXTRAS),
     ("text_encoder", "ldm"): re.compile(rf"cond_stage_model\.(transformer\.)?({_CLIP_EXTRAS})"),
-    ("text_encoder", "openclip"): re.compile(
-        r"cond_stage_model\.(model\.)?(text_projection|logit_scale|logit_bias|attn_mask|visual\.)"
-    ),
+    ("text_encoder", "openclip"): re.compile(rf"cond_stage_model\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
+    ("text_encoder", "sdxl_clip"): re.compile(rf"conditioner\.embedders\.0\.(transformer\.)?({_CLIP_EXTRAS})"),
+    ("text_encoder", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.0\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
+    ("text_encoder_2", "diffusers"): re.compile(_CLIP_EXTRAS),
+    ("text_encoder_2", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.1\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
 }
 
 # Tensors of a whole single file: schedules (recomputed from the configuration), counters, averages, markers, and

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
 
@@ -28,6 +28,7 @@ class Place:
     third: int | None = None  # 0, 1, 2: the query, key or value of a fused tensor, cut along dimension 0
     pointwise: bool = False  # linear layer or 1x1 convolution: the same numbers, [out, in] or [out, in, 1, 1]
     as_convolution: bool = False  # and this layout writes it as a convolution, whatever it is natively
+    transposed: bool = False  # a matrix the other way round
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Rule:
     third: int | None = None
     pointwise: bool = False
     as_convolution: bool = False
+    transposed: bool = False
 
 
 def translate(name: str, rules: Iterable[Rule], config: Config) -> Place | None:
@@ -51,15 +53,15 @@ def translate(name: str, rules: Iterable[Rule], config: Config) -> Place | None:
             continue
         fields = {key: int(value) for key, value in match.groupdict().items() if key != "rest"}
         if rule.numbers is not None:
-            fields.update(rule.numbers(config, fields["l"], fields.get("i", 0)))
+            fields.update(rule.numbers(config, fields.get("l", 0), fields.get("i", 0)))
         foreign, rest = rule.foreign.format(**fields), match["rest"]
         if not rule.inside:
             weight = rest == "weight"
             whole = foreign if rest is None else f"{foreign}.{rest}"
-            return Place(whole, rule.third, rule.pointwise and weight, rule.as_convolution and weight)
+            return Place(whole, rule.third, rule.pointwise and weight, rule.as_convolution and weight, rule.transposed)
         inner = translate(rest, rule.inside, config) if rest else None
         if inner is not None:
-            return Place(f"{foreign}.{inner.name}", inner.third, inner.pointwise, inner.as_convolution)
+            return replace(inner, name=f"{foreign}.{inner.name}")
     return None
 
 

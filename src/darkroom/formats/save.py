@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CheckpointError
 from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
-from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer
-from .layouts import PARTS, Layout, Part, table
+from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer, tokenizer_of
+from .layouts import Layout, Part, table
 from .rules import Config, Place
 from .single import METADATA
 from .weights import in_file_shape
@@ -32,11 +32,13 @@ _PIPELINES = {
     8: "StableDiffusionInstructPix2PixPipeline",
     9: "StableDiffusionInpaintPipeline",
 }
+_SDXL_PIPELINES = {8: "StableDiffusionXLInstructPix2PixPipeline", 9: "StableDiffusionXLInpaintPipeline"}
 _DIFFUSERS_VERSION = "0.38.0"  # whose conventions the folder follows
 _FILES: dict[Part, str] = {
     "unet": "diffusion_pytorch_model.safetensors",
     "autoencoder": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
 }
 
 
@@ -90,6 +92,10 @@ def save_folder(
     scheduler_config: Mapping[str, Any],
     tokenizer: TokenizerSource,
     low_res_scheduler_config: Mapping[str, Any] | None = None,
+    text_encoder_2: State | None = None,
+    text_encoder_2_config: TextEncoderConfig | None = None,
+    tokenizer_2: TokenizerSource | None = None,
+    zero_negative: bool = False,
     dtype: torch.dtype | None = None,
     defaults: Mapping[str, float] | None = None,
 ) -> Path:
@@ -97,30 +103,41 @@ def save_folder(
 
     States are in native names; `dtype` (float16, bfloat16, float32) converts them. `tokenizer` is a folder to copy the
     files from, or a tokenizer. `defaults` (steps, guidance_scale) go into `darkroom.json`, which others pass over. A
-    model folder at `path` is replaced; anything else there raises CheckpointError, as does a full disk.
+    model folder at `path` is replaced; anything else there raises CheckpointError, as does a full disk. SDXL has a
+    second text encoder and tokenizer; `zero_negative`: its empty negative prompt means zeros.
     """
     target = Path(os.path.abspath(path))
     configs: dict[Part, Config] = {
         "unet": unet_config, "autoencoder": autoencoder_config, "text_encoder": text_encoder_config,
     }  # fmt: skip
     states: dict[Part, State] = {"unet": unet, "autoencoder": autoencoder, "text_encoder": text_encoder}
+    tokenizers: dict[Part, TokenizerSource] = {"text_encoder": tokenizer}
+    places = dict(SUBFOLDERS)
+    if text_encoder_2 is not None and text_encoder_2_config is not None:
+        configs["text_encoder_2"], states["text_encoder_2"] = text_encoder_2_config, text_encoder_2
+        tokenizers["text_encoder_2"] = tokenizer if tokenizer_2 is None else tokenizer_2
+    elif text_encoder_config.projection:  # SDXL's refiner: its only one is another's second
+        places["text_encoder"] = SUBFOLDERS["text_encoder_2"]
     with whole_folder(target, "model_index.json") as draft:
-        for part in PARTS:
-            folder = draft / SUBFOLDERS[part]
+        for part in configs:
+            folder = draft / places[part]
             folder.mkdir()
             write_json(folder / "config.json", _as_published(configs[part].to_diffusers()))
-            entries = _entries(part, "diffusers", states[part], configs[part], dtype, target)
+            entries = entries_of(part, "diffusers", states[part], configs[part], dtype, target)
             write_safetensors(folder / _FILES[part], entries, {"format": "pt"})
+            if part in tokenizers:
+                tokenizer_of(folder).mkdir()
+                _write_tokenizer(tokenizers[part], tokenizer_of(folder))
         schedulers = {"scheduler": scheduler_config, "low_res_scheduler": low_res_scheduler_config}
         for name, content in schedulers.items():
             if content is not None:
                 (draft / name).mkdir()
                 write_json(draft / name / "scheduler_config.json", content)
-        (draft / "tokenizer").mkdir()
-        _write_tokenizer(tokenizer, draft / "tokenizer")
         if defaults:
             write_json(draft / DEFAULTS_FILE, dict(defaults))
         index = _model_index(unet_config.in_channels, scheduler_config, low_res_scheduler_config)
+        if unet_config.told_sizes:
+            index = _sdxl_index(index, [places[part] for part in tokenizers], zero_negative)
         write_json(draft / "model_index.json", index)
     return target
 
@@ -137,6 +154,10 @@ def save_single_file(
     scheduler_config: Mapping[str, Any],
     tokenizer: TokenizerSource | None = None,
     low_res_scheduler_config: Mapping[str, Any] | None = None,
+    text_encoder_2: State | None = None,
+    text_encoder_2_config: TextEncoderConfig | None = None,
+    tokenizer_2: TokenizerSource | None = None,
+    zero_negative: bool = False,
     dtype: torch.dtype | None = None,
     defaults: Mapping[str, float] | None = None,
 ) -> Path:
@@ -149,6 +170,8 @@ def save_single_file(
     if isinstance(autoencoder_config, TinyAutoencoderConfig):
         raise CheckpointError(f"{target}: a tiny autoencoder has no place in a single file; save a folder.")
     layout: Layout = "openclip" if text_encoder_config.hidden_act == "gelu" else "ldm"
+    if unet_config.told_sizes:
+        layout = "sdxl_openclip" if text_encoder_config.projection else "sdxl_clip"
     notes: dict[str, Any] = {
         "unet": unet_config.to_diffusers(),
         "autoencoder": autoencoder_config.to_diffusers(),
@@ -161,15 +184,23 @@ def save_single_file(
         notes["defaults"] = dict(defaults)
     if tokenizer is not None and text_encoder_config.vocab_size != CLIP_VOCABULARY:
         notes["tokenizer"] = _tokenizer_texts(tokenizer)
+        if tokenizer_2 is not None:
+            notes["tokenizer_2"] = _tokenizer_texts(tokenizer_2)
+    if unet_config.told_sizes:
+        notes["pipeline"] = {"force_zeros_for_empty_prompt": zero_negative}
+    if text_encoder_2_config is not None:
+        notes["text_encoder_2"] = text_encoder_2_config.to_diffusers()
     metadata = {"format": "pt", METADATA: json.dumps(notes, sort_keys=True)}
     prediction = scheduler_config.get("prediction_type", "epsilon")
     if prediction in ("epsilon", "v_prediction"):
         metadata["modelspec.prediction_type"] = prediction.removesuffix("_prediction")
     entries = [
-        *_entries("unet", "ldm", unet, unet_config, dtype, target),
-        *_entries("autoencoder", "ldm", autoencoder, autoencoder_config, dtype, target),
-        *_entries("text_encoder", layout, text_encoder, text_encoder_config, dtype, target),
+        *entries_of("unet", "ldm", unet, unet_config, dtype, target),
+        *entries_of("autoencoder", "ldm", autoencoder, autoencoder_config, dtype, target),
+        *entries_of("text_encoder", layout, text_encoder, text_encoder_config, dtype, target),
     ]
+    if text_encoder_2 is not None and text_encoder_2_config is not None:
+        entries += entries_of("text_encoder_2", "sdxl_openclip", text_encoder_2, text_encoder_2_config, dtype, target)
     if layout == "openclip" and text_encoder_config.num_hidden_layers == 23:
         entries += _unused_layer(entries)
     with whole_file(target) as draft:
@@ -177,7 +208,7 @@ def save_single_file(
     return target
 
 
-def _entries(
+def entries_of(
     part: Part, layout: Layout, state: State, config: Config, dtype: torch.dtype | None, path: Path
 ) -> list[Entry]:
     """A network's tensors as a layout has them."""
@@ -200,6 +231,8 @@ def _entry(key: str, group: list[tuple[str, Place]], tensors: Tensors, dtype: to
         import torch
 
         parts = [tensors.load(name) for name in names]
+        if group[0][1].transposed:
+            return parts[0].T.contiguous()
         return (parts[0] if len(parts) == 1 else torch.cat([part.cpu() for part in parts])).reshape(shape)
 
     return Entry(key, shape, dtype or tensors.dtype(names[0]), load)
@@ -250,6 +283,22 @@ def _model_index(
     if low_res_scheduler is not None:
         index["low_res_scheduler"] = ["diffusers", low_res_scheduler.get("_class_name", "DDPMScheduler")]
     return index
+
+
+def _sdxl_index(index: Mapping[str, Any], encoders: list[str], zero_negative: bool) -> dict[str, Any]:
+    """The `model_index.json` of an SDXL with these text encoders: both, or (the refiner) the second alone."""
+    left_out = ("safety_checker", "requires_safety_checker")
+    index = {name: value for name, value in index.items() if name not in left_out}
+    index |= {"image_encoder": [None, None], "force_zeros_for_empty_prompt": zero_negative}
+    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    for name, kind in kinds.items():
+        there = name in encoders
+        index[name] = ["transformers", kind] if there else [None, None]
+        index[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"] if there else [None, None]
+    if len(encoders) == 1:
+        return index | {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}
+    channels = {kind: n for n, kind in _PIPELINES.items()}[index["_class_name"]]
+    return index | {"_class_name": _SDXL_PIPELINES.get(channels, "StableDiffusionXLPipeline")}
 
 
 def _write_tokenizer(tokenizer: TokenizerSource, folder: Path) -> None:

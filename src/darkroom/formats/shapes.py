@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..models.config import AutoencoderConfig, TinyAutoencoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, ControlNetConfig, TinyAutoencoderConfig, UNetConfig
 from .rules import Config
 
 
 def native_shapes(config: Config, where: str = "the configuration") -> dict[str, torch.Size]:
     """Native tensor name -> shape of the network of `config`. CheckpointError, naming `where`, if it can't be built."""
     network: Any
-    if isinstance(config, UNetConfig):
+    if isinstance(config, ControlNetConfig):
+        from ..models.controlnet import ControlNet as network
+    elif isinstance(config, UNetConfig):
         from ..models.unet import UNet as network
     elif isinstance(config, TinyAutoencoderConfig):
         from ..models.tiny_autoencoder import TinyAutoencoder as network

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from ..models.config import TextEncoderConfig
 from . import single
 from .files import TensorFile, open_tensors
 from .layouts import TITLES, Layout, Part, is_ignored, table
@@ -87,6 +88,8 @@ class PartTensors:
         """One tensor, in memory of its own, converted to `dtype` if given. CheckpointError if it is not finite."""
         place = self._places[name]
         key = self._keys[place.name]
+        if place.transposed:
+            return self._file.load(key, dtype).T.contiguous()
         if place.third is None:
             return self._file.load(key, dtype).reshape(self.shape(name))
         if self._fused is None or self._fused[0] != key:
@@ -135,9 +138,10 @@ class PartTensors:
 
     def _is_dropped(self, part: Part, layout: Layout, key: str, checkpoint: Checkpoint) -> bool:
         """Whether a key is of SD 2.x's last OpenCLIP layer, which is never used."""
-        layers = checkpoint.text_encoder_config.num_hidden_layers
-        last = f"cond_stage_model.model.transformer.resblocks.{layers}."
-        return part == "text_encoder" and layout == "openclip" and layers == 23 and key.startswith(last)
+        config = checkpoint.config(part)
+        if layout != "openclip" or not isinstance(config, TextEncoderConfig) or config.num_hidden_layers != 23:
+            return False
+        return key.startswith("cond_stage_model.model.transformer.resblocks.23.")
 
 
 def native_state(
@@ -156,6 +160,8 @@ def in_file_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     """The shape of the file's tensor that holds a native tensor of `shape` at `place`."""
     if place.third is not None:
         shape = (3 * shape[0], *shape[1:])
+    if place.transposed:
+        shape = shape[::-1]
     return (*shape, 1, 1) if place.as_convolution and len(shape) == 2 else shape
 
 

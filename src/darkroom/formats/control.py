@@ -1,0 +1,252 @@
+"""ControlNets: told by their content, opened, and written.
+
+| what                       | its keys                                                                     |
+|----------------------------|------------------------------------------------------------------------------|
+| diffusers folder or file   | `controlnet_cond_embedding...`, `down_blocks...`, `controlnet_down_blocks...`|
+| original file              | `control_model.input_hint_block...`, `control_model.zero_convs...`           |
+| original file, bare        | the same without `control_model.`                                            |
+
+An original file may hold the model it was trained with, too; of that nothing is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+from ..models.config import ControlNetConfig, UNetConfig
+from . import detect, folder
+from .checkpoint import weight_files
+from .configs import network_config, parse_json, read_json, sentences
+from .files import TensorFile, open_tensors
+from .hub import resolve
+from .layouts import IGNORED_AT_TOP, Part
+from .save import State, entries_of
+from .single import METADATA
+from .weights import Weights
+from .writer import whole_file, whole_folder, write_json, write_safetensors
+
+if TYPE_CHECKING:
+    import torch
+
+PART: Part = "controlnet"
+CLASS = "ControlNetModel"
+ORIGINAL = "control_model."
+_MOST_HINTS = 32  # convolutions of the hint embedding that are looked for; published ones have 8
+_FILE = "diffusion_pytorch_model.safetensors"
+_WHOLE_MODEL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+# What else a file may be, by the beginning of a key.
+_OTHERS = (
+    ("model.diffusion_model.", "a whole model: give it with --model"),
+    ("lllite_", "a ControlNet-LLLite, which Darkroom does not load"),
+    ("adapter.", "a T2I-Adapter, which Darkroom does not load"),
+    ("body.", "a T2I-Adapter, which Darkroom does not load"),
+    ("lora_", "a LoRA: give it with --lora"),
+    ("up_blocks.", "a U-Net"),
+    ("output_blocks.", "a U-Net"),
+    ("encoder.", "an autoencoder"),
+)
+
+
+@dataclass(frozen=True)
+class ControlNetFile:
+    """What a ControlNet is and where its weights lie. Nothing of it is loaded."""
+
+    path: Path
+    kind: str  # "diffusers folder", "diffusers file" or "original file"
+    controlnet_config: ControlNetConfig
+    weights: Mapping[Part, Weights] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """A name for people: the file's name without its suffix, or the folder's."""
+        return self.path.stem if self.path.is_file() else self.path.resolve().name
+
+    @property
+    def family(self) -> str:
+        """Which models it can steer: "sd1", "sd2", ... as of a U-Net."""
+        return detect.family_of(self.controlnet_config)
+
+    def config(self, part: Part) -> ControlNetConfig:
+        """Its configuration, as `weights.PartTensors` asks for it."""
+        return self.controlnet_config
+
+    @cached_property
+    def hash(self) -> str:
+        """Ten hexadecimal digits of the weights' SHA-256; reads the whole file the first time."""
+        digest = hashlib.sha256()
+        for path in weight_files(self.weights[PART].path):
+            try:
+                with open(path, "rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+        return digest.hexdigest()[:10]
+
+
+def is_controlnet(path: Path) -> bool:
+    """Whether a folder or a file holds a ControlNet, broken or not; False for what can't be read."""
+    try:
+        if path.is_dir():
+            whole = (path / "model_index.json").exists()
+            return not whole and read_json(path / "config.json").get("_class_name") == CLASS
+        with open_tensors(path) as file:
+            return _start(file.names()) is not None
+    except CheckpointError:
+        return False
+
+
+def open_controlnet(source: str | Path, variant: str | None = None) -> ControlNetFile:
+    """Open a ControlNet: a diffusers folder, a file of any layout, or "org/name[@revision]" on the hub.
+
+    A folder of a whole pipeline gives the ControlNet in it. Raises CheckpointError, in one sentence, where it is none.
+    """
+    path = resolve(source)
+    return _open_folder(path, variant) if path.is_dir() else _open_file(path)
+
+
+def _open_folder(path: Path, variant: str | None) -> ControlNetFile:
+    place = path / "controlnet" if (path / "controlnet" / "config.json").is_file() else path
+    if (place / "model_index.json").is_file():
+        raise CheckpointError(f"{path} is no ControlNet but a whole model: give it with --model.")
+    if not (place / "config.json").is_file():
+        raise CheckpointError(f"{path} is no ControlNet: it has no config.json.")
+    config = _published(place / "config.json")
+    weights = Weights(folder.weights_file(place, variant), "diffusers")
+    return ControlNetFile(path, "diffusers folder", config, {PART: weights})
+
+
+def _published(file: Path) -> ControlNetConfig:
+    content = read_json(file)
+    kind = content.get("_class_name")
+    if kind != CLASS:
+        what = "a U-Net" if kind == "UNet2DConditionModel" else f"a {str(kind)[:60]!r}"
+        raise CheckpointError(f"{file} is of {what}; a ControlNet's is of a {CLASS}.")
+    config = network_config(PART, content, str(file))
+    assert isinstance(config, ControlNetConfig)
+    return config
+
+
+def _open_file(path: Path) -> ControlNetFile:
+    with open_tensors(path) as file:
+        names = file.names()
+        start = _start(names)
+        if start is None:
+            told = next((what for mark, what in _OTHERS if any(name.startswith(mark) for name in names)), None)
+            first = ", ".join(names[:3]) or "nothing"
+            raise CheckpointError(f"{path} is no ControlNet but {told or f'a file of tensors called {first}'}.")
+        unknown = [name for name in names if start and not name.startswith(start) and not _along(name)]
+        if unknown:
+            shown = ", ".join(unknown[:3]) + ", ..." * (len(unknown) > 3)
+            raise CheckpointError(f"{path} holds a ControlNet and {len(unknown)} unknown keys ({shown}).")
+        shapes = {name.removeprefix(start): file.shape(name) for name in names if name.startswith(start)}
+        original = any(name.startswith("input_hint_block.") for name in shapes)
+        config = _config(file, path, shapes if original else _as_ldm(shapes))
+    weights = Weights(path, "ldm", start=start) if original else Weights(path, "diffusers")
+    return ControlNetFile(path, "original file" if original else "diffusers file", config, {PART: weights})
+
+
+def _start(names: list[str]) -> str | None:
+    """What the keys of the ControlNet among them begin with; None if there is none."""
+    if any(name.startswith(ORIGINAL) for name in names):
+        return ORIGINAL
+    return "" if any(name.startswith(("input_hint_block.", "controlnet_cond_embedding.")) for name in names) else None
+
+
+def _along(name: str) -> bool:
+    """Whether a key is of the model that a ControlNet was trained with, whose file it may share."""
+    return name.startswith(_WHOLE_MODEL) or IGNORED_AT_TOP.match(name) is not None
+
+
+def _config(file: TensorFile, path: Path, shapes: detect.Shapes) -> ControlNetConfig:
+    """From what Darkroom wrote into the file, the config.json beside it, or the shapes under their original names."""
+    noted = parse_json(file.metadata.get(METADATA, "{}"), f"{path} (metadata)").get(PART)
+    if isinstance(noted, dict):
+        config: ControlNetConfig = network_config(PART, noted, f"{path} (metadata)")
+        return config
+    beside = path.parent / "config.json"
+    if beside.is_file() and read_json(beside).get("_class_name") == CLASS:
+        return _published(beside)
+    with sentences(str(path)):
+        unet = detect.unet_config(shapes, openclip=False)
+        outs = [shapes.get(f"input_hint_block.{2 * k}.weight", ()) for k in range(_MOST_HINTS)]
+        widths = tuple(shape[0] for shape in outs if len(shape) == 4)[:-1:2]
+        if unet is None or not widths or len(outs[0]) != 4:
+            raise CheckpointError(f"{path} holds parts of a ControlNet only: download it again.")
+        values = {name.name: getattr(unet, name.name) for name in fields(UNetConfig)}
+        return ControlNetConfig(**values, hint_widths=widths, hint_channels=outs[0][1])
+
+
+_TO_ORIGINAL = (
+    (r"conv_in\.", "input_blocks.0.0."),
+    (r"controlnet_cond_embedding\.conv_in\.", "input_hint_block.0."),
+    (r"mid_block\.attentions\.0\.", "middle_block.1."),
+    (r"mid_block\.resnets\.0\.", "middle_block.0."),
+    (r"class_embedding\.", "label_emb."),
+)
+_IN_RESNET = {"conv1": "in_layers.2", "conv2": "out_layers.3", "norm2": "out_layers.0", "time_emb_proj": "emb_layers.1"}
+
+
+def _as_ldm(shapes: detect.Shapes) -> detect.Shapes:
+    """The original names by which `detect` tells a network's shape, from diffusers' names."""
+    counted = (re.match(r"down_blocks\.\d+\.resnets\.(\d+)\.", name) for name in shapes)
+    resnets = max((int(match[1]) for match in counted if match), default=0)
+    hints = [int(m[1]) for name in shapes if (m := re.match(r"controlnet_cond_embedding\.blocks\.(\d+)\.", name))]
+    renamed: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if match := re.match(r"down_blocks\.(\d+)\.(resnets|attentions|downsamplers)\.(\d+)\.(.*)", name):
+            level, kind, i, rest = int(match[1]), match[2], int(match[3]), match[4]
+            n = 1 + level * (resnets + 2) + (resnets + 1 if kind == "downsamplers" else i)
+            inner = rest.split(".")[0]
+            rest = rest.replace(inner, _IN_RESNET.get(inner, inner), 1) if kind == "resnets" else rest
+            place = {"resnets": "0.", "attentions": "1.", "downsamplers": "0.op."}[kind]
+            name = f"input_blocks.{n}.{place}{rest.removeprefix('conv.') if kind == 'downsamplers' else rest}"
+        elif match := re.match(r"controlnet_cond_embedding\.(?:blocks\.(\d+)|conv_out)\.(.*)", name):
+            k = max(hints, default=-1) + 1 if match[1] is None else int(match[1])
+            name = f"input_hint_block.{2 * (k + 1)}.{match[2]}"
+        for pattern, replacement in _TO_ORIGINAL:
+            name = re.sub(rf"^{pattern}", replacement, name)
+        renamed[name] = shape
+    return renamed
+
+
+def save_controlnet(path: str | Path, state: State, config: ControlNetConfig, dtype: torch.dtype | None = None) -> Path:
+    """Write a ControlNet: one file in the original layout if the name ends in .safetensors, else a diffusers folder.
+
+    `state` is in native names; `dtype` converts it. Whole or not at all. Raises CheckpointError if it can't be written.
+    """
+    target = Path(os.path.abspath(path))
+    if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
+        raise CheckpointError(f"{path}: Darkroom writes no pickles; end the name in .safetensors, or name a folder.")
+    if target.suffix.lower() == ".safetensors":
+        metadata = {"format": "pt", METADATA: json.dumps({PART: config.to_diffusers()}, sort_keys=True)}
+        with whole_file(target) as draft:
+            write_safetensors(draft, entries_of(PART, "ldm", state, config, dtype, target), metadata)
+        return target
+    with whole_folder(target, "config.json") as draft:
+        write_json(draft / "config.json", config.to_diffusers())
+        entries = entries_of(PART, "diffusers", state, config, dtype, target)
+        write_safetensors(draft / _FILE, entries, {"format": "pt"})
+    return target
+
+
+def describe_controlnet(file: ControlNetFile) -> dict[str, Any]:
+    """What `darkroom info` tells of a ControlNet, ready for JSON."""
+    config = file.controlnet_config
+    return {
+        "name": file.name,
+        "path": str(file.path),
+        "kind": f"ControlNet, {file.kind}",
+        "family": file.family,
+        "text_width": config.cross_attention_dim,
+        "hint_channels": config.hint_channels,
+    }
