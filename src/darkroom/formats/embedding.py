@@ -1,12 +1,12 @@
 """Textual-inversion files, in every form that is in use, and in the two that we write.
 
     a1111      a pickle: {"string_to_token": {"*": 265}, "string_to_param": {"*": [n, D]}, "name": ..., ...}
-    diffusers  {"<token>": [D] or [n, D]}; several tokens in one file, or `t`, `t_1`, `t_2`, ... for one of several vectors
+    diffusers  {"<token>": [D] or [n, D]}; also several tokens, of which `t_1`, `t_2`, ... are further vectors of `t`
     kohya      {"emb_params": [n, D]}
     sdxl       {"clip_l": [n, 768], "clip_g": [n, 1280]}
 
-The last three are safetensors or pickles. What a file is, is decided by its content. In a prompt a file's word is called
-by the file's name without its ending, and, in diffusers' form, by its token too; a file of several words by their tokens.
+The last three are safetensors or pickles. What a file is, is decided by its content. In a prompt a file's word is
+called by the file's name without its ending, and, in diffusers' form, by its token too; several words by their tokens.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def read_embedding(path: str | Path) -> EmbeddingFile:
         parts = tuple(_vectors(path, name, tensors[name]) for name in ("clip_l", "clip_g"))
         if len(parts[0]) != len(parts[1]):
             raise CheckpointError(
-                f"{path} has {len(parts[0])} vectors for one text encoder and {len(parts[1])} for the other: it is broken."
+                f"{path} has {len(parts[0])} vectors for one text encoder, {len(parts[1])} for the other: it is broken."
             )
         return EmbeddingFile(path, "sdxl", {"": parts}, {})
     return EmbeddingFile(path, "diffusers", _by_token(path, tensors), {})
@@ -223,7 +223,10 @@ def save_embedding(
 
 
 def convert_embedding(source: str | Path, target: str | Path, form: str | None = None) -> Path:
-    """Write a textual-inversion file anew; `form` None: diffusers' from others, kohya's from diffusers', sdxl's stays."""
+    """Write a textual-inversion file anew, as safetensors, and return its path.
+
+    `form` None: the other one of diffusers' and kohya's; sdxl's stays. Raises CheckpointError and RequestError.
+    """
     found = read_embedding(source)
     form = form or {"diffusers": "kohya", "sdxl": "sdxl"}.get(found.form, "diffusers")
     if len(found.words) > 1:
@@ -273,8 +276,8 @@ def _vectors(path: Path, name: str, tensor: Tensor) -> Tensor:
     shape = list(tensor.shape)
     if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or 0 in shape:
         raise CheckpointError(
-            f"{path}: {clip(name)} is {shape} of {str(tensor.dtype).removeprefix('torch.')}; a learned word has vectors "
-            f"[n, width] of floating-point numbers."
+            f"{path}: {clip(name)} is {shape} of {str(tensor.dtype).removeprefix('torch.')}; "
+            f"a learned word has vectors [n, width] of floating-point numbers."
         )
     vectors = tensor.detach().float().reshape(-1, shape[-1])
     if len(vectors) > MAX_VECTORS:

@@ -28,11 +28,10 @@ class ToldToken:
 
 
 @dataclass(frozen=True, slots=True)
-class ToldStage:
-    """The text in the steps `first` to `last` (counted from 1), and its chunks."""
+class ToldText:
+    """A text, the steps in which it is read, as pairs of the first and the last (counted from 1), and its chunks."""
 
-    first: int
-    last: int
+    steps: tuple[tuple[int, int], ...]
     text: str
     chunks: tuple[tuple[ToldToken, ...], ...]
 
@@ -42,7 +41,7 @@ class ToldPart:
     """One of the prompts that AND joins."""
 
     weight: float
-    stages: tuple[ToldStage, ...]
+    texts: tuple[ToldText, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +106,27 @@ def explain(
     split: dict[str, tuple[str, ...]] = {}
     spelled: dict[str, None] = {}
     for part in parts(bare) if grammar and not negative else (Part(bare),):
+        ranges: dict[str, list[tuple[int, int]]] = {}
         first = 1
-        found: list[ToldStage] = []
         for stage in stages(part.text, steps) if grammar else (Stage(steps, part.text),):
-            chunks = chunk_prompt(stage.text, tokenizer, style, length, words)
-            for chunk in chunks:
-                for _, word in chunk.learned:
-                    if widths is not None:
-                        check_widths(word, widths)
-                    used[word.hash] = ToldWord(word.name, word.hash, word.count)
+            ranges.setdefault(stage.text, []).append((first, stage.until))
+            first = stage.until + 1
+        texts: list[ToldText] = []
+        for text, read in ranges.items():
+            chunks = chunk_prompt(text, tokenizer, style, length, words)
+            for word in (word for chunk in chunks for _, word in chunk.learned):
+                if widths is not None:
+                    check_widths(word, widths)
+                used[word.hash] = ToldWord(word.name, word.hash, word.count)
             tokens = tuple(tuple(_told(chunk, tokenizer)) for chunk in chunks)
-            found.append(ToldStage(first, stage.until, stage.text, tokens))
+            texts.append(ToldText(tuple(read), text, tokens))
             for pieces in _words(tokens):
                 if len(pieces) > 1:
                     whole = tokenizer.decode([piece.id for piece in pieces if piece.id is not None])
                     split[whole] = tuple(piece.text for piece in pieces)
                     if all(_is_symbol(tokenizer, piece) for piece in pieces):
                         spelled[whole] = None
-            first = stage.until + 1
-        told.append(ToldPart(part.weight, tuple(found)))
+        told.append(ToldPart(part.weight, tuple(texts)))
     return Explanation(
         prompt=prompt,
         style=style,
@@ -177,31 +178,30 @@ WIDTH = 80
 
 def _lines(told: Explanation) -> Iterator[str]:
     for tag in told.loras:
-        text = "" if tag.text_scale == tag.scale else f", text encoder {tag.text_scale:g}"
-        yield from _wrapped(f"LoRA {_safe(tag.name)} at {tag.scale:g}{text}")
+        also = "" if tag.text_scale == tag.scale else f", text encoder {tag.text_scale:g}"
+        yield from _wrapped(f"LoRA {_safe(tag.name)} at {tag.scale:g}{also}")
     for number, part in enumerate(told.parts, 1):
         if len(told.parts) > 1:
             yield f"part {number} of {len(told.parts)}, weight {part.weight:g}"
-        for stage in part.stages:
-            if len(part.stages) > 1:
-                yield f"{_steps(stage)} of {told.steps}"
-            yield from _wrapped(f'"{_safe(stage.text)}"')
-            for place, chunk in enumerate(stage.chunks, 1):
-                yield f"  chunk {place} of {len(stage.chunks)}: {len(chunk)} of {told.room} tokens"
+        for text in part.texts:
+            if len(part.texts) > 1:
+                steps = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in text.steps)
+                yield from _wrapped(f"step{'' if steps.isdigit() else 's'} {steps} of {told.steps}")
+            yield from _wrapped(f'"{_safe(text.text)}"')
+            for place, chunk in enumerate(text.chunks, 1):
+                yield f"  chunk {place} of {len(text.chunks)}: {len(chunk)} of {told.room} tokens"
                 yield from _columns([_cell(token) for token in chunk])
     for word in told.embeddings:
         several = "vector" if word.vectors == 1 else "vectors"
         yield from _wrapped(f"embedding {_safe(word.name)}: {word.vectors} {several}, hash {word.hash}")
-    known = [f"{_safe(word)} = {' + '.join(map(_safe, pieces))}" for word, pieces in told.split if word not in told.spelled]
+    known = [
+        f"{_safe(word)} = {' + '.join(map(_safe, pieces))}" for word, pieces in told.split if word not in told.spelled
+    ]
     if known:
         yield from _wrapped(f"words of several tokens: {', '.join(known)}")
     if told.spelled:
         unknown = ", ".join(map(_safe, told.spelled))
         yield from _wrapped(f"words this model doesn't know, spelled letter by letter: {unknown}")
-
-
-def _steps(stage: ToldStage) -> str:
-    return f"step {stage.first}" if stage.first == stage.last else f"steps {stage.first} to {stage.last}"
 
 
 def _cell(token: ToldToken) -> str:

@@ -146,9 +146,10 @@ def _plain(left: str, inside: list[_Node], right: str) -> _Node:
 def _construct(inside: list[_Node]) -> _Node | None:
     """What square brackets with this between them are, or None."""
     fields = _fields(inside, ":")
-    if len(fields) in (2, 3) and all(isinstance(node, str) for node in fields[-1]):
-        if number := _NUMBER.fullmatch("".join(map(str, fields[-1]))):
-            return _Edit(fields[0] if len(fields) == 3 else (), fields[-2], number[1])
+    when = "".join(node for node in fields[-1] if isinstance(node, str))
+    pure = all(isinstance(node, str) for node in fields[-1])
+    if len(fields) in (2, 3) and pure and (number := _NUMBER.fullmatch(when)):
+        return _Edit(fields[0] if len(fields) == 3 else (), fields[-2], number[1])
     options = _fields(inside, "|")
     return _Alternation(tuple(options)) if len(options) > 1 else None
 
