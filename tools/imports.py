@@ -34,11 +34,11 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "diffusion": "adapters models",
         "prompts": "adapters models",
         "formats": "adapters models prompts request",  # networks for their shapes on `meta`; a tokenizer, to save with a model
-        "engine": "adapters diffusion images masks models prompts request samplers __version__",
+        "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
         "sweeps": "engine formats request samplers",
         "pipeline": "adapters diffusion engine formats images models prompts request samplers sweeps",
         "evaluate": "adapters data diffusion engine images models pipeline prompts request samplers",
-        "training": "adapters data diffusion engine evaluate formats images models pipeline prompts request samplers",
+        "training": "adapters data diffusion engine evaluate formats hints images models pipeline prompts request samplers",
         "cli": "*",
         "__init__": "*",
         "__main__": "cli",

@@ -1,4 +1,4 @@
-"""`darkroom train`: networks from nothing, on the built-in scenes."""
+"""`darkroom train`: networks from nothing on the built-in scenes; LoRAs, words and ControlNets for a finished model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-KINDS = ("embedded", "autoencoder", "unet")
+NETWORKS = ("embedded", "autoencoder", "unet")  # from nothing
+TUNINGS = ("lora", "textual-inversion", "controlnet")  # for a finished model
+KINDS = (*NETWORKS, *TUNINGS)
 PRESETS = ("cpu", "gpu")
 _MOST_WORKERS = 8  # more processes than this share a batch of a small network badly
 
@@ -48,7 +50,17 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="M", help="For unet: whose autoencoder to use: an autoencoder's run, or a model."),
+        typer.Option(
+            metavar="M",
+            help="What to tune. For unet: whose autoencoder to use: an autoencoder's run, or a model. "
+            "[default: the embedded model]",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Pictures to learn from, with their captions. [default: the built-in scenes]"
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with the run in DIR, if there is one.")
@@ -57,9 +69,11 @@ def train(
         bool, typer.Option("--show-recipe", help="Print the complete recipe as JSON, and train nothing.")
     ] = False,
 ) -> int:
-    """Train networks on the built-in scenes, from nothing; interrupt at any moment, and the same command goes on.
+    """Train networks on the built-in scenes, or tune a model; interrupt at any moment, and the same command goes on.
 
     darkroom train embedded --output runs/embedded
+
+    darkroom train lora --data my-pictures/ --output runs/my-style
     """
     with options.named_as_options():
         choice("KIND", kind, KINDS)
@@ -67,13 +81,21 @@ def train(
         if workers is not None:
             whole("--workers", workers, 1, 256)
     folder = _folder(output)
-    if model is not None and kind != "unet":
-        raise RequestError(f"--model is for unet only; {kind} starts from nothing")
+    if model is not None and kind not in ("unet", *TUNINGS):
+        raise RequestError(f"--model is for {', '.join(('unet', *TUNINGS))}; {kind} starts from nothing")
+    if data is not None and kind in NETWORKS:
+        raise RequestError(f"--data is for {', '.join(TUNINGS)}; {kind} is trained on the built-in scenes")
     from darkroom.training import recipes
     from darkroom.training.loop import Stopped
 
-    whole_recipe = recipes.PRESETS[preset]()
-    recipe: Any = whole_recipe if kind == "embedded" else getattr(whole_recipe, kind)
+    recipe: Any
+    if kind in TUNINGS:
+        from darkroom.training.tuning import RECIPES
+
+        recipe = RECIPES[kind]()
+    else:
+        whole_recipe = recipes.PRESETS[preset]()
+        recipe = whole_recipe if kind == "embedded" else getattr(whole_recipe, kind)
     if steps is not None:
         if kind == "embedded":
             raise RequestError("--steps is for one network; use --set autoencoder.steps=N and --set unet.steps=N")
@@ -89,7 +111,7 @@ def train(
         _refuse_old(folder)
     try:
         with _Line() as line:
-            print(_run(kind, recipe, folder, workers, model, line))
+            print(_run(kind, recipe, folder, workers, model, data, line))
     except Stopped as stop:
         complain(str(stop))
         return INTERRUPTED
@@ -135,7 +157,9 @@ def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:
     return 1
 
 
-def _run(kind: str, recipe: Any, folder: Path, workers: int, model: str | None, line: _Line) -> Path:
+def _run(
+    kind: str, recipe: Any, folder: Path, workers: int, model: str | None, data: str | None, line: _Line
+) -> Path:
     """Train, and return what was made."""
     from darkroom.training import embedded, recipes
     from darkroom.training.finish import FINISHED
@@ -143,6 +167,10 @@ def _run(kind: str, recipe: Any, folder: Path, workers: int, model: str | None, 
     if kind == "embedded":
         return embedded.train_embedded(recipe, folder, workers, line.stage)
     recipes.check(recipe, workers)
+    if kind in TUNINGS:
+        from darkroom.training.tuning import Subject, tune
+
+        return tune(recipe, Subject(model, data), folder, workers, line.stage)
     if kind == "autoencoder":
         line.stage("autoencoder", folder, recipe.steps)
         embedded.train_autoencoder(recipe, folder, workers)

@@ -7,7 +7,7 @@ text. The hint is s times the latent's size; s is 8 for Stable Diffusion.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import pairwise
 
 import torch
@@ -86,13 +86,19 @@ class ControlNet(Encoder):
         return residuals[:-1], residuals[-1]
 
     @classmethod
-    def from_unet(cls, unet: UNet) -> ControlNet:
+    def from_unet(
+        cls, unet: UNet, *, attention: bool = True, hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    ) -> ControlNet:
         """A ControlNet to be trained for `unet`: the way down's weights are copied, on their device and in their dtype.
 
         Its zero convolutions are zero, so that at first it changes nothing (sec. 3.1). The hint embedding is random.
+        Without `attention` it has no transformers: smaller, and enough for hints that say where things are.
         """
-        config = replace(unet.config, time_cond_proj_dim=None)
-        net = cls(ControlNetConfig(**{field.name: getattr(config, field.name) for field in fields(UNetConfig)}))
+        copied = {field.name: getattr(unet.config, field.name) for field in fields(UNetConfig)}
+        if not attention:
+            levels = len(unet.config.block_out_channels)
+            copied |= {"attention_levels": (False,) * levels, "mid_block_attention": False}
+        net = cls(ControlNetConfig(**{**copied, "time_cond_proj_dim": None, "hint_widths": hint_widths}))
         weight = next(unet.parameters())
         net.to(device=weight.device, dtype=weight.dtype)
         state: Mapping[str, Tensor] = unet.state_dict()

@@ -135,6 +135,11 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("scenes", "1 or more", lambda v: 1 <= v <= 10**8),
     ("dropout", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("gamma", "above 0", lambda v: v > 0),
+    ("rank", "between 1 and 1024", lambda v: 1 <= v <= 1024),
+    ("alpha", "above 0", lambda v: v > 0),
+    ("targets", "'attention', 'linear' or 'all'", lambda v: v in ("attention", "linear", "all")),
+    ("vectors", "between 1 and 75", lambda v: 1 <= v <= 75),
+    ("word", "a word without spaces around it", lambda v: v != "" and v == v.strip()),
 )
 
 

@@ -1,0 +1,130 @@
+"""Tunings: they learn, they leave the model alone, and what they write is what others read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import darkroom
+from darkroom.data.lessons import FolderLessons, SceneLessons
+from darkroom.data.scenes import draw_scene, render_scene
+from darkroom.errors import TrainingError
+from darkroom.training.recipes import check, override
+from darkroom.training.tune import ControlNetRecipe, InversionRecipe, LoraRecipe, TuneRecipe
+from darkroom.training.tuning import RECIPES, Subject, tune
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six gray scenes with captions."""
+    place = tmp_path_factory.mktemp("lessons")
+    for i in range(6):
+        scene = draw_scene(3, i)
+        Image.fromarray(render_scene(scene)).convert("L").resize((160, 128)).save(place / f"{i}.png")
+        (place / f"{i}.txt").write_text(scene.caption)
+    return place
+
+
+def weights(pipe: darkroom.Pipeline) -> dict[str, torch.Tensor]:
+    return {n: p.clone() for n, p in (pipe.unet.state_dict() | pipe.text_encoder.state_dict()).items()}
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["error"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+RECIPE = {"steps": 12, "batch_size": 4, "warmup": 1, "log_every": 1, "dropout": 0.0, "precision": "float32"}
+KINDS: list[TuneRecipe] = [
+    LoraRecipe(lr=0.01, rank=2, targets="all", **RECIPE),
+    InversionRecipe(lr=0.05, word="blorb", vectors=2, initial="fox", **RECIPE),
+    ControlNetRecipe(lr=0.003, attention=False, hint_widths=(4, 8, 8, 16), **RECIPE),
+]
+
+
+@pytest.mark.parametrize("recipe", KINDS, ids=lambda r: type(r).__name__)
+def test_a_tuning_learns_and_its_file_draws_what_was_trained(recipe: TuneRecipe, folder: Path, tmp_path: Path) -> None:
+    subject = Subject(None, str(folder))
+    made = tune(recipe, subject, tmp_path / "run")
+    assert tune(recipe, subject, tmp_path / "run") == made  # finished: nothing is done again
+    assert len(losses(tmp_path / "run")) == 12
+    pipe = darkroom.load()
+    plain = pipe.generate("a fox", seed=1, steps=2, output="latent").images
+    if isinstance(recipe, LoraRecipe):
+        changed = pipe.generate("a fox", seed=1, steps=2, output="latent", loras=[darkroom.Lora(made)]).images
+    elif isinstance(recipe, InversionRecipe):
+        with safe_open(made, "pt") as file:
+            assert list(file.keys()) == ["blorb"]
+            assert file.get_tensor("blorb").shape == (2, 192)
+        changed = pipe.generate("a blorb", seed=1, steps=2, output="latent", embeddings=[made]).images
+    else:
+        hint = Image.fromarray(render_scene(draw_scene(3, 0)))
+        control = darkroom.Control(made, hint)
+        changed = pipe.generate("a fox", seed=1, steps=2, output="latent", controls=[control]).images
+    assert isinstance(plain, torch.Tensor)
+    assert isinstance(changed, torch.Tensor)
+    assert (plain - changed).abs().max() > 1e-4
+    again = pipe.generate("a fox", seed=1, steps=2, output="latent").images
+    assert isinstance(again, torch.Tensor)
+    assert torch.equal(again, plain)
+
+
+def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
+    from darkroom.training.loop import train
+    from darkroom.training.parallel import Share
+    from darkroom.training.tuning import _encoded, _stage
+
+    subject = Subject(None, str(folder))
+    pipe = subject.pipe("cpu")
+    before = weights(pipe)
+    lessons = subject.lessons(pipe, 0)
+    for recipe in KINDS:
+        stage = _stage(recipe, pipe, lessons, _encoded(pipe, lessons, tmp_path))
+        batch = stage.batch(0, Share())
+
+        def error(stage=stage, batch=batch) -> float:  # type: ignore[no-untyped-def]
+            torch.manual_seed(5)
+            with torch.no_grad():
+                return float(stage.loss(batch, 0, Share())[1]["error"])
+
+        first = error()
+        run = tmp_path / type(recipe).__name__
+        train(stage, run)
+        assert error() < first, type(recipe).__name__
+    after = weights(pipe)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_folder_pictures_are_scaled_and_cut_around_the_middle(tmp_path: Path) -> None:
+    values = np.zeros((40, 80, 3), np.uint8)
+    values[:, 20:60] = 200
+    Image.fromarray(values).save(tmp_path / "a.png")
+    lessons = FolderLessons.of(tmp_path, (32, 32))
+    assert lessons.picture(0).shape == (32, 32, 3)
+    assert lessons.picture(0)[16, 16, 0] == 200
+    (tmp_path / "a.txt").write_text("other words")
+    assert FolderLessons.of(tmp_path, (32, 32)).key != lessons.key
+
+
+def test_scene_lessons_are_the_scenes() -> None:
+    lessons = SceneLessons.of(3, 7)
+    assert lessons.captions == [draw_scene(7, i).caption for i in range(3)]
+    assert np.array_equal(lessons.picture(2), render_scene(draw_scene(7, 2)))
+
+
+def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
+    for kind, key, part in (
+        ("lora", "rank=0", "rank"), ("lora", "targets=everything", "targets"),
+        ("textual-inversion", "vectors=99", "vectors"),
+        ("textual-inversion", "word=", "word"),
+    ):  # fmt: skip
+        with pytest.raises(TrainingError, match=part):
+            check(override(RECIPES[kind](), [key]))
+    bad = ControlNetRecipe(lr=0.1, hint="canyn", **RECIPE)
+    with pytest.raises(TrainingError, match="hint is 'canyn'"):
+        tune(bad, Subject(None, None, scenes=2), tmp_path / "run")
