@@ -16,7 +16,7 @@ from .errors import CheckpointError, Error, ImageError, RequestError, TrainingEr
 if TYPE_CHECKING:
     from . import hints
     from .adapters import Lora
-    from .engine import Engine, Failed, Finished, Inputs, Progress
+    from .engine import Control, Engine, Failed, Finished, Inputs, Progress
     from .formats.embedding import Embedding
     from .pipeline import Pipeline, Result, load
     from .request import Request
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Control": "engine",
     "Engine": "engine",
     "Embedding": "formats.embedding",
     "Failed": "engine",
@@ -44,6 +45,7 @@ _WHERE = {
 
 __all__ = [
     "CheckpointError",
+    "Control",
     "Embedding",
     "Engine",
     "Error",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,34 +17,41 @@ from .adapters import Adapter, Lora, Merged, Scaled
 from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
-from .engine.inputs import Inputs
+from .engine.inputs import Control, Inputs
+from .engine.prepare.common import LoadedControlNet
+from .engine.prepare.upscale import check_size, is_upscaler
 from .engine.overflow import finite
 from .engine.plan import STEPS
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
-from .formats.checkpoint import Checkpoint, native_state, open_checkpoint
+from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open_checkpoint
+from .formats.control import PART as CONTROLNET
+from .formats.control import open_controlnet
 from .formats.embedding import Embedding, learned_words
+from .formats.layouts import Part
 from .formats.lora_store import LoraStore
 from .formats.picture import write_into
 from .formats.save import save_folder, save_single_file
 from .formats.vae import with_vae
-from .images import Picture, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
+from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models import tiled
 from .models.autoencoder import Autoencoder
+from .models.controlnet import ControlNet
 from .models.config import TinyAutoencoderConfig
 from .models.text_encoder import TextEncoder
 from .models.tiny_autoencoder import TinyAutoencoder
 from .models.unet import UNet
-from .prompts.encoder import PromptEncoder
+from .prompts.joint import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
 from .prompts.tokenizer import Tokenizer
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Request, choice, draw_seed, margins, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Request, choice, draw_seed, margins, real, whole
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
 EMBEDDED = Path(__file__).parent / "embedded" / "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REFINEMENT = 0.3  # strength of `Pipeline.upscale`
 Output = Literal["pil", "pt", "latent"]
 
 
@@ -93,6 +101,8 @@ class Pipeline:
     Attributes:
         unet, autoencoder, text_encoder: the networks, in evaluation mode; all is open to a curious person.
         tokenizer: text to token ids.
+        text_encoder_2, tokenizer_2: SDXL's second text encoder and its tokenizer; None where there is none.
+        zero_negative: an empty negative prompt means zeros (SDXL).
         schedule: the noise levels the U-Net was trained at, t <-> sigma.
         scheduler_config: the checkpoint's scheduler_config.json, which sampler and spacing follow if no other is asked.
         denoiser: D(x; sigma, conditions), the U-Net as x = x0 + sigma * noise sees it.
@@ -110,21 +120,34 @@ class Pipeline:
         text_encoder: TextEncoder,
         tokenizer: Tokenizer,
         scheduler_config: Mapping[str, Any],
+        text_encoder_2: TextEncoder | None = None,
+        tokenizer_2: Tokenizer | None = None,
+        zero_negative: bool = False,
         checkpoint: Checkpoint | None = None,
         name: str = "",
     ) -> None:
-        for network in (unet, autoencoder, text_encoder):
+        texts = [(tokenizer, text_encoder)]
+        if text_encoder_2 is not None:
+            texts.append((tokenizer_2 or tokenizer, text_encoder_2))
+        for network in (unet, autoencoder, *(encoder for _, encoder in texts)):
             network.eval().requires_grad_(False)
         self.unet = unet
         self.autoencoder = autoencoder
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
+        self.text_encoder_2 = text_encoder_2
+        self.tokenizer_2 = tokenizer_2
+        self.zero_negative = zero_negative
         self.scheduler_config = dict(scheduler_config)
         self.schedule = Schedule.from_config(scheduler_config)
+        # What upscaling models noise the small picture with; DDPM's own betas where the checkpoint doesn't say.
+        self.low_res_schedule = Schedule.from_config((checkpoint and checkpoint.low_res_scheduler_config) or {})
         self.denoiser = Denoiser(unet, self.schedule)
-        self.prompts = PromptEncoder(tokenizer, text_encoder)
+        self.prompts = encoder_of(texts, penultimate=unet.config.told_sizes)
         self.previewer = Previewer(autoencoder)
-        self.loras = LoraStore({"unet": unet, "text_encoder": text_encoder})
+        self.controlnets: dict[str, LoadedControlNet] = {}
+        second = {} if text_encoder_2 is None else {"text_encoder_2": text_encoder_2}
+        self.loras = LoraStore({"unet": unet, "text_encoder": text_encoder, **second})
         self._merged: Merged | None = None
         self.checkpoint = checkpoint
         self.name = name or (checkpoint.name if checkpoint else "")
@@ -188,10 +211,24 @@ class Pipeline:
         mask_padding: int | None = None,
         mask_blur: int | None = None,
         outpaint: Mapping[str, int] | Sequence[int] | None = None,
+        depth: Picture | NDArray[Any] | Tensor | None = None,
+        image_guidance_scale: float | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        noise_level: int | None = None,
+        controls: Sequence[Control] = (),
         loras: Sequence[Lora | str | Path] = (),
         embeddings: Sequence[Embedding | str | Path] = (),
         clip_skip: int = 0,
         prompt_style: str = "a1111",
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
+        aesthetic_score: float | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crop: tuple[int, int] | None = None,
+        negative_target_size: tuple[int, int] | None = None,
+        negative_aesthetic_score: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_projection: float | None = None,
@@ -230,12 +267,25 @@ class Pipeline:
             mask_blur: width in pixels of the mask's soft edge, inside the masked part, 0 to 1024; None: 4.
             outpaint: pixels to add around the image, such as {"left": 128}, or (left, top, right, bottom). width and
                 height, if given, are those of the larger picture.
+            depth: for depth-to-image models: a map [H, W], or a picture of one, of any size; larger (brighter) is
+                nearer. With image, that is changed with the strength; without, the picture begins with noise.
+            image_guidance_scale: for editing models (InstructPix2Pix), which follow an instruction and the image: how
+                closely the image, 0 to 100; None: 1.5. Below 1 nothing guides.
+            tile, overlap: the U-Net sees overlapping windows of `tile` pixels instead of the whole, for pictures larger
+                than the model is good at; neighbours share `overlap` of them (None: a quarter). docs/upscaling.md.
+            noise_level: 0 to 350, of upscaling models; see `upscale`.
+            controls: darkroom.Control(net, image, scale=1.0, start=0.0, stop=1.0), any number: ControlNets that steer
+                every picture of the call (docs/controlnet.md).
             loras: darkroom.Lora(path, scale=1.0), or paths: attached for this call, besides those the prompt names
                 as <lora:name:weight>.
             embeddings: darkroom.Embedding(path, name=None), or paths: learned words that the prompts may use
                 (textual inversion), by the file's stem or its token.
             clip_skip: n >= 2 takes the text encoder's n-th last layer.
             prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
+            original_size, crop, target_size, aesthetic_score: what SDXL is told of the picture (docs/models.md): that
+                it was cut out of one of (width, height) pixels, at (left, top), for one of (width, height); the refiner
+                is told how beautiful it is, 0 to 10, in place of the last. None: the picture's size, (0, 0), the
+                picture's size, 6. What begins with negative_ goes with the negative prompt; None: the same, and 2.5.
             guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
             guidance_interval: guidance acts at noise levels low < sigma <= high only (arXiv 2404.07724).
             guidance_projection: 0 to 1: how much of guidance's part along the picture is left out (arXiv 2410.02416).
@@ -274,6 +324,14 @@ class Pipeline:
             seed=seed,
             clip_skip=clip_skip,
             prompt_style=prompt_style,
+            original_size=original_size,
+            crop=crop,
+            target_size=target_size,
+            aesthetic_score=aesthetic_score,
+            negative_original_size=negative_original_size,
+            negative_crop=negative_crop,
+            negative_target_size=negative_target_size,
+            negative_aesthetic_score=negative_aesthetic_score,
             strength=strength,
             exact_steps=exact_steps,
             fill=fill,
@@ -281,6 +339,10 @@ class Pipeline:
             mask_padding=mask_padding,
             mask_blur=mask_blur,
             outpaint=None if outpaint is None else margins(outpaint),
+            image_guidance_scale=image_guidance_scale,
+            tile=tile,
+            overlap=overlap,
+            noise_level=noise_level,
         )
         start = draw_seed() if first.seed is None else first.seed
         requests = [
@@ -292,21 +354,80 @@ class Pipeline:
             )
             for i in range(count)
         ]
+        steering = _controls(controls)
         attached = tuple(self.loras.get(lora) for lora in _listed(loras))
         learned = learned_words(embeddings)
         images = _pictures(image, "image", open_picture, len(prompts))
         masks = _pictures(mask, "mask", open_mask, len(prompts))
+        deep = None if depth is None else depth_map(depth)
         inputs = [
             Inputs(
                 latents=noise,
                 image=images[i // num_images],
                 mask=masks[i // num_images],
+                depth=deep,
+                controls=steering,
                 loras=attached,
                 embeddings=learned,
             )
             for i, noise in enumerate(_starting_noises(latents, count))
         ]
         return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
+
+    def upscale(
+        self,
+        image: Picture,
+        prompt: str = "",
+        *,
+        scale: float | None = None,
+        strength: float | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        noise_level: int | None = None,
+        **options: Any,
+    ) -> Result:
+        """Make a picture larger.
+
+        An upscaling model (seven input channels, such as stable-diffusion-x4-upscaler) does what it was trained for:
+        four times as large. Any other model refines: the picture is enlarged (Lanczos), and image-to-image gives it
+        detail, in windows of the model's own size that agree at every step.
+
+        Args:
+            image: a PIL picture or a path.
+            prompt: what the picture shows; with an empty one nothing but the picture guides.
+            scale: the factor for each side, above 0; None: 2, or an upscaling model's own.
+            strength: of refinement, 0 to 1: how much is drawn anew; None: 0.3.
+            tile, overlap: the windows' side and what neighbours share, in pixels of the result; None: the model's own
+                size, and a quarter of it. An upscaling model sees pictures up to 512x512 whole.
+            noise_level: of an upscaling model, 0 to 350: how much noise the picture is given before; None: 20.
+            options: the others of `generate`, which this is a call of.
+
+        Raises RequestError, in one sentence, for anything that can't be done.
+        """
+        for name in ("width", "height", "mask", "outpaint"):
+            if options.get(name) is not None:
+                raise RequestError(f"{name} is given, which upscale doesn't take; use scale, or generate with an image")
+        image = open_picture(image)
+        own = self.autoencoder.config.downscale if is_upscaler(self) else None
+        factor = real("scale", (own or 2) if scale is None else scale, 0.01, 100.0)
+        if own is not None and factor != own:
+            raise RequestError(f"scale is {factor:g}, but this model makes pictures {own} times as large; leave it out")
+        width, height = (round(side * factor) for side in image.size)
+        check_size(image.size, factor, (width, height))
+        if own is None:
+            strength = REFINEMENT if strength is None else strength
+            tile = max(self.size) if tile is None else tile
+        return self.generate(
+            prompt,
+            image=image,
+            width=width,
+            height=height,
+            strength=strength,
+            tile=tile,
+            overlap=overlap,
+            noise_level=noise_level,
+            **options,
+        )
 
     def inputs(
         self,
@@ -409,6 +530,23 @@ class Pipeline:
     def find_lora(self, name: str) -> Adapter:
         """The LoRA that prompts call `name`, from the folder `loras.folder`. Raises RequestError if there is none."""
         return self.loras.find(name)
+
+    def controlnet(self, source: str | Path | ControlNet) -> LoadedControlNet:
+        """A ControlNet on the U-Net's device: from a folder, a file or the hub, in its dtype; read once and kept in
+        `controlnets` (clear that to free the memory); or one that is loaded already. Raises CheckpointError.
+        """
+        if isinstance(source, ControlNet):
+            return LoadedControlNet(source.to(self.device), "given", None)
+        key = str(source)
+        if key not in self.controlnets:
+            found = open_controlnet(source)
+            with torch.device("meta"):
+                net = ControlNet(found.controlnet_config)
+            expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
+            net.load_state_dict(native_state(found, CONTROLNET, expected, self.dtype), strict=True, assign=True)
+            net.eval().requires_grad_(False).to(self.device)
+            self.controlnets[key] = LoadedControlNet(net, found.name, found.hash)
+        return self.controlnets[key]
 
     @property
     def merged_loras(self) -> tuple[Scaled, ...]:
@@ -514,6 +652,10 @@ class Pipeline:
                 text_encoder_config=self.text_encoder.config,
                 scheduler_config=self.scheduler_config,
                 tokenizer=self.tokenizer,
+                text_encoder_2=None if self.text_encoder_2 is None else self.text_encoder_2.state_dict(),
+                text_encoder_2_config=None if self.text_encoder_2 is None else self.text_encoder_2.config,
+                tokenizer_2=self.tokenizer_2,
+                zero_negative=self.zero_negative,
                 low_res_scheduler_config=self.checkpoint.low_res_scheduler_config if self.checkpoint else None,
                 defaults=self.defaults,
                 dtype=None if dtype is None else DTYPES[choice("dtype", dtype, DTYPES)],
@@ -549,6 +691,13 @@ def _pictures(
     if len(given) != count:
         raise RequestError(f"there are {len(given)} pictures as {name} for {count} prompts; give one, or as many")
     return [opened(picture, name) for picture in given]
+
+
+def _controls(given: object) -> tuple[Control, ...]:
+    given = [given] if isinstance(given, Control) else given
+    if not isinstance(given, list | tuple) or not all(isinstance(control, Control) for control in given):
+        raise RequestError(f"controls is {str(given)[:60]!r}; it must be a list of darkroom.Control(net, image)")
+    return tuple(given)
 
 
 def _listed(loras: object) -> Sequence[Lora | str | Path]:
@@ -635,8 +784,11 @@ def load(
     return pipe
 
 
-def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a checkpoint: its own, or CLIP's for a file that brings none."""
+def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Tokenizer:
+    """The tokenizer of a checkpoint's text encoder: its own, or CLIP's for a file that brings none."""
+    if part == "text_encoder_2":
+        second = checkpoint.tokenizer_folder_2
+        return Tokenizer.from_folder(second) if second is not None else Tokenizer.default(EXCLAMATION_MARK)
     if checkpoint.tokenizer_folder is not None:
         return Tokenizer.from_folder(checkpoint.tokenizer_folder)
     return Tokenizer.default(checkpoint.pad_token)
@@ -649,11 +801,19 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> 
     _fill(unet, checkpoint, "unet", device, dtype)
     autoencoder = _autoencoder(checkpoint, device, dtype)
     _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
+    text_encoder_2 = None
+    if checkpoint.text_encoder_2_config is not None:
+        with torch.device("meta"):
+            text_encoder_2 = TextEncoder(checkpoint.text_encoder_2_config)
+        _fill(text_encoder_2, checkpoint, "text_encoder_2", device, dtype)
     return Pipeline(
         unet=unet,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
         tokenizer=open_tokenizer(checkpoint),
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=None if text_encoder_2 is None else open_tokenizer(checkpoint, "text_encoder_2"),
+        zero_negative=checkpoint.zero_negative,
         scheduler_config=checkpoint.scheduler_config,
         checkpoint=checkpoint,
         name="embedded" if checkpoint.path == EMBEDDED else "",
@@ -673,7 +833,7 @@ def _autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
 def _fill(
     network: nn.Module,
     checkpoint: Checkpoint,
-    part: Literal["unet", "autoencoder", "text_encoder"],
+    part: Part,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:

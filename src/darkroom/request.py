@@ -26,13 +26,21 @@ MAX_PROMPT = 32_000  # characters
 MAX_CLIP_SKIP = 12
 MAX_IMAGES = 1000  # pictures a call
 MAX_LORA_SCALE = 100.0
+MAX_CONTROL = 10.0  # a ControlNet's scale
 SEEDS = 2**64
 PROMPT_STYLES = ("a1111", "comfy", "plain")
 OUTPUTS = ("pil", "pt", "latent")
 FILLS = ("original", "fill", "noise")
 MAX_MARGIN = 1024  # pixels around a mask, and of its edge
+MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
 # Fields that say something about a picture that is given.
 OF_AN_IMAGE = ("strength", "exact_steps", "fill", "only_masked", "mask_padding", "mask_blur", "outpaint")
+
+
+SIZES = (  # two pixel numbers each, told to SDXL
+    "original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"
+)  # fmt: skip
+SCORES = ("aesthetic_score", "negative_aesthetic_score")  # told to its refiner
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -95,6 +103,15 @@ def draw_seed() -> int:
     return secrets.randbelow(2**32)
 
 
+def _two(name: str, value: object, low: int) -> tuple[int, int]:
+    """Two pixel numbers: (width, height), or of a crop (left, top)."""
+    what = "(left, top)" if name.endswith("crop") else "(width, height)"
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise RequestError(f"{name} is {_shown(value)}; it must be two numbers of pixels, {what}")
+    first, second = (whole(name, number, low, 2**16, f"; {name} is {what}") for number in value)
+    return first, second
+
+
 def _interval(value: object) -> tuple[float, float]:
     what = "; guidance_interval is (lowest sigma, highest sigma)"
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -141,6 +158,33 @@ class UsedLora:
             raise RequestError(f"loras holds {_shown(value)}; each must have name, hash, scale and text_scale")
         scales = [real("a LoRA's scale", value[n], -1e6, 1e6) for n in ("scale", "text_scale")]
         return cls(text("a LoRA's name", value["name"], 1000), text("a LoRA's hash", value["hash"], 100), *scales)
+
+
+@dataclass(frozen=True, slots=True)
+class UsedControl:
+    """A ControlNet in a recipe."""
+
+    name: str  # its file's or folder's
+    hash: str | None  # ten hexadecimal digits of its SHA-256; None for a network that was given loaded
+    hint: str  # the fingerprint of the picture it was shown, before it was resized
+    scale: float
+    start: float  # fractions of the steps
+    stop: float
+    guess: bool
+
+    @classmethod
+    def checked(cls, value: object) -> UsedControl:
+        """From such a one, or from a mapping of its fields. Raises RequestError."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
+            names = ", ".join(f.name for f in fields(cls))
+            raise RequestError(f"controls holds {_shown(value)}; in a request each must have {names}")
+        scale = real("a control's scale", value["scale"], -MAX_CONTROL, MAX_CONTROL)
+        start, stop = (real(f"a control's {name}", value[name], 0.0, 1.0) for name in ("start", "stop"))
+        name, hint = (text(f"a control's {name}", value[name], 1000) for name in ("name", "hint"))
+        hash = None if value["hash"] is None else text("a control's hash", value["hash"], 100)
+        return cls(name, hash, hint, scale, start, stop, _flag("a control's guess", value["guess"]))
 
 
 def _flag(name: str, value: object) -> bool:
@@ -193,7 +237,17 @@ class Request:
     seed: int | None = None  # 0..2**64 - 1; None or -1: drawn, and reported in the recipe
     clip_skip: int = 0  # 0..12: n >= 2 takes the text encoder's n-th last layer
     prompt_style: str = "a1111"  # the prompt's grammar: "a1111", "comfy" or "plain"
+    # What SDXL is told of the picture (docs/models.md), with the prompt and with the negative one.
+    original_size: tuple[int, int] | None = None  # (width, height) of what it was cut out of; None: its own size
+    crop: tuple[int, int] | None = None  # (left, top) of the cut; None: (0, 0)
+    target_size: tuple[int, int] | None = None  # (width, height) it was meant for; None: its own size
+    aesthetic_score: float | None = None  # 0..10, told to the refiner; None: 6
+    negative_original_size: tuple[int, int] | None = None  # None: as without negative_
+    negative_crop: tuple[int, int] | None = None
+    negative_target_size: tuple[int, int] | None = None
+    negative_aesthetic_score: float | None = None  # None: 2.5
     loras: tuple[UsedLora, ...] = ()  # in a recipe: what was attached, by files and by <lora:...> in the prompt
+    controls: tuple[UsedControl, ...] = ()  # in a recipe: the ControlNets that steered
     strength: float | None = None  # 0..1, of a picture given: how much of its making is done anew; None: 0.75
     exact_steps: bool | None = None  # with a picture: all `steps` are taken, not `steps * strength`; None: no
     fill: str | None = None  # what a masked part begins as: "original", "fill" or "noise"; None: "original"
@@ -201,6 +255,9 @@ class Request:
     mask_padding: int | None = None  # 0..1024 pixels, with only_masked: how much of the surroundings; None: 32
     mask_blur: int | None = None  # 0..1024 pixels of soft edge, inside the masked part; None: 4
     outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom; width and height count them
+    tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
+    overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
+    noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
     image: str | None = None  # in a recipe: the fingerprint of the picture that was given,
     mask: str | None = None  # and of its mask
     depth: str | None = None  # and of the depth map
@@ -257,9 +314,18 @@ class Request:
             put("seed", None if seed == -1 else seed)
         put("clip_skip", whole("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP))
         choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        for name in SIZES:
+            if getattr(self, name) is not None:
+                put(name, _two(name, getattr(self, name), 0 if name.endswith("crop") else 1))
+        for name in SCORES:
+            if getattr(self, name) is not None:
+                put(name, real(name, getattr(self, name), 0.0, 10.0))
         if not isinstance(self.loras, tuple | list):
             raise RequestError(f"loras is {_shown(self.loras)}; it must be a list")
         put("loras", tuple(UsedLora.checked(lora) for lora in self.loras))
+        if not isinstance(self.controls, tuple | list):
+            raise RequestError(f"controls is {_shown(self.controls)}; it must be a list")
+        put("controls", tuple(UsedControl.checked(control) for control in self.controls))
         if not isinstance(self.embeddings, tuple | list):
             raise RequestError(f"embeddings is {_shown(self.embeddings)}; in a request it must be a list of name:hash")
         put("embeddings", tuple(text("an embedding", used, longest=1000) for used in self.embeddings))
@@ -275,6 +341,11 @@ class Request:
                 put(name, whole(name, getattr(self, name), 0, MAX_MARGIN, " pixels"))
         if self.outpaint is not None:
             put("outpaint", margins(self.outpaint))
+        for name, low, high in (("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE), ("noise_level", 0, MAX_NOISE_LEVEL)):
+            if getattr(self, name) is not None:
+                put(name, whole(name, getattr(self, name), low, high))
+        if self.overlap is not None and self.overlap >= (self.tile or 0):
+            raise RequestError(f"overlap is {self.overlap}; it must be below tile, which is {self.tile}")
         recorded = ("image", "mask", "depth", "latents", "model", "model_hash", "vae", "vae_hash", "version")
         for name in ("sampler", "schedule", *recorded):
             if getattr(self, name) is not None:
@@ -287,7 +358,9 @@ class Request:
             low, high = self.guidance_interval
             values["guidance_interval"] = [low, None if math.isinf(high) else high]
         values["loras"] = [asdict(lora) for lora in self.loras] or None
+        values["controls"] = [asdict(control) for control in self.controls] or None
         values["embeddings"] = list(self.embeddings) or None
+        values |= {name: list(getattr(self, name)) for name in SIZES if getattr(self, name) is not None}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod

@@ -1,7 +1,7 @@
 """Pictures in progress: requests become jobs, jobs move together, pictures come out."""
 
 from .engine import Engine, Event, Failed, Finished, Progress
-from .inputs import Inputs
+from .inputs import Control, Inputs
 from .job import Job
 
-__all__ = ["Engine", "Event", "Failed", "Finished", "Inputs", "Job", "Progress"]
+__all__ = ["Control", "Engine", "Event", "Failed", "Finished", "Inputs", "Job", "Progress"]

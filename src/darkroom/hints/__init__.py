@@ -54,16 +54,20 @@ def make(name: str, image: Picture, **options: Any) -> Image.Image:
 
     Raises RequestError for an unknown name, option or value, ImageError for a picture that can't be read.
     """
-    hint = HINTS[choice("the hint", name.replace("_", "-") if isinstance(name, str) else name, HINTS)]
-    known = options_of(name)
+    has = options_of(name)
     for option in options:
-        if option not in known:
-            names = ", ".join(known) or "none"
-            raise RequestError(f"the hint {name!r} has no option {option!r}{nearest(option, known)}; it has {names}")
-    return hint(image, **options)
+        if option not in has:
+            names = ", ".join(has) or "none"
+            raise RequestError(f"the hint {name!r} has no option {option!r}{nearest(option, has)}; it has {names}")
+    return HINTS[known(name)](image, **options)
+
+
+def known(name: str) -> str:
+    """A hint's name as HINTS has it ("soft_edges" is "soft-edges"). Raises RequestError for an unknown one."""
+    return choice("the hint", name.replace("_", "-") if isinstance(name, str) else name, HINTS)
 
 
 def options_of(name: str) -> dict[str, Any]:
     """The options of a hint and their defaults."""
-    parameters = inspect.signature(HINTS[name.replace("_", "-")]).parameters.values()
+    parameters = inspect.signature(HINTS[known(name)]).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}

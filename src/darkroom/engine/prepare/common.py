@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -23,7 +25,6 @@ from darkroom.diffusion.guidance import (
     Projected,
     Rescaled,
     Thresholded,
-    Unguided,
     Within,
 )
 from darkroom.diffusion.noise import SeededNoise
@@ -34,6 +35,7 @@ from darkroom.engine.plan import LCM_STEPS, STEPS, Plan, plan
 from darkroom.engine.preview import Previewer
 from darkroom.errors import RequestError
 from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.controlnet import ControlNet
 from darkroom.models.config import UNetConfig
 from darkroom.models.unet import UNet
 from darkroom.prompts.embeddings import LearnedWord, fingerprints
@@ -42,8 +44,17 @@ from darkroom.samplers import canonical
 from darkroom.samplers.state import Noise, SamplerState
 
 from .prompted import composed_parts, learned_words, over_steps
+from .sizes import check_sizes, sizes_of
 
 GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
+
+
+class LoadedControlNet(NamedTuple):
+    """A ControlNet ready to steer, where it is from, and ten hexadecimal digits of its file's SHA-256."""
+
+    net: ControlNet
+    name: str
+    hash: str | None
 
 
 class Prompts(Protocol):
@@ -57,6 +68,14 @@ class Prompts(Protocol):
         words: Sequence[LearnedWord] = (),
         loras: Sequence[Scaled] = (),
     ) -> Tensor: ...
+    def pooled(
+        self,
+        text: str,
+        style: str = "a1111",
+        clip_skip: int = 0,
+        words: Sequence[LearnedWord] = (),
+        loras: Sequence[Scaled] = (),
+    ) -> Tensor | None: ...
 
 
 class Model(Protocol):
@@ -71,9 +90,13 @@ class Model(Protocol):
     @property
     def scheduler_config(self) -> Mapping[str, Any]: ...
     @property
+    def low_res_schedule(self) -> Schedule: ...
+    @property
     def denoiser(self) -> Denoiser: ...
     @property
     def prompts(self) -> Prompts: ...
+    @property
+    def zero_negative(self) -> bool: ...
     @property
     def previewer(self) -> Previewer: ...
     @property
@@ -93,6 +116,7 @@ class Model(Protocol):
     @property
     def merged_loras(self) -> tuple[Scaled, ...]: ...
     def find_lora(self, name: str) -> Adapter: ...
+    def controlnet(self, source: str | Path | ControlNet) -> LoadedControlNet: ...
 
 
 class GivenNoise:
@@ -120,13 +144,16 @@ class Later:
 NOTHING = Inputs()
 
 
-def noise_of(request: Request, inputs: Inputs, shape: tuple[int, ...], taken: int = 0) -> Noise:
+def noise_of(
+    request: Request, inputs: Inputs, shape: tuple[int, ...], taken: int = 0, before: tuple[int, ...] | None = None
+) -> Noise:
     """A picture's noise [C, h, w]: its seed's, or the given latents first. `request` is complete.
 
     taken: so many of the seed's draws are used already, for other things than noise.
+    before: the shape of another draw that comes before all of them.
     """
     assert request.seed is not None
-    noise: Noise = SeededNoise(request.seed, shape)
+    noise: Noise = SeededNoise(request.seed, shape, before)
     if taken:
         noise = Later(noise, taken)
     return noise if inputs.latents is None else GivenNoise(_checked_latents(inputs.latents, shape), noise)
@@ -134,7 +161,9 @@ def noise_of(request: Request, inputs: Inputs, shape: tuple[int, ...], taken: in
 
 def plan_of(model: Model, request: Request) -> Plan:
     """Sampler and noise levels of a complete request; the scheduler of the model's folder where it leaves them open."""
-    return plan(model.schedule, model.scheduler_config, request.steps, request.sampler, request.schedule)
+    literal = model.unet.config.told_sizes  # diffusers' pipelines of SDXL take a scheduler's flags as they are
+    config, steps = model.scheduler_config, request.steps
+    return plan(model.schedule, config, steps, request.sampler, request.schedule, literal=literal)
 
 
 def assemble(
@@ -183,6 +212,8 @@ def complete(model: Model, request: Request, inputs: Inputs) -> Request:
             f"give the same latents again"
         )
     _check_pictures(request, inputs)
+    if request.noise_level is not None and model.unet.config.num_class_embeds is None:
+        raise RequestError(f"noise_level is {request.noise_level}, which only upscaling models take; leave it out")
     width, height = request.width or model.size[0], request.height or model.size[1]
     if width * height > MAX_PIXELS:
         raise RequestError(f"{width}x{height} is {width * height:,} pixels; ask for {MAX_PIXELS:,} or fewer")
@@ -195,6 +226,7 @@ def complete(model: Model, request: Request, inputs: Inputs) -> Request:
         guidance_scale=_first(request.guidance_scale, model.defaults.get("guidance_scale"), GUIDANCE_SCALE),
         image=None if inputs.image is None else picture_fingerprint(inputs.image),
         mask=None if inputs.mask is None else picture_fingerprint(inputs.mask),
+        depth=None if inputs.depth is None else fingerprint(inputs.depth),
         embeddings=fingerprints(learned_words(request, inputs)),
         latents=None if latents is None else fingerprint(latents),
         model=model.name or None,
@@ -231,7 +263,7 @@ def picture_fingerprint(picture: Image.Image) -> str:
 
 def _check_pictures(request: Request, inputs: Inputs) -> None:
     """Raise RequestError where a recipe's pictures are missing, or something is said about a picture there isn't."""
-    for name in ("image", "mask"):
+    for name in ("image", "mask", "depth"):
         if getattr(request, name) is not None and getattr(inputs, name) is None:
             raise RequestError(
                 f"this recipe was made with {'an' if name == 'image' else 'a'} {name} that was given (fingerprint "
@@ -242,32 +274,43 @@ def _check_pictures(request: Request, inputs: Inputs) -> None:
         raise RequestError(f"{said[0]} is {getattr(request, said[0])!r}, but there is no image; give one, or leave it out")
 
 
-def guidance(model: Model, request: Request, plan: Plan, inputs: Inputs) -> Guidance:
+Guide = Callable[[Prompted, Prompted, float], Guidance]  # prompt, negative prompt, scale
+
+
+def guidance(
+    model: Model, request: Request, plan: Plan, inputs: Inputs, guide: Guide = ClassifierFree
+) -> Guidance:
     """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below.
 
     Prompts may change over the plan's steps, and be composed of parts. A network distilled to take the scale as an
-    input (LCM) is told it, and asked once.
+    input (LCM) is told it, and asked once. `guide` is what holds prompt and negative prompt.
     """
     scale = request.guidance_scale
     assert scale is not None
     told = scale if model.unet.config.time_cond_proj_dim is not None else None
     words = learned_words(request, inputs)
+    check_sizes(request, model.unet.config)
 
-    def condition(text: str) -> Condition:
+    def condition(text: str, negative: bool = False) -> Condition:
         style, clip_skip = request.prompt_style, request.clip_skip
         encoded = model.prompts.encode(text, style=style, clip_skip=clip_skip, words=words, loras=inputs.loras)
-        return Condition(encoded, guidance_scale=told)
+        pooled = model.prompts.pooled(text, style=style, clip_skip=clip_skip, words=words, loras=inputs.loras)
+        if negative and not text and model.zero_negative:
+            encoded, pooled = torch.zeros_like(encoded), None if pooled is None else torch.zeros_like(pooled)
+        sizes = None if pooled is None else sizes_of(model.unet.config.sizes(len(pooled)), request, negative)
+        return Condition(encoded, guidance_scale=told, pooled=pooled, sizes=sizes)
 
-    def prompted(text: str) -> Prompted:
-        return over_steps(text, request.prompt_style, plan, condition)
+    def prompted(text: str, negative: bool = False) -> Prompted:
+        return over_steps(text, request.prompt_style, plan, partial(condition, negative=negative))
 
     parts = composed_parts(request)
     if told is not None and len(parts) > 1:
         raise RequestError("this model takes its guidance scale as an input and can't compose prompts; leave out AND")
     if len(parts) == 1 and (told is not None or scale <= 1):
-        return shaped(model, request, Unguided(prompted(request.prompt)))
-    negative = prompted(request.negative_prompt)
-    guided = [shaped(model, request, ClassifierFree(prompted(part.text), negative, scale)) for part in parts]
+        alone = prompted(request.prompt)
+        return shaped(model, request, guide(alone, alone, min(scale, 1.0)))
+    negative = prompted(request.negative_prompt, negative=True)
+    guided = [shaped(model, request, guide(prompted(part.text), negative, scale)) for part in parts]
     if len(parts) == 1:
         return guided[0]
     return Composed(tuple(guided), tuple(part.weight for part in parts), negative)
