@@ -14,11 +14,13 @@ from darkroom.engine.exact import same_bits
 from darkroom.engine.inputs import Inputs
 from darkroom.engine.job import Job
 from darkroom.engine.memory import out_of_memory, release
+from darkroom.engine.overflow import finite
 from darkroom.engine.plan import Plan, plan
 from darkroom.errors import RequestError
 from darkroom.images import latent_size, open_picture, pad_to_grid, to_tensor
 from darkroom.masks import Composite
 from darkroom.models import tiled
+from darkroom.models.autoencoder import Autoencoder
 from darkroom.request import MAX_SIDE, MIN_SIDE, Request
 from darkroom.samplers.state import SamplerState
 
@@ -33,11 +35,17 @@ def image_to_image(model: Model, request: Request, id: str, inputs: Inputs, outp
     The result is diffusers' with the same seed: the seed's first draw samples the autoencoder's posterior, the second
     is the noise. Strength 0 gives the picture back as it is.
     """
-    _check_model(model, request)
+    _check_model(model)
+    return redrawn(model, request, id, inputs, output)
+
+
+def redrawn(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
+    """A job that begins with a picture and noise."""
     assert inputs.image is not None
     inputs = replace(inputs, image=open_picture(inputs.image))
     picture, request = sized(request, inputs.image)
     request = complete(model, replace(request, strength=strength_of(request)), inputs)
+    _check_words(request)
     seen = to_tensor(picture)
     latent = encoded(model, seen, request, 0)
     noise = noise_of(request, inputs, tuple(latent.shape), taken=1)
@@ -53,7 +61,7 @@ def image_to_image(model: Model, request: Request, id: str, inputs: Inputs, outp
     return job
 
 
-def _check_model(model: Model, request: Request) -> None:
+def _check_model(model: Model) -> None:
     wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
     if wanted == 2 * given + 1:
         raise RequestError("this model repaints parts of pictures; give a mask beside the image, white where to repaint")
@@ -62,6 +70,10 @@ def _check_model(model: Model, request: Request) -> None:
             f"this model can't change pictures: its U-Net takes {wanted} channels where a latent has {given}; "
             f"load a text-to-image model"
         )
+
+
+def _check_words(request: Request) -> None:
+    """Raise RequestError where something is said about a mask there isn't."""
     for name in ("fill", "only_masked", "mask_padding", "mask_blur"):
         if getattr(request, name) is not None:
             raise RequestError(f"{name} is {getattr(request, name)!r}, but there is no mask; give one, or leave it out")
@@ -101,25 +113,33 @@ def sized(request: Request, picture: Image.Image) -> tuple[Image.Image, Request]
     return picture, replace(request, width=whole[0], height=whole[1])
 
 
-def begun(model: Model, request: Request, config: Mapping[str, Any] | None = None, sliced: bool = True) -> Plan:
+def begun(
+    model: Model, request: Request, sliced: bool = True, config: Mapping[str, Any] | None = None, literal: bool = False
+) -> Plan:
     """The plan of a complete request, cut where its strength begins.
 
     As diffusers has it: the last int(steps * strength) of the steps. With `exact_steps` the levels are those of a
     longer plan, of which `steps` lie below the strength's level (as in ComfyUI).
 
     Args:
-        config: a scheduler configuration instead of the model's.
         sliced: `Plan.from_interval`'s.
+        config: a scheduler configuration instead of the model's.
+        literal: `plan`'s.
     """
     assert request.strength is not None
     config = model.scheduler_config if config is None else config
-    whole = plan(model.schedule, config, request.steps, request.sampler, request.schedule)
+
+    def levels(steps: int | None) -> Plan:
+        as_is = literal or model.unet.config.told_sizes  # as in `plan_of`
+        return plan(model.schedule, config, steps, request.sampler, request.schedule, literal=as_is)
+
+    whole = levels(request.steps)
     if request.strength == 0:
         return whole.from_interval(whole.steps)
     if request.exact_steps:
         count = int(whole.steps / request.strength)
         try:
-            stretched = plan(model.schedule, config, count, request.sampler, request.schedule)
+            stretched = levels(count)
         except RequestError as error:
             raise RequestError(
                 f"exactly {whole.steps} steps at strength {request.strength:g} need a schedule of {count} steps, which "
@@ -140,25 +160,33 @@ def encoded(model: Model, picture: Tensor, request: Request, draw: int) -> Tenso
 
     Raises RequestError where memory runs out, or the autoencoder's numbers do.
     """
-    autoencoder, config = model.autoencoder, model.autoencoder.config
-    weight = next(autoencoder.parameters())
+    config = model.autoencoder.config
+    mean, log_variance = moments(model, picture).chunk(2, dim=1)
     height, width = picture.shape[-2:]
+    shape = (config.latent_channels, *latent_size(width, height, config.downscale))
+    noise = noise_of(request, Inputs(), shape)(draw)
+    return model.autoencoder.scale(mean + torch.exp(log_variance.clamp(-30, 20) / 2) * noise)[0]
+
+
+def moments(model: Model, picture: Tensor) -> Tensor:
+    """Mean and log-variance [1, 2 C, h, w] float32 on the CPU of a picture's unscaled latent.
+
+    Raises RequestError where memory runs out, or the autoencoder's numbers do.
+    """
+    height, width = picture.shape[-2:]
+    picture = pad_to_grid(picture, model.autoencoder.config.downscale)
+
+    def encode(network: Autoencoder) -> Tensor:
+        with same_bits(network):
+            return tiled.encode(network, picture.to(next(network.parameters()))).float().cpu()
+
     try:
-        with same_bits(autoencoder):
-            moments = tiled.encode(autoencoder, pad_to_grid(picture, config.downscale).to(weight)).float().cpu()
+        return finite(model.autoencoder, encode, "encoding")
     except Exception as error:
         if not out_of_memory(error):
             raise
-        release(weight.device)
+        release(model.device)
         raise RequestError(f"memory ran out while encoding {width}x{height} pixels; give a smaller picture") from error
-    if not bool(moments.isfinite().all()):
-        raise RequestError(
-            'the autoencoder answered with numbers that are not finite; load the model with dtype="float32"'
-        )
-    mean, log_variance = moments.chunk(2, dim=1)
-    shape = (config.latent_channels, *latent_size(width, height, config.downscale))
-    noise = noise_of(request, Inputs(), shape)(draw)
-    return autoencoder.scale(mean + torch.exp(log_variance.clamp(-30, 20) / 2) * noise)[0]
 
 
 def unchanged(picture: Image.Image) -> Composite:

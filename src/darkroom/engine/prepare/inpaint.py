@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +42,15 @@ PADDING, BLUR = 32, 4  # pixels
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Beside:
-    """Another guidance, whose every branch sees extra input channels [C', h, w]."""
+    """Another guidance, whose every branch sees extra input channels [C', h, w], and perhaps a class."""
 
     guided: Guidance
     channels: Tensor
+    class_label: int | None = None
 
     def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return tuple(replace(condition, channels=self.channels) for condition in self.guided.branches(sigma))
+        beside = {"channels": self.channels, "class_label": self.class_label}
+        return tuple(replace(condition, **beside) for condition in self.guided.branches(sigma))
 
     def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
         return self.guided.combine(denoised, x, sigma)
@@ -72,8 +75,8 @@ def inpaint(model: Model, request: Request, id: str, inputs: Inputs, output: str
     seen, hidden = _cut(picture, mask, box, work)
 
     strength = request.strength if marked is not None else 0.0
-    config = {**model.scheduler_config, "skip_prk_steps": True} if nine else None  # as diffusers' pipeline has it
-    plan = begun(model, replace(request, strength=strength), config, sliced=nine)
+    wanted = replace(request, strength=strength)
+    plan = begun(model, wanted, True, _corrected(model), literal=True) if nine else begun(model, wanted, sliced=False)
     # Pure noise is what a picture from a text alone begins as: at strength 1 nothing of the masked part is seen.
     pure = request.fill == "noise" or (strength == 1 and request.fill == "original")
     # The seed's draws are in diffusers' order: a sample of the picture if one is needed, noise, the masked picture.
@@ -115,6 +118,14 @@ def _nine_channels(model: Model) -> bool:
             f"load a text-to-image or an inpainting model"
         )
     return False
+
+
+def _corrected(model: Model) -> dict[str, Any]:
+    """The scheduler configuration as diffusers' inpainting pipeline corrects it; other than for its other pipelines, a
+    clip_sample that is written there stays.
+    """
+    config = model.scheduler_config
+    return {"clip_sample": False, **config, "steps_offset": 1, "skip_prk_steps": True}
 
 
 def _asked(request: Request, inputs: Inputs) -> tuple[Image.Image, Tensor, Inputs, Request]:
