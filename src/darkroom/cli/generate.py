@@ -40,6 +40,7 @@ class Asked:
     inputs: Callable[[Pipeline], Inputs]  # what all its pictures are made from beside their requests
 
 
+@options.taking(options.given, "inputs")
 def drawing(
     seed: Annotated[
         int | None,
@@ -76,7 +77,8 @@ def drawing(
         float,
         typer.Option(metavar="X", parser=options.real_number, help="0 to 1: against overexposure at high guidance."),
     ] = 0.0,
-    lora: options.Loras = None,
+    *,
+    inputs: options.Reader,
     lora_dir: options.LoraDir = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -105,8 +107,6 @@ def drawing(
 
         canonical(sampler)  # says so before a model is loaded
 
-    loras = options.loras(lora)
-
     def load() -> Pipeline:
         if schedule is not None:
             from darkroom.diffusion.spacings import spacing_name
@@ -115,11 +115,6 @@ def drawing(
             if schedule.lower() != AUTOMATIC:
                 spacing_name(schedule)
         return options.load(model, device, dtype, compile, threads, lora_dir)
-
-    def inputs(pipe: Pipeline) -> Inputs:
-        from darkroom.engine import Inputs
-
-        return Inputs(loras=options.read_loras(pipe, loras))
 
     return Asked(request, load, inputs)
 

@@ -17,7 +17,7 @@ from darkroom.errors import RequestError
 from darkroom.request import MAX_LORA_SCALE, real, whole
 
 if TYPE_CHECKING:
-    from darkroom.adapters import Scaled
+    from darkroom.engine import Inputs
     from darkroom.pipeline import Pipeline
     from darkroom.prompts.embeddings import LearnedWord
 
@@ -72,7 +72,7 @@ Threads = Annotated[
 Embeddings = Annotated[
     list[str] | None,
     typer.Option(
-        "--embedding", metavar="FILE", help="A textual-inversion file; its name is a word of the prompt. May be repeated."
+        "--embedding", metavar="FILE", help="A textual-inversion file: a word of the prompt; may come several times."
     ),
 ]
 EmbeddingDir = Annotated[
@@ -115,11 +115,25 @@ def loras(given: list[str] | None) -> list[tuple[str, float]]:
     return found
 
 
-def read_loras(pipe: Pipeline, given: Sequence[tuple[str, float]]) -> tuple[Scaled, ...]:
-    """What `loras` found, read for a model."""
-    from darkroom.adapters import Lora
+Reader = Callable[[Any], Any]  # Pipeline -> Inputs; typer evaluates annotations, and nothing here imports torch
 
-    return tuple(pipe.loras.get(Lora(file, scale)) for file, scale in given)
+
+def given(
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
+    mask: Annotated[str | None, typer.Option(metavar="FILE", help="Of that picture: what is white is redrawn.")] = None,
+    lora: Loras = None,
+    embedding: Embeddings = None,
+) -> Reader:
+    """The options for what a picture is made from besides its request: how to read it all for a model."""
+    files = loras(lora)
+
+    def read(pipe: Pipeline) -> Inputs:
+        from darkroom.adapters import Lora
+
+        attached = [Lora(file, scale) for file, scale in files]
+        return pipe.inputs(image=image, mask=mask, loras=attached, embeddings=embedding or ())
+
+    return read
 
 
 def load(
@@ -149,24 +163,24 @@ def named_as_options() -> Iterator[None]:
         raise RequestError(f"{_FIELDS.get(field, field)} {rest}") from error
 
 
-def taking(shared: Callable[..., Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command the options of `shared`, another function of options, in the place of its parameter `asked`.
+def taking(shared: Callable[..., Any], place: str = "asked") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of `shared`, another function of options, in the place of one of its parameters.
 
-    `asked` receives what `shared` returns for their values.
+    That parameter receives what `shared` returns for their values.
     """
 
-    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(command, eval_str=True).parameters
         lent = inspect.signature(shared, eval_str=True).parameters
-        every = [p for name in own for p in (lent.values() if name == "asked" else [own[name]])]
+        every = [p for name in own for p in (lent.values() if name == place else [own[name]])]
 
         @functools.wraps(command)
-        def called(**values: Any) -> int:
-            asked = shared(**{name: values.pop(name) for name in lent})
-            return command(**values, asked=asked)
+        def called(**values: Any) -> Any:
+            answer = shared(**{name: values.pop(name) for name in lent})
+            return command(**values, **{place: answer})
 
         by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in every]
-        called.__signature__ = inspect.Signature(by_name, return_annotation=int)  # type: ignore[attr-defined]
+        called.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in by_name}
         return called
 

@@ -24,8 +24,9 @@ DIFFERENT = 1
 
 
 @app.command()
+@options.taking(options.given, "inputs")
 def verify(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture that holds its recipe.")],
+    picture: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture that holds its recipe.")],
     model: Annotated[
         str | None, typer.Option(metavar="M", help="The model that drew it. [default: the embedded one, if it did]")
     ] = None,
@@ -35,7 +36,8 @@ def verify(
             metavar="N", parser=options.whole_number, help="Largest difference of a pixel that passes, of 255."
         ),
     ] = 2,
-    lora: options.Loras = None,
+    *,
+    inputs: options.Reader,
     lora_dir: options.LoraDir = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -45,32 +47,30 @@ def verify(
     """Draw a picture again from its recipe and compare the pixels.
 
     Exits with 0 if they are identical or within the tolerance, with 1 if not, and with 2 if the picture can't be drawn
-    again.
+    again. One that was made from other pictures, LoRAs or embeddings needs the same ones again.
     """
     with options.named_as_options():
         whole("tolerance", tolerance, 0, 255)
-    found = read_metadata(image)
-    request = recorded_request(found, image)
-    loras = options.loras(lora)
+    found = read_metadata(picture)
+    request = recorded_request(found, picture)
     with Display("loading the model") as display:
-        source = model if model is not None else recorded_model(found, image)
+        source = model if model is not None else recorded_model(found, picture)
         pipe = options.load(source, device, dtype, False, threads, lora_dir)
         if request.model_hash and pipe.model_hash and request.model_hash[:10] != pipe.model_hash[:10]:
             complain(
                 f"the picture was drawn by the model {request.model!r} with the hash {request.model_hash}; "
                 f"this one is {pipe.name!r} with {pipe.model_hash}"
             )
-        from darkroom.engine import Engine, Inputs
+        from darkroom.engine import Engine
         from darkroom.images import open_picture
 
-        theirs = open_picture(image)
-        inputs = Inputs(loras=options.read_loras(pipe, loras))
-        ours = _draw(Engine(pipe, deterministic=True), request, inputs, display)
+        theirs = open_picture(picture)
+        ours = _draw(Engine(pipe, deterministic=True), request, inputs(pipe), display)
     result = compare(theirs, ours)
     passed = result["max_difference"] is not None and result["max_difference"] <= tolerance
     lossy = found.format == "JPEG"
     if as_json:
-        answer = {"path": image, "identical": result["max_difference"] == 0, "within_tolerance": passed}
+        answer = {"path": picture, "identical": result["max_difference"] == 0, "within_tolerance": passed}
         print(json.dumps(answer | result | {"tolerance": tolerance, "recipe": request.to_dict()}, indent=2))
     else:
         print(_sentence(result, tolerance, passed, lossy))
@@ -121,7 +121,7 @@ EMBEDDED = "embedded"
 def _draw(engine: Engine, request: Request, inputs: Inputs, display: Display) -> Image.Image:
     from darkroom.engine import Failed, Finished, Progress
 
-    engine.add(request, inputs)
+    _check_inputs(request, engine.jobs[engine.add(request, inputs)].request)
     while True:
         for event in engine.step():
             if isinstance(event, Progress):
@@ -130,6 +130,28 @@ def _draw(engine: Engine, request: Request, inputs: Inputs, display: Display) ->
                 raise event.error
             elif isinstance(event, Finished):
                 return event.result  # type: ignore[return-value]  # output is "pil"
+
+
+def _check_inputs(recorded: Request, given: Request) -> None:
+    """Raise `RequestError` where what is given is not what the recipe names; other tools' recipes name little."""
+    for name in ("image", "mask", "depth", "latents"):
+        theirs, ours = getattr(recorded, name), getattr(given, name)
+        if theirs is not None and theirs != ours:
+            raise RequestError(
+                f"the recipe was made with another {name} (fingerprint {visible(theirs[:40])}) than the one given "
+                f"({ours}); give that one"
+            )
+    for name in ("loras", "embeddings"):
+        theirs, ours = getattr(recorded, name), getattr(given, name)
+        if theirs and sorted(map(str, theirs)) != sorted(map(str, ours)):
+            raise RequestError(
+                f"the recipe was made with the {name} {_listed(theirs)}, and given are {_listed(ours)}; give the same"
+            )
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    told = [value if isinstance(value, str) else f"{value.name} ({value.hash}) at {value.scale:g}" for value in values]
+    return visible(", ".join(told)[:300]) or "none"
 
 
 def compare(a: Image.Image, b: Image.Image) -> dict[str, Any]:
