@@ -33,6 +33,7 @@ OUTPUTS = ("pil", "pt", "latent")
 FILLS = ("original", "fill", "noise")
 MAX_MARGIN = 1024  # pixels around a mask, and of its edge
 MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
+MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
 # Fields that say something about a picture that is given.
 OF_AN_IMAGE = ("strength", "exact_steps", "fill", "only_masked", "mask_padding", "mask_blur", "outpaint")
 
@@ -258,6 +259,9 @@ class Request:
     tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
     overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
     noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
+    tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
+    overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
+    noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
     image: str | None = None  # in a recipe: the fingerprint of the picture that was given,
     mask: str | None = None  # and of its mask
     depth: str | None = None  # and of the depth map
@@ -341,6 +345,11 @@ class Request:
                 put(name, whole(name, getattr(self, name), 0, MAX_MARGIN, " pixels"))
         if self.outpaint is not None:
             put("outpaint", margins(self.outpaint))
+        for name, low, high in (("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE), ("noise_level", 0, MAX_NOISE_LEVEL)):
+            if getattr(self, name) is not None:
+                put(name, whole(name, getattr(self, name), low, high))
+        if self.overlap is not None and self.overlap >= (self.tile or 0):
+            raise RequestError(f"overlap is {self.overlap}; it must be below tile, which is {self.tile}")
         for name, low, high in (("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE), ("noise_level", 0, MAX_NOISE_LEVEL)):
             if getattr(self, name) is not None:
                 put(name, whole(name, getattr(self, name), low, high))

@@ -36,15 +36,17 @@ class Moved:
 
 @dataclass(slots=True)
 class _Question:
-    """One row: what a branch of a job's guidance asks, then the network's answer [C, H, W]."""
+    """One row: what a branch of a job's guidance asks of a window of its state, then the network's answer."""
 
     job: Job
+    part: int  # which window; 0 where there is only the whole
+    x: Tensor  # [C, H, W]
     condition: Condition
-    answer: Tensor | None = None
+    answer: Tensor | None = None  # [C, H, W]
 
     @property
     def key(self) -> Hashable:
-        return tuple(self.job.state.x.shape), group_key(self.condition)
+        return tuple(self.x.shape), group_key(self.condition)
 
 
 @dataclass(slots=True)
@@ -65,12 +67,13 @@ def advance(jobs: Sequence[Job], denoise: Denoise, largest: int, alone: bool = F
     Args:
         denoise: the denoiser.
         largest: rows of one call at most.
-        alone: a call never holds rows of two jobs, so that a picture's bits can't depend on its company.
+        alone: a call never holds rows of two jobs (or of two windows of one), so that a picture's bits can't depend on
+            its company.
     """
     tick = Tick()
-    questions = {job.id: [_Question(job, c) for c in job.branches()] for job in jobs}
+    questions = {job.id: _questions(job) for job in jobs}
     rows = [question for asked in questions.values() for question in asked]
-    keys = [(question.job.id, question.key) if alone else question.key for question in rows]
+    keys = [(question.job.id, question.part, question.key) if alone else question.key for question in rows]
     for call in share(keys, max(len(asked) for asked in questions.values()) if alone else largest):
         _ask([rows[i] for i in call], denoise, tick, alone)
     for job in jobs:
@@ -81,6 +84,18 @@ def advance(jobs: Sequence[Job], denoise: Denoise, largest: int, alone: bool = F
                 tick.failed[job.id] = _sentence(error, job)
     _drop_non_finite(jobs, tick)
     return tick
+
+
+def _questions(job: Job) -> list[_Question]:
+    """What a job asks now: all its branches about its first window, then about the next."""
+    x, windows, branches = job.state.x, job.windows, job.branches()
+    if windows is None:
+        return [_Question(job, 0, x, condition) for condition in branches]
+    return [
+        _Question(job, part, windows.cut(x, place), windows.narrow(condition, place))
+        for part, place in enumerate(windows.places)
+        for condition in branches
+    ]
 
 
 def _answered(question: _Question) -> Tensor:
@@ -94,7 +109,7 @@ def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bo
     if not questions:
         return
     try:
-        x = torch.stack([q.job.state.x for q in questions])
+        x = torch.stack([q.x for q in questions])
         sigmas = [q.job.state.sigma for q in questions]
         told = [q.job.timesteps.get(q.job.state.sigma) for q in questions]
         answers = denoise(x, sigmas, [q.condition for q in questions], told)
@@ -121,6 +136,9 @@ def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bo
 def _step(job: Job, answers: Sequence[Tensor]) -> Moved:
     """Guidance combines the branches' answers, what is known is restored, the sampler takes its step."""
     state = job.state
+    if job.windows is not None:
+        branches = len(answers) // job.windows.count
+        answers = [job.windows.join(answers[branch::branches]) for branch in range(branches)]
     denoised = job.guidance.combine(answers, state.x, job.level)
     if job.known is not None:
         denoised = job.known.restore(denoised)

@@ -122,7 +122,7 @@ class Engine:
             return [*self._advance(), *self._decode_one()]
 
     def _advance(self) -> list[Event]:
-        asking = {id: len(job.branches()) for id, job in self._jobs.items() if not job.done}
+        asking = {id: job.rows for id, job in self._jobs.items() if not job.done}
         moving = [self._jobs[id] for id in pick(asking, self.max_rows)]
         if not moving:
             return []

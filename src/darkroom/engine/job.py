@@ -10,6 +10,7 @@ from darkroom.diffusion.condition import Condition
 from darkroom.diffusion.control import Controls
 from darkroom.diffusion.guidance import Guidance
 from darkroom.diffusion.known import Known
+from darkroom.diffusion.windows import Windows
 from darkroom.masks import Composite
 from darkroom.request import Request
 from darkroom.samplers.state import Noise, Sampler, SamplerState
@@ -35,6 +36,7 @@ class Job:
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
     start: int = 0  # the interval it began in
     controls: Controls | None = None  # what steers the U-Net
+    windows: Windows | None = None  # which parts of it the U-Net is shown; None: the whole
     known: Known | None = None  # what is not to change
     composite: Composite | None = None  # where in which picture the result belongs
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
@@ -60,6 +62,11 @@ class Job:
         """The conditions to ask the network now, one row each; `guidance.combine` makes one of their answers."""
         asked = self.guidance.branches(self.level)
         return asked if self.controls is None else self.controls.steer(asked, self.state.evaluations)
+
+    @property
+    def rows(self) -> int:
+        """How many rows it asks the network now: its branches, in each of its windows."""
+        return len(self.branches()) * (1 if self.windows is None else self.windows.count)
 
     @property
     def done(self) -> bool:

@@ -28,7 +28,7 @@ from .config import AutoencoderConfig, TinyAutoencoderConfig
 from .layers import ResnetBlock, attend
 
 MEMORY = 4_000_000_000  # bytes of activations; 1024x1024 is still plain for Stable Diffusion, 4096x4096 just possible
-STORED, TILE = 0.6, 1 / 60  # the shares of it for a stored picture, and for one activation of a window
+STORED, TILE = 0.6, 1 / 90  # the shares of it for a stored picture, and for one activation of a window
 QUERIES = 2**27  # scores of one piece of attention, where the kernel should write them out
 
 Window = tuple[int, int, int, int]
