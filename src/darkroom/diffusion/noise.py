@@ -21,20 +21,24 @@ class SeededNoise:
 
     k = 0 is the starting noise, exactly the latent that diffusers draws from `torch.Generator("cpu").manual_seed(seed)`
     for one picture, and k = 1, 2, ... are what its ancestral schedulers draw next from that generator.
-    Sequential access costs one draw each; going back starts again from the seed. Pickles as (seed, shape).
+    Sequential access costs one draw each; going back starts again from the seed. Pickles as its arguments.
 
     Args:
         seed: -2**63 to 2**64 - 1, torch's own range.
         shape: (C, H, W).
+        before: the shape of a draw that comes before draw 0, for something else than this noise.
     """
 
-    def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, seed: int, shape: tuple[int, ...], before: tuple[int, ...] | None = None) -> None:
         self.seed = seed
         self.shape = tuple(shape)
+        self.before = before
         self._rewind()
 
     def _rewind(self) -> None:
         self._generator = torch.Generator("cpu").manual_seed(self.seed)
+        if self.before is not None:
+            torch.randn(self.before, generator=self._generator, dtype=torch.float32)
         self._drawn = 0  # draws taken from the generator so far
         self._last: Tensor | None = None  # draw number _drawn - 1
 
@@ -50,8 +54,8 @@ class SeededNoise:
         assert self._last is not None
         return self._last.clone()
 
-    def __reduce__(self) -> tuple[type[SeededNoise], tuple[int, tuple[int, ...]]]:
-        return SeededNoise, (self.seed, self.shape)
+    def __reduce__(self) -> tuple[type[SeededNoise], tuple[int, tuple[int, ...], tuple[int, ...] | None]]:
+        return SeededNoise, (self.seed, self.shape, self.before)
 
     def __repr__(self) -> str:
         return f"SeededNoise(seed={self.seed}, shape={self.shape})"

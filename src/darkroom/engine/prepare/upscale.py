@@ -1,0 +1,98 @@
+"""Upscaling: models that see a small picture beside the latent of a large one; and windows, for any task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from darkroom.diffusion.noise import SeededNoise
+from darkroom.diffusion.windows import Windows
+from darkroom.engine.inputs import Inputs
+from darkroom.engine.job import Job
+from darkroom.engine.plan import plan
+from darkroom.errors import RequestError
+from darkroom.images import open_picture, to_tensor
+from darkroom.request import MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, Request
+from darkroom.samplers.state import SamplerState
+
+from .common import Model, assemble, complete, guidance, noise_of
+from .inpaint import Beside
+
+NOISE_LEVEL, UPSCALER_GUIDANCE = 20, 9.0  # diffusers' defaults
+LARGEST_WHOLE = 512  # of upscalers: a small picture up to this wide and high is seen whole
+
+
+def is_upscaler(model: Model) -> bool:
+    """Whether a model's U-Net takes a small RGB picture beside the latent, and its noise level as a class."""
+    config = model.unet.config
+    return config.in_channels == model.autoencoder.config.latent_channels + 3 and config.num_class_embeds is not None
+
+
+def enlarge(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
+    """A picture made larger by an upscaling model. Raises RequestError where the model can't do what is asked.
+
+    A pixel of the small picture becomes a pixel of the latent, so the result is larger by the autoencoder's own factor
+    (4). The result is diffusers' with the same seed: the seed's first draw is the small picture's noise, the second
+    the latent's.
+    """
+    factor = model.autoencoder.config.downscale
+    if inputs.image is None:
+        raise RequestError("this model enlarges pictures, and there is none; give an image")
+    for name in OF_AN_IMAGE:
+        if getattr(request, name) is not None:
+            raise RequestError(
+                f"{name} is {getattr(request, name)!r}, but this model enlarges whole pictures; leave it out"
+            )
+    if inputs.mask is not None:
+        raise RequestError("there is a mask, but this model enlarges whole pictures; leave it out")
+    inputs = replace(inputs, image=open_picture(inputs.image))
+    assert inputs.image is not None
+    width, height = (factor * side for side in inputs.image.size)
+    check_size(inputs.image.size, factor, (width, height))
+    if (request.width or width, request.height or height) != (width, height):
+        raise RequestError(
+            f"{request.width}x{request.height} is asked for, but this model makes pictures {factor} times as large: "
+            f"{width}x{height}; leave the size out"
+        )
+    level = NOISE_LEVEL if request.noise_level is None else request.noise_level
+    scale = request.guidance_scale
+    if scale is None:
+        scale = model.defaults.get("guidance_scale", UPSCALER_GUIDANCE)
+    tile = request.tile
+    if tile is None and max(inputs.image.size) > LARGEST_WHOLE:
+        tile = factor * LARGEST_WHOLE
+    wanted = replace(request, width=width, height=height, noise_level=level, guidance_scale=scale, tile=tile)
+    request = complete(model, wanted, inputs)
+    assert request.seed is not None
+    small = to_tensor(inputs.image)[0]  # [3, h, w]
+    drawn = tuple(small.shape)
+    kept = float(model.low_res_schedule.alphas_cumprod[level])  # the share of the variance that is the picture's
+    small = kept**0.5 * small + (1 - kept) ** 0.5 * SeededNoise(request.seed, drawn)(0)
+    noise = noise_of(request, inputs, (model.autoencoder.config.latent_channels, *drawn[1:]), before=drawn)
+    steps = plan(model.schedule, model.scheduler_config, request.steps, request.sampler, request.schedule, literal=True)
+    guided = Beside(guidance(model, request, steps, inputs), small.to(model.device), level)
+    state = SamplerState(x=(noise(0) * steps.init_scale).to(model.device), sigma=steps.sigmas[0])
+    return assemble(id, request, steps, state, noise, guided, output)
+
+
+def check_size(small: tuple[int, int], factor: float, large: tuple[int, int]) -> None:
+    """Raise RequestError for an enlarged size that can't be drawn, in words that name the picture and the factor."""
+    width, height = large
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in large) or width * height > MAX_PIXELS:
+        raise RequestError(
+            f"the image is {small[0]}x{small[1]} pixels, {factor:g} times as large {width}x{height}; sides must be "
+            f"from {MIN_SIDE} to {MAX_SIDE} pixels, and {MAX_PIXELS:,} pixels in all; give another image or scale"
+        )
+
+
+def windowed(model: Model, job: Job) -> Job:
+    """The job with the windows its request asks for; its recipe says what they are."""
+    tile, overlap = job.request.tile, job.request.overlap
+    if tile is None:
+        return job
+    grid = model.autoencoder.config.downscale
+    side = max(tile // grid, 1)
+    shared = min(side // 4 if overlap is None else overlap // grid, side - 1)
+    height, width = job.state.x.shape[-2:]
+    if height > side or width > side:
+        job.windows = Windows(height, width, side, shared)
+    return job
