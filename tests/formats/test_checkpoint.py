@@ -362,12 +362,12 @@ def test_folders_that_are_no_model(sd1_folder: Path, tmp_path: Path) -> None:
         open_checkpoint(names_in(tmp_path / "empty"))
     with pytest.raises(CheckpointError, match=r"has no U-Net .*; it has a\.txt, model\.safetensors"):
         open_checkpoint(names_in(tmp_path / "other", "model.safetensors", "a.txt"))
-    (sd1_folder / "text_encoder_2").mkdir()
-    with pytest.raises(CheckpointError, match="SDXL"):
+    shutil.copytree(sd1_folder / "text_encoder", sd1_folder / "text_encoder_2")
+    with pytest.raises(CheckpointError, match="two text encoders, and its U-Net is not told what SDXL's is"):
         open_checkpoint(sd1_folder)
-    (sd1_folder / "text_encoder_2").rmdir()
+    shutil.rmtree(sd1_folder / "text_encoder_2")
     index = sd1_folder / "model_index.json"
-    for name in ("StableDiffusionXLPipeline", "FluxPipeline", "StableDiffusion3Pipeline"):
+    for name in ("KandinskyPipeline", "FluxPipeline", "StableDiffusion3Pipeline"):
         index.write_text(json.dumps({"_class_name": name}))
         with pytest.raises(CheckpointError, match=name):
             open_checkpoint(sd1_folder)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from . import detect, folder, single
-from .configs import network_config, read_json
+from .configs import network_config, read_json, sentences
 from .files import open_tensors
 from .hub import resolve
 from .layouts import PARTS, Part
@@ -35,10 +35,13 @@ class Checkpoint:
     text_encoder_config: TextEncoderConfig
     scheduler_config: dict[str, Any]  # as in scheduler_config.json
     weights: Mapping[Part, Weights]
-    family: str  # "sd1", "sd2", "upscaler" or "custom" (another text width)
+    family: str  # "sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler" or "custom" (another text width)
     tokenizer_folder: Path | None = None  # None: CLIP's own vocabulary
     tokenizer: tuple[Path, Path] | None = None  # its vocab.json and merges.txt, if it has them
     pad_token: str = EOS  # where there is no tokenizer folder: what CLIP's vocabulary pads with
+    text_encoder_2_config: TextEncoderConfig | None = None  # of SDXL, and
+    tokenizer_folder_2: Path | None = None  # its tokenizer; None: CLIP's own vocabulary, padded with "!"
+    zero_negative: bool = False  # an empty negative prompt means zeros (SDXL)
     low_res_scheduler_config: dict[str, Any] | None = None  # the upscaler's second schedule
     defaults: Mapping[str, float] = field(default_factory=dict)  # steps, guidance_scale: what suits this model
     vae: Path | None = None  # a stand-alone autoencoder that was put in place of the model's own
@@ -56,6 +59,11 @@ class Checkpoint:
         return detect.TASKS.get(self.unet_config.in_channels, "custom")
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks there are."""
+        return PARTS if self.text_encoder_2_config is None else (*PARTS, "text_encoder_2")
+
+    @property
     def pad_id(self) -> int | None:
         """What CLIP's own vocabulary pads with; None where the model brings its own tokenizer."""
         return None if self.tokenizer_folder else (0 if self.pad_token == EXCLAMATION_MARK else 49407)
@@ -64,6 +72,9 @@ class Checkpoint:
         """The configuration of one network."""
         if part == "unet":
             return self.unet_config
+        if part == "text_encoder_2":
+            assert self.text_encoder_2_config is not None
+            return self.text_encoder_2_config
         return self.autoencoder_config if part == "autoencoder" else self.text_encoder_config
 
     def hash(self, part: Part = "unet") -> str:
@@ -118,11 +129,12 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
         p: network_config(p, read_json(sub / "config.json"), str(sub / "config.json")) for p, sub in folders.items()
     }
     weights = {p: Weights(folder.weights_file(sub, variant), "diffusers") for p, sub in folders.items()}
-    family = detect.family_of(configs["unet"])
+    _pool(configs, path)
+    family = detect.family_of(configs["unet"], len(folders) - 2)
     scheduler = path / "scheduler" / "scheduler_config.json"
     low_res = path / "low_res_scheduler" / "scheduler_config.json"
     prediction = "v_prediction" if family == "upscaler" else "epsilon"
-    tokenizer_folder, tokenizer = folder.tokenizer_files(path / "tokenizer")
+    tokenizer_folder, tokenizer = folder.tokenizer_files(folder.tokenizer_of(folders["text_encoder"]))
     return Checkpoint(
         kind="diffusers folder",
         path=path,
@@ -135,6 +147,9 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
         tokenizer_folder=tokenizer_folder,
         tokenizer=tokenizer,
         pad_token=EXCLAMATION_MARK if configs["text_encoder"].hidden_act == "gelu" else EOS,
+        text_encoder_2_config=configs.get("text_encoder_2"),
+        tokenizer_folder_2=folder.tokenizer_files(path / "tokenizer_2")[0] if "text_encoder_2" in folders else None,
+        zero_negative=configs["unet"].told_sizes and folder.zero_negative(path),
         low_res_scheduler_config=read_json(low_res) if low_res.is_file() else None,
         defaults=folder.defaults(path),
     )
@@ -144,12 +159,17 @@ def _open_single(path: Path) -> Checkpoint:
     with open_tensors(path) as file:
         found = single.examine(file, path)
     single.require_whole(found, path)
-    unet, autoencoder, text = (found.configs[part] for part in PARTS)
+    configs = dict(found.configs)
+    _pool(configs, path)
+    unet, autoencoder, text = (configs[part] for part in PARTS)
+    text_2 = configs.get("text_encoder_2")
+    assert text_2 is None or isinstance(text_2, TextEncoderConfig)
     assert isinstance(unet, UNetConfig)
     assert isinstance(autoencoder, AutoencoderConfig)
     assert isinstance(text, TextEncoderConfig)
     kept = _unpack_tokenizer(found.tokenizer, path)
     tokenizer_folder, tokenizer = (None, None) if kept is None else folder.tokenizer_files(Path(kept.name))
+    kept_2 = _unpack_tokenizer(found.tokenizer_2, path)
     return Checkpoint(
         kind="single file",
         path=path,
@@ -157,15 +177,39 @@ def _open_single(path: Path) -> Checkpoint:
         autoencoder_config=autoencoder,
         text_encoder_config=text,
         scheduler_config=found.scheduler_config,
-        weights={part: Weights(path, found.layouts[part], found.ema and part == "unet") for part in PARTS},
+        weights={part: Weights(path, layout, found.ema and part == "unet") for part, layout in found.layouts.items()},
         family=found.family,
         tokenizer_folder=tokenizer_folder,
         tokenizer=tokenizer,
-        pad_token=EXCLAMATION_MARK if found.layouts["text_encoder"] == "openclip" else EOS,
+        pad_token=EXCLAMATION_MARK if text.hidden_act == "gelu" else EOS,
+        text_encoder_2_config=text_2,
+        tokenizer_folder_2=None if kept_2 is None else Path(kept_2.name),
+        zero_negative=found.zero_negative,
         low_res_scheduler_config=found.low_res_scheduler_config,
         defaults=found.defaults,
-        _kept=kept,
+        _kept=(kept, kept_2),
     )
+
+
+def _pool(configs: dict[Part, Any], path: Path) -> None:
+    """Let the last text encoder pool where the U-Net wants a pooled text, and no other.
+
+    Raises CheckpointError where text encoders and U-Net don't fit.
+    """
+    unet, texts = configs["unet"], [part for part in configs if part.startswith("text_encoder")]
+    for part in texts:
+        configs[part] = replace(configs[part], projection=unet.told_sizes and part == texts[-1])
+    if not unet.told_sizes:
+        if len(texts) > 1:
+            raise CheckpointError(f"{path} has two text encoders, and its U-Net is not told what SDXL's is.")
+        return
+    width = sum(configs[part].hidden_size for part in texts)
+    if width != unet.cross_attention_dim:
+        raise CheckpointError(
+            f"{path}: its text encoders have a width of {width} together, and its U-Net takes {unet.cross_attention_dim}."
+        )
+    with sentences(str(path)):
+        unet.sizes(configs[texts[-1]].projection_dim)
 
 
 def _unpack_tokenizer(content: Mapping[str, Any] | None, path: Path) -> tempfile.TemporaryDirectory[str] | None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, open_checkpoint
-from .layouts import PARTS
+from .checkpoint import EXCLAMATION_MARK, open_checkpoint
 from .save import TokenizerSource, save_folder, save_single_file
 from .shapes import native_shapes
 from .weights import PartTensors
@@ -33,7 +32,7 @@ def convert(
         raise CheckpointError(f"{path} is both the source and the target: choose another name for the result.")
     with ExitStack() as stack:
         parts: dict[str, Any] = {}
-        for part in PARTS:
+        for part in checkpoint.parts:
             config = checkpoint.config(part)
             tensors = PartTensors(checkpoint, part, native_shapes(config, str(checkpoint.path)))
             parts[part] = stack.enter_context(tensors)
@@ -42,17 +41,21 @@ def convert(
             **parts,
             "scheduler_config": checkpoint.scheduler_config,
             "low_res_scheduler_config": checkpoint.low_res_scheduler_config,
+            "zero_negative": checkpoint.zero_negative,
             "defaults": checkpoint.defaults,
             "dtype": dtype,
         }
         if path.suffix.lower() == ".safetensors":
-            return save_single_file(path, tokenizer=checkpoint.tokenizer_folder, **common)
-        return save_folder(path, tokenizer=_tokenizer(checkpoint), **common)
+            common |= {"tokenizer": checkpoint.tokenizer_folder, "tokenizer_2": checkpoint.tokenizer_folder_2}
+            return save_single_file(path, **common)
+        common["tokenizer"] = _tokenizer(checkpoint.tokenizer_folder, checkpoint.pad_token)
+        common["tokenizer_2"] = _tokenizer(checkpoint.tokenizer_folder_2, EXCLAMATION_MARK)
+        return save_folder(path, **common)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> TokenizerSource:
-    if checkpoint.tokenizer_folder is not None:
-        return checkpoint.tokenizer_folder
+def _tokenizer(folder: Path | None, pad_token: str) -> TokenizerSource:
+    if folder is not None:
+        return folder
     from ..prompts.tokenizer import Tokenizer
 
-    return Tokenizer.default(checkpoint.pad_token)
+    return Tokenizer.default(pad_token)

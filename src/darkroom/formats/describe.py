@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, open_checkpoint
 from .hub import resolve
-from .layouts import PARTS, TITLES, Part
+from .layouts import TITLES, Part
 from .shapes import native_shapes
 from .weights import PartTensors, Weights
 
@@ -20,13 +20,13 @@ def describe(source: str | Path, variant: str | None = None, with_hash: bool = F
     """A model's kind, family and task, and per network its parameters, types of numbers and faults; ready for JSON.
 
     Keys: name, path, kind, family, task, prediction_type, scheduler, picture_size (pixels a side), text_width,
-    vocabulary, size (bytes), parts (unet, autoencoder, text_encoder: parameters, dtypes (name -> tensors), fault (a
+    vocabulary, size (bytes), parts (unet, autoencoder, text_encoder(s): parameters, dtypes (name -> tensors), fault (a
     sentence or None)), parameters (of all), fault (the first, or None), and hash if asked for (reads the file). Raises
     CheckpointError if it is not a model at all.
     """
     path = resolve(source)
     checkpoint = open_checkpoint(path, variant)
-    parts = {part: _part(checkpoint, part) for part in PARTS}
+    parts = {part: _part(checkpoint, part) for part in checkpoint.parts}
     faults = [part["fault"] for part in parts.values() if part["fault"]]
     result = {
         "name": checkpoint.name,

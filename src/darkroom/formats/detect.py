@@ -20,7 +20,6 @@ Shapes = Mapping[str, tuple[int, ...]]  # tensor name, without its part's prefix
 
 # Keys (anywhere in a name) that tell what else a file is, and what to say about it.
 FOREIGN = (
-    ("conditioner.embedders.", "an SDXL checkpoint, which this version does not load"),
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which Darkroom does not load"),
     ("double_blocks.", "a Flux checkpoint, which Darkroom does not load"),
     ("lora_", "a LoRA, not a whole model: give it with --lora beside a model"),
@@ -34,7 +33,7 @@ FOREIGN = (
     ("encoder.down.", "an autoencoder alone, not a whole model"),
 )
 # Those that tell even where there is an LDM U-Net too.
-DECISIVE = ("conditioner.embedders.", "joint_blocks.", "double_blocks.", "control_model.")
+DECISIVE = ("joint_blocks.", "double_blocks.", "control_model.")
 
 TASKS = {4: "text-to-image", 5: "depth-to-image", 7: "upscaling", 8: "instruction", 9: "inpainting"}
 
@@ -59,8 +58,11 @@ def _numbers(shapes: Shapes, pattern: str) -> list[int]:
     return sorted({int(match[1]) for name in shapes if (match := compiled.match(name))})
 
 
-def unet_config(shapes: Shapes, openclip: bool) -> UNetConfig | None:
-    """The U-Net of LDM keys (without `model.diffusion_model.`); None if they are not one's."""
+def unet_config(shapes: Shapes, openclip: bool, pooled: tuple[int, int] | None = None) -> UNetConfig | None:
+    """The U-Net of LDM keys (without `model.diffusion_model.`); None if they are not one's.
+
+    `pooled`: of SDXL, the width of its pooled text, and how many sizes it is told.
+    """
     levels: list[list[int]] = [[]]  # the block numbers of each level's resnets
     for n in _numbers(shapes, r"input_blocks\.(\d+)\."):
         if any(name.startswith(f"input_blocks.{n}.0.op.") for name in shapes):
@@ -88,9 +90,12 @@ def unet_config(shapes: Shapes, openclip: bool) -> UNetConfig | None:
     linear = _vote(len(s) for name, s in shapes.items() if name.endswith(("proj_in.weight", "proj_out.weight"))) == 2
     in_channels = _vote(_sizes(shapes, r"input_blocks\.0\.0\.weight", 1)) or 4
     classes = _vote(_sizes(shapes, r"label_emb\.weight", 0))
-    by_width = (openclip or text == 1024) and classes is None  # SD 2.x has heads of 64 channels, others have 8 heads
+    together = _vote(_sizes(shapes, r"label_emb\.0\.0\.weight", 1)) if pooled else None
+    told = together is not None
+    # SD 2.x and SDXL have heads of 64 channels, others have 8 heads.
+    by_width = ((openclip or text == 1024) and classes is None) or told
     return UNetConfig(
-        sample_size=128 if classes is not None else 64,
+        sample_size=128 if classes is not None or told else 64,
         in_channels=in_channels,
         out_channels=_vote(_sizes(shapes, r"out\.2\.(weight|bias)", 0)) or 4,
         block_out_channels=tuple(widths),
@@ -106,6 +111,8 @@ def unet_config(shapes: Shapes, openclip: bool) -> UNetConfig | None:
         norm_num_groups=math.gcd(32, *widths),
         num_class_embeds=classes,
         time_cond_proj_dim=_vote(_sizes(shapes, r"time_embed\.cond_proj\.weight", 1)),
+        addition_time_embed_dim=(together - pooled[0]) // pooled[1] if pooled and together is not None else None,
+        projection_class_embeddings_input_dim=together,
     )
 
 
@@ -114,7 +121,7 @@ def _depth(shapes: Shapes, start: str) -> int:
     return 1 + max(_numbers(shapes, start + r"transformer_blocks\.(\d+)\."), default=0)
 
 
-def autoencoder_config(shapes: Shapes, upscaler: bool) -> AutoencoderConfig | None:
+def autoencoder_config(shapes: Shapes, upscaler: bool, sdxl: bool = False) -> AutoencoderConfig | None:
     """The autoencoder of LDM keys (without `first_stage_model.`); None if they are not one's."""
     levels = _numbers(shapes, r"encoder\.down\.(\d+)\.")
     widths = [
@@ -132,16 +139,19 @@ def autoencoder_config(shapes: Shapes, upscaler: bool) -> AutoencoderConfig | No
         block_out_channels=tuple(known),
         layers_per_block=1 + max(_numbers(shapes, r"encoder\.down\.\d+\.block\.(\d+)\."), default=0),
         norm_num_groups=math.gcd(32, *known),
-        scaling_factor=0.08333 if upscaler else 0.18215,
-        sample_size=256 if upscaler else 512,
+        scaling_factor=0.08333 if upscaler else 0.13025 if sdxl else 0.18215,
+        sample_size=256 if upscaler else 1024 if sdxl else 512,
         mid_block_attention=any(".mid.attn_1." in name for name in shapes),
         use_quant_conv=any(name.startswith("quant_conv.") for name in shapes),
         use_post_quant_conv=any(name.startswith("post_quant_conv.") for name in shapes),
     )
 
 
-def text_encoder_config(shapes: Shapes, openclip: bool) -> TextEncoderConfig | None:
-    """The text encoder of CLIP keys (`embeddings...`) or OpenCLIP keys (`token_embedding...`); None if neither."""
+def text_encoder_config(shapes: Shapes, openclip: bool, projection: bool = False) -> TextEncoderConfig | None:
+    """The text encoder of CLIP keys (`embeddings...`) or OpenCLIP keys (`token_embedding...`); None if neither.
+
+    `projection`: its pooled text is used, too.
+    """
     layer, feed = (
         (r"transformer\.resblocks\.(\d+)\.", "mlp.c_fc") if openclip else (r"encoder\.layers\.(\d+)\.", "mlp.fc1")
     )
@@ -169,7 +179,8 @@ def text_encoder_config(shapes: Shapes, openclip: bool) -> TextEncoderConfig | N
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
         pad_token_id=0 if openclip else vocabulary - 1,
-        projection_dim=512 if openclip else width,
+        projection_dim=_vote(_sizes(shapes, "text_projection", 1)) or 512 if openclip else width,
+        projection=projection,
     )
 
 
@@ -178,8 +189,10 @@ def dropped_layers(layers: int, openclip: bool) -> int:
     return 1 if openclip and layers == 24 else 0
 
 
-def family_of(unet: UNetConfig) -> str:
-    """ "sd1", "sd2", "upscaler" or "custom"."""
+def family_of(unet: UNetConfig, text_encoders: int = 1) -> str:
+    """ "sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler" or "custom"."""
+    if unet.told_sizes:
+        return "sdxl" if text_encoders == 2 else "sdxl_refiner"
     if unet.in_channels == 7 and unet.num_class_embeds is not None:
         return "upscaler"
     return {768: "sd1", 1024: "sd2"}.get(unet.cross_attention_dim, "custom")
@@ -187,8 +200,10 @@ def family_of(unet: UNetConfig) -> str:
 
 def scheduler_config(family: str, prediction: str, zero_snr: bool = False) -> dict[str, Any]:
     """The scheduler configuration of the published diffusers folder of a family."""
+    sdxl = family in ("sdxl", "sdxl_refiner")
+    plain = "PNDMScheduler" if prediction == "epsilon" and not zero_snr else "DDIMScheduler"
     config: dict[str, Any] = {
-        "_class_name": "PNDMScheduler" if prediction == "epsilon" and not zero_snr else "DDIMScheduler",
+        "_class_name": "EulerDiscreteScheduler" if sdxl else plain,
         "beta_start": 0.0001 if family == "upscaler" else 0.00085,
         "beta_end": 0.02 if family == "upscaler" else 0.012,
         "beta_schedule": "scaled_linear",
@@ -200,6 +215,8 @@ def scheduler_config(family: str, prediction: str, zero_snr: bool = False) -> di
         "steps_offset": 1,
         "trained_betas": None,
     }
+    if sdxl:
+        config |= {"timestep_spacing": "leading", "interpolation_type": "linear", "use_karras_sigmas": False}
     if zero_snr:
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return config

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..models.config import SD15_UNET, UPSCALER_UNET
+from ..models.config import SD15_UNET, UPSCALER_UNET, TextEncoderConfig
 from . import detect
 from .configs import checked_defaults, network_config, parse_json, sentences
 from .files import TensorFile
-from .layouts import IGNORED_AT_TOP, PARTS, TITLES, Layout, Part, canonical, ema_name, prefix, table
+from .layouts import IGNORED_AT_TOP, TITLES, Layout, Part, canonical, ema_name, prefix, root, table
 from .rules import Config
 from .shapes import native_shapes
 
@@ -33,6 +33,8 @@ class SingleFile:
     unknown: tuple[str, ...]  # keys that belong to nothing we know
     ema: bool = False  # the U-Net is there as a moving average only
     low_res_scheduler_config: dict[str, Any] | None = None
+    zero_negative: bool = False
+    tokenizer_2: dict[str, Any] | None = field(default=None, repr=False)  # as `tokenizer`, of SDXL's second text encoder
     defaults: dict[str, float] = field(default_factory=dict)
     tokenizer: dict[str, Any] | None = field(
         default=None, repr=False
@@ -52,7 +54,7 @@ def part_keys(
         own = [name for name in names if name.startswith(start)]
         keys = part_keys([prefix(part, layout) + name.removeprefix(start) for name in own], part, layout)
         return {key: start + spelled.removeprefix(prefix(part, layout)) for key, spelled in keys.items()}
-    start = "cond_stage_model." if part == "text_encoder" and layout != "diffusers" else prefix(part, layout)
+    start = root(part, layout)
     keys: dict[str, str] = {}
     for name in names:
         if layout == "diffusers" or name.startswith(start):
@@ -83,30 +85,36 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
     _refuse_foreign(names, path)
     ema = not any(name.startswith("model.diffusion_model.") for name in names)
     openclip = any(name.startswith("cond_stage_model.model.") for name in names)
-    text: Layout = "openclip" if openclip else "ldm"
-    layouts: dict[Part, Layout] = {"unet": "ldm", "autoencoder": "ldm", "text_encoder": text}
-    keys = {part: part_keys(names, part, layouts[part], ema) for part in PARTS}
-    known = {name for part in PARTS for name in keys[part].values()}
+    layouts: dict[Part, Layout] = {"unet": "ldm", "autoencoder": "ldm", **_text_layouts(names, openclip)}
+    keys = {part: part_keys(names, part, layout, ema) for part, layout in layouts.items()}
+    known = {name for found in keys.values() for name in found.values()}
     unknown = tuple(name for name in names if name not in known and not IGNORED_AT_TOP.match(name))
     shapes = {
         part: {key.removeprefix(prefix(part, layouts[part])): file.shape(name) for key, name in keys[part].items()}
-        for part in PARTS
+        for part in layouts
     }
+    texts = [part for part in layouts if part.startswith("text_encoder")]
+    sdxl = layouts[texts[-1]] == "sdxl_openclip"
     configs: dict[Part, Config] = {}
     with sentences(str(path)):
-        unet = detect.unet_config(shapes["unet"], openclip)
-        family = "custom" if unet is None else detect.family_of(unet)
+        for part in texts:
+            text_encoder = detect.text_encoder_config(
+                shapes[part], layouts[part] in ("openclip", "sdxl_openclip"), projection=sdxl and part == texts[-1]
+            )
+            if text_encoder is not None:
+                configs[part] = text_encoder
+        last = configs.get(texts[-1])
+        pooled = (last.projection_dim, 6 if len(texts) == 2 else 5) if sdxl and isinstance(last, TextEncoderConfig) else None
+        unet = detect.unet_config(shapes["unet"], openclip, pooled)
+        family = "custom" if unet is None else detect.family_of(unet, len(texts))
         prediction, zero_snr = _prediction(file, keys["unet"], family, 4 if unet is None else unet.in_channels)
         if unet is not None:
             large = family == "sd2" and prediction == "v_prediction"  # as published for SD 2.1
             configs["unet"] = dataclasses.replace(unet, sample_size=96, upcast_attention=True) if large else unet
         upscaler = family == "upscaler"
-        autoencoder = detect.autoencoder_config(shapes["autoencoder"], upscaler)
+        autoencoder = detect.autoencoder_config(shapes["autoencoder"], upscaler, sdxl)
         if autoencoder is not None:
             configs["autoencoder"] = autoencoder
-        text_encoder = detect.text_encoder_config(shapes["text_encoder"], openclip)
-        if text_encoder is not None:
-            configs["text_encoder"] = text_encoder
     own = _own_metadata(file, path)
     for part in configs:
         if part in own:
@@ -120,14 +128,25 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
         ema=ema and unet is not None,
         low_res_scheduler_config=own.get("low_res_scheduler", dict(detect.LOW_RES_SCHEDULER) if upscaler else None),
         tokenizer=own.get("tokenizer"),
+        tokenizer_2=own.get("tokenizer_2"),
+        zero_negative=own.get("pipeline", {}).get("force_zeros_for_empty_prompt", family == "sdxl") is True,
         defaults=checked_defaults(own.get("defaults", {}), str(path)),
     )
 
 
+def _text_layouts(names: list[str], openclip: bool) -> dict[Part, Layout]:
+    """The text encoders of a file: SDXL has two, its refiner the second of them alone."""
+    if any(name.startswith("conditioner.embedders.1.model.") for name in names):
+        return {"text_encoder": "sdxl_clip", "text_encoder_2": "sdxl_openclip"}
+    if any(name.startswith("conditioner.embedders.0.model.") for name in names):
+        return {"text_encoder": "sdxl_openclip"}
+    return {"text_encoder": "openclip" if openclip else "ldm"}
+
+
 def require_whole(found: SingleFile, path: Path) -> None:
-    """CheckpointError unless all three networks are there and nothing unknown is."""
-    missing = [TITLES[part] for part in PARTS if part not in found.configs]
-    if len(missing) == len(PARTS):
+    """CheckpointError unless all networks are there and nothing unknown is."""
+    missing = [TITLES[part] for part in found.layouts if part not in found.configs]
+    if len(missing) == len(found.layouts):
         first = ", ".join(found.unknown[:3]) or "nothing"
         raise CheckpointError(f"{path} is not a Stable Diffusion checkpoint: its tensors are called {first}.")
     if missing:

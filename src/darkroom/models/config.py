@@ -337,6 +337,8 @@ class UNetConfig:
         if groups is None:
             raise ValueError("U-Net option norm_num_groups=None is not supported")
         told_sizes = config.get("addition_embed_type") == "text_time"
+        if told_sizes and config.get("addition_time_embed_dim") is None:
+            raise ValueError("addition_embed_type is 'text_time', which needs an addition_time_embed_dim; there is none")
         cross = _levels(config.get("cross_attention_dim", 1280), levels)
         if any(width != cross[0] for width in cross):
             raise ValueError(f"U-Net option cross_attention_dim={config['cross_attention_dim']!r} is not supported")

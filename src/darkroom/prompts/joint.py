@@ -8,9 +8,23 @@ import torch
 from torch import Tensor
 
 from darkroom.adapters import Scaled
+from darkroom.models.text_encoder import TextEncoder
 from darkroom.prompts.chunks import Chunk
 from darkroom.prompts.embeddings import LearnedWord
 from darkroom.prompts.encoder import PromptEncoder
+from darkroom.prompts.tokenizer import Tokenizer
+
+
+def encoder_of(
+    texts: Sequence[tuple[Tokenizer, TextEncoder]], *, penultimate: bool
+) -> PromptEncoder | JointEncoder:
+    """What encodes prompts with a model's tokenizers and text encoders. `penultimate`: in SDXL's way."""
+    widths = tuple(encoder.config.hidden_size for _, encoder in texts)
+    encoders = [
+        PromptEncoder(tokenizer, encoder, widths=widths, part=part, penultimate=penultimate)
+        for part, (tokenizer, encoder) in enumerate(texts)
+    ]
+    return encoders[0] if len(encoders) == 1 else JointEncoder(encoders)
 
 
 class JointEncoder:
@@ -24,9 +38,14 @@ class JointEncoder:
         self.encoders = tuple(encoders)
 
     @property
-    def tokenizer(self) -> object:
+    def tokenizer(self) -> Tokenizer:
         """The first encoder's."""
         return self.encoders[0].tokenizer
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The text encoders' widths."""
+        return self.encoders[0].widths
 
     @property
     def length(self) -> int:
