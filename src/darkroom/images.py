@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,28 @@ def open_map(source: Picture, name: str = "map") -> NDArray[np.float32]:
     by their brightness), 16 bits, or floating-point. Raises ImageError as `open_picture` does.
     """
     return _opened(source, name, _numbers)
+
+
+def depth_map(source: Picture | NDArray[Any] | Tensor, name: str = "depth") -> Tensor:
+    """Depths as [H, W] float32 on the CPU, as they are: of an array or tensor [H, W], or of a picture (`open_map`).
+
+    Raises ImageError for other shapes, for numbers that are not finite, and as `open_map` does.
+    """
+    if not isinstance(source, (np.ndarray, Tensor)):
+        return torch.from_numpy(open_map(source, name))
+    if isinstance(source, np.ndarray):
+        if source.dtype.kind not in "fiub":
+            raise ImageError(f"{name} is an array of {source.dtype}; give numbers")
+        source = torch.from_numpy(source.astype(np.float32))
+    values = source.detach().to(device="cpu", dtype=torch.float32)
+    if values.ndim == 3 and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim != 2 or 0 in values.shape or values.numel() > 4 * MAX_PIXELS:
+        shape, most = list(values.shape), 4 * MAX_PIXELS
+        raise ImageError(f"{name} is of shape {shape}; give a map [H, W] of at most {most:,} values")
+    if not bool(values.isfinite().all()):
+        raise ImageError(f"{name} holds numbers that are not finite; replace them")
+    return values
 
 
 def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened]) -> Opened:

@@ -45,7 +45,7 @@ from .prompts.joint import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
 from .prompts.tokenizer import Tokenizer
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Request, choice, draw_seed, margins, real, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, margins, real, whole
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
@@ -274,6 +274,8 @@ class Pipeline:
             tile, overlap: the U-Net sees overlapping windows of `tile` pixels instead of the whole, for pictures larger
                 than the model is good at; neighbours share `overlap` of them (None: a quarter). docs/upscaling.md.
             noise_level: 0 to 350, of upscaling models; see `upscale`.
+            hires: darkroom.Hires(scale=2.0, strength=0.7, steps=None, upscaler="latent"): the finished picture is
+                enlarged and drawn over once more. width and height are the first pass's.
             controls: darkroom.Control(net, image, scale=1.0, start=0.0, stop=1.0), any number: ControlNets that steer
                 every picture of the call (docs/controlnet.md).
             loras: darkroom.Lora(path, scale=1.0), or paths: attached for this call, besides those the prompt names
@@ -343,6 +345,7 @@ class Pipeline:
             tile=tile,
             overlap=overlap,
             noise_level=noise_level,
+            hires=hires,
         )
         start = draw_seed() if first.seed is None else first.seed
         requests = [
@@ -435,6 +438,8 @@ class Pipeline:
         latents: Tensor | None = None,
         image: Picture | None = None,
         mask: Picture | None = None,
+        depth: Picture | NDArray[Any] | Tensor | None = None,
+        controls: Sequence[Control] = (),
         loras: Sequence[Lora | str | Path] = (),
         embeddings: Sequence[Embedding | str | Path] = (),
     ) -> Inputs:
@@ -446,6 +451,8 @@ class Pipeline:
             latents=latents,
             image=None if image is None else open_picture(image, "image"),
             mask=None if mask is None else open_mask(mask, "mask"),
+            depth=None if depth is None else depth_map(depth),
+            controls=_controls(controls),
             loras=tuple(self.loras.get(lora) for lora in _listed(loras)),
             embeddings=learned_words(embeddings),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,13 @@ class Timeline:
 
 
 Prompted = Condition | Timeline  # what guidance holds of each branch
+
+
+def beside(prompted: Prompted, channels: Tensor) -> Prompted:
+    """The same with extra input channels [C', H, W]."""
+    if isinstance(prompted, Condition):
+        return replace(prompted, channels=channels)
+    return Timeline(tuple((bound, replace(condition, channels=channels)) for bound, condition in prompted.pieces))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

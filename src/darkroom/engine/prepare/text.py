@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from darkroom.diffusion.guidance import ClassifierFree
 from darkroom.engine.inputs import Inputs
 from darkroom.engine.job import Job
 from darkroom.errors import RequestError
@@ -9,12 +10,24 @@ from darkroom.images import latent_size
 from darkroom.request import Request
 from darkroom.samplers.state import SamplerState
 
-from .common import NOTHING, Model, assemble, complete, guidance, noise_of, plan_of
+from .common import NOTHING, Guide, Model, assemble, complete, guidance, noise_of, plan_of
 
 
 def text_to_image(model: Model, request: Request, id: str, inputs: Inputs = NOTHING, output: str = "pil") -> Job:
     """A picture from a text alone. Raises RequestError where the model can't do what is asked."""
     _check_model(model)
+    return drawn(model, request, id, inputs, output)
+
+
+def drawn(
+    model: Model,
+    request: Request,
+    id: str,
+    inputs: Inputs = NOTHING,
+    output: str = "pil",
+    guide: Guide = ClassifierFree,
+) -> Job:
+    """A job that begins with noise alone. `guide` is what holds prompt and negative prompt."""
     request = complete(model, request, inputs)
     assert request.width is not None
     assert request.height is not None
@@ -23,7 +36,7 @@ def text_to_image(model: Model, request: Request, id: str, inputs: Inputs = NOTH
     noise = noise_of(request, inputs, shape)
     plan = plan_of(model, request)
     state = SamplerState(x=(noise(0) * plan.init_scale).to(model.device), sigma=plan.sigmas[0])
-    return assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs), output)
+    return assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs, guide), output)
 
 
 def _check_model(model: Model) -> None:
