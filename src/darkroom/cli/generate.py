@@ -8,7 +8,7 @@ import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,10 @@ import typer
 
 from darkroom.cli import INTERRUPTED, USER_ERROR, complain, new_app, options
 from darkroom.cli.display import Display, uninterrupted
+from darkroom.cli.verify import recorded_request
 from darkroom.errors import RequestError
-from darkroom.formats.picture import PictureExists, file_stem, write_into, write_picture
+from darkroom.formats.picture import PictureExists, file_stem, read_metadata, write_into, write_picture
+from darkroom.formats.recipe import load_json
 from darkroom.request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
 
 if TYPE_CHECKING:
@@ -79,6 +81,34 @@ def drawing(
     ] = 0.0,
     *,
     inputs: options.Reader,
+    strength: Annotated[
+        float | None,
+        typer.Option(metavar="X", parser=options.real_number, help="0 to 1: how much --image changes. [default: 0.75]"),
+    ] = None,
+    exact_steps: Annotated[
+        bool, typer.Option("--exact-steps", help="With --image: take all --steps, not steps x strength.")
+    ] = False,
+    fill: Annotated[
+        str | None, typer.Option(metavar="HOW", help="What the masked part begins as: original, fill or noise.")
+    ] = None,
+    only_masked: Annotated[
+        bool, typer.Option("--only-masked", help="Redraw around the mask at the model's own size, and put it back.")
+    ] = False,
+    mask_padding: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=options.whole_number, help="With --only-masked: pixels around it. [default: 32]"
+        ),
+    ] = None,
+    mask_blur: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=options.whole_number, help="The mask's soft edge in pixels, inside it. [default: 4]"
+        ),
+    ] = None,
+    outpaint: Annotated[
+        str | None, typer.Option(metavar="SIDES", help="Extend --image: left=128,top=64,right=0,bottom=0.")
+    ] = None,
     lora_dir: options.LoraDir = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -87,6 +117,7 @@ def drawing(
 ) -> Asked:
     """The options that all commands which draw have in common, checked as far as no model is needed for it."""
     width, height = options.size(size)
+    margins = options.margins(outpaint)
     with options.named_as_options():
         request = Request(
             prompt="",
@@ -101,6 +132,13 @@ def drawing(
             seed=seed,
             clip_skip=clip_skip,
             prompt_style=prompt_style,
+            strength=strength,
+            exact_steps=exact_steps or None,
+            fill=fill,
+            only_masked=only_masked or None,
+            mask_padding=mask_padding,
+            mask_blur=mask_blur,
+            outpaint=margins,  # type: ignore[arg-type]  # a Request makes four numbers of it
         )
     if sampler is not None:
         from darkroom.samplers import canonical
@@ -136,6 +174,10 @@ def generate(
         int,
         typer.Option("-n", "--num-images", metavar="N", parser=options.whole_number, help="Pictures of each prompt."),
     ] = 1,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Begin with the recipe of this picture (or JSON); options change it."),
+    ] = None,
     *,
     asked: Asked,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
@@ -145,7 +187,9 @@ def generate(
 
     darkroom generate "a fox on a yellow background" -n 4 --seed 1 -o out/
     """
-    texts = _prompts(prompts or [], prompts_file)
+    if recipe is not None:
+        asked = replace(asked, request=_changed(_recipe(recipe), asked.request))
+    texts = _prompts(prompts or [], prompts_file, None if recipe is None else asked.request.prompt)
     with options.named_as_options():
         whole("num_images", count, 1, MAX_IMAGES)
     first = draw_seed() if asked.request.seed is None else asked.request.seed
@@ -212,13 +256,38 @@ def _draw(
     return code
 
 
-def _prompts(arguments: list[str], file: str | None) -> list[str]:
-    """The prompts of the arguments and the file, in this order. Raises `RequestError`."""
+def _recipe(file: str) -> Request:
+    """The request in a picture's metadata, or in a JSON file of its fields. Raises `ImageError`, `RequestError`."""
+    if Path(file).suffix.lower() != ".json":
+        return recorded_request(read_metadata(file), file)
+    try:
+        if (size := os.stat(file).st_size) > _MAX_PROMPT_FILE:
+            raise RequestError(f"{file!r} has {size} bytes, which is more than any recipe")
+        values = load_json(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"can't read a recipe from {file!r}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        return Request.from_dict(values)
+    except RequestError as error:
+        raise RequestError(f"the recipe in {file!r} can't be followed: {error}") from error
+
+
+def _changed(recipe: Request, asked: Request) -> Request:
+    """A recipe with what the options say in place of its own; what they leave at the default stays."""
+    plain = Request(prompt="")
+    names = [field.name for field in fields(Request)]
+    return replace(recipe, **{name: value for name in names if (value := getattr(asked, name)) != getattr(plain, name)})
+
+
+def _prompts(arguments: list[str], file: str | None, otherwise: str | None = None) -> list[str]:
+    """The prompts of the arguments and the file, in this order; else the recipe's. Raises `RequestError`."""
     texts: list[str] = []
     for argument in arguments:
         texts += _lines("-") if argument == "-" else [argument]
     if file is not None:
         texts += _lines(file)
+    if not texts and otherwise is not None:
+        return [otherwise]
     if not texts:
         raise RequestError('no prompt was given: darkroom generate "a fox on a yellow background"')
     return texts

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from darkroom.cli.controls import controls
 from darkroom.errors import RequestError
 from darkroom.request import MAX_LORA_SCALE, real, whole
 
@@ -24,17 +25,24 @@ if TYPE_CHECKING:
 # What `darkroom.Request` calls the fields that have an option of another name.
 _FIELDS = {
     "clip_skip": "--clip-skip",
+    "exact_steps": "--exact-steps",
+    "fill": "--fill",
     "device": "--device",
     "dtype": "--dtype",
     "guidance_rescale": "--guidance-rescale",
     "guidance_scale": "--guidance",
     "height": "--size: height",
+    "mask_blur": "--mask-blur",
+    "mask_padding": "--mask-padding",
     "negative_prompt": "--negative",
     "num_images": "-n",
+    "only_masked": "--only-masked",
+    "outpaint": "--outpaint:",
     "prompt_style": "--prompt-style",
     "schedule": "--schedule",
     "seed": "--seed",
     "steps": "--steps",
+    "strength": "--strength",
     "threads": "--threads",
     "tolerance": "--tolerance",
     "width": "--size: width",
@@ -121,19 +129,46 @@ Reader = Callable[[Any], Any]  # Pipeline -> Inputs; typer evaluates annotations
 def given(
     image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
     mask: Annotated[str | None, typer.Option(metavar="FILE", help="Of that picture: what is white is redrawn.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NET=[HINT@]IMAGE[:SCALE]",
+            help="A ControlNet and its picture; HINT (canny, ...) makes it. May come several times.",
+        ),
+    ] = None,
+    control_guess: Annotated[
+        bool, typer.Option("--control-guess", help="Guess mode: the ControlNets do without a prompt.")
+    ] = False,
     lora: Loras = None,
     embedding: Embeddings = None,
 ) -> Reader:
     """The options for what a picture is made from besides its request: how to read it all for a model."""
     files = loras(lora)
+    steering = controls(control, control_guess)
+    for option, file in (("--image", image), ("--mask", mask)):
+        if file is not None and not Path(path(file)).exists():
+            raise RequestError(f"{option} is {file[:200]!r}, which does not exist; check the path")
 
     def read(pipe: Pipeline) -> Inputs:
         from darkroom.adapters import Lora
 
         attached = [Lora(file, scale) for file, scale in files]
-        return pipe.inputs(image=image, mask=mask, loras=attached, embeddings=embedding or ())
+        return pipe.inputs(image=image, mask=mask, controls=steering, loras=attached, embeddings=embedding or ())
 
     return read
+
+
+def margins(text: str | None) -> dict[str, int] | None:
+    """Sides and pixels from "left=128,top=64"; None for None. Raises `RequestError`."""
+    if text is None:
+        return None
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        side, equals, pixels = (word.strip() for word in part.partition("="))
+        if not equals or not re.fullmatch(r"-?\d{1,9}", pixels, re.ASCII) or side in found:
+            raise RequestError(f"--outpaint is {text[:60]!r}; give sides and pixels, such as left=128,top=64")
+        found[side] = int(pixels)
+    return found
 
 
 def load(
