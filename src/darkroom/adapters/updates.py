@@ -26,7 +26,7 @@ LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)  # what can be chang
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """One layer's change. `factors` by name, of one kind: down, up(, mid) | w1_a, ... | w1, w2, ... | diff | nothing."""
+    """One layer's change. `factors` by name, of one kind: down, up(, mid) | hada_* | lokr_* | diff | nothing."""
 
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     factor: float = 1.0  # alpha / r

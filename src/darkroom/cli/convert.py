@@ -31,12 +31,24 @@ def convert(
     """Write a model as a diffusers folder or as a single file, and print its path.
 
     darkroom convert v1-5.safetensors v1-5/
+
+    A LoRA in kohya's form is written in diffusers', and the other way round.
     """
     if dtype is not None:
         with options.named_as_options():
             choice("dtype", dtype, DTYPES)
     if os.path.lexists(options.path(target)) and not overwrite:
         raise RequestError(f"{target[:200]!r} exists already: choose another name, or add --overwrite")
+    from darkroom.formats.lora_describe import holds_lora
+
+    if holds_lora(source):
+        if dtype is not None or variant is not None:
+            raise RequestError("--dtype and --variant are for models; a LoRA's numbers stay as they are")
+        from darkroom.formats.lora_save import convert_lora
+
+        path = convert_lora(source, target)
+        print(json.dumps({"path": str(path)}) if as_json else path)
+        return
     import torch
 
     from darkroom.formats.convert import convert as write

@@ -23,7 +23,7 @@ def info(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL|IMAGE", help="A model (folder, file, ORG/NAME) or a picture. [default: embedded]"
+            metavar="MODEL|IMAGE", help="A model (folder, file, ORG/NAME), LoRA or picture. [default: embedded]"
         ),
     ] = None,
     with_hash: Annotated[bool, typer.Option("--hash", help="Also a model's hash (reads the whole file).")] = False,
@@ -34,7 +34,13 @@ def info(
         _picture(source, as_json)
         return 0
     from darkroom.formats.describe import describe
+    from darkroom.formats.lora_describe import describe_lora, holds_lora
     from darkroom.pipeline import EMBEDDED
+
+    if source is not None and holds_lora(source):
+        found = describe_lora(source)
+        print(json.dumps(found, indent=2) if as_json else _lora_lines(found))
+        return 0
 
     found = describe(EMBEDDED if source is None else source, with_hash=with_hash)
     print(json.dumps(found, indent=2) if as_json else _model_lines(found))
@@ -112,6 +118,21 @@ def _model_lines(found: dict[str, Any]) -> str:
         values[f"  {part}"] = f"{_millions(content['parameters'])}, {dtypes}"
     if "hash" in found:
         values["hash"] = found["hash"]
+    return "\n".join([visible(str(found["name"])), *_table(values)])
+
+
+def _lora_lines(found: dict[str, Any]) -> str:
+    values = {
+        "path": found["path"],
+        "kind": f"LoRA, {_bytes(found['size'])}, {found['form']} names",
+        "layers": ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items()),
+        "rank": ", ".join(f"{rank} ({count} layers)" for rank, count in found["ranks"].items()) or "none",
+        "made for": found["base"] or "unknown (it changes no attention to a text)",
+        "numbers": ", ".join(found["dtypes"]),
+        "hash": found["hash"],
+        **({"unknown keys": len(found["unknown"])} if found["unknown"] else {}),
+        **{key: text if len(text) <= 200 else text[:197] + "..." for key, text in found["metadata"].items()},
+    }
     return "\n".join([visible(str(found["name"])), *_table(values)])
 
 

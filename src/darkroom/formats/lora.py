@@ -31,7 +31,7 @@ FILES = (  # what a LoRA's folder may hold
 FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of the text
 _CROSS = re.compile(r"attn2[._](?:processor\.)?to_[kv]\Z")
 _TRANSFORMERS = re.compile(
-    r"double_blocks|single_blocks|single_transformer_blocks|joint_blocks|(lora_)?transformer[._]"
+    r"(?:base_model\.model\.)*(?:lora_)?transformer[._]|.*(?:double_blocks|single_blocks|joint_blocks|single_transformer_)"
 )
 
 
@@ -292,7 +292,8 @@ def _magnitude(
     if len(shape) > 1 and vector is None and given.numel() == shape[1]:
         return given.reshape(1, shape[1], *ones)
     raise CheckpointError(
-        f"{scan.path} is made for another model: {module} has magnitudes {list(given.shape)} for a layer of {list(shape)}."
+        f"{scan.path} is made for another model: {module} has magnitudes {list(given.shape)} "
+        f"for a layer of {list(shape)}."
     )
 
 
@@ -320,7 +321,9 @@ class Alphas:
         starts = [start for start in ("unet.", "text_encoder_2.", "text_encoder.") if module.startswith(start)]
         start = starts[0] if starts and any(key.startswith(starts[0]) for key in self.config) else ""
         path = module.removeprefix(start)
-        alpha = self._of(path, start, "alpha", "lora_alpha") or self._of(path, start, "alpha", "alpha")
+        # PEFT's LoKr alone scales factors that are not decomposed
+        named = self._of(path, start, "alpha", "lora_alpha") if rank is not None else None
+        alpha = named or self._of(path, start, "alpha" if named else "", "alpha")
         rank = rank or self._of(path, start, "rank", "r")  # type: ignore[assignment]
         if not alpha or not rank:
             return 1.0
@@ -352,7 +355,7 @@ def _check_base(scan: LoraFile, homes: Homes, doubtful: bool) -> None:
             f"{scan.path} is made for {family(width)}; this model is {family(own)}: "
             f"use it with a model of its own kind."
         )
-    if doubtful and any(_TRANSFORMERS.search(module) for module in scan.slots):
+    if doubtful and any(_TRANSFORMERS.match(module) for module in scan.slots):
         raise CheckpointError(
             f"{scan.path} is made for a diffusion transformer (Flux, Stable Diffusion 3 or the like), not for a U-Net."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -87,15 +87,16 @@ def convert_lora(
     """Write a LoRA file anew in the other form (or in `form`), its numbers untouched.
 
     Args:
-        networks: the model's, whose layers the names belong to; None: those of Stable Diffusion 1.x and 2.x.
+        networks: the model's, whose layers the names belong to; None: Stable Diffusion's (1.x and 2.x), SDXL's, or the
+            embedded model's, whichever has all layers.
     """
-    homes = Homes(published_networks() if networks is None else networks)
     target = Path(target)
     if target.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{target}: a LoRA is written as safetensors; end the name in .safetensors.")
     with open_tensors(lora_path(source)) as file:
         scan: LoraFile = scan_lora(file)
         alphas = Alphas(file)
+        homes = _homes_of(scan) if networks is None else Homes(networks)
         wanted: Form = form or ("diffusers" if scan.form == "kohya" else "kohya")
         unmatched, layers = list(scan.strangers), []
         for module, slots in scan.slots.items():
@@ -115,17 +116,34 @@ def convert_lora(
         return _write(target, layers, homes, wanted, scan.metadata, None)
 
 
-def published_networks() -> dict[str, nn.Module]:
-    """The U-Net and the text encoder of Stable Diffusion on `meta`, for the names of their layers (1.x and 2.x share
-    them)."""
+def _homes_of(scan: LoraFile) -> Homes:
+    """The layers of the first model family that has all those of a file; of the first of all if there is none."""
+    found: list[Homes] = []
+    for networks in published_networks():
+        found.append(Homes(networks))
+        if all(found[-1].find(module) is not None for module in scan.slots):
+            return found[-1]
+    return found[0]
+
+
+def published_networks() -> Iterator[dict[str, nn.Module]]:
+    """The networks of Stable Diffusion (1.x and 2.x share their layers' names), the embedded model and SDXL, on `meta`,
+    for the names of their layers."""
     import torch
 
-    from ..models.config import SD15_TEXT_ENCODER, SD15_UNET
+    from ..models import config
     from ..models.text_encoder import TextEncoder
     from ..models.unet import UNet
+    from .checkpoint import open_checkpoint
 
     with torch.device("meta"):
-        return {"unet": UNet(SD15_UNET), "text_encoder": TextEncoder(SD15_TEXT_ENCODER)}
+        yield {"unet": UNet(config.SD15_UNET), "text_encoder": TextEncoder(config.SD15_TEXT_ENCODER)}
+    embedded = open_checkpoint(Path(__file__).parents[1] / "embedded" / "model")
+    with torch.device("meta"):
+        unet, text_encoder = UNet(embedded.unet_config), TextEncoder(embedded.text_encoder_config)
+        yield {"unet": unet, "text_encoder": text_encoder}
+        first, second = TextEncoder(config.SD15_TEXT_ENCODER), TextEncoder(config.SDXL_TEXT_ENCODER_2)
+        yield {"unet": UNet(config.SDXL_UNET), "text_encoder": first, "text_encoder_2": second}
 
 
 def _write(
@@ -187,7 +205,7 @@ def _scalar(name: str, value: float) -> Entry:
 
 
 def _peft_config(layers: Iterable[_Layer], homes: Homes) -> dict[str, Any]:
-    """What PEFT needs beside the factors, by part; nothing where every alpha is its layer's rank, as it then assumes."""
+    """What PEFT needs beside the factors, by part; nothing where every alpha is its layer's rank, as it assumes."""
     config: dict[str, Any] = {}
     by_part: dict[str, list[tuple[str, _Layer]]] = {}
     for layer in layers:
