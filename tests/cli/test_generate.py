@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import signal
@@ -145,6 +146,49 @@ def test_prompts_from_files_and_stdin(generate: Command, monkeypatch: pytest.Mon
     assert [image["recipe"]["prompt"] for image in answer.json["images"]] == ["a photo", "a fox", "a 狐 car"]
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"one\ntwo")))
     assert [path.name for path in generate("-", "--seed", 1).paths] == ["one-1.png", "two-2.png"]
+
+
+# Another picture's recipe --------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_drawn_again_with_changes(command: Command, generate: Command, model: Path) -> None:
+    first = generate("a red fox", "--sampler", "lms", "--guidance", 2, "--negative", "car", "--seed", 5, "-o", "a.png")
+    assert first.code == 0
+
+    def again(*options: object) -> Any:
+        return command("generate", *options, "--recipe", "a.png", "--model", model, "--json").json["images"]
+
+    (same,) = again("-o", "b.png")
+    assert pixels(Path("b.png")) == pixels(Path("a.png"))
+    assert same["recipe"] == {k: v for k, v in read_metadata("a.png").recipe.items() if k != "schema"}
+    changed = again("a blue car", "--sampler", "euler", "-n", 2, "--size", "40x32", "-o", "out")
+    told = [(c["recipe"]["prompt"], c["recipe"]["seed"], c["recipe"]["width"], c["recipe"]["steps"]) for c in changed]
+    assert told == [("a blue car", 5, 40, 2), ("a blue car", 6, 40, 2)]
+    assert (changed[0]["recipe"]["sampler"], changed[0]["recipe"]["negative_prompt"]) == ("euler", "car")
+    Path("r.json").write_text(json.dumps(same["recipe"]))
+    command("generate", "--recipe", "r.json", "--model", model, "-o", "c.png")
+    assert pixels(Path("c.png")) == pixels(Path("a.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none.png", "there is no picture 'none.png'"),
+        ("none.json", "can't read a recipe from 'none.json'"),
+        ("list.json", "can't be followed: a request is []"),
+        ("key.json", "a request has no field 'stepz'; did you mean 'steps'?"),
+        ("text", "is not a PNG, JPEG or WebP picture"),
+        ("plain.png", "holds no recipe"),
+    ],
+)
+def test_what_holds_no_recipe(name: str, said: str, generate: Command) -> None:
+    Path("list.json").write_text("[]")
+    Path("key.json").write_text('{"prompt": "a", "stepz": 1}')
+    Path("text").write_text("hello")
+    Image.new("RGB", (8, 8)).save("plain.png")
+    answer = generate("--recipe", name)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.sentence
 
 
 # Wrong options -------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_a_sheet_is_no_single_picture(sweep: Command, command: Command, model: P
     answer = command("verify", "grid.png", "--model", model)
     assert (answer.code, answer.sentence) == (
         2,
-        "'grid.png' is a sheet of several pictures: verify one of them instead",
+        "'grid.png' is a sheet of several pictures: take one of them instead",
     )
     assert "X Values  1, 2" in command("info", "grid.png").out
 

@@ -137,3 +137,45 @@ def test_compare_counts_pixels() -> None:
     b = a.copy()
     b.putpixel((1, 2), (10, 24, 29))
     assert compare(a, b) == {"max_difference": 4, "mean_difference": 5 / 48, "different_pixels": 1 / 16}
+
+
+# Pictures made from other pictures -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redrawn(tiny_pipe: Any, tmp_path: Path) -> Path:
+    """A picture made from another one and a mask, in an empty folder; both lie beside it."""
+    rng = np.random.default_rng(0)
+    for name in ("photo", "other"):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 40))
+    mask.save(tmp_path / "mask.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "all.png")
+    result = tiny_pipe.generate("a fox", image=tmp_path / "photo.png", mask=tmp_path / "mask.png", steps=3, seed=1)
+    return write_picture(result.images[0], tmp_path / "a.png", result.requests[0].to_dict())
+
+
+def test_a_picture_made_from_pictures_needs_the_same_again(command: Command, model: Path, redrawn: Path) -> None:
+    def verify(**given: str) -> Any:
+        options = [part for name, file in given.items() for part in (f"--{name}", redrawn.parent / file)]
+        return command("verify", redrawn, "--model", model, *options)
+
+    assert verify(image="photo.png", mask="mask.png").out == "identical\n"
+    for given, said in (
+        ({}, "this recipe was made with an image that was given"),
+        ({"image": "photo.png"}, "this recipe was made with a mask that was given"),
+        ({"image": "other.png", "mask": "mask.png"}, "the recipe was made with another image (fingerprint"),
+        ({"image": "photo.png", "mask": "all.png"}, "the recipe was made with another mask (fingerprint"),
+        ({"image": "none.png", "mask": "mask.png"}, "none.png', which does not exist"),
+    ):
+        answer = verify(**given)
+        assert (answer.code, answer.out) == (2, "")
+        assert said in answer.sentence
+
+
+def test_info_tells_what_a_picture_was_made_from(command: Command, redrawn: Path) -> None:
+    out = command("info", redrawn).out
+    assert "\n  strength " in out
+    assert "\n  mask blur " in out
+    assert "\n  image " in out

@@ -39,6 +39,7 @@ def verify(
     *,
     inputs: options.Reader,
     lora_dir: options.LoraDir = None,
+    vae: options.Vae = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -53,9 +54,11 @@ def verify(
         whole("tolerance", tolerance, 0, 255)
     found = read_metadata(picture)
     request = recorded_request(found, picture)
+    if request.seed is None:
+        raise ImageError(f"the recipe of {picture!r} has no seed, so the same picture can't be drawn again")
     with Display("loading the model") as display:
         source = model if model is not None else recorded_model(found, picture)
-        pipe = options.load(source, device, dtype, False, threads, lora_dir)
+        pipe = options.load(source, device, dtype, False, threads, lora_dir, vae)
         if request.model_hash and pipe.model_hash and request.model_hash[:10] != pipe.model_hash[:10]:
             complain(
                 f"the picture was drawn by the model {request.model!r} with the hash {request.model_hash}; "
@@ -82,7 +85,7 @@ def recorded_request(found: Metadata, image: str) -> Request:
     if found.source is None or "prompt" not in found.recipe:
         raise ImageError(f"{image!r} holds no recipe, so it can't be drawn again")
     if "sweep" in found.recipe:
-        raise ImageError(f"{image!r} is a sheet of several pictures: verify one of them instead")
+        raise ImageError(f"{image!r} is a sheet of several pictures: take one of them instead")
     fields = Request.__dataclass_fields__
     values: dict[str, Any] = {key: value for key, value in found.recipe.items() if key in fields}
     if found.source == "darkroom":
@@ -95,8 +98,6 @@ def recorded_request(found: Metadata, image: str) -> Request:
     else:  # another tool's recipe may leave these out; its picture has them
         values.setdefault("width", found.width)
         values.setdefault("height", found.height)
-    if values.get("seed") is None:
-        raise ImageError(f"the recipe of {image!r} has no seed, so the same picture can't be drawn again")
     try:
         return Request.from_dict(values)
     except RequestError as error:
