@@ -25,6 +25,9 @@ def convert(
         str | None, typer.Option(metavar="T", help="float32, bfloat16 or float16. [default: as they are]")
     ] = None,
     variant: Annotated[str | None, typer.Option(metavar="V", help='Which weights of a folder, such as "fp16".')] = None,
+    form: Annotated[
+        str | None, typer.Option(metavar="F", help="Of an embedding's file: diffusers, kohya or sdxl.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -47,6 +50,14 @@ def convert(
         from darkroom.formats.lora_save import convert_lora
 
         path = convert_lora(source, target)
+        print(json.dumps({"path": str(path)}) if as_json else path)
+        return
+    from darkroom.formats.embedding import FORMS, convert_embedding, is_embedding
+
+    if is_embedding(source):
+        if form is not None:
+            choice("--form", form, FORMS)
+        path = convert_embedding(source, target, form)
         print(json.dumps({"path": str(path)}) if as_json else path)
         return
     import torch

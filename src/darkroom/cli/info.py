@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from darkroom.cli import USER_ERROR, complain, new_app, options, visible
 from darkroom.formats.picture import Metadata, read_metadata
+
+if TYPE_CHECKING:
+    from darkroom.formats.embedding import EmbeddingFile
 
 app = new_app()
 
@@ -42,6 +45,12 @@ def info(
         print(json.dumps(found, indent=2) if as_json else _lora_lines(found))
         return 0
 
+    from darkroom.formats.embedding import is_embedding, read_embedding
+
+    if source is not None and is_embedding(source):
+        told = _embedding(read_embedding(source))
+        print(json.dumps(told, indent=2) if as_json else "\n".join(_table(told)))
+        return 0
     found = describe(EMBEDDED if source is None else source, with_hash=with_hash)
     print(json.dumps(found, indent=2) if as_json else _model_lines(found))
     if found["fault"]:
@@ -134,6 +143,17 @@ def _lora_lines(found: dict[str, Any]) -> str:
         **{key: text if len(text) <= 200 else text[:197] + "..." for key, text in found["metadata"].items()},
     }
     return "\n".join([visible(str(found["name"])), *_table(values)])
+
+
+def _embedding(file: EmbeddingFile) -> dict[str, Any]:
+    learned = file.learned()
+    return {
+        "path": str(file.path),
+        "kind": "embedding (textual inversion)",
+        "form": file.form,
+        "words": [{"names": list(w.names), "vectors": w.count, "width": list(w.widths), "hash": w.hash} for w in learned],
+        **file.about,
+    }
 
 
 def _millions(count: int) -> str:

@@ -141,6 +141,7 @@ def given(
     ] = False,
     lora: Loras = None,
     embedding: Embeddings = None,
+    embedding_dir: EmbeddingDir = None,
 ) -> Reader:
     """The options for what a picture is made from besides its request: how to read it all for a model."""
     files = loras(lora)
@@ -152,8 +153,11 @@ def given(
     def read(pipe: Pipeline) -> Inputs:
         from darkroom.adapters import Lora
 
+        from darkroom.formats.embedding import scan_embeddings
+
+        words = [*(embedding or ()), *(scan_embeddings(embedding_dir).values() if embedding_dir is not None else ())]
         attached = [Lora(file, scale) for file, scale in files]
-        return pipe.inputs(image=image, mask=mask, controls=steering, loras=attached, embeddings=embedding or ())
+        return pipe.inputs(image=image, mask=mask, controls=steering, loras=attached, embeddings=words)
 
     return read
 

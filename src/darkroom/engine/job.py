@@ -55,8 +55,9 @@ class Job:
     def level(self) -> float:
         """The noise level at which guidance is asked: the state's own, or, where a sampler looks at the very end of its
         interval (Heun), one just above: a condition that changes there belongs to the next step."""
-        sigma = self.state.sigma
-        return math.nextafter(sigma, math.inf) if sigma == self.sigmas[self.state.interval + 1] else sigma
+        sigma, end = self.state.sigma, self.sigmas[self.state.interval + 1]
+        at_end = sigma <= end and math.isclose(sigma, end, rel_tol=1e-9)  # DPM2 a may miss it by a rounding
+        return math.nextafter(end, math.inf) if at_end else sigma
 
     def branches(self) -> tuple[Condition, ...]:
         """The conditions to ask the network now, one row each; `guidance.combine` makes one of their answers."""
