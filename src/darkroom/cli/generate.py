@@ -79,6 +79,33 @@ def drawing(
         float,
         typer.Option(metavar="X", parser=options.real_number, help="0 to 1: against overexposure at high guidance."),
     ] = 0.0,
+    guidance_projection: Annotated[
+        float | None,
+        typer.Option(metavar="X", parser=options.real_number, help="0 to 1: against oversaturation at high guidance."),
+    ] = None,
+    pag: Annotated[
+        float | None,
+        typer.Option(metavar="X", parser=options.real_number, help="Perturbed-attention guidance, such as 3."),
+    ] = None,
+    pag_levels: Annotated[
+        str | None, typer.Option(metavar="LIST", help="With --pag: U-Net levels, such as mid,up.1. [default: mid]")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="X", parser=options.real_number, help="Dynamic thresholding: a percentile, as 0.995."),
+    ] = None,
+    threshold_mimic: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", parser=options.real_number, help="With --threshold: the guidance whose range stays; else 1."
+        ),
+    ] = None,
+    image_guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", parser=options.real_number, help="Of editing models: how closely to follow --image; else 1.5."
+        ),
+    ] = None,
     *,
     inputs: options.Reader,
     strength: Annotated[
@@ -110,6 +137,7 @@ def drawing(
         str | None, typer.Option(metavar="SIDES", help="Extend --image: left=128,top=64,right=0,bottom=0.")
     ] = None,
     lora_dir: options.LoraDir = None,
+    vae: options.Vae = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     compile: options.Compile = False,
@@ -127,6 +155,12 @@ def drawing(
             steps=steps,
             guidance_scale=guidance,
             guidance_rescale=guidance_rescale,
+            guidance_projection=guidance_projection,
+            pag_scale=pag,
+            pag_levels=tuple(pag_levels.split(",")) if pag_levels is not None else None,
+            threshold=threshold,
+            threshold_mimic=threshold_mimic,
+            image_guidance_scale=image_guidance,
             sampler=sampler,
             schedule=schedule,
             seed=seed,
@@ -152,7 +186,7 @@ def drawing(
 
             if schedule.lower() != AUTOMATIC:
                 spacing_name(schedule)
-        return options.load(model, device, dtype, compile, threads, lora_dir)
+        return options.load(model, device, dtype, compile, threads, lora_dir, vae)
 
     return Asked(request, load, inputs)
 

@@ -29,21 +29,28 @@ _FIELDS = {
     "fill": "--fill",
     "device": "--device",
     "dtype": "--dtype",
+    "guidance_interval": "--guidance-interval",
+    "guidance_projection": "--guidance-projection",
     "guidance_rescale": "--guidance-rescale",
     "guidance_scale": "--guidance",
     "height": "--size: height",
+    "image_guidance_scale": "--image-guidance",
     "mask_blur": "--mask-blur",
     "mask_padding": "--mask-padding",
     "negative_prompt": "--negative",
     "num_images": "-n",
     "only_masked": "--only-masked",
     "outpaint": "--outpaint:",
+    "pag_levels": "--pag-levels",
+    "pag_scale": "--pag",
     "prompt_style": "--prompt-style",
     "schedule": "--schedule",
     "seed": "--seed",
     "steps": "--steps",
     "strength": "--strength",
     "threads": "--threads",
+    "threshold": "--threshold",
+    "threshold_mimic": "--threshold-mimic",
     "tolerance": "--tolerance",
     "width": "--size: width",
 }
@@ -70,6 +77,9 @@ Model = Annotated[
     typer.Option(
         metavar="M", help="A diffusers folder, a checkpoint file, or ORG/NAME on the hub. [default: the embedded model]"
     ),
+]
+Vae = Annotated[
+    str | None, typer.Option(metavar="V", help="Another autoencoder: a folder, a file, or ORG/NAME. [default: its own]")
 ]
 Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(metavar="T", help="auto, float32, bfloat16, float16.")]
@@ -129,6 +139,9 @@ Reader = Callable[[Any], Any]  # Pipeline -> Inputs; typer evaluates annotations
 def given(
     image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
     mask: Annotated[str | None, typer.Option(metavar="FILE", help="Of that picture: what is white is redrawn.")] = None,
+    depth: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A depth map for depth-to-image models; brighter is nearer.")
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -146,7 +159,7 @@ def given(
     """The options for what a picture is made from besides its request: how to read it all for a model."""
     files = loras(lora)
     steering = controls(control, control_guess)
-    for option, file in (("--image", image), ("--mask", mask)):
+    for option, file in (("--image", image), ("--mask", mask), ("--depth", depth)):
         if file is not None and not Path(path(file)).exists():
             raise RequestError(f"{option} is {file[:200]!r}, which does not exist; check the path")
 
@@ -157,7 +170,9 @@ def given(
 
         words = [*(embedding or ()), *(scan_embeddings(embedding_dir).values() if embedding_dir is not None else ())]
         attached = [Lora(file, scale) for file, scale in files]
-        return pipe.inputs(image=image, mask=mask, controls=steering, loras=attached, embeddings=words)
+        return pipe.inputs(
+            image=image, mask=mask, depth=depth, controls=steering, loras=attached, embeddings=words
+        )
 
     return read
 
@@ -176,7 +191,13 @@ def margins(text: str | None) -> dict[str, int] | None:
 
 
 def load(
-    model: str | None, device: str, dtype: str, compile: bool, threads: int | None, lora_dir: str | None = None
+    model: str | None,
+    device: str,
+    dtype: str,
+    compile: bool,
+    threads: int | None,
+    lora_dir: str | None = None,
+    vae: str | None = None,
 ) -> Pipeline:
     """Load a model as the options say. Raises `darkroom.Error`."""
     if threads is not None:
@@ -189,7 +210,7 @@ def load(
     if threads is not None:
         torch.set_num_threads(threads)
     with named_as_options():
-        return darkroom.load(model, device=device, dtype=dtype, compile=compile, lora_dir=lora_dir)
+        return darkroom.load(model, device=device, dtype=dtype, compile=compile, lora_dir=lora_dir, vae=vae)
 
 
 @contextmanager
