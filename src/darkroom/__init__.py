@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .engine import Control, Engine, Failed, Finished, Inputs, Progress
     from .formats.embedding import Embedding
     from .pipeline import Pipeline, Result, load
-    from .request import Request
+    from .request import Hires, Request
 
     def samplers() -> list[str]: ...  # the package of that name, which can be called: it gives the samplers' names
 
@@ -32,6 +32,7 @@ _WHERE = {
     "Embedding": "formats.embedding",
     "Failed": "engine",
     "Finished": "engine",
+    "Hires": "request",
     "Inputs": "engine",
     "Lora": "adapters",
     "Pipeline": "pipeline",
@@ -51,6 +52,7 @@ __all__ = [
     "Error",
     "Failed",
     "Finished",
+    "Hires",
     "ImageError",
     "Inputs",
     "Lora",

@@ -216,6 +216,7 @@ class Pipeline:
         tile: int | None = None,
         overlap: int | None = None,
         noise_level: int | None = None,
+        hires: Hires | None = None,
         controls: Sequence[Control] = (),
         loras: Sequence[Lora | str | Path] = (),
         embeddings: Sequence[Embedding | str | Path] = (),

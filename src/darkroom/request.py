@@ -31,6 +31,8 @@ SEEDS = 2**64
 PROMPT_STYLES = ("a1111", "comfy", "plain")
 OUTPUTS = ("pil", "pt", "latent")
 FILLS = ("original", "fill", "noise")
+UPSCALERS = ("latent", "lanczos")
+MAX_SCALE = 16.0  # of a second pass
 MAX_MARGIN = 1024  # pixels around a mask, and of its edge
 MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
 MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
@@ -188,6 +190,32 @@ class UsedControl:
         return cls(name, hash, hint, scale, start, stop, _flag("a control's guess", value["guess"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Hires:
+    """A second pass over a finished picture, larger: more detail than the model can draw at once, and one composition."""
+
+    scale: float = 2.0  # above 1, up to 16: of each side
+    strength: float = 0.7  # 0..1: how much of the enlarged picture is drawn anew
+    steps: int | None = None  # 1..1000, of which steps * strength are taken; None: the first pass's
+    upscaler: str = "latent"  # what is enlarged: the latent (bilinear), or the picture ("lanczos")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", real("hires scale", self.scale, 1.0, MAX_SCALE))
+        object.__setattr__(self, "strength", real("hires strength", self.strength, 0.0, 1.0))
+        if self.steps is not None:
+            object.__setattr__(self, "steps", whole("hires steps", self.steps, 1, MAX_STEPS))
+        choice("hires upscaler", self.upscaler, UPSCALERS)
+
+    @classmethod
+    def checked(cls, value: object) -> Hires:
+        """From an object of these names, or one of this class; RequestError for anything else."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping) or not set(value) <= {f.name for f in fields(cls)}:
+            raise RequestError(f"hires is {_shown(value)}; give scale, strength, steps and upscaler, or some of them")
+        return cls(**value)
+
+
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise RequestError(f"{name} is {_shown(value)}; it must be True or False")
@@ -262,6 +290,7 @@ class Request:
     tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
     overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
     noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
+    hires: Hires | None = None  # a second pass that draws it larger; width and height are the first one's
     image: str | None = None  # in a recipe: the fingerprint of the picture that was given,
     mask: str | None = None  # and of its mask
     depth: str | None = None  # and of the depth map
@@ -355,6 +384,8 @@ class Request:
                 put(name, whole(name, getattr(self, name), low, high))
         if self.overlap is not None and self.overlap >= (self.tile or 0):
             raise RequestError(f"overlap is {self.overlap}; it must be below tile, which is {self.tile}")
+        if self.hires is not None:
+            put("hires", Hires.checked(self.hires))
         recorded = ("image", "mask", "depth", "latents", "model", "model_hash", "vae", "vae_hash", "version")
         for name in ("sampler", "schedule", *recorded):
             if getattr(self, name) is not None:
@@ -369,6 +400,8 @@ class Request:
         values["loras"] = [asdict(lora) for lora in self.loras] or None
         values["controls"] = [asdict(control) for control in self.controls] or None
         values["embeddings"] = list(self.embeddings) or None
+        if self.hires is not None:
+            values["hires"] = {name: value for name, value in asdict(self.hires).items() if value is not None}
         values |= {name: list(getattr(self, name)) for name in SIZES if getattr(self, name) is not None}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -31,7 +31,7 @@ from .inputs import Inputs
 from .job import Job
 from .memory import default_rows, out_of_memory, release
 from .overflow import finite
-from .prepare import Model, prepare
+from .prepare import Model, prepare, prepare_next
 from .preview import Preview
 from .scheduler import pick
 
@@ -114,7 +114,7 @@ class Engine:
         self._jobs.pop(id, None)
 
     def step(self) -> list[Event]:
-        """Move the jobs that fit by one network evaluation, and decode one that is done sampling.
+        """Move the jobs that fit by one network evaluation, and decode one that is done sampling (or begin its next pass).
 
         Interrupted at any point (KeyboardInterrupt), the engine stays whole, and the next step goes on from there.
         """
@@ -138,7 +138,8 @@ class Engine:
             before, moved = job.state.interval, tick.moved[job.id]
             job.state = moved.state
             if job.state.interval > before:
-                events.append(Progress(job.id, job.crossed, job.steps, self._preview(job, moved.denoised)))
+                step = job.before + job.crossed
+                events.append(Progress(job.id, step, job.total, self._preview(job, moved.denoised)))
         return events
 
     def _denoise(
@@ -159,6 +160,9 @@ class Engine:
             return []
         try:
             result = finish(self.model.autoencoder, job)
+            if job.next is not None:
+                self._jobs[job.id] = prepare_next(self.model, job, result)
+                return []
         except Exception as error:
             if out_of_memory(error):
                 release(self.model.device)

@@ -12,8 +12,20 @@ from darkroom.diffusion.guidance import Guidance
 from darkroom.diffusion.known import Known
 from darkroom.diffusion.windows import Windows
 from darkroom.masks import Composite
+from darkroom.engine.inputs import Inputs
 from darkroom.request import Request
 from darkroom.samplers.state import Noise, Sampler, SamplerState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Next:
+    """The pass that follows another one, which gives it a picture or a latent to begin from."""
+
+    request: Request
+    inputs: Inputs
+    steps: int
+    output: str  # what becomes of it in the end
+    upscaler: str  # how the first one's result is enlarged
 
 
 @dataclass
@@ -40,11 +52,19 @@ class Job:
     known: Known | None = None  # what is not to change
     composite: Composite | None = None  # where in which picture the result belongs
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
+    next: Next | None = None  # the pass that its result goes into
+    before: int = 0  # the steps of the passes before it,
+    enlarged: tuple[int, int] | None = None  # and (width, height) in pixels if it draws larger than its request says
 
     @property
     def steps(self) -> int:
         """Intervals to cross between noise levels; a sampler may look at the network more than once in each."""
         return len(self.sigmas) - 1 - self.start
+
+    @property
+    def total(self) -> int:
+        """The steps of all passes of its picture."""
+        return self.before + self.steps + (0 if self.next is None else self.next.steps)
 
     @property
     def crossed(self) -> int:
@@ -79,6 +99,8 @@ class Job:
         """(width, height) in pixels of what is drawn: the result's, or of the part that its composite works on."""
         if self.composite is not None:
             return self.composite.work
+        if self.enlarged is not None:
+            return self.enlarged
         assert self.request.width is not None
         assert self.request.height is not None
         return self.request.width, self.request.height

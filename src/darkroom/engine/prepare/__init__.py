@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from PIL import Image
+from torch import Tensor
+
 from darkroom.engine.inputs import Inputs
 from darkroom.engine.job import Job
 from darkroom.errors import RequestError
@@ -13,13 +16,14 @@ from .common import Model
 from .control import check_controls, steered
 from .depth import depth_to_image, takes_depth
 from .edit import edit, is_editor
+from .hires import second_pass, with_second_pass
 from .image import image_to_image
 from .inpaint import inpaint
 from .loras import carrying, with_loras
 from .text import text_to_image
 from .upscale import enlarge, is_upscaler, windowed
 
-__all__ = ["Inputs", "Model", "depth_to_image", "edit", "enlarge", "image_to_image", "inpaint", "prepare", "text_to_image"]
+__all__ = ["Inputs", "Model", "depth_to_image", "edit", "enlarge", "image_to_image", "inpaint", "prepare", "prepare_next", "text_to_image"]
 
 
 def prepare(model: Model, request: Request, id: str, inputs: Inputs | None = None, output: str = "pil") -> Job:
@@ -30,10 +34,22 @@ def prepare(model: Model, request: Request, id: str, inputs: Inputs | None = Non
 
     Raises RequestError where the model can't do what is asked.
     """
-    bare, inputs = with_loras(model, request, inputs or Inputs())
+    brought = inputs or Inputs()
+    bare, inputs = with_loras(model, request, brought)
     check_controls(request, inputs.controls)
-    job = _task(model, bare, inputs)(model, bare, id, inputs, output)
+    job = with_second_pass(model, _task(model, bare, inputs)(model, bare, id, inputs, output), brought)
     return carrying(model, steered(model, windowed(model, job), inputs.controls), request, inputs.loras)
+
+
+def prepare_next(model: Model, job: Job, result: Image.Image | Tensor) -> Job:
+    """The job of the next pass of a picture, from the result of the one before. Its recipe stays the first one's."""
+    coming = job.next
+    assert coming is not None
+    bare, inputs = with_loras(model, coming.request, coming.inputs)
+    after = second_pass(model, bare, job.id, inputs, result, coming.output)
+    after = carrying(model, steered(model, windowed(model, after), inputs.controls), coming.request, inputs.loras)
+    after.enlarged, after.before, after.request = after.size, job.before + job.steps, job.request
+    return after
 
 
 def _task(model: Model, request: Request, inputs: Inputs) -> Callable[[Model, Request, str, Inputs, str], Job]:
