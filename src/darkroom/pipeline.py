@@ -222,6 +222,8 @@ class Pipeline:
         embeddings: Sequence[Embedding | str | Path] = (),
         clip_skip: int = 0,
         prompt_style: str = "a1111",
+        start: float | None = None,
+        stop: float | None = None,
         original_size: tuple[int, int] | None = None,
         crop: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
@@ -285,6 +287,8 @@ class Pipeline:
                 (textual inversion), by the file's stem or its token.
             clip_skip: n >= 2 takes the text encoder's n-th last layer.
             prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
+            stop: 0 to 1, the fraction of the way at which to stop, with output="latent" for another model to go on.
+            start: go on with such `latents`, from the same fraction (docs/models.md: base and refiner).
             original_size, crop, target_size, aesthetic_score: what SDXL is told of the picture (docs/models.md): that
                 it was cut out of one of (width, height) pixels, at (left, top), for one of (width, height); the refiner
                 is told how beautiful it is, 0 to 10, in place of the last. None: the picture's size, (0, 0), the
@@ -327,6 +331,8 @@ class Pipeline:
             seed=seed,
             clip_skip=clip_skip,
             prompt_style=prompt_style,
+            start=start,
+            stop=stop,
             original_size=original_size,
             crop=crop,
             target_size=target_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_windows_of_samplers_that_ask_twice(scheduler: str, tiny_reference: Any,
 
     peer, folder = peers[0]
     other = reference(tiny_reference, peer)
-    other.scheduler = getattr(diffusers, scheduler).from_config(other.scheduler.config)
+    other.scheduler = getattr(diffusers, scheduler).from_config(other.scheduler.config, timestep_spacing="leading")
     expected = other(
         PROMPT, image=picture(1), num_inference_steps=4, latents=noise(), output_type="latent", width=64, height=64,
         control_guidance_start=0.3, control_guidance_end=0.8,
@@ -250,12 +251,10 @@ def test_what_does_not_fit(pipe: Pipeline, tmp_path: Path) -> None:
 
     with pytest.raises(darkroom.RequestError, match=r"is made for Stable Diffusion 1\.x \(texts of width 768\), and"):
         draw(darkroom.Control(ControlNet(wide), picture(1)))
-    from dataclasses import replace
-
     with pytest.raises(darkroom.RequestError, match="is made for another model: its block_out_channels is"):
         draw(darkroom.Control(ControlNet(replace(wide, cross_attention_dim=32)), picture(1)))
+    own = ControlNet.from_unet(pipe.unet).config
     with pytest.raises(darkroom.RequestError, match="takes hints of 1 channels"):
-        own = ControlNet.from_unet(pipe.unet).config
         draw(darkroom.Control(ControlNet(replace(own, hint_channels=1)), picture(1)))
     with pytest.raises(darkroom.CheckpointError, match="none"):
         draw(darkroom.Control(tmp_path / "none.safetensors", picture(1)))

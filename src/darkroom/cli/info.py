@@ -52,7 +52,8 @@ def info(
         print(json.dumps(told, indent=2) if as_json else "\n".join(_table(told)))
         return 0
     found = describe(EMBEDDED if source is None else source, with_hash=with_hash)
-    print(json.dumps(found, indent=2) if as_json else _model_lines(found))
+    lines = _controlnet_lines if "hint_channels" in found else _model_lines
+    print(json.dumps(found, indent=2) if as_json else lines(found))
     if found["fault"]:
         complain(found["fault"])
         return USER_ERROR
@@ -141,6 +142,17 @@ def _lora_lines(found: dict[str, Any]) -> str:
         "hash": found["hash"],
         **({"unknown keys": len(found["unknown"])} if found["unknown"] else {}),
         **{key: text if len(text) <= 200 else text[:197] + "..." for key, text in found["metadata"].items()},
+    }
+    return "\n".join([visible(str(found["name"])), *_table(values)])
+
+
+def _controlnet_lines(found: dict[str, Any]) -> str:
+    values = {
+        "path": found["path"],
+        "kind": f"{found['kind']}, {_bytes(found['size'])}",
+        "made for": f"{found['family']}, text of width {found['text_width']}",
+        "parameters": f"{_millions(found['parameters'])}, {', '.join(found['dtypes']) or 'no tensors'}",
+        **({"hash": found["hash"]} if "hash" in found else {}),
     }
     return "\n".join([visible(str(found["name"])), *_table(values)])
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -30,8 +32,9 @@ from .files import TensorFile, open_tensors
 from .hub import resolve
 from .layouts import IGNORED_AT_TOP, Part
 from .save import State, entries_of
+from .shapes import native_shapes
 from .single import METADATA
-from .weights import Weights
+from .weights import PartTensors, Weights
 from .writer import whole_file, whole_folder, write_json, write_safetensors
 
 if TYPE_CHECKING:
@@ -239,9 +242,27 @@ def save_controlnet(path: str | Path, state: State, config: ControlNetConfig, dt
     return target
 
 
-def describe_controlnet(file: ControlNetFile) -> dict[str, Any]:
-    """What `darkroom info` tells of a ControlNet, ready for JSON."""
+def convert_controlnet(source: Path, target: Path, dtype: torch.dtype | None, variant: str | None = None) -> Path:
+    """Write a ControlNet anew, one tensor in memory at a time; arguments as in `convert.convert`."""
+    file = open_controlnet(source, variant)
     config = file.controlnet_config
+    with PartTensors(file, PART, native_shapes(config, str(file.path))) as tensors:
+        return save_controlnet(target, tensors, config, dtype)
+
+
+def describe_controlnet(source: Path, variant: str | None = None, with_hash: bool = False) -> dict[str, Any]:
+    """What `describe.describe` says of a ControlNet: name, path, kind, family, text_width, hint_channels, size (bytes),
+    parameters, dtypes (name -> tensors), fault (a sentence or None), and hash if asked for.
+    """
+    file = open_controlnet(source, variant)
+    config = file.controlnet_config
+    expected = native_shapes(config, str(file.path))
+    fault, dtypes = None, Counter[str]()
+    try:
+        with PartTensors(file, PART, expected) as tensors:
+            dtypes.update(str(tensors.dtype(name)).removeprefix("torch.") for name in tensors.names())
+    except CheckpointError as error:
+        fault = str(error)
     return {
         "name": file.name,
         "path": str(file.path),
@@ -249,4 +270,9 @@ def describe_controlnet(file: ControlNetFile) -> dict[str, Any]:
         "family": file.family,
         "text_width": config.cross_attention_dim,
         "hint_channels": config.hint_channels,
+        "size": sum(path.stat().st_size for path in weight_files(file.weights[PART].path)),
+        "parameters": sum(math.prod(shape) for shape in expected.values()),
+        "dtypes": dict(dtypes.most_common()),
+        "fault": fault,
+        **({"hash": file.hash} if with_hash else {}),
     }

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .checkpoint import EXCLAMATION_MARK, open_checkpoint
+from .control import convert_controlnet, is_controlnet
+from .hub import resolve
 from .save import TokenizerSource, save_folder, save_single_file
 from .shapes import native_shapes
 from .weights import PartTensors
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 def convert(
     source: str | Path, target: str | Path, dtype: torch.dtype | None = None, variant: str | None = None
 ) -> Path:
-    """Write the model `source` (anything `open_checkpoint` opens) anew: a single file if `target` ends in .safetensors,
+    """Write the model or ControlNet `source` (anything that can be opened) anew: a single file if `target` ends in .safetensors,
     else a diffusers folder. `dtype` converts the weights; None keeps each tensor's own. Returns where it was written.
 
     Raises CheckpointError with one sentence; then nothing is left at `target` that was not there before.
@@ -27,9 +29,12 @@ def convert(
     path = Path(target)
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise CheckpointError(f"{path}: Darkroom writes no pickles; end the name in .safetensors, or name a folder.")
-    checkpoint = open_checkpoint(source, variant)
-    if path.exists() and checkpoint.path.resolve() == path.resolve():
+    origin = resolve(source)
+    if path.exists() and origin.resolve() == path.resolve():
         raise CheckpointError(f"{path} is both the source and the target: choose another name for the result.")
+    if is_controlnet(origin):
+        return convert_controlnet(origin, path, dtype, variant)
+    checkpoint = open_checkpoint(origin if isinstance(source, Path) else source, variant)
     with ExitStack() as stack:
         parts: dict[str, Any] = {}
         for part in checkpoint.parts:

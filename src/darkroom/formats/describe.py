@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, open_checkpoint
+from .control import describe_controlnet, is_controlnet
 from .hub import resolve
 from .layouts import TITLES, Part
 from .shapes import native_shapes
@@ -25,6 +26,8 @@ def describe(source: str | Path, variant: str | None = None, with_hash: bool = F
     CheckpointError if it is not a model at all.
     """
     path = resolve(source)
+    if is_controlnet(path):
+        return describe_controlnet(path, variant, with_hash)
     checkpoint = open_checkpoint(path, variant)
     parts = {part: _part(checkpoint, part) for part in checkpoint.parts}
     faults = [part["fault"] for part in parts.values() if part["fault"]]
