@@ -366,3 +366,28 @@ def test_another_picture_becomes_diffusers_picture(
     if kind == "refiner":
         plain = ours.generate(**(wishes | {"aesthetic_score": 6.0}), image=picture, steps=6, seed=2, output="pt").images
         assert not torch.allclose(got, plain, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_the_refiner_goes_on_where_the_base_stops(
+    name: str, pipe: Pipeline, refiner: Pipeline, reference: Any, refiner_reference: Any
+) -> None:
+    import diffusers
+
+    scheduler = getattr(diffusers, name).from_config(EULER | {"_class_name": name, "clip_sample": False})
+    config = dict(scheduler.config) | {"_class_name": name}
+    reference.scheduler = scheduler
+    refiner_reference.scheduler = type(scheduler).from_config(scheduler.config)
+    generator = torch.Generator("cpu").manual_seed(4)
+    common = {"num_inference_steps": 8, "guidance_scale": 5.0}
+    half = reference("a fox", **common, denoising_end=0.6, generator=generator, output_type="latent").images
+    expected = refiner_reference("a fox", **common, denoising_start=0.6, image=half, output_type="pt").images
+    base, second = with_scheduler(pipe, config), with_scheduler(refiner, config)
+    given = {"steps": 8, "guidance_scale": 5.0, "width": 64, "height": 64}
+    stopped = base.generate("a fox", **given, seed=4, stop=0.6, output="latent").images
+    got = second.generate("a fox", **given, seed=4, start=0.6, latents=stopped, output="pt").images
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+    with pytest.raises(RequestError, match=r"start is 0\.6, but there are no latents"):
+        second.generate("a fox", start=0.6)
+    with pytest.raises(RequestError, match=r"no step of 8 lies between start 0\.6 and stop 0\.5"):
+        second.generate("a fox", **given, start=0.6, stop=0.5, latents=stopped)

@@ -354,13 +354,13 @@ class Pipeline:
             noise_level=noise_level,
             hires=hires,
         )
-        start = draw_seed() if first.seed is None else first.seed
+        seeds_from = draw_seed() if first.seed is None else first.seed
         requests = [
             replace(
                 first,
                 prompt=prompts[i // num_images],
                 negative_prompt=negatives[i // num_images],
-                seed=(start + i) % SEEDS,
+                seed=(seeds_from + i) % SEEDS,
             )
             for i in range(count)
         ]

@@ -35,7 +35,6 @@ UPSCALERS = ("latent", "lanczos")
 MAX_SCALE = 16.0  # of a second pass
 MAX_MARGIN = 1024  # pixels around a mask, and of its edge
 MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
-MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
 # Fields that say something about a picture that is given.
 OF_AN_IMAGE = ("strength", "exact_steps", "fill", "only_masked", "mask_padding", "mask_blur", "outpaint")
 
@@ -266,6 +265,8 @@ class Request:
     seed: int | None = None  # 0..2**64 - 1; None or -1: drawn, and reported in the recipe
     clip_skip: int = 0  # 0..12: n >= 2 takes the text encoder's n-th last layer
     prompt_style: str = "a1111"  # the prompt's grammar: "a1111", "comfy" or "plain"
+    start: float | None = None  # 0..1: go on with `latents` that another call stopped at this fraction of the way
+    stop: float | None = None  # 0..1: stop there, with noise in the picture, for another model to go on
     # What SDXL is told of the picture (docs/models.md), with the prompt and with the negative one.
     original_size: tuple[int, int] | None = None  # (width, height) of what it was cut out of; None: its own size
     crop: tuple[int, int] | None = None  # (left, top) of the cut; None: (0, 0)
@@ -283,10 +284,7 @@ class Request:
     only_masked: bool | None = None  # the mask's surroundings are worked on at the model's own size; None: no
     mask_padding: int | None = None  # 0..1024 pixels, with only_masked: how much of the surroundings; None: 32
     mask_blur: int | None = None  # 0..1024 pixels of soft edge, inside the masked part; None: 4
-    outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom; width and height count them
-    tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
-    overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
-    noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
+    outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom, which count
     tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
     overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
     noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
@@ -347,6 +345,9 @@ class Request:
             put("seed", None if seed == -1 else seed)
         put("clip_skip", whole("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP))
         choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        for name in ("start", "stop"):
+            if getattr(self, name) is not None:
+                put(name, real(name, getattr(self, name), 0.0, 1.0))
         for name in SIZES:
             if getattr(self, name) is not None:
                 put(name, _two(name, getattr(self, name), 0 if name.endswith("crop") else 1))
@@ -374,11 +375,6 @@ class Request:
                 put(name, whole(name, getattr(self, name), 0, MAX_MARGIN, " pixels"))
         if self.outpaint is not None:
             put("outpaint", margins(self.outpaint))
-        for name, low, high in (("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE), ("noise_level", 0, MAX_NOISE_LEVEL)):
-            if getattr(self, name) is not None:
-                put(name, whole(name, getattr(self, name), low, high))
-        if self.overlap is not None and self.overlap >= (self.tile or 0):
-            raise RequestError(f"overlap is {self.overlap}; it must be below tile, which is {self.tile}")
         for name, low, high in (("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE), ("noise_level", 0, MAX_NOISE_LEVEL)):
             if getattr(self, name) is not None:
                 put(name, whole(name, getattr(self, name), low, high))

@@ -47,6 +47,7 @@ class Job:
     )  # sigma -> the timestep told, where not the schedule's
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
     start: int = 0  # the interval it began in
+    stop: int | None = None  # the interval it doesn't enter any more; None: it goes on to the end
     controls: Controls | None = None  # what steers the U-Net
     windows: Windows | None = None  # which parts of it the U-Net is shown; None: the whole
     known: Known | None = None  # what is not to change
@@ -59,7 +60,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Intervals to cross between noise levels; a sampler may look at the network more than once in each."""
-        return len(self.sigmas) - 1 - self.start
+        return (len(self.sigmas) - 1 if self.stop is None else self.stop) - self.start
 
     @property
     def total(self) -> int:

@@ -66,6 +66,7 @@ class Plan:
             Keys are the very floats of `sigmas`. diffusers rounds some timesteps, so its picture needs this.
         sampler_name, schedule_name: names that give this plan again with the same configuration.
         start: the interval a picture begins in; later than 0 for one that begins as another picture with noise.
+        stop: the interval it doesn't enter any more, and comes out with noise in it; None: it is finished.
     """
 
     sampler: Sampler
@@ -76,6 +77,7 @@ class Plan:
     sampler_name: str = ""
     schedule_name: str = AUTOMATIC
     start: int = 0
+    stop: int | None = None
 
     @property
     def steps(self) -> int:
@@ -89,6 +91,29 @@ class Plan:
             return self.sigmas[self.sampler.questions(self.start)[0]]
         return self.sigmas[self.start]
 
+    def between(self, start: float | None, stop: float | None, schedule: Schedule) -> Plan:
+        """This plan from and up to fractions (0 to 1) of the noise's way, in training time: what two models share.
+
+        As diffusers' `denoising_start` and `denoising_end`: the steps that start at a timestep of
+        `steps - fraction * steps` or above are before the fraction. Raises RequestError where no step is left.
+        """
+        told = [self.timesteps.get(sigma, schedule.sigma_to_t(sigma)) for sigma in self.sigmas[:-1]]
+
+        def before(fraction: float) -> int:
+            cut = round(schedule.steps - fraction * schedule.steps)
+            return sum(timestep >= cut for timestep in told)
+
+        first = 0 if start is None else before(start)
+        last = self.steps if stop is None else before(stop)
+        if first >= last:
+            raise RequestError(
+                f"no step of {self.steps} lies between start {0 if start is None else start} and stop "
+                f"{1 if stop is None else stop}; ask for more steps, or for more between them"
+            )
+        if stop is None:
+            return replace(self, start=first)
+        return replace(self, start=first, stop=last, final_scale=1.0)
+
     def from_interval(self, start: int, *, sliced: bool = False) -> Plan:
         """This plan for a picture that begins in interval `start` (0 to steps) with an empty history.
 
@@ -96,9 +121,9 @@ class Plan:
         then are not what their authors meant, and only on the schedules that diffusers has.
         """
         sampler = self.sampler
-        if sliced and self.schedule_name in (AUTOMATIC, *DIFFUSERS_SPACINGS):
-            if isinstance(sampler, LMS) or (isinstance(sampler, PNDM) and not sampler.warm_up):
-                sampler = replace(sampler, sliced=True)
+        differs = isinstance(sampler, LMS) or (isinstance(sampler, PNDM) and not sampler.warm_up)
+        if sliced and differs and self.schedule_name in (AUTOMATIC, *DIFFUSERS_SPACINGS):
+            sampler = replace(sampler, sliced=True)  # type: ignore[type-var]  # of these two classes
         return replace(self, start=start, sampler=sampler)
 
 

@@ -34,7 +34,7 @@ class SingleFile:
     ema: bool = False  # the U-Net is there as a moving average only
     low_res_scheduler_config: dict[str, Any] | None = None
     zero_negative: bool = False
-    tokenizer_2: dict[str, Any] | None = field(default=None, repr=False)  # as `tokenizer`, of SDXL's second text encoder
+    tokenizer_2: dict[str, Any] | None = field(default=None, repr=False)  # as `tokenizer`, of a second text encoder
     defaults: dict[str, float] = field(default_factory=dict)
     tokenizer: dict[str, Any] | None = field(
         default=None, repr=False
@@ -104,7 +104,9 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
             if text_encoder is not None:
                 configs[part] = text_encoder
         last = configs.get(texts[-1])
-        pooled = (last.projection_dim, 6 if len(texts) == 2 else 5) if sdxl and isinstance(last, TextEncoderConfig) else None
+        pooled = None
+        if sdxl and isinstance(last, TextEncoderConfig):
+            pooled = (last.projection_dim, 6 if len(texts) == 2 else 5)
         unet = detect.unet_config(shapes["unet"], openclip, pooled)
         family = "custom" if unet is None else detect.family_of(unet, len(texts))
         prediction, zero_snr = _prediction(file, keys["unet"], family, 4 if unet is None else unet.in_channels)

@@ -15,9 +15,7 @@ from darkroom.prompts.encoder import PromptEncoder
 from darkroom.prompts.tokenizer import Tokenizer
 
 
-def encoder_of(
-    texts: Sequence[tuple[Tokenizer, TextEncoder]], *, penultimate: bool
-) -> PromptEncoder | JointEncoder:
+def encoder_of(texts: Sequence[tuple[Tokenizer, TextEncoder]], *, penultimate: bool) -> PromptEncoder | JointEncoder:
     """What encodes prompts with a model's tokenizers and text encoders. `penultimate`: in SDXL's way."""
     widths = tuple(encoder.config.hidden_size for _, encoder in texts)
     encoders = [

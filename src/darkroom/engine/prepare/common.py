@@ -188,6 +188,7 @@ def assemble(
         timesteps=plan.timesteps,
         final_scale=plan.final_scale,
         start=plan.start,
+        stop=plan.stop,
         output=output,
     )
 
@@ -212,6 +213,7 @@ def complete(model: Model, request: Request, inputs: Inputs) -> Request:
             f"give the same latents again"
         )
     _check_pictures(request, inputs)
+    _check_relay(request, inputs)
     if request.noise_level is not None and model.unet.config.num_class_embeds is None:
         raise RequestError(f"noise_level is {request.noise_level}, which only upscaling models take; leave it out")
     width, height = request.width or model.size[0], request.height or model.size[1]
@@ -261,6 +263,15 @@ def picture_fingerprint(picture: Image.Image) -> str:
     return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()[:16]
 
 
+def _check_relay(request: Request, inputs: Inputs) -> None:
+    """Raise RequestError where a picture can't be taken over from, or handed on to, another model."""
+    for name in ("start", "stop"):
+        if getattr(request, name) is not None and inputs.image is not None:
+            raise RequestError(f"{name} is {getattr(request, name)}, which goes with a text alone; leave out the image")
+    if request.start is not None and inputs.latents is None:
+        raise RequestError(f"start is {request.start}, but there are no latents; give those of a picture that stopped")
+
+
 def _check_pictures(request: Request, inputs: Inputs) -> None:
     """Raise RequestError where a recipe's pictures are missing, or something is said about a picture there isn't."""
     for name in ("image", "mask", "depth"):
@@ -271,7 +282,8 @@ def _check_pictures(request: Request, inputs: Inputs) -> None:
             )
     said = [name for name in OF_AN_IMAGE if getattr(request, name) is not None]
     if inputs.image is None and said:
-        raise RequestError(f"{said[0]} is {getattr(request, said[0])!r}, but there is no image; give one, or leave it out")
+        value = getattr(request, said[0])
+        raise RequestError(f"{said[0]} is {value!r}, but there is no image; give one, or leave it out")
 
 
 Guide = Callable[[Prompted, Prompted, float], Guidance]  # prompt, negative prompt, scale

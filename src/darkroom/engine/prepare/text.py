@@ -34,8 +34,10 @@ def drawn(
     config = model.autoencoder.config
     shape = (config.latent_channels, *latent_size(request.width, request.height, config.downscale))
     noise = noise_of(request, inputs, shape)
-    plan = plan_of(model, request)
-    state = SamplerState(x=(noise(0) * plan.init_scale).to(model.device), sigma=plan.sigmas[0])
+    plan = plan_of(model, request).between(request.start, request.stop, model.schedule)
+    # The latents of a picture that stopped are what it had come to; else they are noise of unit variance.
+    x = noise(0) if request.start is not None else noise(0) * plan.init_scale
+    state = SamplerState(x=x.to(model.device), sigma=plan.start_sigma, interval=plan.start)
     return assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs, guide), output)
 
 
