@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from darkroom.diffusion.condition import Condition, Timeline
-from darkroom.diffusion.guidance import ClassifierFree, Composed, Rescaled, Unguided, Within
+from darkroom.diffusion.guidance import ClassifierFree, Composed, Rescaled, Within
 from darkroom.diffusion.scalings import Epsilon
 from darkroom.engine.inputs import Inputs
 from darkroom.engine.prepare import prepare
@@ -103,7 +103,7 @@ def test_composition_of_the_same_is_the_prompt(tiny_pipe):
     assert not torch.allclose(draw("a fox AND a car"), draw("a fox"), atol=1e-3)
     assert draw("a [fox|car] AND a car :-0.5", guidance_rescale=0.5).isfinite().all()
     plain = prepare(tiny_pipe, Request(prompt="a AND b", prompt_style="plain", guidance_scale=1.0), "x")
-    assert isinstance(plain.guidance, Unguided)
+    assert not isinstance(plain.guidance, Composed)
 
 
 def test_learned_words_of_a_request(tiny_pipe):

@@ -158,12 +158,15 @@ def _controlnet_lines(found: dict[str, Any]) -> str:
 
 
 def _embedding(file: EmbeddingFile) -> dict[str, Any]:
-    learned = file.learned()
+    words = [
+        {"names": list(word.names), "vectors": word.count, "width": list(word.widths), "hash": word.hash}
+        for word in file.learned()
+    ]
     return {
         "path": str(file.path),
         "kind": "embedding (textual inversion)",
         "form": file.form,
-        "words": [{"names": list(w.names), "vectors": w.count, "width": list(w.widths), "hash": w.hash} for w in learned],
+        "words": words,
         **file.about,
     }
 
