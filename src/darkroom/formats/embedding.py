@@ -203,7 +203,7 @@ def save_embedding(
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path}: Darkroom writes no pickles; end the name in .safetensors.")
-    parts = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
+    parts: list[Tensor] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]  # type: ignore[list-item]
     if form not in FORMS:
         raise RequestError(f"the form {form!r} of an embedding is unknown; choose one of {', '.join(FORMS)}")
     if (form == "sdxl") != (len(parts) == 2):
