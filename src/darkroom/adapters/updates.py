@@ -73,7 +73,8 @@ class Update:
         changed = weight + delta
         axes = tuple(axis for axis in range(weight.ndim) if self.magnitude.shape[axis] == 1)
         norm = torch.linalg.vector_norm(changed, dim=axes, keepdim=True)
-        return changed * (self.magnitude.float() / norm) - weight
+        difference: Tensor = changed * (self.magnitude.float() / norm) - weight
+        return difference
 
     def __call__(self, layer: nn.Module, x: Tensor, scale: float = 1.0) -> Tensor:
         """What is added to a layer's answer to x [N, ...] at a scale, in x's type.

@@ -336,7 +336,7 @@ class Alphas:
             spelled = str(key).lstrip("^").replace("\\.", ".")
             if (path == spelled or path.endswith("." + spelled)) and _is_number(value):
                 return float(value)
-        value = self.config.get(start + name)
+        value: Any = self.config.get(start + name)
         return float(value) if _is_number(value) else None
 
 
