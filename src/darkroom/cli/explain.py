@@ -46,7 +46,7 @@ def explain(
 
     checkpoint = open_checkpoint(EMBEDDED if model is None else model)  # its weights are not needed
     tokenizer = open_tokenizer(checkpoint)
-    config = checkpoint.text_encoder_config
+    config, second = checkpoint.text_encoder_config, checkpoint.text_encoder_2_config
     told = explain_prompt(
         prompt,
         tokenizer,
@@ -55,6 +55,6 @@ def explain(
         words=learned,
         negative=negative,
         length=min(tokenizer.max_length, config.max_position_embeddings),
-        widths=(config.hidden_size,),
+        widths=(config.hidden_size, *([second.hidden_size] if second is not None else [])),
     )
     print(json.dumps(told.to_dict(), indent=2) if as_json else told)
