@@ -144,6 +144,17 @@ def test_a_page_that_fails_is_reported(tmp_path: Path, capfd: pytest.CaptureFixt
     assert f'File "{bad}", line 4' in capfd.readouterr().err
 
 
+def test_commands_run_between_the_python_in_one_folder_and_stop_at_a_failure(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        '```sh run\necho one > a.txt\npython -c \'open("b.txt", "w")\'\n```\n'
+        "```python\nassert open('a.txt').read() == 'one\\n'\nopen('b.txt')\n```\n```sh\nexit 1\n```\n"
+    )
+    assert run_docs.run(page) == 0
+    page.write_text("```sh run\nfalse\ntrue\n```\n")
+    assert run_docs.run(page) == 1
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_pages_link_to_what_exists(page: Path) -> None:
     text = re.sub(r"^(```|~~~).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)

@@ -1,4 +1,4 @@
-"""Run the Python of the documentation: every ```python block that is not marked ```python no-run.
+"""Run the code of the documentation: every ```python block not marked ```python no-run, every block marked ```sh run.
 
     python tools/run_docs.py [--keep-pictures] [FILE.md ...]       (default: README.md and docs/**/*.md)
 
@@ -10,6 +10,7 @@ Each file runs in a process of its own, its blocks in order and in one namespace
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -34,8 +35,17 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """Whether it is Python that is meant to be run."""
+        """Whether it is meant to be run."""
+        if self.language == "sh":
+            return "run" in self.words
         return self.language == "python" and "no-run" not in self.words
+
+    @property
+    def program(self) -> list[str]:
+        """Its lines as Python; commands become one call of the shell, which stops at the first that fails."""
+        if self.language != "sh":
+            return self.text.splitlines()
+        return [f"__import__('subprocess').run(['sh', '-ec', {self.text!r}], check=True)"]
 
 
 def blocks(markdown: str) -> list[Block]:
@@ -61,26 +71,27 @@ def blocks(markdown: str) -> list[Block]:
 
 
 def program(path: Path) -> str:
-    """A page's Python blocks as one program whose lines have the page's numbers."""
+    """A page's blocks as one Python program whose lines have the page's numbers."""
     lines: list[str] = []
     for block in blocks(path.read_text(encoding="utf-8")):
         if block.runs:
             lines += [""] * (block.line - 1 - len(lines))
-            lines += block.text.splitlines()
+            lines += block.program
     return "\n".join(lines) + "\n" if lines else ""
 
 
 def run(path: Path, keep_pictures: bool = False) -> int:
-    """Run a page; returns the exit code, 0 for a page without Python."""
+    """Run a page; returns the exit code, 0 for a page without code to run. `darkroom` is this environment's."""
     source = program(path)
     if not source:
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "pictures").mkdir()
+        here = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
         # The page's path as the file name, so that tracebacks point into it.
         starter = "import sys; p = sys.argv[1]; exec(compile(sys.stdin.read(), p, 'exec'), {'__name__': '__main__'})"
-        done = subprocess.run([sys.executable, "-c", starter, str(path)], input=source, text=True, cwd=folder)
+        done = subprocess.run([sys.executable, "-c", starter, str(path)], input=source, text=True, cwd=folder, env=here)
         if keep_pictures and not done.returncode:
             PICTURES.mkdir(exist_ok=True)
             for picture in sorted((folder / "pictures").iterdir()):
@@ -95,7 +106,7 @@ def pages() -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run the Python of the documentation.")
+    parser = argparse.ArgumentParser(description="Run the code of the documentation.")
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--keep-pictures", action="store_true")
     arguments = parser.parse_args()
