@@ -18,10 +18,10 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
 from .engine.inputs import Control, Inputs
-from .engine.prepare.common import LoadedControlNet
-from .engine.prepare.upscale import check_size, is_upscaler
 from .engine.overflow import finite
 from .engine.plan import STEPS
+from .engine.prepare.common import LoadedControlNet
+from .engine.prepare.upscale import upscaling
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
 from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open_checkpoint
@@ -36,16 +36,16 @@ from .formats.vae import with_vae
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models import tiled
 from .models.autoencoder import Autoencoder
-from .models.controlnet import ControlNet
 from .models.config import TinyAutoencoderConfig
+from .models.controlnet import ControlNet
 from .models.text_encoder import TextEncoder
 from .models.tiny_autoencoder import TinyAutoencoder
 from .models.unet import UNet
-from .prompts.joint import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
+from .prompts.joint import encoder_of
 from .prompts.tokenizer import Tokenizer
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, margins, real, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, margins, whole
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
@@ -288,8 +288,8 @@ class Pipeline:
             clip_skip: n >= 2 takes the text encoder's n-th last layer.
             prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
             stop: 0 to 1, the fraction of the way at which to stop, with output="latent" for another model to go on.
-            start: go on with such `latents`, from the same fraction (docs/models.md: base and refiner).
-            original_size, crop, target_size, aesthetic_score: what SDXL is told of the picture (docs/models.md): that
+            start: go on with such `latents`, from the same fraction (docs/sdxl.md).
+            original_size, crop, target_size, aesthetic_score: what SDXL is told of the picture (docs/sdxl.md): that
                 it was cut out of one of (width, height) pixels, at (left, top), for one of (width, height); the refiner
                 is told how beautiful it is, 0 to 10, in place of the last. None: the picture's size, (0, 0), the
                 picture's size, 6. What begins with negative_ goes with the negative prompt; None: the same, and 2.5.
@@ -418,26 +418,8 @@ class Pipeline:
             if options.get(name) is not None:
                 raise RequestError(f"{name} is given, which upscale doesn't take; use scale, or generate with an image")
         image = open_picture(image)
-        own = self.autoencoder.config.downscale if is_upscaler(self) else None
-        factor = real("scale", (own or 2) if scale is None else scale, 0.01, 100.0)
-        if own is not None and factor != own:
-            raise RequestError(f"scale is {factor:g}, but this model makes pictures {own} times as large; leave it out")
-        width, height = (round(side * factor) for side in image.size)
-        check_size(image.size, factor, (width, height))
-        if own is None:
-            strength = REFINEMENT if strength is None else strength
-            tile = max(self.size) if tile is None else tile
-        return self.generate(
-            prompt,
-            image=image,
-            width=width,
-            height=height,
-            strength=strength,
-            tile=tile,
-            overlap=overlap,
-            noise_level=noise_level,
-            **options,
-        )
+        fields = upscaling(self, image.size, scale, strength, tile)
+        return self.generate(prompt, image=image, overlap=overlap, noise_level=noise_level, **fields, **options)
 
     def inputs(
         self,

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import CheckpointError
 from ..models.config import TextEncoderConfig
 from . import single
 from .files import TensorFile, open_tensors
 from .layouts import TITLES, Layout, Part, is_ignored, table
-from .rules import Place
+from .rules import Config, Place
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from .checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,14 @@ class Weights:
         return single.part_keys(names, part, self.layout, self.ema, self.start)
 
 
+class Holder(Protocol):
+    """What networks' weights are read of (`checkpoint.Checkpoint`, `control.ControlNetFile`)."""
+
+    @property
+    def weights(self) -> Mapping[Part, Weights]: ...
+    def config(self, part: Part) -> Config: ...
+
+
 class PartTensors:
     """The tensors of one network under their native names, one at a time. A context manager.
 
@@ -55,7 +61,7 @@ class PartTensors:
     any is missing, extra, wrongly shaped or no floating-point tensor.
     """
 
-    def __init__(self, checkpoint: Checkpoint, part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, checkpoint: Holder, part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
         weights = checkpoint.weights[part]
         self._places = table(part, weights.layout, expected, checkpoint.config(part))
         self._expected = expected
@@ -108,7 +114,7 @@ class PartTensors:
     ) -> None:
         self.close()
 
-    def _problems(self, part: Part, layout: Layout, checkpoint: Checkpoint) -> list[str]:
+    def _problems(self, part: Part, layout: Layout, checkpoint: Holder) -> list[str]:
         """What is wrong with the file's keys: at most one clause each for missing, unknown, misshapen, not numbers."""
         wanted = {place.name: (name, place) for name, place in self._places.items()}
         missing = [key for key in wanted if key not in self._keys]
@@ -136,7 +142,7 @@ class PartTensors:
             *_clause(whole, "tensor has no floating-point numbers", "tensors have no floating-point numbers"),
         ]
 
-    def _is_dropped(self, part: Part, layout: Layout, key: str, checkpoint: Checkpoint) -> bool:
+    def _is_dropped(self, part: Part, layout: Layout, key: str, checkpoint: Holder) -> bool:
         """Whether a key is of SD 2.x's last OpenCLIP layer, which is never used."""
         config = checkpoint.config(part)
         if layout != "openclip" or not isinstance(config, TextEncoderConfig) or config.num_hidden_layers != 23:
@@ -145,7 +151,7 @@ class PartTensors:
 
 
 def native_state(
-    checkpoint: Checkpoint, part: Part, expected: Mapping[str, torch.Size], dtype: torch.dtype | None = None
+    checkpoint: Holder, part: Part, expected: Mapping[str, torch.Size], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """All tensors of a network under their native names, for `load_state_dict(assign=True)` on `meta`.
 

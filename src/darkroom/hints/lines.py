@@ -40,6 +40,6 @@ def scribble(image: Picture, sigma: float = 1.4, threshold: float = 0.012, thick
     real("sigma", sigma, 0.3, 20.0)
     real("threshold", threshold, 0.0, 1.0)
     real("thickness", thickness, 0.0, 20.0)
-    gray = luma(open_picture(image)) / 255
+    gray = luma(open_picture(image)) / np.float32(255)
     strokes = blur(gray, 1.6 * sigma) - blur(gray, sigma) > threshold
     return to_picture(255 * dilate(strokes, thickness).astype(np.float32))

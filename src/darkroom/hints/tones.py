@@ -48,7 +48,7 @@ def recolour(image: Picture, by: str = "luminance", gamma: float = 1.0) -> Image
     """
     choice("by", by, ("luminance", "intensity"))
     real("gamma", gamma, 0.1, 10.0)
-    values = colours(open_picture(image)) / 255
+    values = colours(open_picture(image)) / np.float32(255)
     gray = values.max(axis=0) if by == "intensity" else _lightness(values)
     return to_picture(255 * gray**gamma)
 

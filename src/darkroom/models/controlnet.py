@@ -34,7 +34,7 @@ class HintEmbedding(nn.Module):
         self.conv_out = _zero(nn.Conv2d(widths[-1], config.block_out_channels[0], 3, padding=1))
 
     def forward(self, hint: Tensor) -> Tensor:
-        y = F.silu(self.conv_in(hint))
+        y: Tensor = F.silu(self.conv_in(hint))
         for block in self.blocks:
             y = F.silu(block(y))
         y = self.conv_out(y)

@@ -35,8 +35,8 @@ from darkroom.engine.plan import LCM_STEPS, STEPS, Plan, plan
 from darkroom.engine.preview import Previewer
 from darkroom.errors import RequestError
 from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.controlnet import ControlNet
 from darkroom.models.config import UNetConfig
+from darkroom.models.controlnet import ControlNet
 from darkroom.models.unet import UNet
 from darkroom.prompts.embeddings import LearnedWord, fingerprints
 from darkroom.request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, choice, draw_seed
