@@ -391,3 +391,38 @@ def test_the_refiner_goes_on_where_the_base_stops(
         second.generate("a fox", start=0.6)
     with pytest.raises(RequestError, match=r"no step of 8 lies between start 0\.6 and stop 0\.5"):
         second.generate("a fox", **given, start=0.6, stop=0.5, latents=stopped)
+
+
+@pytest.mark.parametrize("kind", ["base", "refiner"])
+def test_published_shapes_are_recognised(kind: str) -> None:
+    from darkroom.formats import detect
+    from darkroom.formats.layouts import prefix, table
+    from darkroom.formats.shapes import native_shapes
+    from darkroom.formats.weights import in_file_shape
+    from darkroom.models.config import SDXL_REFINER_UNET, SDXL_TEXT_ENCODER_2, SDXL_UNET
+
+    unet = SDXL_UNET if kind == "base" else SDXL_REFINER_UNET
+    shapes = {}
+    for part, layout, config in (("unet", "ldm", unet), ("text_encoder_2", "sdxl_openclip", SDXL_TEXT_ENCODER_2)):
+        native = native_shapes(config)
+        places = table(part, layout, native, config)  # type: ignore[arg-type]
+        start = prefix(part, layout)  # type: ignore[arg-type]
+        shapes[part] = {p.name.removeprefix(start): in_file_shape(native[name], p) for name, p in places.items()}
+    assert shapes["unet"]["label_emb.0.0.weight"] == (4 * unet.block_out_channels[0], 2816 if kind == "base" else 2560)
+    assert detect.text_encoder_config(shapes["text_encoder_2"], True, True) == SDXL_TEXT_ENCODER_2
+    told = detect.unet_config(shapes["unet"], False, (1280, 6 if kind == "base" else 5))
+    assert told is not None
+    attending = zip(unet.transformer_layers, unet.attention_levels, strict=True)
+    known = tuple(told.transformer_layers[i] if not attends else n for i, (n, attends) in enumerate(attending))
+    assert told == replace(unet, transformer_layers=known)
+
+
+def test_info_tells_what_it_is(folder: Path, refiner_folder: Path) -> None:
+    from darkroom.formats.describe import describe
+
+    base, second = describe(folder), describe(refiner_folder)
+    assert (base["family"], second["family"]) == ("sdxl", "sdxl_refiner")
+    assert (base["fault"], second["fault"]) == (None, None)
+    assert list(base["parts"]) == ["unet", "autoencoder", "text_encoder", "text_encoder_2"]
+    assert list(second["parts"]) == ["unet", "autoencoder", "text_encoder"]
+    assert base["picture_size"] == 64

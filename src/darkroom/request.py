@@ -267,7 +267,7 @@ class Request:
     prompt_style: str = "a1111"  # the prompt's grammar: "a1111", "comfy" or "plain"
     start: float | None = None  # 0..1: go on with `latents` that another call stopped at this fraction of the way
     stop: float | None = None  # 0..1: stop there, with noise in the picture, for another model to go on
-    # What SDXL is told of the picture (docs/models.md), with the prompt and with the negative one.
+    # What SDXL is told of the picture (docs/sdxl.md), with the prompt and with the negative one.
     original_size: tuple[int, int] | None = None  # (width, height) of what it was cut out of; None: its own size
     crop: tuple[int, int] | None = None  # (left, top) of the cut; None: (0, 0)
     target_size: tuple[int, int] | None = None  # (width, height) it was meant for; None: its own size
@@ -284,7 +284,7 @@ class Request:
     only_masked: bool | None = None  # the mask's surroundings are worked on at the model's own size; None: no
     mask_padding: int | None = None  # 0..1024 pixels, with only_masked: how much of the surroundings; None: 32
     mask_blur: int | None = None  # 0..1024 pixels of soft edge, inside the masked part; None: 4
-    outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom, which count
+    outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom, within the size
     tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
     overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
     noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
