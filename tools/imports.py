@@ -33,19 +33,23 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "adapters": "models request",
         "diffusion": "adapters models",
         "prompts": "adapters models",
-        "formats": "adapters models prompts request",  # networks for their shapes on `meta`; a tokenizer, to save with a model
+        "formats": "adapters models prompts request",  # networks for their shapes on `meta`; tokenizers, learned words
         "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
         "sweeps": "engine formats request samplers",
         "pipeline": "adapters diffusion engine formats images models prompts request samplers sweeps",
         "evaluate": "adapters data diffusion engine images models pipeline prompts request samplers",
-        "training": "adapters data diffusion engine evaluate formats hints images models pipeline prompts request samplers",
+        "training": "adapters data diffusion engine evaluate formats hints images models pipeline prompts request "
+        "samplers",
         "cli": "*",
         "__init__": "*",
         "__main__": "cli",
     }.items()
 }
 # Rooms where only these single files may use another room: its subject is theirs alone.
-ONLY = {("formats", "prompts"): ("convert.py", "embedding.py", "infokeys.py", "save.py"), ("prompts", "models"): ("encoder.py",)}
+ONLY = {
+    ("formats", "prompts"): ("convert.py", "embedding.py", "infokeys.py", "save.py"),
+    ("prompts", "models"): ("encoder.py", "joint.py"),
+}
 # Libraries that tests compare with; the package never needs them.
 PEERS = frozenset({"accelerate", "diffusers", "peft", "scipy", "torchsde", "torchvision", "transformers"})
 
