@@ -123,7 +123,10 @@ def bounds(mask: Tensor) -> Box | None:
 def surroundings(box: Box, padding: int, size: tuple[int, int], shape: tuple[int, int]) -> Box:
     """A box with padding, grown towards the aspect of `shape` (width, height), inside a picture of `size`."""
     left, top, right, bottom = box
-    sides = [(max(left - padding, 0), min(right + padding, size[0])), (max(top - padding, 0), min(bottom + padding, size[1]))]
+    ends = ((left, right), (top, bottom))
+    sides = [
+        (max(low - padding, 0), min(high + padding, length)) for (low, high), length in zip(ends, size, strict=True)
+    ]
     lengths = [high - low for low, high in sides]
     for axis in (0, 1):
         wanted = -(-lengths[1 - axis] * shape[axis] // shape[1 - axis])

@@ -167,7 +167,8 @@ class Engine:
             if out_of_memory(error):
                 release(self.model.device)
                 width, height = job.size
-                error = RequestError(f"memory ran out while decoding {width}x{height} pixels; ask for a smaller picture")
+                size = f"{width}x{height}"
+                error = RequestError(f"memory ran out while decoding {size} pixels; ask for a smaller picture")
             elif not isinstance(error, Error):
                 told = RequestError(f"decoding the picture failed: {type(error).__name__}: {error}")
                 told.__cause__ = error

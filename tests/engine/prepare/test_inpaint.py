@@ -273,7 +273,7 @@ WRONG = [
     ({"outpaint": "left"}, "outpaint is 'left'"),
     ({"outpaint": (8000, 0, 8000, 0)}, "16032x32"),
     ({"outpaint": (8, 0, 0, 0), "fill": "original"}, "around the picture there is none"),
-    ({"outpaint": (50, 0, 0, 0), "width": 40}, "outpaint takes 50"),
+    ({"outpaint": (50, 0, 0, 0), "width": 40}, "outpaint alone takes 50"),
 ]
 
 
@@ -285,7 +285,7 @@ def test_what_can_not_be_is_one_sentence(tiny_pipe: Pipeline, wishes: dict[str, 
 
 
 def test_models_that_need_something_else(nine_pipe: Pipeline, tiny_pipe: Pipeline, tmp_path: Path) -> None:
-    with pytest.raises(Error, match="this model repaints parts of pictures; give a mask"):
+    with pytest.raises(Error, match="this model repaints parts of pictures; give a mask too"):
         nine_pipe.generate("a fox", image=colours(32, 32))
     with pytest.raises(Error, match="from a text alone"):
         nine_pipe.generate("a fox")

@@ -50,10 +50,7 @@ def redrawn(model: Model, request: Request, id: str, inputs: Inputs, output: str
     latent = encoded(model, seen, request, 0)
     noise = noise_of(request, inputs, tuple(latent.shape), taken=1)
     plan = begun(model, request)
-    if plan.start < plan.steps:
-        x = latent + noise(0) * plan.start_sigma
-    else:
-        x = latent / plan.final_scale
+    x = latent + noise(0) * plan.start_sigma if plan.start < plan.steps else latent / plan.final_scale
     state = SamplerState(x.to(model.device), plan.start_sigma, plan.start)
     job = assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs), output)
     if not request.strength:
@@ -64,7 +61,7 @@ def redrawn(model: Model, request: Request, id: str, inputs: Inputs, output: str
 def _check_model(model: Model) -> None:
     wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
     if wanted == 2 * given + 1:
-        raise RequestError("this model repaints parts of pictures; give a mask beside the image, white where to repaint")
+        raise RequestError("this model repaints parts of pictures; give a mask too, white where to repaint")
     if wanted != given or model.unet.config.num_class_embeds is not None:
         raise RequestError(
             f"this model can't change pictures: its U-Net takes {wanted} channels where a latent has {given}; "
@@ -96,7 +93,7 @@ def sized(request: Request, picture: Image.Image) -> tuple[Image.Image, Request]
     inner = [None if side is None else side - extra for side, extra in zip((width, height), more, strict=True)]
     for name, side, extra in (("width", inner[0], more[0]), ("height", inner[1], more[1])):
         if side is not None and side < 1:
-            raise RequestError(f"{name} is {side + extra}, of which outpaint takes {extra}; ask for more, or leave it out")
+            raise RequestError(f"{name} is {side + extra}, and outpaint alone takes {extra}; ask for more")
     wide, high = inner
     if wide is None:
         wide = picture.width if high is None else max(1, round(picture.width * high / picture.height))

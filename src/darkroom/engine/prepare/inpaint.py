@@ -49,8 +49,10 @@ class Beside:
     class_label: int | None = None
 
     def branches(self, sigma: float) -> tuple[Condition, ...]:
-        beside = {"channels": self.channels, "class_label": self.class_label}
-        return tuple(replace(condition, **beside) for condition in self.guided.branches(sigma))
+        return tuple(
+            replace(condition, channels=self.channels, class_label=self.class_label)
+            for condition in self.guided.branches(sigma)
+        )
 
     def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
         return self.guided.combine(denoised, x, sigma)
@@ -114,7 +116,7 @@ def _nine_channels(model: Model) -> bool:
         return True
     if wanted != given or model.unet.config.num_class_embeds is not None:
         raise RequestError(
-            f"this model can't repaint parts of pictures: its U-Net takes {wanted} channels where a latent has {given}; "
+            f"this model can't repaint pictures: its U-Net takes {wanted} channels where a latent has {given}; "
             f"load a text-to-image or an inpainting model"
         )
     return False
@@ -133,9 +135,9 @@ def _asked(request: Request, inputs: Inputs) -> tuple[Image.Image, Tensor, Input
     if inputs.image is None:
         what = "a mask" if inputs.mask is not None else "outpaint"
         raise RequestError(f"{what} is given without an image; give the image too")
-    inputs = replace(inputs, image=open_picture(inputs.image))
-    assert inputs.image is not None
-    picture, request = sized(request, inputs.image)
+    image = open_picture(inputs.image)
+    inputs = replace(inputs, image=image)
+    picture, request = sized(request, image)
     fill = request.fill
     if request.outpaint is not None:
         if inputs.mask is not None:
@@ -146,9 +148,9 @@ def _asked(request: Request, inputs: Inputs) -> tuple[Image.Image, Tensor, Input
         canvas, mask = extended(picture, request.outpaint)
     else:
         assert inputs.mask is not None
-        inputs = replace(inputs, mask=open_mask(inputs.mask))
-        assert inputs.mask is not None
-        canvas, mask = picture, fitting(inputs.mask, picture.size, inputs.image.size)
+        given = open_mask(inputs.mask)
+        canvas, mask = picture, fitting(given, picture.size, image.size)
+        inputs = replace(inputs, mask=given)
     request = replace(
         request,
         strength=strength_of(request),
@@ -177,4 +179,5 @@ def _cut(picture: Image.Image, mask: Tensor, box: Box, work: tuple[int, int]) ->
 def _nearest(mask: Tensor, downscale: int) -> Tensor:
     """[1, 1, H, W] -> [1, h, w]: the mask as inpainting models saw it in training, every 8th pixel of it."""
     height, width = mask.shape[-2:]
-    return F.pad(mask, (0, -width % downscale, 0, -height % downscale), mode="replicate")[0, :, ::downscale, ::downscale]
+    whole = F.pad(mask, (0, -width % downscale, 0, -height % downscale), mode="replicate")
+    return whole[0, :, ::downscale, ::downscale]
