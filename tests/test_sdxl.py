@@ -287,7 +287,6 @@ def test_the_single_file_is_what_diffusers_converts(
         convert_ldm_clip_checkpoint,
         convert_ldm_unet_checkpoint,
         convert_open_clip_checkpoint,
-        infer_diffusers_model_type,
     )
     from safetensors.torch import load_file
 
