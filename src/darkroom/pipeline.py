@@ -51,7 +51,6 @@ from .sweeps.sweep import Sweep
 
 EMBEDDED = Path(__file__).parent / "embedded" / "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-REFINEMENT = 0.3  # strength of `Pipeline.upscale`
 Output = Literal["pil", "pt", "latent"]
 
 

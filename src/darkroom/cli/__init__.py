@@ -27,6 +27,7 @@ COMMANDS = {
     "generate": "Draw pictures from texts.",
     "sweep": "Draw a grid of variations on one labelled sheet.",
     "hint": "Make a picture that steers a ControlNet, to look at it.",
+    "upscale": "Make a picture larger.",
     "explain": "Say what a model reads of a prompt.",
     "info": "Say what a model is and holds, or how a picture was made.",
     "verify": "Draw a picture again from its own recipe and compare.",

@@ -20,7 +20,7 @@ from darkroom.cli.verify import recorded_request
 from darkroom.errors import RequestError
 from darkroom.formats.picture import PictureExists, file_stem, read_metadata, write_into, write_picture
 from darkroom.formats.recipe import load_json
-from darkroom.request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
+from darkroom.request import MAX_IMAGES, SEEDS, Hires, Request, draw_seed, whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,6 +136,29 @@ def drawing(
     outpaint: Annotated[
         str | None, typer.Option(metavar="SIDES", help="Extend --image: left=128,top=64,right=0,bottom=0.")
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=options.whole_number, help="Draw in overlapping windows of N pixels that agree."
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=options.whole_number, help="What windows share. [default: a quarter]"),
+    ] = None,
+    hires: Annotated[
+        float | None,
+        typer.Option(metavar="X", parser=options.real_number, help="Then enlarge X times, and draw it over once more."),
+    ] = None,
+    hires_strength: Annotated[
+        float | None, typer.Option(metavar="X", parser=options.real_number, help="Of that. [default: 0.7]")
+    ] = None,
+    hires_steps: Annotated[
+        int | None, typer.Option(metavar="N", parser=options.whole_number, help="Of that. [default: --steps]")
+    ] = None,
+    hires_upscaler: Annotated[
+        str | None, typer.Option(metavar="HOW", help="What is enlarged: latent or lanczos. [default: latent]")
+    ] = None,
     lora_dir: options.LoraDir = None,
     vae: options.Vae = None,
     device: options.Device = "auto",
@@ -173,6 +196,9 @@ def drawing(
             mask_padding=mask_padding,
             mask_blur=mask_blur,
             outpaint=margins,  # type: ignore[arg-type]  # a Request makes four numbers of it
+            tile=tile,
+            overlap=overlap,
+            hires=_hires(scale=hires, strength=hires_strength, steps=hires_steps, upscaler=hires_upscaler),
         )
     if sampler is not None:
         from darkroom.samplers import canonical
@@ -232,7 +258,7 @@ def generate(
             replace(asked.request, prompt=text, seed=(first + number) % SEEDS)
             for number, text in enumerate(text for text in texts for _ in range(count))
         ]
-    write = _writer(output, len(requests), overwrite)
+    write = writer(output, len(requests), overwrite)
     with Display("loading the model") as display:
         pipe = asked.load()
         from darkroom.engine import Engine
@@ -241,10 +267,10 @@ def generate(
         on_cpu = pipe.device.type == "cpu"
         engine = Engine(pipe, deterministic=on_cpu)
         together = 1 if on_cpu else max(1, engine.max_rows // 2)
-        return _draw(engine, requests, asked.inputs(pipe), write, display, as_json, together)
+        return draw(engine, requests, asked.inputs(pipe), write, display, as_json, together)
 
 
-def _draw(
+def draw(
     engine: Engine,
     requests: Sequence[Request],
     inputs: Inputs,
@@ -263,7 +289,7 @@ def _draw(
         while waiting or engine.jobs:
             while waiting and len(engine.jobs) < together:
                 job = engine.jobs[engine.add(waiting.popleft(), inputs)]
-                per_picture = job.steps
+                per_picture = job.total
             for event in engine.step():
                 if isinstance(event, Progress):
                     crossed += 1
@@ -313,6 +339,14 @@ def _changed(recipe: Request, asked: Request) -> Request:
     return replace(recipe, **{name: value for name in names if (value := getattr(asked, name)) != getattr(plain, name)})
 
 
+def _hires(**given: Any) -> Hires | None:
+    """The second pass that the options say, or none. Raises `RequestError`."""
+    said = {name: value for name, value in given.items() if value is not None}
+    if said and "scale" not in said:
+        raise RequestError(f"--hires-{next(iter(said))} is given without --hires; give it too, such as --hires 2")
+    return Hires(**said) if said else None
+
+
 def _prompts(arguments: list[str], file: str | None, otherwise: str | None = None) -> list[str]:
     """The prompts of the arguments and the file, in this order; else the recipe's. Raises `RequestError`."""
     texts: list[str] = []
@@ -353,7 +387,7 @@ def _lines(file: str) -> list[str]:
     return texts
 
 
-def _writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Image, dict[str, Any]], Path]:
+def writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Image, dict[str, Any]], Path]:
     """How finished pictures are written. What can be known to fail fails now, before a model is loaded."""
     if options.is_file_name(options.path(output)):
         file = Path(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from darkroom.diffusion.noise import SeededNoise
 from darkroom.diffusion.windows import Windows
@@ -11,13 +12,14 @@ from darkroom.engine.job import Job
 from darkroom.engine.plan import plan
 from darkroom.errors import RequestError
 from darkroom.images import open_picture, to_tensor
-from darkroom.request import MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, Request
+from darkroom.request import MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, Request, real
 from darkroom.samplers.state import SamplerState
 
 from .common import Model, assemble, complete, guidance, noise_of
 from .inpaint import Beside
 
 NOISE_LEVEL, UPSCALER_GUIDANCE = 20, 9.0  # diffusers' defaults
+SCALE, STRENGTH = 2, 0.3  # of refinement
 LARGEST_WHOLE = 512  # of upscalers: a small picture up to this wide and high is seen whole
 
 
@@ -72,6 +74,22 @@ def enlarge(model: Model, request: Request, id: str, inputs: Inputs, output: str
     guided = Beside(guidance(model, request, steps, inputs), small.to(model.device), level)
     state = SamplerState(x=(noise(0) * steps.init_scale).to(model.device), sigma=steps.sigmas[0])
     return assemble(id, request, steps, state, noise, guided, output)
+
+
+def upscaling(
+    model: Model, size: tuple[int, int], scale: float | None, strength: float | None, tile: int | None
+) -> dict[str, Any]:
+    """The fields of a request that makes a picture of `size` (width, height) larger; None: what suits the model."""
+    own = model.autoencoder.config.downscale if is_upscaler(model) else None
+    factor = real("scale", (own or SCALE) if scale is None else scale, 0.01, 100.0)
+    if own is not None and factor != own:
+        raise RequestError(f"scale is {factor:g}, but this model makes pictures {own} times as large; leave it out")
+    width, height = (round(side * factor) for side in size)
+    check_size(size, factor, (width, height))
+    if own is None:
+        strength = STRENGTH if strength is None else strength
+        tile = max(model.size) if tile is None else tile
+    return {"width": width, "height": height, "strength": strength, "tile": tile}
 
 
 def check_size(small: tuple[int, int], factor: float, large: tuple[int, int]) -> None:

@@ -1,0 +1,66 @@
+"""`darkroom upscale`: a picture made larger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from darkroom.cli import new_app, options
+from darkroom.cli.display import Display
+from darkroom.cli.generate import Asked, draw, drawing, writer
+from darkroom.errors import RequestError
+
+app = new_app()
+
+
+@app.command()
+@options.taking(drawing)
+def upscale(
+    picture: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to make larger.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What it shows.")] = "",
+    scale: Annotated[
+        float | None,
+        typer.Option(metavar="X", parser=options.real_number, help="How many times. [default: 2, or the model's own]"),
+    ] = None,
+    noise_level: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=options.whole_number, help="0 to 350, of upscaling models. [default: 20]"),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
+    ] = ".",
+    *,
+    asked: Asked,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    as_json: options.Json = False,
+) -> int:
+    """Make a picture larger, and print the path of its file.
+
+    An upscaling model makes it four times as large; any other enlarges it and draws detail, in windows of the model's
+    own size that agree (--tile, --overlap), as much as --strength says (0.3).
+
+    darkroom upscale fox.png --scale 2 --prompt "a large fox on a yellow background"
+    """
+    if not Path(options.path(picture)).exists():
+        raise RequestError(f"{picture[:200]!r} does not exist; give the path of a picture")
+    write = writer(output, 1, overwrite)
+    with Display("loading the model") as display:
+        from darkroom.engine import Engine
+        from darkroom.engine.prepare.upscale import upscaling
+        from darkroom.images import open_picture
+
+        small = open_picture(picture)
+        pipe = asked.load()
+        inputs = asked.inputs(pipe)
+        wanted = asked.request
+        for option, given in (("--image", inputs.image), ("--mask", inputs.mask), ("--size", wanted.width)):
+            if given is not None:
+                raise RequestError(f"{option} is given, which upscale doesn't take; leave it out")
+        with options.named_as_options():
+            fields = upscaling(pipe, small.size, scale, wanted.strength, wanted.tile)
+            request = replace(wanted, prompt=prompt, noise_level=noise_level, **fields)
+        engine = Engine(pipe, deterministic=pipe.device.type == "cpu")
+        return draw(engine, [request], replace(inputs, image=small), write, display, as_json, together=1)
