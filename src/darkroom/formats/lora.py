@@ -336,8 +336,8 @@ class Alphas:
             spelled = str(key).lstrip("^").replace("\\.", ".")
             if (path == spelled or path.endswith("." + spelled)) and _is_number(value):
                 return float(value)
-        value: Any = self.config.get(start + name)
-        return float(value) if _is_number(value) else None
+        everybodys: Any = self.config.get(start + name)
+        return float(everybodys) if _is_number(everybodys) else None
 
 
 def _is_number(value: object) -> bool:

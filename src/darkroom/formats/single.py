@@ -52,8 +52,8 @@ def part_keys(
         return _averages(names)
     if start is not None:
         own = [name for name in names if name.startswith(start)]
-        keys = part_keys([prefix(part, layout) + name.removeprefix(start) for name in own], part, layout)
-        return {key: start + spelled.removeprefix(prefix(part, layout)) for key, spelled in keys.items()}
+        found = part_keys([prefix(part, layout) + name.removeprefix(start) for name in own], part, layout)
+        return {key: start + spelled.removeprefix(prefix(part, layout)) for key, spelled in found.items()}
     start = root(part, layout)
     keys: dict[str, str] = {}
     for name in names:

@@ -41,7 +41,7 @@ class TinyEncoder(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        latent = super().forward((pictures + 1) / 2)
+        latent: Tensor = super().forward((pictures + 1) / 2)  # type: ignore[no-untyped-call]
         return torch.cat([latent, torch.full_like(latent, LOG_VARIANCE)], dim=1)
 
 
@@ -58,7 +58,8 @@ class TinyDecoder(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(width, config.out_channels, 3, padding=1))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return super().forward(torch.tanh(latents / BOUND) * BOUND) * 2 - 1
+        unit: Tensor = super().forward(torch.tanh(latents / BOUND) * BOUND)  # type: ignore[no-untyped-call]
+        return unit * 2 - 1
 
 
 class TinyAutoencoder(Autoencoder):

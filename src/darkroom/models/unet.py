@@ -68,8 +68,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, identity: Tensor | None = None) -> Tensor:
         v = self.v(context)
         y = attend(self.q(x), self.k(context), v, self.heads, upcast=self.upcast)
-        y = self.out(y if identity is None else torch.where(identity[:, None, None], v, y))
-        return y
+        if identity is not None:
+            y = torch.where(identity[:, None, None], v, y)
+        projected: Tensor = self.out(y)
+        return projected
 
 
 class FeedForward(nn.Module):
