@@ -136,7 +136,6 @@ def test_moving_averages_alone_are_used() -> None:
 @pytest.mark.parametrize(
     ("shapes", "sentence"),
     [
-        ({"conditioner.embedders.0.transformer.x": (1,), "model.diffusion_model.out.2.weight": (4,)}, "SDXL"),
         ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
         ({"double_blocks.0.img_attn.qkv.weight": (1, 1)}, "Flux"),
         ({"lora_unet_down_blocks_0.lora_down.weight": (4, 4)}, "LoRA"),

@@ -168,6 +168,7 @@ def text_encoder_config(shapes: Shapes, openclip: bool, projection: bool = False
     if width is None or not layers:
         return None
     vocabulary = _vote(_sizes(shapes, tokens, 0)) or 49408
+    pooled = _vote(_sizes(shapes, "text_projection", 1)) if projection else None
     return TextEncoderConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -179,7 +180,7 @@ def text_encoder_config(shapes: Shapes, openclip: bool, projection: bool = False
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
         pad_token_id=0 if openclip else vocabulary - 1,
-        projection_dim=_vote(_sizes(shapes, "text_projection", 1)) or 512 if openclip else width,
+        projection_dim=pooled or (512 if openclip else width),
         projection=projection,
     )
 
