@@ -11,9 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 import darkroom
+from darkroom.sweeps.sheet import font_of, wrap
 
 PROMPTS = (
     "a large fox on a yellow background",
@@ -41,33 +42,22 @@ PROMPTS = (
     "a small anchor on a blue background",
     "a large unicorn on a green background",
 )
-COLUMNS, SIDE, LABEL, GAP = 6, 128, 30, 8
+COLUMNS, SIDE, LABEL, LETTERS, GAP = 6, 128, 30, 10, 8
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "sheet.webp"
-
-
-def wrapped(words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """`words` in lines that fit into `width` pixels."""
-    lines = [""]
-    for word in words.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)
 
 
 def main() -> None:
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
     result = darkroom.load().generate(list(PROMPTS), seed=1)
-    font = ImageFont.load_default(size=10)
     rows = -(-len(PROMPTS) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * (SIDE + LABEL + GAP) + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (prompt, picture) in enumerate(zip(PROMPTS, result.images, strict=True)):
         x, y = GAP + i % COLUMNS * (SIDE + GAP), GAP + i // COLUMNS * (SIDE + LABEL + GAP)
         sheet.paste(picture, (x, y))
-        pen.multiline_text((x, y + SIDE + 2), wrapped(prompt, font, SIDE), fill="black", font=font, spacing=1)
+        pen.multiline_text(
+            (x, y + SIDE + 2), wrap(prompt, LETTERS, SIDE), fill="black", font=font_of(LETTERS), spacing=1
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(output, quality=90, method=6)
     print(f"wrote {output.name} ({output.stat().st_size:,} bytes)")

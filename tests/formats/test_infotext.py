@@ -97,6 +97,15 @@ FIELDS = {
     "pag_levels": (["mid", "up.0"], 'PAG levels: "mid, up.0"'),
     "threshold": (0.995, "Dynamic threshold: 0.995"),
     "threshold_mimic": (2.0, "Dynamic threshold mimic: 2"),
+    "tile": (512, "Tile: 512"),
+    "overlap": (64, "Tile overlap: 64"),
+    "start": (0.25, "Starts at: 0.25"),
+    "stop": (0.8, "Stops at: 0.8"),
+    "noise_level": (20, "Noise level: 20"),
+    "original_size": ([1024, 768], 'Original size: "1024, 768"'),
+    "negative_crop": ([0, 8], 'Negative crop: "0, 8"'),
+    "aesthetic_score": (6.5, "Aesthetic score: 6.5"),
+    "hires": ({"scale": 2.0, "strength": 0.7, "steps": 10, "upscaler": "latent"}, "Denoising strength: 0.7"),
 }
 
 
@@ -151,12 +160,25 @@ def test_hashes_that_match_no_lora_of_the_prompt_are_kept_as_text(value: str) ->
 
 
 def test_a_second_pass_keeps_its_own_strength() -> None:
-    line = "p\nSteps: 20, Seed: 1, Model: m, Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: Latent"
-    found = parse_infotext(line)
-    assert "strength" not in found
-    assert found["extra"]["Denoising strength"] == "0.7"
-    written = to_infotext(found)
-    assert written.endswith("Denoising strength: 0.7, RNG: CPU, Hires upscale: 2, Hires upscaler: Latent")
+    line = "p\nSteps: 20, Seed: 1, Model: m, Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: "
+    found = parse_infotext(line + "Latent")
+    assert found["hires"] == {"scale": 2.0, "strength": 0.7, "upscaler": "latent"}
+    assert not found.keys() & {"strength", "extra"}
+    assert to_infotext(found).endswith("0.7, RNG: CPU, Hires upscale: 2, Hires upscaler: Latent")
+    other = parse_infotext(line + "R-ESRGAN 4x+")
+    assert not other.keys() & {"strength", "hires"}
+    assert other["extra"] == {"Denoising strength": "0.7", "Hires upscale": "2", "Hires upscaler": "R-ESRGAN 4x+"}
+
+
+def test_controls_are_told_as_their_extension_tells_them() -> None:
+    used = {"name": "canny", "hash": "0123456789", "hint": "x", "scale": 0.8, "start": 0.0, "stop": 0.5, "guess": False}
+    text = to_infotext(RECIPE | {"controls": [used, used | {"hash": None, "guess": True}]})
+    assert (
+        'ControlNet 0: "Module: none, Model: canny [01234567], Weight: 0.8, Resize Mode: Just Resize, '
+        'Guidance Start: 0.0, Guidance End: 0.5, Control Mode: Balanced"'
+    ) in text
+    assert 'ControlNet 1: "Module: none, Model: canny, ' in text
+    assert "controls" not in parse_infotext(text)
 
 
 @pytest.mark.parametrize(

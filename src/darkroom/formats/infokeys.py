@@ -162,9 +162,14 @@ def _names(text: str) -> list[str] | None:
     return [name.strip() for name in text.split(",")] if text.strip() else None
 
 
-def _four(text: str) -> list[int] | None:
-    numbers = [whole(part.strip()) for part in text.split(",")]
-    return [n for n in numbers if n is not None] if len(numbers) == 4 and None not in numbers else None
+def _wholes(count: int) -> Callable[[str], list[int] | None]:
+    """A reader of that many whole numbers."""
+
+    def read(text: str) -> list[int] | None:
+        numbers = [n for part in text.split(",") if (n := whole(part.strip())) is not None]
+        return numbers if len(numbers) == count == text.count(",") + 1 else None
+
+    return read
 
 
 def _read_size(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
@@ -182,10 +187,69 @@ def _read_sampler(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[s
     return {"sampler": sampler} if schedule is None else {"sampler": sampler, "schedule": schedule}
 
 
+_UPSCALERS = {"Latent": "latent", "Lanczos": "lanczos"}  # A1111's -> ours
+
+
+def _hires(pairs: Mapping[str, str]) -> dict[str, Any] | None:
+    """The second pass that the pairs tell of, if there is one and we can do it; A1111's 0 steps are the first's."""
+    scale, strength = number(pairs.get("Hires upscale")), number(pairs.get("Denoising strength"))
+    upscaler, steps = _UPSCALERS.get(pairs.get("Hires upscaler", "")), whole(pairs.get("Hires steps", 0))
+    if scale is None or strength is None or upscaler is None or steps is None:
+        return None
+    return {"scale": scale, "strength": strength, "upscaler": upscaler, **({"steps": steps} if steps else {})}
+
+
+def _read_hires(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    hires = _hires(pairs)
+    return None if hires is None else {"hires": hires}
+
+
+def _of_hires(name: str) -> Callable[[Mapping[str, Any]], object]:
+    def written(recipe: Mapping[str, Any]) -> object:
+        hires = recipe.get("hires")
+        return hires.get(name) if isinstance(hires, Mapping) else None
+
+    return written
+
+
+def _write_upscaler(recipe: Mapping[str, Any]) -> object:
+    name = _of_hires("upscaler")(recipe)
+    return next((theirs for theirs, ours in _UPSCALERS.items() if ours == name), name)
+
+
+def _write_strength(recipe: Mapping[str, Any]) -> object:
+    return recipe.get("strength") if recipe.get("strength") is not None else _of_hires("strength")(recipe)
+
+
 def _read_strength(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
     """Of a picture that was given; beside "Hires ..." it is the second pass's."""
+    if any(key.startswith("Hires ") for key in pairs):
+        return _read_hires(text, pairs, prompt)
     strength = number(text)
-    return None if strength is None or any(key.startswith("Hires ") for key in pairs) else {"strength": strength}
+    return None if strength is None else {"strength": strength}
+
+
+def _control(i: int) -> Row:
+    """A ControlNet as sd-webui-controlnet tells of it; what it was shown, a text can't bring back."""
+
+    def written(recipe: Mapping[str, Any]) -> object:
+        controls = recipe.get("controls")
+        if not isinstance(controls, list | tuple) or i >= len(controls) or not isinstance(controls[i], Mapping):
+            return None
+        control = controls[i]
+        name = f"{control.get('name')} [{control['hash'][:8]}]" if control.get("hash") else control.get("name")
+        told = {
+            "Module": "none",
+            "Model": name,
+            "Weight": control.get("scale"),
+            "Resize Mode": "Just Resize",
+            "Guidance Start": control.get("start"),
+            "Guidance End": control.get("stop"),
+            "Control Mode": "ControlNet is more important" if control.get("guess") else "Balanced",
+        }
+        return ", ".join(f"{key}: {value}" for key, value in told.items())
+
+    return Row(f"ControlNet {i}", ("controls",), written, _nothing)
 
 
 _FILLS = {"original": "original", "fill": "fill", "latent noise": "noise"}  # A1111's -> ours
@@ -257,7 +321,7 @@ ROWS = (
     one("Model", "model", str),
     one("VAE hash", "vae_hash", str, lambda value: str(value)[:10] or None),
     one("VAE", "vae", str),
-    Row("Denoising strength", ("strength",), lambda r: r.get("strength"), _read_strength),
+    Row("Denoising strength", ("strength",), _write_strength, _read_strength),
     one("Clip skip", "clip_skip", whole, lambda value: value if isinstance(value, int) and value > 1 else None),
     Row("RNG", (), lambda r: "CPU" if r.get("seed") is not None else None, _nothing),
     one("Mask blur", "mask_blur", whole),
@@ -269,6 +333,10 @@ ROWS = (
         lambda value: "Only masked" if value is True else None,
     ),
     one("Masked area padding", "mask_padding", whole),
+    Row("Hires upscale", ("hires",), _of_hires("scale"), _read_hires),
+    Row("Hires steps", ("hires",), _of_hires("steps"), _read_hires),
+    Row("Hires upscaler", ("hires",), _write_upscaler, _read_hires),
+    *(_control(i) for i in range(10)),
     Row("Lora hashes", ("loras",), _write_loras, _read_loras),
     Row("TI hashes", ("embeddings",), _write_words, _read_words),
     # No key of A1111's:
@@ -282,7 +350,20 @@ ROWS = (
     one("Dynamic threshold mimic", "threshold_mimic", number),
     one("Prompt style", "prompt_style", str, _told("a1111")),
     one("Exact steps", "exact_steps", _flag, _told(False)),
-    one("Outpaint", "outpaint", _four, _listed),
+    one("Outpaint", "outpaint", _wholes(4), _listed),
+    one("Tile", "tile", whole),
+    one("Tile overlap", "overlap", whole),
+    one("Noise level", "noise_level", whole),
+    one("Original size", "original_size", _wholes(2), _listed),
+    one("Crop", "crop", _wholes(2), _listed),
+    one("Target size", "target_size", _wholes(2), _listed),
+    one("Aesthetic score", "aesthetic_score", number),
+    one("Negative original size", "negative_original_size", _wholes(2), _listed),
+    one("Negative crop", "negative_crop", _wholes(2), _listed),
+    one("Negative target size", "negative_target_size", _wholes(2), _listed),
+    one("Negative aesthetic score", "negative_aesthetic_score", number),
+    one("Starts at", "start", number),
+    one("Stops at", "stop", number),
     one("Image fingerprint", "image", str),
     one("Mask fingerprint", "mask", str),
     one("Depth fingerprint", "depth", str),

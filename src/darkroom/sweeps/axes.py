@@ -147,11 +147,14 @@ def _name(letter: str, text: str) -> str:
 
 def sweepable() -> list[str]:
     """The names an axis may have: "size", and each field of Request that a user sets."""
-    return [SIZE, *(f.name for f in fields(Request) if not f.metadata.get("recorded") and f.name not in _RECORDED)]
+    return [SIZE, *(f.name for f in fields(Request) if f.name not in _RECORDED)]
 
 
 # Fields that a finished recipe tells and nobody asks for.
-_RECORDED = ("loras", "image", "mask", "latents", "model", "model_hash", "version")
+_RECORDED = (
+    "loras", "controls", "embeddings", "image", "mask", "depth", "latents",
+    "model", "model_hash", "vae", "vae_hash", "version",
+)  # fmt: skip
 
 
 # Values in words -----------------------------------------------------------------------------------------------------
