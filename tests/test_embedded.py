@@ -10,7 +10,7 @@ import darkroom
 from darkroom.data.objects import OBJECTS
 from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.evaluate.scenes import psnr, reconstruct, scenes_of, score
-from darkroom.pipeline import EMBEDDED
+from darkroom.loading import EMBEDDED
 
 
 @pytest.fixture(scope="module")

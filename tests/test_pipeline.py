@@ -15,8 +15,9 @@ import darkroom
 from darkroom.engine import Progress
 from darkroom.errors import CheckpointError, ImageError, RequestError
 from darkroom.formats.picture import read_metadata
-from darkroom.pipeline import Pipeline, Result
+from darkroom.pipeline import Pipeline
 from darkroom.request import Request
+from darkroom.result import Result
 
 MODULES = {
     "PNDMScheduler": "pndm",

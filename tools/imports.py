@@ -36,7 +36,10 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "formats": "adapters models prompts request",  # networks for their shapes on `meta`; tokenizers, learned words
         "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
         "sweeps": "engine formats request samplers",
-        "pipeline": "adapters diffusion engine formats images models prompts request samplers sweeps",
+        "result": "formats images request",
+        "arguments": "adapters engine images",
+        "pipeline": "adapters arguments diffusion engine formats images models prompts request result samplers sweeps",
+        "loading": "engine formats models pipeline prompts request",
         "evaluate": "adapters data diffusion engine images models pipeline prompts request samplers",
         "training": "adapters data diffusion engine evaluate formats hints images models pipeline prompts request "
         "samplers",

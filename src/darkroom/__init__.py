@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from .adapters import Lora
     from .engine import Control, Engine, Failed, Finished, Inputs, Progress
     from .formats.embedding import Embedding
-    from .pipeline import Pipeline, Result, load
+    from .loading import load
+    from .pipeline import Pipeline
     from .request import Hires, Request
+    from .result import Result
 
     def samplers() -> list[str]: ...  # the package of that name, which can be called: it gives the samplers' names
 
@@ -38,9 +40,9 @@ _WHERE = {
     "Pipeline": "pipeline",
     "Progress": "engine",
     "Request": "request",
-    "Result": "pipeline",
+    "Result": "result",
     "hints": "hints",
-    "load": "pipeline",
+    "load": "loading",
     "samplers": "samplers",
 }
 

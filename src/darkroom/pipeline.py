@@ -1,9 +1,9 @@
-"""load() and the friendly single calls: a loop over Engine.step."""
+"""The friendly single calls: a loop over Engine.step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from . import arguments
 from .adapters import Adapter, Lora, Merged, Scaled
 from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
@@ -24,74 +25,29 @@ from .engine.prepare.common import LoadedControlNet
 from .engine.prepare.upscale import upscaling
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
-from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open_checkpoint
+from .formats.checkpoint import Checkpoint, native_state
 from .formats.control import PART as CONTROLNET
 from .formats.control import open_controlnet
 from .formats.embedding import Embedding, learned_words
-from .formats.layouts import Part
 from .formats.lora_store import LoraStore
-from .formats.picture import write_into
 from .formats.save import save_folder, save_single_file
-from .formats.vae import with_vae
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models import tiled
 from .models.autoencoder import Autoencoder
-from .models.config import TinyAutoencoderConfig
 from .models.controlnet import ControlNet
 from .models.text_encoder import TextEncoder
-from .models.tiny_autoencoder import TinyAutoencoder
 from .models.unet import UNet
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
 from .prompts.joint import encoder_of
 from .prompts.tokenizer import Tokenizer
 from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, margins, whole
+from .result import Result, gathered
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
-EMBEDDED = Path(__file__).parent / "embedded" / "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Output = Literal["pil", "pt", "latent"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was drawn.
-
-    Attributes:
-        images: a list of PIL pictures; for output "pt" a float32 tensor [N, 3, H, W] in 0..1, for "latent" one of
-            [N, C, h, w].
-        requests: each picture's complete recipe, with the seed and all else that was left open.
-    """
-
-    images: list[Image.Image] | Tensor
-    requests: list[Request]
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write the pictures as PNG files with their recipes, under new names; the folder is made if need be.
-
-        Returns the paths. Raises RequestError for latents or where the folder can't be made, ImageError where a
-        picture can't be written.
-        """
-        pictures = list(self._pictures())
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise RequestError(f"folder {str(folder)!r} can't be made ({reason}); choose another one") from error
-        pairs = zip(pictures, self.requests, strict=True)
-        return [write_into(folder, picture, request.to_dict()) for picture, request in pairs]
-
-    def _pictures(self) -> Iterator[Image.Image]:
-        if not isinstance(self.images, Tensor):
-            yield from self.images
-        elif self.images.shape[1] != 3:
-            raise RequestError('latents can\'t be saved as pictures; decode them, or ask for output="pil"')
-        else:
-            yield from (to_pil(picture) for picture in self.images)
 
 
 class Pipeline:
@@ -306,7 +262,7 @@ class Pipeline:
 
         Raises RequestError, in one sentence, for anything that can't be done.
         """
-        prompts, negatives = _texts(prompt, negative_prompt)
+        prompts, negatives = arguments.texts(prompt, negative_prompt)
         count = len(prompts) * whole("num_images", num_images, 1, MAX_IMAGES)
         if count > MAX_IMAGES:
             raise RequestError(f"{count:,} pictures are asked for at once; ask for {MAX_IMAGES:,} or fewer a call")
@@ -363,11 +319,11 @@ class Pipeline:
             )
             for i in range(count)
         ]
-        steering = _controls(controls)
-        attached = tuple(self.loras.get(lora) for lora in _listed(loras))
+        steering = arguments.steering(controls)
+        attached = tuple(self.loras.get(lora) for lora in arguments.listed(loras))
         learned = learned_words(embeddings)
-        images = _pictures(image, "image", open_picture, len(prompts))
-        masks = _pictures(mask, "mask", open_mask, len(prompts))
+        images = arguments.pictures(image, "image", open_picture, len(prompts))
+        masks = arguments.pictures(mask, "mask", open_mask, len(prompts))
         deep = None if depth is None else depth_map(depth)
         inputs = [
             Inputs(
@@ -379,7 +335,7 @@ class Pipeline:
                 loras=attached,
                 embeddings=learned,
             )
-            for i, noise in enumerate(_starting_noises(latents, count))
+            for i, noise in enumerate(arguments.starting_noises(latents, count))
         ]
         return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
 
@@ -440,8 +396,8 @@ class Pipeline:
             image=None if image is None else open_picture(image, "image"),
             mask=None if mask is None else open_mask(mask, "mask"),
             depth=None if depth is None else depth_map(depth),
-            controls=_controls(controls),
-            loras=tuple(self.loras.get(lora) for lora in _listed(loras)),
+            controls=arguments.steering(controls),
+            loras=tuple(self.loras.get(lora) for lora in arguments.listed(loras)),
             embeddings=learned_words(embeddings),
         )
 
@@ -486,7 +442,7 @@ class Pipeline:
                     images[i], recipes[i] = event.result, event.request
                 elif on_progress is not None:
                     on_progress(replace(event, index=i))
-        return Result(_gathered([images[i] for i in range(len(requests))]), [recipes[i] for i in range(len(requests))])
+        return Result(gathered([images[i] for i in range(len(requests))]), [recipes[i] for i in range(len(requests))])
 
     def sweep(
         self,
@@ -552,7 +508,7 @@ class Pipeline:
         """Add LoRAs to the weights, in place of those merged before, until `unmerge_loras`: no step costs more then.
 
         All pictures, and `save`, have them. Nothing may be in progress. The original weights of the touched layers are
-        kept, so memory holds these twice. Raises CheckpointError for a file that can't be used; nothing is changed then.
+        kept, so memory holds these twice. Raises CheckpointError for a file that can't be used; then nothing changes.
         """
         scaled = [self.loras.get(lora) for lora in loras]
         self.unmerge_loras()
@@ -660,210 +616,3 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, {self.size[0]}x{self.size[1]}, {self.device}, {str(self.dtype)[6:]})"
-
-
-def _texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Prompts and negative prompts as lists of one length; what is in them a Request checks."""
-    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    if not prompts:
-        raise RequestError("the list of prompts is empty; give one prompt or more")
-    negatives = list(negative) if isinstance(negative, (list, tuple)) else [negative] * len(prompts)
-    if len(negatives) != len(prompts):
-        raise RequestError(
-            f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; give one, or as many"
-        )
-    return prompts, negatives  # type: ignore[return-value]
-
-
-def _pictures(
-    given: Picture | Sequence[Picture] | None, name: str, opened: Callable[..., Image.Image], count: int
-) -> list[Image.Image | None]:
-    """Each prompt's picture, opened, or None. Raises RequestError and ImageError."""
-    if given is None:
-        return [None] * count
-    if not isinstance(given, (list, tuple)):
-        return [opened(given, name)] * count
-    if len(given) != count:
-        raise RequestError(f"there are {len(given)} pictures as {name} for {count} prompts; give one, or as many")
-    return [opened(picture, name) for picture in given]
-
-
-def _controls(given: object) -> tuple[Control, ...]:
-    given = [given] if isinstance(given, Control) else given
-    if not isinstance(given, list | tuple) or not all(isinstance(control, Control) for control in given):
-        raise RequestError(f"controls is {str(given)[:60]!r}; it must be a list of darkroom.Control(net, image)")
-    return tuple(given)
-
-
-def _listed(loras: object) -> Sequence[Lora | str | Path]:
-    """The LoRAs of a call; one alone is no list."""
-    if isinstance(loras, Lora | str | Path):
-        return [loras]
-    if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
-        raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
-    return loras
-
-
-def _starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    """Each picture's given noise [C, h, w], or None."""
-    if latents is None:
-        return [None] * count
-    if not isinstance(latents, Tensor) or latents.ndim != 4:
-        raise RequestError("latents must be a tensor [N, C, h, w], one starting noise for each picture")
-    if len(latents) != count:
-        raise RequestError(f"latents hold {len(latents)} starting noises for {count} pictures; give as many")
-    return list(latents)
-
-
-def _gathered(results: Sequence[Image.Image | Tensor]) -> list[Image.Image] | Tensor:
-    """Pictures as a list, tensors of one shape as one."""
-    tensors = [result for result in results if isinstance(result, Tensor)]
-    if not tensors:
-        return [result for result in results if isinstance(result, Image.Image)]
-    if len({tensor.shape for tensor in tensors}) > 1:
-        raise RequestError('pictures of different sizes make no one tensor; ask for output="pil"')
-    return torch.stack(tensors)
-
-
-def load(
-    source: str | Path | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    compile: bool = False,
-    lora_dir: str | Path | None = None,
-    vae: str | Path | None = None,
-    preview: str | Path | None = None,
-) -> Pipeline:
-    """Load a model.
-
-    Args:
-        source: a diffusers folder, a .safetensors or .ckpt file, or "org/name[@revision]" on the hub (its cache and
-            HF_HUB_OFFLINE obeyed); None: the embedded model, offline and at once.
-        device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
-        dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
-        compile: compile the U-Net with torch.compile when it is first used.
-        lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>.
-        vae: another autoencoder in place of the model's own: a diffusers folder, a diffusers, LDM or TAESD file, or a
-            name on the hub (docs/models.md).
-        preview: an autoencoder for previews, best a tiny one; None: previews are made without a network.
-
-    Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
-    device or dtype that can't be.
-    """
-    place = _device(device)
-    numbers = _dtype(dtype, place)
-    if source is None and not EMBEDDED.exists():
-        raise CheckpointError(
-            f"the embedded model is missing from this installation ({EMBEDDED}); install the package again, "
-            f"or name a model: a diffusers folder, a .safetensors file or a hub id"
-        )
-    checkpoint = open_checkpoint(EMBEDDED if source is None else source)
-    previewing = None if preview is None else with_vae(checkpoint, preview)
-    checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
-    try:
-        pipe = _build(checkpoint, place, numbers)
-        if previewing is not None:
-            pipe.previewer = Previewer(pipe.autoencoder, _autoencoder(previewing, place, numbers))
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        from .engine.memory import out_of_memory
-
-        if not out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"memory ran out while loading {checkpoint.name!r} to {place}; free some, or load it in a smaller dtype"
-        ) from error
-    if compile:
-        pipe.unet.compile()
-    pipe.loras.folder = None if lora_dir is None else Path(lora_dir)
-    return pipe
-
-
-def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Tokenizer:
-    """The tokenizer of a checkpoint's text encoder: its own, or CLIP's for a file that brings none."""
-    if part == "text_encoder_2":
-        second = checkpoint.tokenizer_folder_2
-        return Tokenizer.from_folder(second) if second is not None else Tokenizer.default(EXCLAMATION_MARK)
-    if checkpoint.tokenizer_folder is not None:
-        return Tokenizer.from_folder(checkpoint.tokenizer_folder)
-    return Tokenizer.default(checkpoint.pad_token)
-
-
-def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    with torch.device("meta"):
-        unet = UNet(checkpoint.unet_config)
-        text_encoder = TextEncoder(checkpoint.text_encoder_config)
-    _fill(unet, checkpoint, "unet", device, dtype)
-    autoencoder = _autoencoder(checkpoint, device, dtype)
-    _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
-    text_encoder_2 = None
-    if checkpoint.text_encoder_2_config is not None:
-        with torch.device("meta"):
-            text_encoder_2 = TextEncoder(checkpoint.text_encoder_2_config)
-        _fill(text_encoder_2, checkpoint, "text_encoder_2", device, dtype)
-    return Pipeline(
-        unet=unet,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        tokenizer=open_tokenizer(checkpoint),
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=None if text_encoder_2 is None else open_tokenizer(checkpoint, "text_encoder_2"),
-        zero_negative=checkpoint.zero_negative,
-        scheduler_config=checkpoint.scheduler_config,
-        checkpoint=checkpoint,
-        name="embedded" if checkpoint.path == EMBEDDED else "",
-    )
-
-
-def _autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    config = checkpoint.autoencoder_config
-    with torch.device("meta"):
-        autoencoder = TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else Autoencoder(config)
-    # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
-    upcast = dtype == torch.float16 and config.force_upcast
-    _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)
-    return autoencoder.eval().requires_grad_(False)
-
-
-def _fill(
-    network: nn.Module,
-    checkpoint: Checkpoint,
-    part: Part,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Give a network on `meta` its weights, without a second copy of them, and move it to its device."""
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    network.load_state_dict(native_state(checkpoint, part, expected, dtype), strict=True, assign=True)
-    network.to(device)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise RequestError(
-            f"device is {name!r}; it must be auto, cpu, cuda, cuda:1 (or another number) or mps"
-        ) from error
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        raise RequestError(f"device is {name!r}, and this machine (with this build of torch) has none; use cpu or auto")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    choice("dtype", name, ("auto", *DTYPES))
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    if name == "float16" and device.type == "cpu":
-        raise RequestError(
-            'dtype is "float16", which a CPU computes a hundred times slower; use "bfloat16" or "float32"'
-        )
-    return DTYPES[name]

@@ -191,7 +191,7 @@ class UsedControl:
 
 @dataclass(frozen=True, slots=True)
 class Hires:
-    """A second pass over a finished picture, larger: more detail than the model can draw at once, and one composition."""
+    """A second pass over a finished picture, larger: more detail than the model draws at once, and one composition."""
 
     scale: float = 2.0  # above 1, up to 16: of each side
     strength: float = 0.7  # 0..1: how much of the enlarged picture is drawn anew
@@ -375,7 +375,8 @@ class Request:
                 put(name, whole(name, getattr(self, name), 0, MAX_MARGIN, " pixels"))
         if self.outpaint is not None:
             put("outpaint", margins(self.outpaint))
-        for name, low, high in (("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE), ("noise_level", 0, MAX_NOISE_LEVEL)):
+        sides = ("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE)
+        for name, low, high in (*sides, ("noise_level", 0, MAX_NOISE_LEVEL)):
             if getattr(self, name) is not None:
                 put(name, whole(name, getattr(self, name), low, high))
         if self.overlap is not None and self.overlap >= (self.tile or 0):

@@ -37,9 +37,9 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model is loaded")
 
-    import darkroom.pipeline
+    import darkroom.loading
 
-    monkeypatch.setattr(darkroom.pipeline, "load", load)
+    monkeypatch.setattr(darkroom.loading, "load", load)
     monkeypatch.setattr(darkroom, "load", load)
 
 

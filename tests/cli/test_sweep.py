@@ -97,9 +97,9 @@ def test_wrong_options_are_told_before_a_model_is_loaded(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model is loaded")
 
-    import darkroom.pipeline
+    import darkroom.loading
 
-    monkeypatch.setattr(darkroom.pipeline, "load", load)
+    monkeypatch.setattr(darkroom.loading, "load", load)
     monkeypatch.setattr(darkroom, "load", load)
     monkeypatch.chdir(tmp_path)
     Path("taken.json").touch()

@@ -41,7 +41,7 @@ def explain(
     learned = options.learned_words(embeddings, embedding_dir, [prompt], style)
     from darkroom.engine.plan import STEPS
     from darkroom.formats.checkpoint import open_checkpoint
-    from darkroom.pipeline import EMBEDDED, open_tokenizer
+    from darkroom.loading import EMBEDDED, open_tokenizer
     from darkroom.prompts.explain import explain as explain_prompt
 
     checkpoint = open_checkpoint(EMBEDDED if model is None else model)  # its weights are not needed

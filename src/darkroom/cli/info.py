@@ -38,7 +38,7 @@ def info(
         return 0
     from darkroom.formats.describe import describe
     from darkroom.formats.lora_describe import describe_lora, holds_lora
-    from darkroom.pipeline import EMBEDDED
+    from darkroom.loading import EMBEDDED
 
     if source is not None and holds_lora(source):
         found = describe_lora(source)

@@ -42,8 +42,9 @@ def image_to_image(model: Model, request: Request, id: str, inputs: Inputs, outp
 def redrawn(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
     """A job that begins with a picture and noise."""
     assert inputs.image is not None
-    inputs = replace(inputs, image=open_picture(inputs.image))
-    picture, request = sized(request, inputs.image)
+    given = open_picture(inputs.image)
+    inputs = replace(inputs, image=given)
+    picture, request = sized(request, given)
     request = complete(model, replace(request, strength=strength_of(request)), inputs)
     _check_words(request)
     seen = to_tensor(picture)

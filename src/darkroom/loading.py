@@ -1,0 +1,167 @@
+"""load(): from a checkpoint to a Pipeline on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .engine.memory import out_of_memory
+from .engine.preview import Previewer
+from .errors import CheckpointError, RequestError
+from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open_checkpoint
+from .formats.layouts import Part
+from .formats.vae import with_vae
+from .models.autoencoder import Autoencoder
+from .models.config import TinyAutoencoderConfig
+from .models.text_encoder import TextEncoder
+from .models.tiny_autoencoder import TinyAutoencoder
+from .models.unet import UNet
+from .pipeline import DTYPES, Pipeline
+from .prompts.tokenizer import Tokenizer
+from .request import choice
+
+EMBEDDED = Path(__file__).parent / "embedded" / "model"
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    lora_dir: str | Path | None = None,
+    vae: str | Path | None = None,
+    preview: str | Path | None = None,
+) -> Pipeline:
+    """Load a model.
+
+    Args:
+        source: a diffusers folder, a .safetensors or .ckpt file, or "org/name[@revision]" on the hub (its cache and
+            HF_HUB_OFFLINE obeyed); None: the embedded model, offline and at once.
+        device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
+        compile: compile the U-Net with torch.compile when it is first used.
+        lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>.
+        vae: another autoencoder in place of the model's own: a diffusers folder, a diffusers, LDM or TAESD file, or a
+            name on the hub (docs/models.md).
+        preview: an autoencoder for previews, best a tiny one; None: previews are made without a network.
+
+    Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
+    device or dtype that can't be.
+    """
+    place = _device(device)
+    numbers = _dtype(dtype, place)
+    if source is None and not EMBEDDED.exists():
+        raise CheckpointError(
+            f"the embedded model is missing from this installation ({EMBEDDED}); install the package again, "
+            f"or name a model: a diffusers folder, a .safetensors file or a hub id"
+        )
+    checkpoint = open_checkpoint(EMBEDDED if source is None else source)
+    previewing = None if preview is None else with_vae(checkpoint, preview)
+    checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
+    try:
+        pipe = _build(checkpoint, place, numbers)
+        if previewing is not None:
+            pipe.previewer = Previewer(pipe.autoencoder, _autoencoder(previewing, place, numbers))
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"memory ran out while loading {checkpoint.name!r} to {place}; free some, or load it in a smaller dtype"
+        ) from error
+    if compile:
+        pipe.unet.compile()
+    pipe.loras.folder = None if lora_dir is None else Path(lora_dir)
+    return pipe
+
+
+def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Tokenizer:
+    """The tokenizer of a checkpoint's text encoder: its own, or CLIP's for a file that brings none."""
+    if part == "text_encoder_2":
+        second = checkpoint.tokenizer_folder_2
+        return Tokenizer.from_folder(second) if second is not None else Tokenizer.default(EXCLAMATION_MARK)
+    if checkpoint.tokenizer_folder is not None:
+        return Tokenizer.from_folder(checkpoint.tokenizer_folder)
+    return Tokenizer.default(checkpoint.pad_token)
+
+
+def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    with torch.device("meta"):
+        unet = UNet(checkpoint.unet_config)
+        text_encoder = TextEncoder(checkpoint.text_encoder_config)
+    _fill(unet, checkpoint, "unet", device, dtype)
+    autoencoder = _autoencoder(checkpoint, device, dtype)
+    _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
+    text_encoder_2 = None
+    if checkpoint.text_encoder_2_config is not None:
+        with torch.device("meta"):
+            text_encoder_2 = TextEncoder(checkpoint.text_encoder_2_config)
+        _fill(text_encoder_2, checkpoint, "text_encoder_2", device, dtype)
+    return Pipeline(
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=open_tokenizer(checkpoint),
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=None if text_encoder_2 is None else open_tokenizer(checkpoint, "text_encoder_2"),
+        zero_negative=checkpoint.zero_negative,
+        scheduler_config=checkpoint.scheduler_config,
+        checkpoint=checkpoint,
+        name="embedded" if checkpoint.path == EMBEDDED else "",
+    )
+
+
+def _autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    config = checkpoint.autoencoder_config
+    with torch.device("meta"):
+        autoencoder = TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else Autoencoder(config)
+    # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
+    upcast = dtype == torch.float16 and config.force_upcast
+    _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)
+    return autoencoder.eval().requires_grad_(False)
+
+
+def _fill(
+    network: nn.Module,
+    checkpoint: Checkpoint,
+    part: Part,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Give a network on `meta` its weights, without a second copy of them, and move it to its device."""
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    network.load_state_dict(native_state(checkpoint, part, expected, dtype), strict=True, assign=True)
+    network.to(device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise RequestError(
+            f"device is {name!r}; it must be auto, cpu, cuda, cuda:1 (or another number) or mps"
+        ) from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise RequestError(f"device is {name!r}, and this machine (with this build of torch) has none; use cpu or auto")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    choice("dtype", name, ("auto", *DTYPES))
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name == "float16" and device.type == "cpu":
+        raise RequestError(
+            'dtype is "float16", which a CPU computes a hundred times slower; use "bfloat16" or "float32"'
+        )
+    return DTYPES[name]
