@@ -25,6 +25,7 @@ class Condition:
     identity: tuple[str, ...] = ()  # U-Net levels ("mid", "up.1") in which each pixel attends to itself alone
     loras: tuple[Scaled, ...] = ()  # attached to the U-Net for this row
     controls: tuple[ControlInput, ...] = ()  # ControlNets that steer this row
+    negative: bool = False  # a negative prompt's: what guidance leads away from
 
     def at(self, sigma: float) -> Condition:
         """Itself: this condition holds at every noise level."""

@@ -35,14 +35,13 @@ class Controls:
     windows: tuple[tuple[ControlInput, range], ...]
 
     def steer(self, branches: Sequence[Condition], evaluation: int) -> tuple[Condition, ...]:
-        """The branches of a guidance (first what the prompt asks for), with what steers them in this evaluation.
+        """The branches of a guidance, with what steers them in this evaluation.
 
-        As in diffusers, a control steers all branches; with `guess`, those with the prompt's own text only.
+        As in diffusers, a control steers all branches; with `guess`, those of the prompt only, be it composed of parts.
         """
-        active = [control for control, window in self.windows if evaluation in window]
-        prompt = branches[0].text
+        active = tuple(control for control, window in self.windows if evaluation in window)
         everywhere = tuple(control for control in active if not control.guess)
-        return tuple(replace(b, controls=tuple(active) if b.text is prompt else everywhere) for b in branches)
+        return tuple(replace(b, controls=everywhere if b.negative else active) for b in branches)
 
 
 def window(start: float, stop: float, evaluations: int) -> range:

@@ -310,7 +310,7 @@ def guidance(
         if negative and not text and model.zero_negative:
             encoded, pooled = torch.zeros_like(encoded), None if pooled is None else torch.zeros_like(pooled)
         sizes = None if pooled is None else sizes_of(model.unet.config.sizes(len(pooled)), request, negative)
-        return Condition(encoded, guidance_scale=told, pooled=pooled, sizes=sizes)
+        return Condition(encoded, guidance_scale=told, pooled=pooled, sizes=sizes, negative=negative)
 
     def prompted(text: str, negative: bool = False) -> Prompted:
         return over_steps(text, request.prompt_style, plan, partial(condition, negative=negative))

@@ -33,6 +33,13 @@ def with_second_pass(model: Model, job: Job, inputs: Inputs) -> Job:
         return job
     if inputs.image is not None:
         raise RequestError("hires is asked for, but a given image is enlarged by upscale; leave one of them out")
+    if inputs.depth is not None:
+        raise RequestError("hires is asked for, and this model draws after a depth map; leave hires out")
+    for name in ("start", "stop"):
+        if getattr(first, name) is not None:
+            raise RequestError(
+                f"hires is asked for, and {name} too, which goes with one pass alone; leave one of them out"
+            )
     assert first.width is not None
     assert first.height is not None
     width, height = (round(side * hires.scale) for side in (first.width, first.height))
