@@ -198,3 +198,19 @@ def test_any_text_is_an_axis_or_a_sentence(text: str) -> None:
                 cells(BASE, [axis])
             except RequestError as error:
                 assert str(error)  # noqa: PT017
+
+
+def test_what_only_a_finished_recipe_tells_can_not_be_varied() -> None:
+    """A field that `generate` doesn't take, or takes as a picture or a file, is one that nobody asks for in words."""
+    import inspect
+
+    from darkroom.engine import Inputs
+    from darkroom.pipeline import Pipeline
+
+    taken = inspect.signature(Pipeline.generate).parameters
+    brought = {field.name for field in fields(Inputs)}
+    recorded = {field.name for field in fields(Request) if field.name in brought or field.name not in taken}
+    assert set(sweepable()) == {"size", *(field.name for field in fields(Request))} - recorded
+    for name in recorded:
+        with pytest.raises(RequestError, match="can't be varied"):
+            parse_axis("x", (name, ["a", "b"]))
