@@ -151,6 +151,12 @@ class UsedLora:
     scale: float  # on the U-Net
     text_scale: float  # on the text encoders
 
+    @property
+    def words(self) -> str:
+        """For people: "ink (0123456789ab) at 0.8"."""
+        texts = "" if self.text_scale == self.scale else f", of the texts at {self.text_scale:g}"
+        return f"{self.name} ({self.hash}) at {self.scale:g}{texts}"
+
     @classmethod
     def checked(cls, value: object) -> UsedLora:
         """From an object of these names, or one of this class; RequestError for anything else."""
@@ -173,6 +179,13 @@ class UsedControl:
     start: float  # fractions of the steps
     stop: float
     guess: bool
+
+    @property
+    def words(self) -> str:
+        """For people: "canny (0123456789) at 0.8 after the picture 0123456789abcdef"."""
+        when = "" if (self.start, self.stop) == (0.0, 1.0) else f" from {self.start:g} to {self.stop:g} of the steps"
+        guess = ", guess mode" if self.guess else ""
+        return f"{self.name} ({self.hash or 'no hash'}) at {self.scale:g}{when} after the picture {self.hint}{guess}"
 
     @classmethod
     def checked(cls, value: object) -> UsedControl:
@@ -204,6 +217,12 @@ class Hires:
         if self.steps is not None:
             object.__setattr__(self, "steps", whole("hires steps", self.steps, 1, MAX_STEPS))
         choice("hires upscaler", self.upscaler, UPSCALERS)
+
+    @property
+    def words(self) -> str:
+        """For people: "2 times as large, strength 0.7, latent"."""
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        return f"{self.scale:g} times as large, strength {self.strength:g}{steps}, {self.upscaler}"
 
     @classmethod
     def checked(cls, value: object) -> Hires:

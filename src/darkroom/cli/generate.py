@@ -39,7 +39,7 @@ class Asked:
 
     request: Request  # with an empty prompt
     load: Callable[[], Pipeline]
-    inputs: Callable[[Pipeline], Inputs]  # what all its pictures are made from beside their requests
+    inputs: Callable[[Pipeline, Sequence[Request]], Inputs]  # what all its pictures are made from beside requests
 
 
 @options.taking(options.given, "inputs")
@@ -267,7 +267,7 @@ def generate(
         on_cpu = pipe.device.type == "cpu"
         engine = Engine(pipe, deterministic=on_cpu)
         together = 1 if on_cpu else max(1, engine.max_rows // 2)
-        return draw(engine, requests, asked.inputs(pipe), write, display, as_json, together)
+        return draw(engine, requests, asked.inputs(pipe, requests), write, display, as_json, together)
 
 
 def draw(

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from darkroom.cli import USER_ERROR, complain, new_app, options, visible
+from darkroom.errors import RequestError
 from darkroom.formats.picture import Metadata, read_metadata
+from darkroom.request import Hires, UsedControl, UsedLora
 
 if TYPE_CHECKING:
     from darkroom.formats.embedding import EmbeddingFile
@@ -36,9 +38,9 @@ def info(
     if source is not None and is_picture(source):
         _picture(source, as_json)
         return 0
+    from darkroom.embedded import MODEL
     from darkroom.formats.describe import describe
     from darkroom.formats.lora_describe import describe_lora, holds_lora
-    from darkroom.loading import EMBEDDED
 
     if source is not None and holds_lora(source):
         found = describe_lora(source)
@@ -51,7 +53,7 @@ def info(
         told = _embedding(read_embedding(source))
         print(json.dumps(told, indent=2) if as_json else "\n".join(_table(told)))
         return 0
-    found = describe(EMBEDDED if source is None else source, with_hash=with_hash)
+    found = describe(MODEL if source is None else source, with_hash=with_hash)
     lines = _controlnet_lines if "hint_channels" in found else _model_lines
     print(json.dumps(found, indent=2) if as_json else lines(found))
     if found["fault"]:
@@ -93,10 +95,24 @@ def _picture_lines(source: str, found: Metadata) -> str:
         lines.append("  (nothing in it could be understood)")
     extra = found.recipe.get("extra")
     recipe = {key: value for key, value in found.recipe.items() if key not in ("extra", "schema")}
-    lines += _table(recipe)
+    lines += _table({key: _in_words(key, value) for key, value in recipe.items()})
     if isinstance(extra, dict):
         lines += ["also:", *_table(extra)]
     return "\n".join(lines)
+
+
+def _in_words(key: str, value: Any) -> Any:
+    """What a recipe says of LoRAs, controls and a second pass for people; as it is, where it can't be that."""
+    try:
+        if key == "hires":
+            return Hires.checked(value).words
+        if key in ("loras", "controls") and isinstance(value, list):
+            return "\n".join((UsedLora if key == "loras" else UsedControl).checked(one).words for one in value)
+        if key == "embeddings" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return "\n".join(value)
+    except RequestError:
+        pass
+    return value
 
 
 def _table(values: dict[str, Any]) -> list[str]:

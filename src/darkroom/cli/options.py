@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from darkroom.cli.controls import controls
+from darkroom.embedded import placed
 from darkroom.errors import RequestError
-from darkroom.request import MAX_LORA_SCALE, real, whole
+from darkroom.request import MAX_LORA_SCALE, Request, real, whole
 
 if TYPE_CHECKING:
     from darkroom.engine import Inputs
@@ -131,13 +132,14 @@ def loras(given: list[str] | None) -> list[tuple[str, float]]:
             pair = (name, float(scale)) if colon and name else (text, 1.0)
         except ValueError:  # the colon is the name's own
             pair = (text, 1.0)
-        if not Path(path(pair[0])).exists():
+        if not placed(path(pair[0])).exists():
             raise RequestError(f"there is no LoRA {pair[0][:200]!r}: --lora takes a file, as in ink.safetensors:0.8")
         found.append((pair[0], real("--lora", pair[1], -MAX_LORA_SCALE, MAX_LORA_SCALE)))
     return found
 
 
-Reader = Callable[[Any], Any]  # Pipeline -> Inputs; typer evaluates annotations, and nothing here imports torch
+# (Pipeline, requests) -> Inputs; typer evaluates annotations, and nothing here imports torch.
+Reader = Callable[[Any, Iterable[Request]], Any]
 
 
 def given(
@@ -160,23 +162,28 @@ def given(
     embedding: Embeddings = None,
     embedding_dir: EmbeddingDir = None,
 ) -> Reader:
-    """The options for what a picture is made from besides its request: how to read it all for a model."""
+    """The options for what a picture is made from besides its request: how to read it all for a model.
+
+    Of a folder's embeddings those are read whose names are in a text of the requests that will be drawn.
+    """
     files = loras(lora)
     steering = controls(control, control_guess)
     for option, file in (("--image", image), ("--mask", mask), ("--depth", depth)):
         if file is not None and not Path(path(file)).exists():
             raise RequestError(f"{option} is {file[:200]!r}, which does not exist; check the path")
 
-    def read(pipe: Pipeline) -> Inputs:
+    def read(pipe: Pipeline, requests: Iterable[Request]) -> Inputs:
         from darkroom.adapters import Lora
 
-        from darkroom.formats.embedding import scan_embeddings
-
-        words = [*(embedding or ()), *(scan_embeddings(embedding_dir).values() if embedding_dir is not None else ())]
+        texts: dict[str, list[str]] = {}
+        for request in requests:
+            texts.setdefault(request.prompt_style, []).extend((request.prompt, request.negative_prompt))
+        words = [*(embedding or ()), *dict.fromkeys(file for style in texts for file in called(texts[style], style))]
         attached = [Lora(file, scale) for file, scale in files]
-        return pipe.inputs(
-            image=image, mask=mask, depth=depth, controls=steering, loras=attached, embeddings=words
-        )
+        return pipe.inputs(image=image, mask=mask, depth=depth, controls=steering, loras=attached, embeddings=words)
+
+    def called(texts: Iterable[str], style: str) -> Sequence[Path]:
+        return embeddings_called(embedding_dir, texts, style)
 
     return read
 
@@ -255,10 +262,16 @@ def learned_words(
     files: Sequence[str] | None, folder: str | None, texts: Iterable[str], style: str
 ) -> tuple[LearnedWord, ...]:
     """The learned words of some files, and those of a folder whose names are in the texts. Raises `darkroom.Error`."""
-    from darkroom.formats.embedding import learned_words, named_in, scan_embeddings
+    from darkroom.formats.embedding import learned_words
 
-    found = named_in(scan_embeddings(folder), texts, style) if folder is not None else []
-    return learned_words([*(files or []), *found])
+    return learned_words([*(files or []), *embeddings_called(folder, texts, style)])
+
+
+def embeddings_called(folder: str | None, texts: Iterable[str], style: str) -> Sequence[Path]:
+    """The files of a folder, if one is given, whose names are in the texts. Raises `RequestError`."""
+    from darkroom.formats.embedding import named_in, scan_embeddings
+
+    return named_in(scan_embeddings(folder), texts, style) if folder is not None else []
 
 
 def path(text: str) -> str:

@@ -60,7 +60,8 @@ def sweep(
         from darkroom.engine import Engine
 
         engine = Engine(pipe, deterministic=pipe.device.type == "cpu")
-        code = _draw(grid, engine, asked.inputs(pipe), display, sheet, save_cells, overwrite)
+        inputs = asked.inputs(pipe, [cell.request for cell in grid.cells])
+        code = _draw(grid, engine, inputs, display, sheet, save_cells, overwrite)
     paths = []
     if grid.images:
         with uninterrupted():

@@ -54,7 +54,7 @@ def upscale(
 
         small = open_picture(picture)
         pipe = asked.load()
-        inputs = asked.inputs(pipe)
+        inputs = asked.inputs(pipe, [replace(asked.request, prompt=prompt)])
         wanted = asked.request
         for option, given in (("--image", inputs.image), ("--mask", inputs.mask), ("--size", wanted.width)):
             if given is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from darkroom.cli import complain, new_app, options, visible
 from darkroom.cli.display import Display
 from darkroom.errors import ImageError, RequestError
 from darkroom.formats.picture import Metadata, read_metadata
-from darkroom.request import Request, whole
+from darkroom.request import Request, UsedControl, UsedLora, whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,11 +65,17 @@ def verify(
                 f"the picture was drawn by the model {request.model!r} with the hash {request.model_hash}; "
                 f"this one is {pipe.name!r} with {pipe.model_hash}"
             )
+        if request.vae_hash and request.vae_hash[:10] != (pipe.vae_hash or "")[:10]:
+            own = f"this one has {pipe.vae!r} with {pipe.vae_hash}" if pipe.vae else "this model has its own: see --vae"
+            complain(
+                f"the picture was decoded by the autoencoder {visible(request.vae or '')[:100]!r} with the hash "
+                f"{visible(request.vae_hash[:40])}; {own}"
+            )
         from darkroom.engine import Engine
         from darkroom.images import open_picture
 
         theirs = open_picture(picture)
-        ours = _draw(Engine(pipe, deterministic=True), request, inputs(pipe), display)
+        ours = _draw(Engine(pipe, deterministic=True), request, inputs(pipe, [request]), display)
     result = compare(theirs, ours)
     passed = result["max_difference"] is not None and result["max_difference"] <= tolerance
     lossy = found.format == "JPEG"
@@ -142,17 +149,21 @@ def _check_inputs(recorded: Request, given: Request) -> None:
                 f"the recipe was made with another {name} (fingerprint {visible(theirs[:40])}) than the one given "
                 f"({ours}); give that one"
             )
-    for name in ("loras", "embeddings"):
+    for name in ("loras", "controls", "embeddings"):
         theirs, ours = getattr(recorded, name), getattr(given, name)
-        if theirs and sorted(map(str, theirs)) != sorted(map(str, ours)):
+        if theirs and sorted(map(_content, theirs)) != sorted(map(_content, ours)):
             raise RequestError(
                 f"the recipe was made with the {name} {_listed(theirs)}, and given are {_listed(ours)}; give the same"
             )
 
 
-def _listed(values: tuple[Any, ...]) -> str:
-    told = [value if isinstance(value, str) else f"{value.name} ({value.hash}) at {value.scale:g}" for value in values]
-    return visible(", ".join(told)[:300]) or "none"
+def _content(used: str | UsedLora | UsedControl) -> str:
+    """What counts of an input that a recipe names: all but what its file is called."""
+    return used.rpartition(":")[2] if isinstance(used, str) else str(replace(used, name=""))
+
+
+def _listed(used: tuple[str | UsedLora | UsedControl, ...]) -> str:
+    return visible(", ".join(one if isinstance(one, str) else one.words for one in used)[:300]) or "none"
 
 
 def compare(a: Image.Image, b: Image.Image) -> dict[str, Any]:
