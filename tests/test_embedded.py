@@ -9,8 +9,8 @@ import torch
 import darkroom
 from darkroom.data.objects import OBJECTS
 from darkroom.data.scenes import draw_scene, render_scene
+from darkroom.embedded import MODEL
 from darkroom.evaluate.scenes import psnr, reconstruct, scenes_of, score
-from darkroom.loading import EMBEDDED
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,11 @@ def pipe():
 
 
 def test_it_is_under_forty_megabytes():
-    assert sum(f.stat().st_size for f in EMBEDDED.parent.rglob("*") if f.is_file()) < 40e6
+    assert sum(f.stat().st_size for f in MODEL.parent.rglob("*") if f.is_file()) < 40e6
 
 
 def test_its_card_lists_its_words_and_its_scores():
-    card = json.loads((EMBEDDED.parent / "card.json").read_text())
+    card = json.loads((MODEL.parent / "card.json").read_text())
     assert set(card["objects"]) == set(OBJECTS)
     assert len(card["objects"]) >= 100
     assert len(card["backgrounds"]) == 10
@@ -34,7 +34,7 @@ def test_its_card_lists_its_words_and_its_scores():
 def test_diffusers_opens_it_and_draws_the_same_picture(pipe, guidance):
     from diffusers import StableDiffusionPipeline
 
-    theirs = StableDiffusionPipeline.from_pretrained(EMBEDDED, safety_checker=None)
+    theirs = StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None)
     theirs.set_progress_bar_config(disable=True)
     prompt = "a small castle on a green background"
     (expected,) = theirs(

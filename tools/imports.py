@@ -33,13 +33,13 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "adapters": "models request",
         "diffusion": "adapters models",
         "prompts": "adapters models",
-        "formats": "adapters models prompts request",  # networks for their shapes on `meta`; tokenizers, learned words
+        "formats": "adapters embedded models prompts request",  # networks on `meta`; tokenizers
         "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",
         "arguments": "adapters engine images",
         "pipeline": "adapters arguments diffusion engine formats images models prompts request result samplers sweeps",
-        "loading": "engine formats models pipeline prompts request",
+        "loading": "embedded engine formats models pipeline prompts request",
         "evaluate": "adapters data diffusion engine images models pipeline prompts request samplers",
         "training": "adapters data diffusion engine evaluate formats hints images models pipeline prompts request "
         "samplers",

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .embedded import MODEL
 from .engine.memory import out_of_memory
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
@@ -21,8 +22,6 @@ from .models.unet import UNet
 from .pipeline import DTYPES, Pipeline
 from .prompts.tokenizer import Tokenizer
 from .request import choice
-
-EMBEDDED = Path(__file__).parent / "embedded" / "model"
 
 
 def load(
@@ -53,12 +52,12 @@ def load(
     """
     place = _device(device)
     numbers = _dtype(dtype, place)
-    if source is None and not EMBEDDED.exists():
+    if source is None and not MODEL.exists():
         raise CheckpointError(
-            f"the embedded model is missing from this installation ({EMBEDDED}); install the package again, "
+            f"the embedded model is missing from this installation ({MODEL}); install the package again, "
             f"or name a model: a diffusers folder, a .safetensors file or a hub id"
         )
-    checkpoint = open_checkpoint(EMBEDDED if source is None else source)
+    checkpoint = open_checkpoint(MODEL if source is None else source)
     previewing = None if preview is None else with_vae(checkpoint, preview)
     checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
     try:
@@ -109,7 +108,7 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> 
         zero_negative=checkpoint.zero_negative,
         scheduler_config=checkpoint.scheduler_config,
         checkpoint=checkpoint,
-        name="embedded" if checkpoint.path == EMBEDDED else "",
+        name="embedded" if checkpoint.path == MODEL else "",
     )
 
 

@@ -70,7 +70,12 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "part"),
-    [("{", "line 1"), ('{"text": "no name"}', "line 1"), ('{"file_name": 3, "text": "x"}', "line 1"), ("[" * 9999, "line 1")],
+    [
+        ("{", "line 1"),
+        ('{"text": "no name"}', "line 1"),
+        ('{"file_name": 3, "text": "x"}', "line 1"),
+        ("[" * 9999, "line 1"),
+    ],
 )
 def test_broken_metadata_is_named(tmp_path: Path, line: str, part: str) -> None:
     picture(tmp_path / "a.png")

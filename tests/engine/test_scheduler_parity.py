@@ -317,7 +317,7 @@ def test_loops_from_the_middle(name: str, flags: dict, start: int) -> None:
 
 @pytest.mark.parametrize("name", ["lms", "plms", "pndm", "ipndm", "dpmpp_2m", "heun"])
 def test_from_the_middle_a_known_answer_is_kept(name: str) -> None:
-    """Where the network knows the picture, every sampler ends there; cut as diffusers cuts LMS and PLMS, they do not."""
+    """Where the network knows the picture, every sampler ends there; as diffusers cuts LMS and PLMS, they don't."""
     config = {"_class_name": "PNDMScheduler", **STABLE_DIFFUSION, "skip_prk_steps": True, "set_alpha_to_one": True}
     for spacing in (None, "karras"):
         for start in range(1, 9):

@@ -39,12 +39,13 @@ def explain(
         with options.named_as_options():
             whole("steps", steps, 1, MAX_STEPS)
     learned = options.learned_words(embeddings, embedding_dir, [prompt], style)
+    from darkroom.embedded import MODEL
     from darkroom.engine.plan import STEPS
     from darkroom.formats.checkpoint import open_checkpoint
-    from darkroom.loading import EMBEDDED, open_tokenizer
+    from darkroom.loading import open_tokenizer
     from darkroom.prompts.explain import explain as explain_prompt
 
-    checkpoint = open_checkpoint(EMBEDDED if model is None else model)  # its weights are not needed
+    checkpoint = open_checkpoint(MODEL if model is None else model)  # its weights are not needed
     tokenizer = open_tokenizer(checkpoint)
     config, second = checkpoint.text_encoder_config, checkpoint.text_encoder_2_config
     told = explain_prompt(

@@ -58,9 +58,7 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="DIR", help="Pictures to learn from, with their captions. [default: the built-in scenes]"
-        ),
+        typer.Option(metavar="DIR", help="Pictures to learn from, with their captions. [default: the built-in scenes]"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with the run in DIR, if there is one.")
@@ -157,9 +155,7 @@ def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:
     return 1
 
 
-def _run(
-    kind: str, recipe: Any, folder: Path, workers: int, model: str | None, data: str | None, line: _Line
-) -> Path:
+def _run(kind: str, recipe: Any, folder: Path, workers: int, model: str | None, data: str | None, line: _Line) -> Path:
     """Train, and return what was made."""
     from darkroom.training import embedded, recipes
     from darkroom.training.finish import FINISHED

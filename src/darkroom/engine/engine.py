@@ -114,7 +114,7 @@ class Engine:
         self._jobs.pop(id, None)
 
     def step(self) -> list[Event]:
-        """Move the jobs that fit by one network evaluation, and decode one that is done sampling (or begin its next pass).
+        """Move the jobs that fit by one network evaluation; decode one that is done sampling, or begin its next pass.
 
         Interrupted at any point (KeyboardInterrupt), the engine stays whole, and the next step goes on from there.
         """

@@ -11,8 +11,8 @@ from darkroom.diffusion.control import Controls
 from darkroom.diffusion.guidance import Guidance
 from darkroom.diffusion.known import Known
 from darkroom.diffusion.windows import Windows
-from darkroom.masks import Composite
 from darkroom.engine.inputs import Inputs
+from darkroom.masks import Composite
 from darkroom.request import Request
 from darkroom.samplers.state import Noise, Sampler, SamplerState
 

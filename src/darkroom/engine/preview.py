@@ -69,7 +69,6 @@ class Previewer:
         whole = small.resize((small.width * f, small.height * f), Image.Resampling.BILINEAR)
         return whole.crop((0, 0, width, height))
 
-
     @staticmethod
     @torch.no_grad()
     def _decoded(network: Autoencoder, latent: Tensor) -> Tensor:

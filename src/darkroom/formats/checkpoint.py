@@ -206,7 +206,7 @@ def _pool(configs: dict[Part, Any], path: Path) -> None:
     width = sum(configs[part].hidden_size for part in texts)
     if width != unet.cross_attention_dim:
         raise CheckpointError(
-            f"{path}: its text encoders have a width of {width} together, and its U-Net takes {unet.cross_attention_dim}."
+            f"{path}: its text encoders are {width} wide together, and its U-Net takes {unet.cross_attention_dim}."
         )
     with sentences(str(path)):
         unet.sizes(configs[texts[-1]].projection_dim)

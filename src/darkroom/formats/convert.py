@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def convert(
     source: str | Path, target: str | Path, dtype: torch.dtype | None = None, variant: str | None = None
 ) -> Path:
-    """Write the model or ControlNet `source` (anything that can be opened) anew: a single file if `target` ends in .safetensors,
-    else a diffusers folder. `dtype` converts the weights; None keeps each tensor's own. Returns where it was written.
+    """Write the model or ControlNet `source` (anything that can be opened) anew.
+
+    A single file if `target` ends in .safetensors, else a diffusers folder. `dtype` converts the weights; None keeps
+    each tensor's own. Returns where it was written.
 
     Raises CheckpointError with one sentence; then nothing is left at `target` that was not there before.
     """

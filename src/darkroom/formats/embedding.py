@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from darkroom.embedded import placed
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
 
@@ -126,7 +127,7 @@ def named_in(folder: Mapping[str, Path], texts: Iterable[str], style: str = "a11
 
 def read_embedding(path: str | Path) -> EmbeddingFile:
     """Read a textual-inversion file. Raises CheckpointError where it is none, is broken or hostile, or holds NaN."""
-    path = Path(path)
+    path = placed(path)
     source = Source(path)
     try:
         size, head = source.size, source.read(0, 8)
@@ -172,7 +173,7 @@ def is_embedding(path: str | Path) -> bool:
         if source.size > MAX_BYTES:
             return False
         if is_pickle(source.read(0, 8)):
-            content = read_pickle_tensors(path)
+            content = read_pickle_tensors(path, finite=False)
             shapes = {key: tuple(value.shape) for key, value in content.items() if _is_tensor(value)}
             return "string_to_param" in content or (len(shapes) == len(content) and _looks_learned(shapes))
         return _looks_learned({slot.name: slot.shape for slot in safetensors_slots(source)[0]})

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from darkroom.embedded import placed
 from darkroom.errors import CheckpointError
 from darkroom.formats.storage import clip
 
@@ -30,15 +31,16 @@ _WEIGHTS = re.compile(
 def resolve(source: str | Path) -> Path:
     """The folder or file that `source` names.
 
-    An existing path wins. Else "org/name" or "org/name@revision" is looked up on the hub and downloaded into its cache,
-    or taken from there if the hub can't be reached or HF_HUB_OFFLINE is set: the configurations, the tokenizer and one
-    set of weights for each part that Darkroom reads (full precision rather than a variant such as fp16, safetensors
-    rather than pickles). A repository that is no diffusers folder but holds one single weights file gives that file.
+    "embedded:sepia" and its like are what comes with the package. Else an existing path wins. Else "org/name" or
+    "org/name@revision" is looked up on the hub and downloaded into its cache, or taken from there if the hub can't be
+    reached or HF_HUB_OFFLINE is set: the configurations, the tokenizer and one set of weights for each part that
+    Darkroom reads (full precision rather than a variant such as fp16, safetensors rather than pickles). A repository
+    that is no diffusers folder but holds one single weights file gives that file.
 
     Raises CheckpointError, one sentence, for anything else.
     """
     text = os.fspath(source)
-    path = Path(text)
+    path = placed(text)
     with contextlib.suppress(RuntimeError):  # a home that nobody has
         path = path.expanduser()
     if text and os.path.exists(path):

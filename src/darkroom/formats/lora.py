@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..embedded import placed
 from ..errors import CheckpointError
 from .configs import read_json
 from .files import TensorFile, open_tensors
@@ -78,7 +79,7 @@ def is_lora(file: TensorFile) -> bool:
 
 def lora_path(path: str | Path) -> Path:
     """A LoRA's file; in a folder, the one with a name that diffusers and PEFT write. Raises CheckpointError."""
-    path = Path(path)
+    path = placed(path)
     if not path.is_dir():
         return path
     for name in FILES:
@@ -199,6 +200,22 @@ def _missing(kind: str, slots: Mapping[str, str]) -> str | None:
     return None
 
 
+def layer_tensors(
+    file: TensorFile, module: str, slots: Mapping[str, str]
+) -> tuple[dict[str, Tensor], float | None]:
+    """The tensors of one layer by their slots, and its alpha. CheckpointError for what is no layer's change."""
+    tensors = {slot: file.load(name) for slot, name in slots.items()}
+    for slot, tensor in tensors.items():
+        if not tensor.is_floating_point() and slot != "alpha":
+            raise CheckpointError(f"{file.path}: {slots[slot]} holds no floating-point numbers.")
+    alpha = tensors.pop("alpha", None)
+    if alpha is not None and alpha.numel() != 1:
+        raise CheckpointError(f"{file.path}: {slots['alpha']} is {list(alpha.shape)}, not one number.")
+    if tensors and (missing := _missing(_kind(tensors).removesuffix("+dora"), slots)) is not None:
+        raise CheckpointError(f"{file.path} is broken: {module} has no {missing}.")
+    return tensors, None if alpha is None else float(alpha)
+
+
 def _update(
     file: TensorFile,
     scan: LoraFile,
@@ -211,25 +228,16 @@ def _update(
     """The change of one layer; None if the file says an alpha of it and nothing else."""
     from ..adapters import Update
 
-    tensors = {slot: file.load(name) for slot, name in slots.items()}
-    for slot, tensor in tensors.items():
-        if not tensor.is_floating_point() and slot != "alpha":
-            raise CheckpointError(f"{scan.path}: {slots[slot]} holds no floating-point numbers.")
-    alpha = tensors.pop("alpha", None)
-    if alpha is not None and alpha.numel() != 1:
-        raise CheckpointError(f"{scan.path}: {slots['alpha']} is {list(alpha.shape)}, not one number.")
+    tensors, alpha = layer_tensors(file, module, slots)
     if not tensors:
         return None
-    kind = _kind(tensors).removesuffix("+dora")
-    if (missing := _missing(kind, slots)) is not None:
-        raise CheckpointError(f"{scan.path} is broken: {module} has no {missing}.")
     weight: Any = layer.weight
     shape = tuple(weight.shape)
     biases = [tensors.pop(slot) for slot in ("bias", "diff_b") if slot in tensors]
     magnitude, scale = tensors.pop("magnitude", None), tensors.pop("dora_scale", None)
     fitted = _fitted(tensors, shape)
     update = Update(fitted or tensors)
-    factor = alphas.factor(module, None if alpha is None else float(alpha), update.rank)
+    factor = alphas.factor(module, alpha, update.rank)
     if fitted is None or not _fits(update, shape) or any(bias.shape != shape[:1] for bias in biases):
         _check_base(scan, homes, True)
         told = ", ".join(f"{slot} {list(tensor.shape)}" for slot, tensor in tensors.items())

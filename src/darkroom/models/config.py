@@ -63,21 +63,21 @@ def _check_divides(name: str, parts: int, width: int) -> None:
 class AutoencoderConfig:
     """AutoencoderKL: pictures [N, 3, H, W] in -1..1 to latents [N, 4, H/8, W/8] and back."""
 
-    in_channels: int = 3                                          # channels of a picture
-    out_channels: int = 3                                         # channels of a decoded picture
-    latent_channels: int = 4                                      # channels of a latent
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)    # width of each level, finest first
-    layers_per_block: int = 2                                     # resnets a level (the decoder has one more)
-    norm_num_groups: int = 32                                     # groups of every GroupNorm
-    scaling_factor: float = 0.18215                               # latent = scaling_factor * encoder mean
-    shift_factor: float = 0.0                                     # subtracted before scaling
-    sample_size: int = 512                                        # the picture size it was trained at
-    mid_block_attention: bool = True                              # one self-attention in the middle
-    use_quant_conv: bool = True                                   # 1x1 convolution after the encoder
-    use_post_quant_conv: bool = True                              # 1x1 convolution before the decoder
-    force_upcast: bool = True                                     # half precision overflows in the original weights
-    latents_mean: tuple[float, ...] | None = None                 # of each channel, before scaling; with
-    latents_std: tuple[float, ...] | None = None                  # this, its deviation
+    in_channels: int = 3  # channels of a picture
+    out_channels: int = 3  # channels of a decoded picture
+    latent_channels: int = 4  # channels of a latent
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # width of each level, finest first
+    layers_per_block: int = 2  # resnets a level (the decoder has one more)
+    norm_num_groups: int = 32  # groups of every GroupNorm
+    scaling_factor: float = 0.18215  # latent = scaling_factor * encoder mean
+    shift_factor: float = 0.0  # subtracted before scaling
+    sample_size: int = 512  # the picture size it was trained at
+    mid_block_attention: bool = True  # one self-attention in the middle
+    use_quant_conv: bool = True  # 1x1 convolution after the encoder
+    use_post_quant_conv: bool = True  # 1x1 convolution before the decoder
+    force_upcast: bool = True  # half precision overflows in the original weights
+    latents_mean: tuple[float, ...] | None = None  # of each channel, before scaling; with
+    latents_std: tuple[float, ...] | None = None  # this, its deviation
 
     def __post_init__(self) -> None:
         _check_values(self, {})
@@ -165,12 +165,12 @@ class AutoencoderConfig:
 class TinyAutoencoderConfig(AutoencoderConfig):
     """AutoencoderTiny (TAESD): as an AutoencoderKL, of plain convolutions. All its levels have one width."""
 
-    block_out_channels: tuple[int, ...] = (64, 64, 64, 64)        # width of each level of the encoder, finest first
-    decoder_widths: tuple[int, ...] = (64, 64, 64, 64)            # of the decoder, coarsest first
-    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)                # residual blocks a level
+    block_out_channels: tuple[int, ...] = (64, 64, 64, 64)  # width of each level of the encoder, finest first
+    decoder_widths: tuple[int, ...] = (64, 64, 64, 64)  # of the decoder, coarsest first
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)  # residual blocks a level
     decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
-    norm_num_groups: int = 1                                      # there are no norms
-    scaling_factor: float = 1.0                                   # it was made for scaled latents
+    norm_num_groups: int = 1  # there are no norms
+    scaling_factor: float = 1.0  # it was made for scaled latents
     force_upcast: bool = False
 
     def __post_init__(self) -> None:
@@ -229,28 +229,28 @@ class TinyAutoencoderConfig(AutoencoderConfig):
 class UNetConfig:
     """UNet2DConditionModel: noisy latents, timesteps and a condition to a prediction of the same size."""
 
-    sample_size: int = 64                                         # latent size it was trained at
-    in_channels: int = 4                                          # 4, or 5, 7, 8, 9 with extra channels
+    sample_size: int = 64  # latent size it was trained at
+    in_channels: int = 4  # 4, or 5, 7, 8, 9 with extra channels
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # width of each level, finest first
-    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)              # resnets a level going down (one more going up)
+    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)  # resnets a level going down (one more going up)
     attention_levels: tuple[bool, ...] = (True, True, True, False)  # levels with spatial transformers
     only_cross_attention: tuple[bool, ...] = (False, False, False, False)  # attn1 attends to the text too (upscaler)
-    transformer_layers: tuple[int, ...] = (1, 1, 1, 1)            # blocks in each spatial transformer
-    heads: tuple[int, ...] = (8, 8, 8, 8)                         # attention heads a level (a count, not a width)
-    cross_attention_dim: int = 768                                # width of the text
-    use_linear_projection: bool = False                           # proj_in/out of a transformer: linear or 1x1 conv
-    mid_block: bool = True                                        # False: no middle at all (some distilled models)
-    mid_block_attention: bool = True                              # False: the middle is one resnet, no transformer
+    transformer_layers: tuple[int, ...] = (1, 1, 1, 1)  # blocks in each spatial transformer
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # attention heads a level (a count, not a width)
+    cross_attention_dim: int = 768  # width of the text
+    use_linear_projection: bool = False  # proj_in/out of a transformer: linear or 1x1 conv
+    mid_block: bool = True  # False: no middle at all (some distilled models)
+    mid_block_attention: bool = True  # False: the middle is one resnet, no transformer
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
-    flip_sin_to_cos: bool = True                                  # timestep embedding: cosines first
+    flip_sin_to_cos: bool = True  # timestep embedding: cosines first
     freq_shift: int = 0
-    num_class_embeds: int | None = None                           # classes of the class embedding (1000: upscaler)
-    upcast_attention: bool = False                                # attention scores in float32
-    time_cond_proj_dim: int | None = None                         # guidance-scale embedding (LCM)
-    addition_time_embed_dim: int | None = None                    # width of each size's sinusoids (SDXL)
-    projection_class_embeddings_input_dim: int | None = None      # of all sizes' and the pooled text together (SDXL)
+    num_class_embeds: int | None = None  # classes of the class embedding (1000: upscaler)
+    upcast_attention: bool = False  # attention scores in float32
+    time_cond_proj_dim: int | None = None  # guidance-scale embedding (LCM)
+    addition_time_embed_dim: int | None = None  # width of each size's sinusoids (SDXL)
+    projection_class_embeddings_input_dim: int | None = None  # of all sizes' and the pooled text together (SDXL)
 
     def __post_init__(self) -> None:
         _check_values(self, {"freq_shift": 0})
@@ -316,14 +316,28 @@ class UNetConfig:
             raise ValueError("up_block_types do not mirror down_block_types")
         levels = len(down)
         unsupported = {
-            "class_embed_type": (None,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
-            "addition_embed_type": (None, "text_time"), "dual_cross_attention": (False, None), "act_fn": ("silu",),
-            "resnet_time_scale_shift": ("default",), "time_embedding_type": ("positional",),
-            "conv_in_kernel": (3,), "conv_out_kernel": (3,), "downsample_padding": (1,),
-            "reverse_transformer_layers_per_block": (None,), "center_input_sample": (False,),
-            "mid_block_scale_factor": (1, 1.0), "attention_type": ("default",), "timestep_post_act": (None,),
-            "resnet_skip_time_act": (False,), "resnet_out_scale_factor": (1, 1.0), "time_embedding_dim": (None,),
-            "time_embedding_act_fn": (None,), "class_embeddings_concat": (False,), "cross_attention_norm": (None,),
+            "class_embed_type": (None,),
+            "encoder_hid_dim": (None,),
+            "encoder_hid_dim_type": (None,),
+            "addition_embed_type": (None, "text_time"),
+            "dual_cross_attention": (False, None),
+            "act_fn": ("silu",),
+            "resnet_time_scale_shift": ("default",),
+            "time_embedding_type": ("positional",),
+            "conv_in_kernel": (3,),
+            "conv_out_kernel": (3,),
+            "downsample_padding": (1,),
+            "reverse_transformer_layers_per_block": (None,),
+            "center_input_sample": (False,),
+            "mid_block_scale_factor": (1, 1.0),
+            "attention_type": ("default",),
+            "timestep_post_act": (None,),
+            "resnet_skip_time_act": (False,),
+            "resnet_out_scale_factor": (1, 1.0),
+            "time_embedding_dim": (None,),
+            "time_embedding_act_fn": (None,),
+            "class_embeddings_concat": (False,),
+            "cross_attention_norm": (None,),
         }
         for key, allowed in unsupported.items():
             if key in config and config[key] not in allowed:
@@ -338,7 +352,7 @@ class UNetConfig:
             raise ValueError("U-Net option norm_num_groups=None is not supported")
         told_sizes = config.get("addition_embed_type") == "text_time"
         if told_sizes and config.get("addition_time_embed_dim") is None:
-            raise ValueError("addition_embed_type is 'text_time', which needs an addition_time_embed_dim; there is none")
+            raise ValueError("addition_embed_type is 'text_time', which needs an addition_time_embed_dim")
         cross = _levels(config.get("cross_attention_dim", 1280), levels)
         if any(width != cross[0] for width in cross):
             raise ValueError(f"U-Net option cross_attention_dim={config['cross_attention_dim']!r} is not supported")
@@ -408,10 +422,10 @@ class UNetConfig:
 class ControlNetConfig(UNetConfig):
     """ControlNetModel: the way down of a U-Net and its middle, and a picture (the hint) that steers another U-Net."""
 
-    hint_channels: int = 3                                        # channels of the hint
-    hint_widths: tuple[int, ...] = (16, 32, 96, 256)              # of its embedding; each but the first halves its size
-    hint_bgr: bool = False                                        # the hint's channels were trained in the order BGR
-    global_pool: bool = False                                     # only the mean of each residual counts (shuffle)
+    hint_channels: int = 3  # channels of the hint
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)  # of its embedding; each but the first halves its size
+    hint_bgr: bool = False  # the hint's channels were trained in the order BGR
+    global_pool: bool = False  # only the mean of each residual counts (shuffle)
 
     def __post_init__(self) -> None:
         UNetConfig.__post_init__(self)
@@ -465,18 +479,18 @@ class TextEncoderConfig:
     """CLIPTextModel: token ids [N, 77] to embeddings [N, 77, D]."""
 
     vocab_size: int = 49408
-    hidden_size: int = 768                                        # D
-    intermediate_size: int = 3072                                 # width of the feed-forward layer
+    hidden_size: int = 768  # D
+    intermediate_size: int = 3072  # width of the feed-forward layer
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"                                # "quick_gelu" (OpenAI) or "gelu" (OpenCLIP)
+    hidden_act: str = "quick_gelu"  # "quick_gelu" (OpenAI) or "gelu" (OpenCLIP)
     layer_norm_eps: float = 1e-5
     bos_token_id: int = 49406
     eos_token_id: int = 49407
-    pad_token_id: int = 49407                                     # SD 1.x pads with EOS, SD 2.x with "!" (0)
-    projection_dim: int = 768                                     # P, the width of the pooled text
-    projection: bool = False                                      # CLIPTextModelWithProjection: has a pooled text
+    pad_token_id: int = 49407  # SD 1.x pads with EOS, SD 2.x with "!" (0)
+    projection_dim: int = 768  # P, the width of the pooled text
+    projection: bool = False  # CLIPTextModelWithProjection: has a pooled text
 
     def __post_init__(self) -> None:
         _check_values(self, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
@@ -514,9 +528,7 @@ SD15_UNET = UNetConfig()
 SD15_TEXT_ENCODER = TextEncoderConfig()
 
 INPAINTING_UNET = UNetConfig(in_channels=9)
-SD2_UNET = UNetConfig(
-    sample_size=96, heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
-)
+SD2_UNET = UNetConfig(sample_size=96, heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True)
 SD2_TEXT_ENCODER = TextEncoderConfig(
     hidden_size=1024,
     intermediate_size=4096,

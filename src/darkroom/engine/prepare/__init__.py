@@ -23,7 +23,18 @@ from .loras import carrying, with_loras
 from .text import text_to_image
 from .upscale import enlarge, is_upscaler, windowed
 
-__all__ = ["Inputs", "Model", "depth_to_image", "edit", "enlarge", "image_to_image", "inpaint", "prepare", "prepare_next", "text_to_image"]
+__all__ = [
+    "Inputs",
+    "Model",
+    "depth_to_image",
+    "edit",
+    "enlarge",
+    "image_to_image",
+    "inpaint",
+    "prepare",
+    "prepare_next",
+    "text_to_image",
+]
 
 
 def prepare(model: Model, request: Request, id: str, inputs: Inputs | None = None, output: str = "pil") -> Job:

@@ -289,9 +289,7 @@ def _check_pictures(request: Request, inputs: Inputs) -> None:
 Guide = Callable[[Prompted, Prompted, float], Guidance]  # prompt, negative prompt, scale
 
 
-def guidance(
-    model: Model, request: Request, plan: Plan, inputs: Inputs, guide: Guide = ClassifierFree
-) -> Guidance:
+def guidance(model: Model, request: Request, plan: Plan, inputs: Inputs, guide: Guide = ClassifierFree) -> Guidance:
     """Classifier-free guidance between the prompt and the negative prompt, or the prompt alone at scale 1 or below.
 
     Prompts may change over the plan's steps, and be composed of parts. A network distilled to take the scale as an
