@@ -199,6 +199,10 @@ def test_faults_are_sentences(networks: Any, tmp_path: Path) -> None:
         ({f"{SELF}.lokr_w1": rand(4, 4), f"{SELF}.lokr_w2": rand(4, 5)}, "does not fit a layer"),
         (pair(SELF) | {f"{SELF}.lora_up.weight": torch.full((16, 2), torch.nan)}, "lora_up"),
         (pair(SELF) | {f"{SELF}.lora_up.weight": torch.ones(16, 2, dtype=torch.int32)}, "no floating-point"),
+        ({f"{SELF}.lora_down.weight": rand(3, 16), f"{SELF}.lora_up.weight": rand(16, 2)}, "ranks of .* are not one"),
+        ({f"{SELF}.lora_down.weight": rand(0, 16), f"{SELF}.lora_up.weight": rand(16, 0)}, "no factor of a layer"),
+        (pair(SELF) | {f"{SELF}.dora_scale": torch.tensor(1.0)}, "no factor of a layer"),
+        (pair(SELF) | {f"{SELF}.alpha": torch.ones(2)}, r"alpha is \[2\], not one number"),
         (flux, "diffusion transformer"),
         ({"weight": rand(2)}, "is no LoRA: its tensors are called weight"),
         (pair(SELF) | pair("unet." + SELF[10:].replace("_", "."))

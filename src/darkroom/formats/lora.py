@@ -200,19 +200,22 @@ def _missing(kind: str, slots: Mapping[str, str]) -> str | None:
     return None
 
 
-def layer_tensors(
-    file: TensorFile, module: str, slots: Mapping[str, str]
-) -> tuple[dict[str, Tensor], float | None]:
+def layer_tensors(file: TensorFile, module: str, slots: Mapping[str, str]) -> tuple[dict[str, Tensor], float | None]:
     """The tensors of one layer by their slots, and its alpha. CheckpointError for what is no layer's change."""
     tensors = {slot: file.load(name) for slot, name in slots.items()}
     for slot, tensor in tensors.items():
         if not tensor.is_floating_point() and slot != "alpha":
             raise CheckpointError(f"{file.path}: {slots[slot]} holds no floating-point numbers.")
+        if slot != "alpha" and not (tensor.ndim and tensor.numel()):
+            raise CheckpointError(f"{file.path} is broken: {slots[slot]} is {list(tensor.shape)}, no factor of a layer.")
     alpha = tensors.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1:
         raise CheckpointError(f"{file.path}: {slots['alpha']} is {list(alpha.shape)}, not one number.")
     if tensors and (missing := _missing(_kind(tensors).removesuffix("+dora"), slots)) is not None:
         raise CheckpointError(f"{file.path} is broken: {module} has no {missing}.")
+    if "down" in tensors and "mid" not in tensors and tensors["down"].shape[:1] != tensors["up"].shape[1:2]:
+        told = ", ".join(f"{slot} {list(tensors[slot].shape)}" for slot in ("down", "up"))
+        raise CheckpointError(f"{file.path} is broken: the ranks of {module} ({told}) are not one.")
     return tensors, None if alpha is None else float(alpha)
 
 

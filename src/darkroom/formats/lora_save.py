@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import CheckpointError
 from .files import open_tensors
-from .lora import PEFT_METADATA, Alphas, LoraFile, lora_path, scan_lora, unmatched_sentence
+from .lora import PEFT_METADATA, Alphas, LoraFile, layer_tensors, lora_path, scan_lora, unmatched_sentence
 from .lora_keys import Home, Homes
 from .writer import Entry, whole_file, write_safetensors
 
@@ -104,11 +104,10 @@ def convert_lora(
             if home is None:
                 unmatched += slots.values()
                 continue
-            tensors = {slot: file.load(name) for slot, name in slots.items()}
-            alpha = tensors.pop("alpha", None)
+            tensors, alpha = layer_tensors(file, module, slots)
             layer = _Layer(home, tensors, None)
             if layer.rank is not None:
-                factor = alphas.factor(module, None if alpha is None else float(alpha), layer.rank)
+                factor = alphas.factor(module, alpha, layer.rank)
                 layer = _Layer(home, tensors, factor * layer.rank)
             layers.append(layer)
         if unmatched:

@@ -39,33 +39,34 @@ def pickled_slots(source: Source) -> list[Slot]:
     return [_slot(source, name, place) for name, *place in answer["tensors"]]
 
 
-def read_pickle_tensors(path: Path | str) -> Any:
+def read_pickle_tensors(path: Path | str, *, finite: bool = True) -> Any:
     """All that is plain in a PyTorch pickle: nested dicts, lists, numbers, texts, None, and tensors (contiguous, CPU).
 
     For small files of free form, such as textual-inversion embeddings. Anything that is no plain value is None; so is
     what lies deeper than twelve levels. Dicts keep keys that are texts or whole numbers. Raises CheckpointError if the
-    file is no PyTorch pickle, is broken or hostile, or holds NaN or infinity in a tensor.
+    file is no PyTorch pickle, is broken or hostile, or, if they must be `finite`, holds NaN or infinity in a tensor.
     """
     source = Source(Path(path))
     try:
         if not is_pickle(source.read(0, 8)):
             raise CheckpointError(f"{path} is no PyTorch pickle.")
-        return _grown(source, _ask(source, "tree")["tree"], "")
+        return _grown(source, _ask(source, "tree")["tree"], "", finite)
     finally:
         source.close()
 
 
-def _grown(source: Source, value: Any, name: str) -> Any:
+def _grown(source: Source, value: Any, name: str, finite: bool) -> Any:
     """The value that the child's JSON stands for."""
     if not isinstance(value, dict):
         return value
     if "dict" in value:
-        return {key: _grown(source, item, f"{name}.{key}") for key, item in value["dict"]}
+        return {key: _grown(source, item, f"{name}.{key}", finite) for key, item in value["dict"]}
     if "list" in value:
-        return [_grown(source, item, f"{name}.{index}") for index, item in enumerate(value["list"])]
+        return [_grown(source, item, f"{name}.{index}", finite) for index, item in enumerate(value["list"])]
     label = clip(name.removeprefix(".")) or "tensor"
     tensor = _slot(source, label, value["tensor"]).read()
-    check_finite(label, tensor, source.path)
+    if finite:
+        check_finite(label, tensor, source.path)
     return tensor
 
 
