@@ -41,7 +41,7 @@ docs: $(VENV)/.installed  ## Run the documentation's code
 	$(RUN) tools/run_docs.py
 
 pictures: $(VENV)/.installed  ## Draw the documentation's pictures again (docs/pictures)
-	$(RUN) tools/run_docs.py --keep-pictures docs/how-it-works.md
+	$(RUN) tools/run_docs.py --keep-pictures
 	$(RUN) tools/make_sheet.py
 
 bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (minutes)
