@@ -56,7 +56,7 @@ def test_version(command: Command) -> None:
     ("arguments", "said"),
     [
         (["genrate", "x"], "there is no command 'genrate'; did you mean 'generate'? see 'darkroom --help'"),
-        (["zzz"], "there is no command 'zzz'; there are generate, info, "),
+        (["zzz"], "there is no command 'zzz'; there are generate, "),
         (["--quick"], "there is no option --quick; see 'darkroom --help'"),
         (
             ["generate", "x", "--sede", "1"],
