@@ -207,7 +207,7 @@ def layer_tensors(file: TensorFile, module: str, slots: Mapping[str, str]) -> tu
         if not tensor.is_floating_point() and slot != "alpha":
             raise CheckpointError(f"{file.path}: {slots[slot]} holds no floating-point numbers.")
         if slot != "alpha" and not (tensor.ndim and tensor.numel()):
-            raise CheckpointError(f"{file.path} is broken: {slots[slot]} is {list(tensor.shape)}, no factor of a layer.")
+            raise CheckpointError(f"{file.path} is broken: {slots[slot]} is {list(tensor.shape)}, no factor.")
     alpha = tensors.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1:
         raise CheckpointError(f"{file.path}: {slots['alpha']} is {list(alpha.shape)}, not one number.")

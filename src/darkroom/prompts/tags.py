@@ -1,7 +1,7 @@
 """`<lora:name:weight>` in a prompt: taken out of the text before anything else reads it, as A1111 does.
 
-`<lora:name>` is at weight 1, `<lora:name:0.8>` on all networks, `<lora:name:0.8:0.5>` 0.8 on the text encoder and 0.5 on
-the U-Net (A1111's order), which `<lora:name:te=0.8:unet=0.5>` says in words.
+`<lora:name>` is at weight 1, `<lora:name:0.8>` on all networks, `<lora:name:0.8:0.5>` 0.8 on the text encoder and 0.5
+on the U-Net (A1111's order), which `<lora:name:te=0.8:unet=0.5>` says in words.
 """
 
 from __future__ import annotations
