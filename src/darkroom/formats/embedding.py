@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darkroom.embedded import placed
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
 
@@ -127,7 +126,7 @@ def named_in(folder: Mapping[str, Path], texts: Iterable[str], style: str = "a11
 
 def read_embedding(path: str | Path) -> EmbeddingFile:
     """Read a textual-inversion file. Raises CheckpointError where it is none, is broken or hostile, or holds NaN."""
-    path = placed(path)
+    path = Path(path)
     source = Source(path)
     try:
         size, head = source.size, source.read(0, 8)

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from darkroom.embedded import placed
 from darkroom.errors import CheckpointError
 from darkroom.formats.storage import clip
 
@@ -31,8 +30,7 @@ _WEIGHTS = re.compile(
 def resolve(source: str | Path) -> Path:
     """The folder or file that `source` names.
 
-    "embedded:sepia" and its like are what comes with the package. Else an existing path wins. Else "org/name" or
-    "org/name@revision" is looked up on the hub and downloaded into its cache, or taken from there if the hub can't be
+    An existing path wins. Else "org/name" or "org/name@revision" is looked up on the hub and downloaded into its cache, or taken from there if the hub can't be
     reached or HF_HUB_OFFLINE is set: the configurations, the tokenizer and one set of weights for each part that
     Darkroom reads (full precision rather than a variant such as fp16, safetensors rather than pickles). A repository
     that is no diffusers folder but holds one single weights file gives that file.
@@ -40,7 +38,7 @@ def resolve(source: str | Path) -> Path:
     Raises CheckpointError, one sentence, for anything else.
     """
     text = os.fspath(source)
-    path = placed(text)
+    path = Path(text)
     with contextlib.suppress(RuntimeError):  # a home that nobody has
         path = path.expanduser()
     if text and os.path.exists(path):

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..embedded import placed
 from ..errors import CheckpointError
 from .configs import read_json
 from .files import TensorFile, open_tensors
@@ -79,7 +78,7 @@ def is_lora(file: TensorFile) -> bool:
 
 def lora_path(path: str | Path) -> Path:
     """A LoRA's file; in a folder, the one with a name that diffusers and PEFT write. Raises CheckpointError."""
-    path = placed(path)
+    path = Path(path)
     if not path.is_dir():
         return path
     for name in FILES:
