@@ -30,10 +30,10 @@ _WEIGHTS = re.compile(
 def resolve(source: str | Path) -> Path:
     """The folder or file that `source` names.
 
-    An existing path wins. Else "org/name" or "org/name@revision" is looked up on the hub and downloaded into its cache, or taken from there if the hub can't be
-    reached or HF_HUB_OFFLINE is set: the configurations, the tokenizer and one set of weights for each part that
-    Darkroom reads (full precision rather than a variant such as fp16, safetensors rather than pickles). A repository
-    that is no diffusers folder but holds one single weights file gives that file.
+    An existing path wins. Else "org/name" or "org/name@revision" is looked up on the hub and downloaded into its cache,
+    or taken from there if the hub can't be reached or HF_HUB_OFFLINE is set: the configurations, the tokenizer and one
+    set of weights for each part that Darkroom reads (full precision rather than a variant such as fp16, safetensors
+    rather than pickles). A repository that is no diffusers folder but holds one single weights file gives that file.
 
     Raises CheckpointError, one sentence, for anything else.
     """
