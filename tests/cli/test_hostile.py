@@ -95,7 +95,7 @@ def test_info_and_convert_refuse(name: str, said: str, files: Path, command: Com
         ("half", "has no up"),
         ("ranks", "the ranks of"),
         ("alpha", "alpha is [2], not one number"),
-        ("nothing", "no factor of a layer"),
+        ("nothing", "no factor"),
     ],
 )
 def test_a_lora_that_can_not_act_is_not_written_anew(
