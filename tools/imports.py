@@ -24,7 +24,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "errors": "",
         "models": "",
         "samplers": "",
-        "data": "",
+        "data": "images request",
         "embedded": "",
         "request": "",
         "images": "request",

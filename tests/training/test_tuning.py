@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,16 +77,18 @@ def test_a_tuning_learns_and_its_file_draws_what_was_trained(recipe: TuneRecipe,
 
 
 def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
+    from darkroom.training.latents import encode_pictures
     from darkroom.training.loop import train
     from darkroom.training.parallel import Share
-    from darkroom.training.tuning import _encoded, _stage
+    from darkroom.training.tune import STAGES
 
     subject = Subject(None, str(folder))
     pipe = subject.pipe("cpu")
     before = weights(pipe)
     lessons = subject.lessons(pipe, 0)
+    latents = torch.cat(list(encode_pictures(pipe.autoencoder, lessons.pictures())))
     for recipe in KINDS:
-        stage = _stage(recipe, pipe, lessons, _encoded(pipe, lessons, tmp_path))
+        stage = STAGES[type(recipe)](recipe, pipe, lessons, latents)
         batch = stage.batch(0, Share())
 
         def error(stage=stage, batch=batch) -> float:  # type: ignore[no-untyped-def]
@@ -128,3 +132,21 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
     bad = ControlNetRecipe(lr=0.1, hint="canyn", **RECIPE)
     with pytest.raises(TrainingError, match="hint is 'canyn'"):
         tune(bad, Subject(None, None, scenes=2), tmp_path / "run")
+
+
+def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    (data / "broken.png").write_text("no picture")
+    recipe = replace(KINDS[0], steps=1)
+    tune(recipe, Subject(None, str(data)), tmp_path / "run")
+    assert "broken.png" in (tmp_path / "run" / "left-out.txt").read_text()
+    (data / "0.txt").write_text("other words")
+    with pytest.raises(TrainingError, match="other pictures"):
+        tune(replace(recipe, steps=2), Subject(None, str(data)), tmp_path / "run")
+
+
+def test_deep_and_transparent_pictures_are_read_as_everywhere_else(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((32, 32), 32768, np.uint16))
+    deep.save(tmp_path / "a.png")
+    assert abs(int(FolderLessons.of(tmp_path, (32, 32)).picture(0)[0, 0, 0]) - 127) <= 1

@@ -32,7 +32,7 @@ COMMANDS = {
     "info": "Say what a model is and holds, or how a picture was made.",
     "verify": "Draw a picture again from its own recipe and compare.",
     "convert": "Write a model as a diffusers folder or as a single file.",
-    "train": "Train networks on the built-in scenes.",
+    "train": "Train networks, or tune a model on pictures.",
     "evaluate": "Judge whether pictures show what the prompts say.",
     "data": "Render training pictures.",
     "samplers": "List the samplers.",

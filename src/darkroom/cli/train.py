@@ -164,9 +164,12 @@ def _run(kind: str, recipe: Any, folder: Path, workers: int, model: str | None, 
         return embedded.train_embedded(recipe, folder, workers, line.stage)
     recipes.check(recipe, workers)
     if kind in TUNINGS:
-        from darkroom.training.tuning import Subject, tune
+        from darkroom.training.tuning import LEFT_OUT, Subject, tune
 
-        return tune(recipe, Subject(model, data), folder, workers, line.stage)
+        made = tune(recipe, Subject(model, data), folder, workers, line.stage)
+        if left_out := (folder / LEFT_OUT).read_text(encoding="utf-8").count("\n"):
+            complain(f"{left_out} pictures were left out; {folder / LEFT_OUT} says which, and why")
+        return made
     if kind == "autoencoder":
         line.stage("autoencoder", folder, recipe.steps)
         embedded.train_autoencoder(recipe, folder, workers)

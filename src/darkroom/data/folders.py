@@ -18,12 +18,12 @@ from pathlib import Path
 from PIL import Image
 
 from darkroom.errors import TrainingError
+from darkroom.images import FORMATS
+from darkroom.request import MAX_PIXELS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
 CAPTIONS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
-MOST_PIXELS = 4 * 4096 * 4096
 MAX_CAPTION = 32_000  # characters
 _REPEATS = re.compile(r"(\d{1,4})_(.*)")
 
@@ -106,7 +106,7 @@ def _look(path: Path, smallest: int) -> tuple[int, int, str] | str:
             width, height = picture.size
             if getattr(picture, "is_animated", False):
                 return "an animation"
-            if width * height > MOST_PIXELS:
+            if width * height > 4 * MAX_PIXELS:
                 return f"{width}x{height} pixels are too many"
             if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned on its side
                 width, height = height, width

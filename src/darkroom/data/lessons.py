@@ -6,6 +6,7 @@ Shapes: P pictures, H W their height and width.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from darkroom.images import open_picture
+
 from .folders import Example, scan
 from .scenes import draw_scene, render_scene
 
 
 @dataclass(frozen=True)
-class Lessons:
+class Lessons(ABC):
     """Pictures, read when they are asked for, and their captions.
 
     Attributes:
@@ -39,9 +42,9 @@ class Lessons:
     def __len__(self) -> int:
         return len(self.captions)
 
+    @abstractmethod
     def picture(self, i: int) -> NDArray[np.uint8]:
         """Picture i, [H, W, 3]."""
-        raise NotImplementedError
 
     def pictures(self) -> Iterator[NDArray[np.uint8]]:
         """All pictures in order."""
@@ -69,10 +72,7 @@ class FolderLessons(Lessons):
         )
 
     def picture(self, i: int) -> NDArray[np.uint8]:
-        with Image.open(self.examples[i].path) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        whole = Image.alpha_composite(white, upright).convert("RGB")
+        whole = open_picture(self.examples[i].path, "the training picture")
         return np.asarray(ImageOps.fit(whole, self.size, Image.Resampling.LANCZOS))
 
 

@@ -36,7 +36,7 @@ class LearnedWord:
     def __post_init__(self) -> None:
         for name in self.names:
             check_name(name)
-        values = b"".join(part.contiguous().numpy().astype("<f4").tobytes() for part in self.parts)
+        values = b"".join(part.detach().cpu().contiguous().numpy().astype("<f4").tobytes() for part in self.parts)
         object.__setattr__(self, "hash", hashlib.sha256(values).hexdigest()[:16])
 
     @property

@@ -166,23 +166,23 @@ class PromptEncoder:
                 " they belong to different models"
             )
         rows = list(distinct.values())
-        parts = [self._call(rows[i : i + ROWS], clip_skip) for i in range(0, len(rows), ROWS)]
+        parts = [self.run(rows[i : i + ROWS], clip_skip) for i in range(0, len(rows), ROWS)]
         places = {key: i for i, key in enumerate(distinct)}
         order = [places[key] for key in keys]
         pooled = [vectors for _, vectors in parts if vectors is not None]
         return torch.cat([z for z, _ in parts])[order], torch.cat(pooled)[order] if pooled else None
 
-    def _call(self, chunks: Sequence[Chunk], clip_skip: int) -> Encoded:
-        """One call of the text encoder: [k, L, D] and [k, P] or None, float32."""
+    def run(self, chunks: Sequence[Chunk], clip_skip: int = 0) -> Encoded:
+        """One call of the text encoder: [k, L, D] and [k, P] or None, float32. Gradients reach learned words."""
         table = self.text_encoder.token_embedding.weight
         ids = torch.tensor([chunk.ids for chunk in chunks], device=table.device)
         embeddings = None
         if any(chunk.learned for chunk in chunks):
             embeddings = self.text_encoder.token_embedding(ids)
-            for row, chunk in zip(embeddings, chunks, strict=True):
+            for i, chunk in enumerate(chunks):
                 for at, word in chunk.learned:
                     check_widths(word, self.widths)
-                    row[at : at + word.count] = word.parts[self.part].to(device=row.device, dtype=row.dtype)
+                    embeddings[i, at : at + word.count] = word.parts[self.part].to(table)
         if self.penultimate:
             z, pooled = self.text_encoder.penultimate(ids, clip_skip, embeddings)
             return z.float(), None if pooled is None else pooled.float()

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from darkroom.data.glyphs import find_font, other_emoji
 from darkroom.data.objects import SIZES
-from darkroom.errors import CheckpointError, TrainingError
-from darkroom.formats.files import open_tensors
-from darkroom.formats.writer import Entry, whole_file, write_safetensors
+from darkroom.errors import TrainingError
 
 from . import autoencoder as ae
 from . import state, unet
@@ -39,8 +37,8 @@ from .finish import (
     scene_tokenizer,
     tokenizer_of,
 )
-from .latents import encode_scenes
-from .loop import Stopped, train
+from .latents import encode_scenes, read_latents, write_latents
+from .loop import Stopped, check_done, train
 from .parallel import launch, share
 from .recipes import EmbeddedRecipe, check
 
@@ -106,9 +104,9 @@ def check_embedded(recipe: EmbeddedRecipe, workers: int = 1) -> None:
 
 def train_autoencoder(recipe: ae.AutoencoderRecipe, run: Path, workers: int = 1) -> None:
     """Train an autoencoder on the built-in scenes to the end of its recipe. Raises TrainingError, Stopped."""
-    if _steps_done(run) < recipe.steps:
+    if state.steps_done(run) < recipe.steps:
         launch(_autoencoder_work, workers, recipe, run, _with_others(run))
-        _check_done(run, recipe.steps)
+        check_done(run, recipe.steps)
 
 
 def _autoencoder_work(recipe: ae.AutoencoderRecipe, run: Path, with_others: bool) -> None:
@@ -131,17 +129,6 @@ def _with_others(run: Path) -> bool:
     if wanted and not there:
         raise TrainingError(f"{run} began with the emoji font at hand; install fonts-noto-color-emoji to go on")
     return bool(wanted)
-
-
-def _steps_done(run: Path) -> int:
-    """The step of a run's newest checkpoint, 0 if it has none."""
-    return max((state.step_of(path) for path in state.checkpoints(run)), default=0)
-
-
-def _check_done(run: Path, steps: int) -> None:
-    done = _steps_done(run)
-    if done < steps:
-        raise Stopped(f"stopped at step {done} of {steps} in {run}; the same command goes on")
 
 
 def autoencoder_file(source: str | None, folder: Path) -> Path:
@@ -198,21 +185,12 @@ def _encode_work(finished: Path, folder: Path, recipe: unet.UNetRecipe) -> None:
     mine = share()
     for path, first, count in _missing(folder, recipe.scenes)[mine.rank :: mine.world]:
         tensor = torch.cat(list(encode_scenes(autoencoder, recipe.seed, first, count)))
-        entry = Entry("latents", tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
-        with whole_file(path) as draft:
-            write_safetensors(draft, [entry], {})
+        write_latents(path, tensor)
 
 
 def load_latents(folder: Path, scenes: int) -> Tensor:
     """A cache's latents: [scenes, C, h, w] float16. Raises TrainingError."""
-    found = []
-    for path, _, _ in _parts(folder, scenes):
-        try:
-            with open_tensors(path) as file:
-                found.append(file.load("latents"))
-        except CheckpointError as error:
-            raise TrainingError(f"latents {path} can't be read; delete them to make them anew: {error}") from error
-    return torch.cat(found)
+    return torch.cat([read_latents(path) for path, _, _ in _parts(folder, scenes)])
 
 
 def train_unet(recipe: unet.UNetRecipe, run: Path, latents: Path, workers: int = 1) -> None:
@@ -221,7 +199,7 @@ def train_unet(recipe: unet.UNetRecipe, run: Path, latents: Path, workers: int =
     A run belongs to one autoencoder's latents: going on with another's is refused.
     """
     note, tokenizer = run / "latents.txt", run / "tokenizer"
-    begun = _steps_done(run)
+    begun = state.steps_done(run)
     if note.is_file() and begun and note.read_text().strip() != latents.name:
         raise TrainingError(f"{run} was trained on the latents of another autoencoder; use another folder")
     if begun >= recipe.steps:
@@ -232,7 +210,7 @@ def train_unet(recipe: unet.UNetRecipe, run: Path, latents: Path, workers: int =
         scene_tokenizer().save(tokenizer)
         note.write_text(latents.name + "\n")
     launch(_unet_work, workers, recipe, run, latents)
-    _check_done(run, recipe.steps)
+    check_done(run, recipe.steps)
 
 
 def _unet_work(recipe: unet.UNetRecipe, run: Path, latents: Path) -> None:

@@ -55,6 +55,13 @@ class Stopped(KeyboardInterrupt):
     """A run was interrupted, and saved: its message says how far it came."""
 
 
+def check_done(run: Path, steps: int) -> None:
+    """Raise Stopped unless a run has come to its end."""
+    done = state.steps_done(run)
+    if done < steps:
+        raise Stopped(f"stopped at step {done} of {steps} in {run}; the same command goes on")
+
+
 class Stage(Protocol):
     """What the loop trains. `modules` are saved, averaged and updated under their names."""
 

@@ -52,6 +52,11 @@ def step_of(path: Path) -> int:
     return int(found[1])
 
 
+def steps_done(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 if it has none."""
+    return max((step_of(path) for path in checkpoints(run)), default=0)
+
+
 def load_last(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint's state, or None. Only tensors and plain values are read from it."""
     found = checkpoints(folder)

@@ -5,6 +5,7 @@ Shapes: N rows, P pictures, C latent channels, h w latent size, H W picture size
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from darkroom.diffusion.control import ControlBatch
 from darkroom.errors import TrainingError
 from darkroom.models.controlnet import ControlNet
 from darkroom.prompts.embeddings import LearnedWord
+from darkroom.prompts.encoder import PromptEncoder
 
 from .loop import LoopConfig, step_seed
 from .objective import denoising_loss
@@ -74,7 +76,7 @@ class Vectors(nn.Module):
 
 
 @dataclass
-class TuneStage:
+class TuneStage(ABC):
     """The loop's view of a tuning. A subclass says what is trained, and how the network answers with it."""
 
     config: TuneRecipe
@@ -86,12 +88,14 @@ class TuneStage:
     def __post_init__(self) -> None:
         torch.manual_seed(step_seed(self.config.seed, -1))
         self.order = np.repeat(np.arange(len(self.lessons)), self.lessons.repeats)
-        self.texts: dict[str, Tensor] = {}
+        assert isinstance(self.pipe.prompts, PromptEncoder)
+        self.prompts = self.pipe.prompts
+        self.words: tuple[LearnedWord, ...] = ()
         self.begin()
 
+    @abstractmethod
     def begin(self) -> None:
         """Make the modules that are trained."""
-        raise NotImplementedError
 
     def captions(self, rows: np.ndarray[Any, Any], step: int) -> list[str]:
         """The rows' captions, some replaced by the empty one."""
@@ -107,12 +111,9 @@ class TuneStage:
         return self.latents[mine].float(), mine, [captions[i] for i in share.of(range(len(rows)))]
 
     def text(self, captions: Sequence[str]) -> Tensor:
-        """Captions as the frozen text encoder reads them, cut to one chunk: [N, T, D]."""
-        for caption in captions:
-            if caption not in self.texts:
-                encoded = self.pipe.prompts.encode(caption, style="plain")
-                self.texts[caption] = encoded[: self.pipe.prompts.length]
-        return torch.stack([self.texts[caption] for caption in captions])
+        """Captions as the text encoder reads them, each cut to one chunk: [N, T, D] float32."""
+        encoded, _ = self.prompts.run([self.prompts.chunks(c, "plain", self.words)[0] for c in captions])
+        return encoded
 
     def loss(
         self, batch: tuple[Tensor, list[int], list[str]], step: int, share: Share
@@ -157,22 +158,11 @@ class InversionStage(TuneStage):
         start = start + 0.01 * table.std() * torch.randn(start.shape).to(start) * (torch.arange(c.vectors) > 0)[:, None]
         self.word = Vectors(start)
         self.modules["word"] = self.word
-        self.placeholder = LearnedWord((c.word,), (start.detach().cpu(),))
+        self.words = (LearnedWord((c.word,), (self.word.vectors,)),)  # whose vectors are the very ones that learn
 
     def captions(self, rows: np.ndarray[Any, Any], step: int) -> list[str]:
         word = self.config.word
         return [c if not c or word in c else f"a photo of {word}" for c in super().captions(rows, step)]
-
-    def text(self, captions: Sequence[str]) -> Tensor:
-        encoder = self.pipe.text_encoder
-        chunks = [self.pipe.prompts.chunks(caption, "plain", (self.placeholder,))[0] for caption in captions]
-        ids = torch.tensor([chunk.ids for chunk in chunks], device=self.word.vectors.device)
-        embeddings = encoder.token_embedding(ids).float()
-        for row, chunk in enumerate(chunks):
-            for at, word in chunk.learned:
-                embeddings[row, at : at + word.count] = self.word.vectors
-        encoded: Tensor = encoder(ids, embeddings=embeddings)
-        return encoded.float()
 
 
 class ControlNetStage(TuneStage):

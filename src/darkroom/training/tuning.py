@@ -1,6 +1,6 @@
 """A tuning by one command: lessons encoded once, a run that goes on where it stopped, a file in the ecosystem's format.
 
-OUTPUT/lessons-KEY.safetensors   latents of the pictures; kept under a hash of pictures, captions and autoencoder
+OUTPUT/lessons-KEY.safetensors   latents of the pictures; kept under hashes of pictures and captions, and of the model
 OUTPUT/step-*.pt, log.jsonl      the run (loop.py)
 OUTPUT/lora.safetensors, word.safetensors or controlnet/: what was made
 """
@@ -12,23 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
 
 import darkroom
 from darkroom.data.lessons import FolderLessons, Lessons, SceneLessons
-from darkroom.errors import CheckpointError, TrainingError
+from darkroom.errors import TrainingError
 from darkroom.formats.control import save_controlnet
 from darkroom.formats.embedding import save_embedding
-from darkroom.formats.files import open_tensors
 from darkroom.formats.lora_save import save_lora
-from darkroom.formats.writer import Entry, whole_file, write_safetensors
 from darkroom.pipeline import Pipeline
 
 from . import state
-from .finish import fingerprint
-from .loop import Stopped, train
+from .latents import encode_pictures, read_latents, write_latents
+from .loop import check_done, train
 from .parallel import launch
 from .tune import (
     STAGES,
@@ -50,6 +46,7 @@ RECIPES: Mapping[str, Callable[[], TuneRecipe]] = {
     "controlnet": lambda: ControlNetRecipe(steps=10_000, batch_size=8, lr=1e-4, optimizer="adamw", warmup=200),
 }
 ROWS = 8  # pictures encoded at once
+LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
 Report = Callable[[str, Path | None, int], None]
 
 
@@ -88,59 +85,31 @@ def tune(
     pipe = subject.pipe(recipe.device)
     lessons = subject.lessons(pipe, recipe.seed)
     output.mkdir(parents=True, exist_ok=True)
-    report("encoding pictures", None, 0)
-    latents = _encoded(pipe, lessons, output)
+    (output / LEFT_OUT).write_text("".join(f"{path}: {why}\n" for path, why in lessons.left_out), encoding="utf-8")
+    latents = output / f"lessons-{lessons.key[:12]}-{pipe.model_hash}.safetensors"
+    if not latents.is_file():
+        if state.steps_done(output):
+            raise TrainingError(f"{output} was trained on other pictures or for another model; use another folder")
+        report("encoding pictures", None, 0)
+        write_latents(latents, torch.cat(list(encode_pictures(pipe.autoencoder, lessons.pictures(), ROWS))))
+    stage = STAGES[type(recipe)](recipe, pipe, lessons, read_latents(latents))
     report("tuning", output, recipe.steps)
-    if _steps_done(output) < recipe.steps:
-        launch(_work, workers, recipe, subject, output, latents)
-        if _steps_done(output) < recipe.steps:
-            raise Stopped(
-                f"stopped at step {_steps_done(output)} of {recipe.steps} in {output}; the same command goes on"
-            )
-    stage = _stage(recipe, pipe, lessons, latents)
+    if state.steps_done(output) < recipe.steps:
+        if workers == 1:
+            train(stage, output)
+        else:
+            launch(_work, workers, recipe, subject, output, latents)
+        check_done(output, recipe.steps)
     saved = cast("dict[str, Any]", state.load_last(output))
     for name, module in stage.modules.items():
         module.load_state_dict(saved["ema"][name])
     return _write(stage, output)
 
 
-def _steps_done(run: Path) -> int:
-    return max((state.step_of(path) for path in state.checkpoints(run)), default=0)
-
-
-def _stage(recipe: TuneRecipe, pipe: Pipeline, lessons: Lessons, latents: Path) -> TuneStage:
-    try:
-        with open_tensors(latents) as file:
-            cache = file.load("latents")
-    except CheckpointError as error:
-        raise TrainingError(f"latents {latents} can't be read; delete them to make them anew: {error}") from error
-    return STAGES[type(recipe)](recipe, pipe, lessons, cache)
-
-
 def _work(recipe: TuneRecipe, subject: Subject, output: Path, latents: Path) -> None:
     pipe = subject.pipe(recipe.device)
-    train(_stage(recipe, pipe, subject.lessons(pipe, recipe.seed), latents), output)
-
-
-@torch.no_grad()
-def _encoded(pipe: Pipeline, lessons: Lessons, output: Path) -> Path:
-    """The file of the lessons' latents [P, C, h, w] float16, made unless it is there."""
-    path = output / f"lessons-{lessons.key[:12]}-{fingerprint(pipe.autoencoder)[:12]}.safetensors"
-    if path.is_file():
-        return path
-    found: list[Tensor] = []
-    waiting: list[np.ndarray[Any, Any]] = []
-    for i, picture in enumerate(lessons.pictures(), 1):
-        waiting.append(picture)
-        if len(waiting) == ROWS or i == len(lessons):
-            pictures = torch.from_numpy(np.stack(waiting)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            moments = pipe.autoencoder.encode(pictures.to(pipe.device)).float()
-            found.append(pipe.autoencoder.scale(moments.chunk(2, dim=1)[0]).half().cpu())
-            waiting = []
-    latents = torch.cat(found)
-    with whole_file(path) as draft:
-        write_safetensors(draft, [Entry("latents", tuple(latents.shape), latents.dtype, lambda: latents)], {})
-    return path
+    lessons = subject.lessons(pipe, recipe.seed)
+    train(STAGES[type(recipe)](recipe, pipe, lessons, read_latents(latents)), output)
 
 
 def _write(stage: TuneStage, output: Path) -> Path:

@@ -13,10 +13,9 @@ from darkroom.engine.job import Job, Next
 from darkroom.errors import RequestError
 from darkroom.images import latent_size
 from darkroom.request import Request
-from darkroom.samplers.state import SamplerState
 
 from .common import Model, assemble, complete, guidance, noise_of
-from .image import begun, image_to_image
+from .image import begun, image_to_image, noised
 from .upscale import check_size
 
 
@@ -69,6 +68,6 @@ def second_pass(
     latent = F.interpolate(first[None].float(), size, mode="bilinear")[0]
     noise = noise_of(request, inputs, tuple(latent.shape))
     plan = begun(model, request)
-    x = latent + noise(0) * plan.start_sigma if plan.start < plan.steps else latent / plan.final_scale
-    state = SamplerState(x.to(model.device), plan.start_sigma, plan.start)
-    return assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs), output)
+    return assemble(
+        id, request, plan, noised(model, plan, latent, noise), noise, guidance(model, request, plan, inputs), output
+    )

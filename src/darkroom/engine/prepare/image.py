@@ -22,7 +22,7 @@ from darkroom.masks import Composite
 from darkroom.models import tiled
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.request import MAX_SIDE, MIN_SIDE, Request
-from darkroom.samplers.state import SamplerState
+from darkroom.samplers.state import Noise, SamplerState
 
 from .common import Model, assemble, complete, guidance, noise_of
 
@@ -51,9 +51,9 @@ def redrawn(model: Model, request: Request, id: str, inputs: Inputs, output: str
     latent = encoded(model, seen, request, 0)
     noise = noise_of(request, inputs, tuple(latent.shape), taken=1)
     plan = begun(model, request)
-    x = latent + noise(0) * plan.start_sigma if plan.start < plan.steps else latent / plan.final_scale
-    state = SamplerState(x.to(model.device), plan.start_sigma, plan.start)
-    job = assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs), output)
+    job = assemble(
+        id, request, plan, noised(model, plan, latent, noise), noise, guidance(model, request, plan, inputs), output
+    )
     if not request.strength:
         job.composite = unchanged(picture)
     return job
@@ -151,6 +151,12 @@ def begun(
             f"raise one of them, or ask for exact_steps"
         )
     return whole.from_interval(whole.steps - count, sliced=sliced)
+
+
+def noised(model: Model, plan: Plan, latent: Tensor, noise: Noise) -> SamplerState:
+    """Where a cut plan begins from a latent [C, h, w]: with its first draw of noise, or, past its end, as it is."""
+    x = latent + noise(0) * plan.start_sigma if plan.start < plan.steps else latent / plan.final_scale
+    return SamplerState(x.to(model.device), plan.start_sigma, plan.start)
 
 
 def encoded(model: Model, picture: Tensor, request: Request, draw: int) -> Tensor:
