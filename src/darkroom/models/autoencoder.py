@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import AutoencoderConfig
-from .layers import ResnetBlock, Upsample, attend
+from .layers import Block, ResnetBlock, Upsample, attend
 
 EPS = 1e-6  # every GroupNorm of the original autoencoder
 
 
-class PixelAttention(nn.Module):
+class PixelAttention(Block):
     """One-head self-attention between all pixels, added to its input: [N, C, H, W] -> [N, C, H, W]."""
 
     def __init__(self, channels: int, groups: int) -> None:

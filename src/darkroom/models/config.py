@@ -523,6 +523,56 @@ class TextEncoderConfig:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class VisionEncoderConfig:
+    """CLIPVisionModelWithProjection: pictures [N, 3, S, S] to embeddings [N, P]. The default is CLIP's ViT-B/32."""
+
+    hidden_size: int = 768  # D, the width of a patch
+    intermediate_size: int = 3072  # width of the feed-forward layer
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3  # channels of a picture
+    image_size: int = 224  # S, the side of a picture
+    patch_size: int = 32  # pixels a patch covers on each side
+    hidden_act: str = "quick_gelu"  # "quick_gelu" (OpenAI) or "gelu" (OpenCLIP)
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512  # P, the width of the space that pictures and texts share
+
+    def __post_init__(self) -> None:
+        _check_values(self, {})
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; it is 'quick_gelu' or 'gelu'")
+        if self.num_hidden_layers > DEEPEST:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; at most {DEEPEST} are built")
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patch_size is {self.patch_size}, larger than the picture's {self.image_size}")
+        _check_divides("num_attention_heads", self.num_attention_heads, self.hidden_size)
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture; a border that fills no patch is left out."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_diffusers(cls, config: Json) -> VisionEncoderConfig:
+        """Read transformers' CLIPVisionConfig. ValueError on an unknown activation."""
+        _check_object(config)
+        names = [n for n in cls.__dataclass_fields__ if config.get(n) is not None]
+        return cls(**{n: config[n] for n in names})
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `config.json` that transformers reads."""
+        return {
+            "architectures": ["CLIPVisionModelWithProjection"],
+            "model_type": "clip_vision_model",
+            "attention_dropout": 0.0,
+            "initializer_factor": 1.0,
+            "initializer_range": 0.02,
+            "torch_dtype": "float32",
+            **{n: getattr(self, n) for n in self.__dataclass_fields__},
+        }
+
+
 SD15_AUTOENCODER = AutoencoderConfig()
 SD15_UNET = UNetConfig()
 SD15_TEXT_ENCODER = TextEncoderConfig()

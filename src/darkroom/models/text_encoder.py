@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TextEncoderConfig
-from .layers import attend
+from .config import TextEncoderConfig, VisionEncoderConfig
+from .layers import Block, attend
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -23,31 +23,32 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-class CausalAttention(nn.Module):
-    """Self-attention of tokens to those before them: [N, T, D] -> [N, T, D]."""
+class SelfAttention(nn.Module):
+    """Attention of tokens to each other, or (`causal`) only to those before them: [N, T, D] -> [N, T, D]."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.q = nn.Linear(width, width)
         self.k = nn.Linear(width, width)
         self.v = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.out(attend(self.q(x), self.k(x), self.v(x), self.heads, causal=True))
+        y: Tensor = self.out(attend(self.q(x), self.k(x), self.v(x), self.heads, causal=self.causal))
         return y
 
 
-class Layer(nn.Module):
+class Layer(Block):
     """A pre-norm transformer layer: attention, then two linear layers, each added: [N, T, D] -> [N, T, D]."""
 
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, config: TextEncoderConfig | VisionEncoderConfig, causal: bool = True) -> None:
         super().__init__()
         width = config.hidden_size
         self.activation = ACTIVATIONS[config.hidden_act]
         self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.attention = CausalAttention(width, config.num_attention_heads)
+        self.attention = SelfAttention(width, config.num_attention_heads, causal)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(width, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, width)
@@ -58,10 +59,26 @@ class Layer(nn.Module):
         return x
 
 
-def _embedding(count: int, width: int) -> nn.Embedding:
+def embedding_table(count: int, width: int) -> nn.Embedding:
     """A table without its first values: drawing normal ones on the meta device costs torch over a second of imports."""
     table: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)  # type: ignore[no-untyped-call]
     return table
+
+
+@torch.no_grad()
+def draw_weights(network: nn.Module, config: TextEncoderConfig | VisionEncoderConfig) -> None:
+    """CLIP's own initial weights: normal, narrower with width, and with depth where a layer adds to its input."""
+    inner = config.hidden_size**-0.5
+    added = inner * (2 * max(config.num_hidden_layers, 1)) ** -0.5
+    std = {"q": inner, "k": inner, "v": inner, "out": added, "fc1": inner * 2**-0.5, "fc2": added}
+    std["projection"] = inner
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding | nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std[name.rsplit(".", 1)[-1]])
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class TextEncoder(nn.Module):
@@ -70,8 +87,8 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = _embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = _embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_embedding = embedding_table(config.vocab_size, config.hidden_size)
+        self.position_embedding = embedding_table(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
@@ -80,20 +97,9 @@ class TextEncoder(nn.Module):
         if not self.final_norm.weight.is_meta:
             self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """CLIP's own initial weights: normal, narrower with width, and with depth where a layer adds to its input."""
-        inner = self.config.hidden_size**-0.5
-        added = inner * (2 * max(self.config.num_hidden_layers, 1)) ** -0.5
-        std = {"q": inner, "k": inner, "v": inner, "out": added, "fc1": inner * 2**-0.5, "fc2": added}
-        std["projection"] = inner
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=std[name.rsplit(".", 1)[-1]])
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """CLIP's own initial weights, see `draw_weights`."""
+        draw_weights(self, self.config)
 
     def forward(self, ids: Tensor, clip_skip: int = 0, embeddings: Tensor | None = None) -> Tensor:
         """Token ids [N, T] -> [N, T, D], after the final norm.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import ResnetBlock, Upsample, attend
+from .layers import Block, ResnetBlock, Upsample, attend
 
 EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
 MAX_PERIOD = 10_000.0  # longest wavelength of the timestep embedding, over 2 pi
@@ -109,7 +109,7 @@ class TransformerBlock(nn.Module):
         return x
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Block):
     """Transformer blocks over a level's pixels, added to their input: [N, C, H, W], text [N, T, D] -> [N, C, H, W]."""
 
     def __init__(self, config: UNetConfig, level: int, only_cross: bool) -> None:
