@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..models.config import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
+from ..models.config import (
+    AutoencoderConfig,
+    ControlNetConfig,
+    TextEncoderConfig,
+    TinyAutoencoderConfig,
+    UNetConfig,
+    VisionEncoderConfig,
+)
 from .layouts import Part
 from .rules import Config
 
@@ -20,6 +27,7 @@ _CLASSES: dict[Part, type[Config]] = {
     "autoencoder": AutoencoderConfig,
     "text_encoder": TextEncoderConfig,
     "text_encoder_2": TextEncoderConfig,
+    "image_encoder": VisionEncoderConfig,
     "controlnet": ControlNetConfig,
 }
 _MOST_BLOCKS = 4096  # resnets and transformer blocks of a U-Net; published ones have under 150
@@ -68,6 +76,9 @@ def network_config(part: Part, content: dict[str, Any], where: str) -> Any:
     """The configuration of one network from its `config.json`. CheckpointError names `where` and the value at fault."""
     if part.startswith("text_encoder") and isinstance(content.get("text_config"), dict):
         content = content["text_config"]  # a whole CLIP's configuration
+    if part == "image_encoder" and isinstance(content.get("vision_config"), dict):
+        shared = {"projection_dim": content["projection_dim"]} if "projection_dim" in content else {}
+        content = content["vision_config"] | shared
     tiny = part == "autoencoder" and content.get("_class_name") == "AutoencoderTiny"
     with sentences(where):
         config = (TinyAutoencoderConfig if tiny else _CLASSES[part]).from_diffusers(content)

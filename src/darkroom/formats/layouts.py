@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from ..models.config import AutoencoderConfig, ControlNetConfig, UNetConfig
 from .rules import Config, Place, Rule, translate
 
-Part: TypeAlias = Literal["unet", "autoencoder", "text_encoder", "text_encoder_2", "controlnet"]
+Part: TypeAlias = Literal["unet", "autoencoder", "text_encoder", "text_encoder_2", "image_encoder", "controlnet"]
 Layout: TypeAlias = Literal["diffusers", "ldm", "openclip", "sdxl_clip", "sdxl_openclip", "taesd"]
 # openclip: the text encoder of an SD 2.x single file; sdxl_...: those of an SDXL single file; taesd: the original tiny
 # autoencoder, its two files as one
@@ -24,6 +24,7 @@ TITLES: Mapping[Part, str] = {
     "autoencoder": "autoencoder (VAE)",
     "text_encoder": "text encoder",
     "text_encoder_2": "second text encoder",
+    "image_encoder": "image encoder",
     "controlnet": "ControlNet",
 }
 
@@ -201,27 +202,33 @@ def _after_clamp(config: Config, l: int, i: int) -> Mapping[str, int]:
 _TINY = (Rule("encoder.{i}", "encoder.layers.{i}"), Rule("decoder.{i}", "decoder.layers.{i}"))
 _TAESD = (Rule("encoder.{l}", "encoder.{l}"), Rule("decoder.{l}", "decoder.{n}", numbers=_after_clamp))
 
-# --- text encoder --------------------------------------------------------------------------------------------------
+# --- text and image encoder ----------------------------------------------------------------------------------------
 
+_CLIP_LAYER = (
+    Rule("norm1", "layer_norm1"),
+    Rule("norm2", "layer_norm2"),
+    *(Rule(f"attention.{n}", f"self_attn.{n}_proj") for n in ("q", "k", "v", "out")),
+    Rule("fc1", "mlp.fc1"),
+    Rule("fc2", "mlp.fc2"),
+)
 _CLIP = (
     Rule("token_embedding", "embeddings.token_embedding"),
     Rule("position_embedding", "embeddings.position_embedding"),
     Rule("final_norm", "final_layer_norm"),
-    Rule(
-        "layers.{i}",
-        "encoder.layers.{i}",
-        (
-            Rule("norm1", "layer_norm1"),
-            Rule("norm2", "layer_norm2"),
-            *(Rule(f"attention.{n}", f"self_attn.{n}_proj") for n in ("q", "k", "v", "out")),
-            Rule("fc1", "mlp.fc1"),
-            Rule("fc2", "mlp.fc2"),
-        ),
-    ),
+    Rule("layers.{i}", "encoder.layers.{i}", _CLIP_LAYER),
 )
 _CLIP_PROJECTED = (
     *(Rule(rule.native, f"text_model.{rule.foreign}", rule.inside) for rule in _CLIP),
     Rule("projection", "text_projection"),
+)
+_CLIP_VISION = (
+    Rule("class_embedding", "vision_model.embeddings.class_embedding"),
+    Rule("patch_embedding", "vision_model.embeddings.patch_embedding"),
+    Rule("position_embedding", "vision_model.embeddings.position_embedding"),
+    Rule("pre_norm", "vision_model.pre_layrnorm"),  # so it is spelled
+    Rule("final_norm", "vision_model.post_layernorm"),
+    Rule("layers.{i}", "vision_model.encoder.layers.{i}", _CLIP_LAYER),
+    Rule("projection", "visual_projection"),
 )
 _OPEN_CLIP = (
     *_same("token_embedding"),
@@ -261,6 +268,7 @@ _RULES: Mapping[tuple[Part, Layout], tuple[str, tuple[Rule, ...]]] = {
     ("text_encoder", "sdxl_openclip"): ("conditioner.embedders.0.model.", _OPEN_CLIP),  # the refiner's only one
     ("text_encoder_2", "diffusers"): ("", _CLIP_PROJECTED),
     ("text_encoder_2", "sdxl_openclip"): ("conditioner.embedders.1.model.", _OPEN_CLIP),
+    ("image_encoder", "diffusers"): ("", _CLIP_VISION),
 }
 
 
@@ -316,6 +324,7 @@ _ALIASES: Mapping[tuple[Part, Layout], tuple[tuple[str, str], ...]] = {
 
 # Tensors that are known and are no weights of these networks.
 _CLIP_EXTRAS = r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection(\.weight)?|logit_scale|vision_model\."
+_CLIP_VISION_EXTRAS = r"vision_model\.embeddings\.position_ids|text_projection(\.weight)?|logit_scale|text_model\."
 _OPEN_CLIP_EXTRAS = r"(text_projection|logit_scale|logit_bias|attn_mask|visual\.)"
 _IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
     ("autoencoder", "ldm"): re.compile(r"first_stage_model\.(loss|model_ema)\."),
@@ -325,6 +334,7 @@ _IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
     ("text_encoder", "sdxl_clip"): re.compile(rf"conditioner\.embedders\.0\.(transformer\.)?({_CLIP_EXTRAS})"),
     ("text_encoder", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.0\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
     ("text_encoder_2", "diffusers"): re.compile(_CLIP_EXTRAS),
+    ("image_encoder", "diffusers"): re.compile(_CLIP_VISION_EXTRAS),
     ("text_encoder_2", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.1\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
 }
 

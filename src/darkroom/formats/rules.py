@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
 
-from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig, VisionEncoderConfig
 
-Config: TypeAlias = UNetConfig | AutoencoderConfig | TextEncoderConfig
+Config: TypeAlias = UNetConfig | AutoencoderConfig | TextEncoderConfig | VisionEncoderConfig
 Numbering: TypeAlias = Callable[[Config, int, int], Mapping[str, int]]  # (config, l, i) -> more template fields
 
 

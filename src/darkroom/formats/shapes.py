@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..models.config import AutoencoderConfig, ControlNetConfig, TinyAutoencoderConfig, UNetConfig
+from ..models.config import (
+    AutoencoderConfig,
+    ControlNetConfig,
+    TinyAutoencoderConfig,
+    UNetConfig,
+    VisionEncoderConfig,
+)
 from .rules import Config
 
 
@@ -22,6 +28,8 @@ def native_shapes(config: Config, where: str = "the configuration") -> dict[str,
         from ..models.tiny_autoencoder import TinyAutoencoder as network
     elif isinstance(config, AutoencoderConfig):
         from ..models.autoencoder import Autoencoder as network
+    elif isinstance(config, VisionEncoderConfig):
+        from ..models.vision import VisionEncoder as network
     else:
         from ..models.text_encoder import TextEncoder as network
     try:
