@@ -17,9 +17,11 @@ import darkroom
 from darkroom.data.lessons import FolderLessons, SceneLessons
 from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import TrainingError
+from darkroom.training.kinds import KINDS as ALL
+from darkroom.training.kinds import Subject
 from darkroom.training.recipes import check, override
 from darkroom.training.tune import ControlNetRecipe, InversionRecipe, LoraRecipe, TuneRecipe
-from darkroom.training.tuning import RECIPES, Subject, tune
+from darkroom.training.tuning import lessons_of, pipe_of, tune
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,9 @@ def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Pat
     from darkroom.training.tune import STAGES
 
     subject = Subject(None, str(folder))
-    pipe = subject.pipe("cpu")
+    pipe = pipe_of(subject, "cpu")
     before = weights(pipe)
-    lessons = subject.lessons(pipe, 0)
+    lessons = lessons_of(subject, pipe, 0)
     latents = torch.cat(list(encode_pictures(pipe.autoencoder, lessons.pictures())))
     for recipe in KINDS:
         stage = STAGES[type(recipe)](recipe, pipe, lessons, latents)
@@ -128,7 +130,7 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
         ("textual-inversion", "word=", "word"),
     ):  # fmt: skip
         with pytest.raises(TrainingError, match=part):
-            check(override(RECIPES[kind](), [key]))
+            check(override(ALL[kind].recipe_of(), [key]))
     bad = ControlNetRecipe(lr=0.1, hint="canyn", **RECIPE)
     with pytest.raises(TrainingError, match="hint is 'canyn'"):
         tune(bad, Subject(None, None, scenes=2), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""`darkroom train`: networks from nothing on the built-in scenes; LoRAs, words and ControlNets for a finished model."""
+"""`darkroom train`: any of `darkroom.training.kinds.KINDS` from the command line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 from darkroom.cli import INTERRUPTED, complain, new_app, options
 from darkroom.errors import RequestError, TrainingError
 from darkroom.request import choice, whole
+from darkroom.training.kinds import KINDS, LEFT_OUT, PRESETS, Subject
 
 if TYPE_CHECKING:
     from darkroom.training.loop import LoopConfig
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-NETWORKS = ("embedded", "autoencoder", "unet")  # from nothing
-TUNINGS = ("lora", "textual-inversion", "controlnet")  # for a finished model
-KINDS = (*NETWORKS, *TUNINGS)
-PRESETS = ("cpu", "gpu")
 _MOST_WORKERS = 8  # more processes than this share a batch of a small network badly
 
 
@@ -52,7 +49,7 @@ def train(
         str | None,
         typer.Option(
             metavar="M",
-            help="What to tune. For unet: whose autoencoder to use: an autoencoder's run, or a model. "
+            help="What to start from; for unet: whose autoencoder to use, a run or a model. "
             "[default: the embedded model]",
         ),
     ] = None,
@@ -67,7 +64,7 @@ def train(
         bool, typer.Option("--show-recipe", help="Print the complete recipe as JSON, and train nothing.")
     ] = False,
 ) -> int:
-    """Train networks on the built-in scenes, or tune a model; interrupt at any moment, and the same command goes on.
+    """Train networks from nothing, or from a model; interrupt at any moment, and the same command goes on.
 
     darkroom train embedded --output runs/embedded
 
@@ -79,23 +76,19 @@ def train(
         if workers is not None:
             whole("--workers", workers, 1, 256)
     folder = _folder(output)
-    if model is not None and kind not in ("unet", *TUNINGS):
-        raise RequestError(f"--model is for {', '.join(('unet', *TUNINGS))}; {kind} starts from nothing")
-    if data is not None and kind in NETWORKS:
-        raise RequestError(f"--data is for {', '.join(TUNINGS)}; {kind} is trained on the built-in scenes")
+    what = KINDS[kind]
+    if model is not None and not what.model:
+        takers = ", ".join(name for name, other in KINDS.items() if other.model)
+        raise RequestError(f"--model is for {takers}; {kind} starts from nothing")
+    if data is not None and not what.data:
+        takers = ", ".join(name for name, other in KINDS.items() if other.data)
+        raise RequestError(f"--data is for {takers}; {kind} is trained on the built-in scenes")
     from darkroom.training import recipes
     from darkroom.training.loop import Stopped
 
-    recipe: Any
-    if kind in TUNINGS:
-        from darkroom.training.tuning import RECIPES
-
-        recipe = RECIPES[kind]()
-    else:
-        whole_recipe = recipes.PRESETS[preset]()
-        recipe = whole_recipe if kind == "embedded" else getattr(whole_recipe, kind)
+    recipe: Any = what.recipe_of(preset)
     if steps is not None:
-        if kind == "embedded":
+        if not hasattr(recipe, "steps"):
             raise RequestError("--steps is for one network; use --set autoencoder.steps=N and --set unet.steps=N")
         recipe = recipes.override(recipe, [f"steps={steps}"])
     recipe = recipes.override(recipe, settings or [])
@@ -105,11 +98,16 @@ def train(
         print(json.dumps(asdict(recipe), indent=2))
         return 0
     workers = workers or _workers(recipe)
+    for part in recipes.parts(recipe):
+        recipes.check(part, workers)
     if not resume:
         _refuse_old(folder)
     try:
         with _Line() as line:
-            print(_run(kind, recipe, folder, workers, model, data, line))
+            print(what.train(recipe, Subject(model, data), folder, workers, line.stage))
+        left_out = folder / LEFT_OUT
+        if left_out.is_file() and (count := left_out.read_text(encoding="utf-8").count("\n")):
+            complain(f"{count} pictures were left out; {left_out} says which, and why")
     except Stopped as stop:
         complain(str(stop))
         return INTERRUPTED
@@ -137,52 +135,22 @@ def _refuse_old(folder: Path) -> None:
 
 def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:
     """As many processes as there are cores and the batches can be shared by; one on a GPU."""
-    from darkroom.training.recipes import EmbeddedRecipe, check
+    from darkroom.training.recipes import check, parts
 
-    parts = [recipe.autoencoder, recipe.unet] if isinstance(recipe, EmbeddedRecipe) else [recipe]
-    for part in parts:
+    runs = parts(recipe)
+    for part in runs:
         check(part)
-    if any(part.device != "cpu" for part in parts):
+    if any(part.device != "cpu" for part in runs):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for workers in range(min(cores, _MOST_WORKERS), 1, -1):
         try:
-            for part in parts:
+            for part in runs:
                 check(part, workers)
         except TrainingError:
             continue
         return workers
     return 1
-
-
-def _run(kind: str, recipe: Any, folder: Path, workers: int, model: str | None, data: str | None, line: _Line) -> Path:
-    """Train, and return what was made."""
-    from darkroom.training import embedded, recipes
-    from darkroom.training.finish import FINISHED
-
-    if kind == "embedded":
-        return embedded.train_embedded(recipe, folder, workers, line.stage)
-    recipes.check(recipe, workers)
-    if kind in TUNINGS:
-        from darkroom.training.tuning import LEFT_OUT, Subject, tune
-
-        made = tune(recipe, Subject(model, data), folder, workers, line.stage)
-        if left_out := (folder / LEFT_OUT).read_text(encoding="utf-8").count("\n"):
-            complain(f"{left_out} pictures were left out; {folder / LEFT_OUT} says which, and why")
-        return made
-    if kind == "autoencoder":
-        line.stage("autoencoder", folder, recipe.steps)
-        embedded.train_autoencoder(recipe, folder, workers)
-        line.stage("normalising latents", None, 0)
-        embedded.finish_autoencoder(folder)
-        return folder / FINISHED
-    line.stage("encoding scenes", None, 0)
-    finished = embedded.autoencoder_file(model, folder)
-    latents = embedded.cache_latents(finished, folder / "latents", recipe, workers)
-    line.stage("unet", folder, recipe.steps)
-    embedded.train_unet(recipe, folder, latents, workers)
-    line.stage("writing the model", None, 0)
-    return embedded.export_networks(embedded.load_autoencoder(finished), folder, folder / "model")
 
 
 class _Line:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,6 +36,7 @@ from .finish import (
     scene_tokenizer,
     tokenizer_of,
 )
+from .kinds import Report, Subject
 from .latents import encode_scenes, read_latents, write_latents
 from .loop import Stopped, check_done, train
 from .parallel import launch, share
@@ -51,13 +51,46 @@ __all__ = [
     "load_autoencoder",
     "load_ema",
     "load_latents",
+    "run_autoencoder",
+    "run_embedded",
+    "run_unet",
     "train_autoencoder",
     "train_embedded",
     "train_unet",
 ]
 
 PART = 2048  # scenes in a part of the latent cache
-Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps
+
+
+def run_embedded(
+    recipe: EmbeddedRecipe, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
+) -> Path:
+    """`train_embedded` as one of `KINDS`."""
+    return train_embedded(recipe, output, workers, report)
+
+
+def run_autoencoder(
+    recipe: ae.AutoencoderRecipe, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
+) -> Path:
+    """Train an autoencoder on the built-in scenes and normalise its latents; returns its file."""
+    report("autoencoder", output, recipe.steps)
+    train_autoencoder(recipe, output, workers)
+    report("normalising latents", None, 0)
+    finish_autoencoder(output)
+    return output / FINISHED
+
+
+def run_unet(
+    recipe: unet.UNetRecipe, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
+) -> Path:
+    """Train a U-Net and its text encoder on the built-in scenes; returns the model's folder."""
+    report("encoding scenes", None, 0)
+    finished = autoencoder_file(subject.model, output)
+    latents = cache_latents(finished, output / "latents", recipe, workers)
+    report("unet", output, recipe.steps)
+    train_unet(recipe, output, latents, workers)
+    report("writing the model", None, 0)
+    return export_networks(load_autoencoder(finished), output, output / "model")
 
 
 def train_embedded(recipe: EmbeddedRecipe, output: Path, workers: int = 1, report: Report = lambda *_: None) -> Path:

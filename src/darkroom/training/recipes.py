@@ -55,6 +55,26 @@ def gpu() -> EmbeddedRecipe:
 PRESETS: dict[str, Callable[[], EmbeddedRecipe]] = {"cpu": cpu, "gpu": gpu}
 
 
+def embedded(preset: str = "cpu") -> EmbeddedRecipe:
+    """Both stages of the embedded model."""
+    return PRESETS[preset]()
+
+
+def autoencoder(preset: str = "cpu") -> AutoencoderRecipe:
+    """The embedded model's autoencoder."""
+    return PRESETS[preset]().autoencoder
+
+
+def unet(preset: str = "cpu") -> UNetRecipe:
+    """The embedded model's U-Net and text encoder."""
+    return PRESETS[preset]().unet
+
+
+def parts(recipe: LoopConfig | EmbeddedRecipe) -> list[LoopConfig]:
+    """The runs of the loop that a recipe is of."""
+    return [recipe.autoencoder, recipe.unet] if isinstance(recipe, EmbeddedRecipe) else [recipe]
+
+
 def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     """`recipe` with fields changed by "key=value"; "part.key=value" reaches into a recipe of several parts.
 

@@ -7,10 +7,9 @@ OUTPUT/lora.safetensors, word.safetensors or controlnet/: what was made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -23,6 +22,7 @@ from darkroom.formats.lora_save import save_lora
 from darkroom.pipeline import Pipeline
 
 from . import state
+from .kinds import LEFT_OUT, Report, Subject
 from .latents import encode_pictures, read_latents, write_latents
 from .loop import check_done, train
 from .parallel import launch
@@ -38,40 +38,48 @@ from .tune import (
     TuneStage,
 )
 
-RECIPES: Mapping[str, Callable[[], TuneRecipe]] = {
-    "lora": lambda: LoraRecipe(steps=1000, batch_size=4, lr=1e-4, optimizer="adamw", warmup=20, cooldown=0.5),
-    "textual-inversion": lambda: InversionRecipe(
-        steps=2000, batch_size=4, lr=5e-3, optimizer="adamw", warmup=20, cooldown=0.5, dropout=0.0, ema=0.99
-    ),
-    "controlnet": lambda: ControlNetRecipe(steps=10_000, batch_size=8, lr=1e-4, optimizer="adamw", warmup=200),
-}
+Tune = TypeVar("Tune", bound=TuneRecipe)
 ROWS = 8  # pictures encoded at once
-LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
-Report = Callable[[str, Path | None, int], None]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is tuned, on what."""
+def on(recipe: Tune, preset: str) -> Tune:
+    """A tuning's recipe for a preset: the same numbers, on its device."""
+    return replace(recipe, device="cuda") if preset == "gpu" else recipe
 
-    model: str | None  # as `darkroom.load` takes it
-    data: str | None  # a folder of pictures; None: the built-in scenes
-    scenes: int = 20_000  # how many of those
 
-    def pipe(self, device: str) -> Pipeline:
-        """The model, in float32."""
-        pipe = darkroom.load(self.model, device=device, dtype="float32")
-        if pipe.unet.config.in_channels != pipe.autoencoder.config.latent_channels or pipe.unet.config.told_sizes:
-            raise TrainingError(f"{pipe.name!r} is no plain text-to-image model of Stable Diffusion 1.x or 2.x")
-        return pipe
+def lora(preset: str = "cpu") -> LoraRecipe:
+    """A thousand steps of four pictures."""
+    return on(LoraRecipe(steps=1000, batch_size=4, lr=1e-4, optimizer="adamw", warmup=20, cooldown=0.5), preset)
 
-    def lessons(self, pipe: Pipeline, seed: int) -> Lessons:
-        """The pictures and captions, at the model's own size. Raises TrainingError."""
-        if self.data is not None:
-            return FolderLessons.of(self.data, pipe.size)
-        if pipe.size != (128, 128):
-            raise TrainingError("the built-in scenes suit the embedded model only; name a folder of pictures by --data")
-        return SceneLessons.of(self.scenes, seed)
+
+def textual_inversion(preset: str = "cpu") -> InversionRecipe:
+    """Two thousand steps of four pictures; captions are never dropped."""
+    recipe = InversionRecipe(
+        steps=2000, batch_size=4, lr=5e-3, optimizer="adamw", warmup=20, cooldown=0.5, dropout=0.0, ema=0.99
+    )
+    return on(recipe, preset)
+
+
+def controlnet(preset: str = "cpu") -> ControlNetRecipe:
+    """Ten thousand steps of eight pictures."""
+    return on(ControlNetRecipe(steps=10_000, batch_size=8, lr=1e-4, optimizer="adamw", warmup=200), preset)
+
+
+def pipe_of(subject: Subject, device: str) -> Pipeline:
+    """The subject's model, in float32. Raises TrainingError, CheckpointError."""
+    pipe = darkroom.load(subject.model, device=device, dtype="float32")
+    if pipe.unet.config.in_channels != pipe.autoencoder.config.latent_channels or pipe.unet.config.told_sizes:
+        raise TrainingError(f"{pipe.name!r} is no plain text-to-image model of Stable Diffusion 1.x or 2.x")
+    return pipe
+
+
+def lessons_of(subject: Subject, pipe: Pipeline, seed: int) -> Lessons:
+    """The pictures and captions, at the model's own size. Raises TrainingError."""
+    if subject.data is not None:
+        return FolderLessons.of(subject.data, pipe.size)
+    if pipe.size != (128, 128):
+        raise TrainingError("the built-in scenes suit the embedded model only; name a folder of pictures by --data")
+    return SceneLessons.of(subject.scenes, seed)
 
 
 def tune(
@@ -82,8 +90,8 @@ def tune(
     Raises TrainingError, CheckpointError; Stopped when SIGINT or SIGTERM came: all is saved then, the same call goes
     on.
     """
-    pipe = subject.pipe(recipe.device)
-    lessons = subject.lessons(pipe, recipe.seed)
+    pipe = pipe_of(subject, recipe.device)
+    lessons = lessons_of(subject, pipe, recipe.seed)
     output.mkdir(parents=True, exist_ok=True)
     (output / LEFT_OUT).write_text("".join(f"{path}: {why}\n" for path, why in lessons.left_out), encoding="utf-8")
     latents = output / f"lessons-{lessons.key[:12]}-{pipe.model_hash}.safetensors"
@@ -107,8 +115,8 @@ def tune(
 
 
 def _work(recipe: TuneRecipe, subject: Subject, output: Path, latents: Path) -> None:
-    pipe = subject.pipe(recipe.device)
-    lessons = subject.lessons(pipe, recipe.seed)
+    pipe = pipe_of(subject, recipe.device)
+    lessons = lessons_of(subject, pipe, recipe.seed)
     train(STAGES[type(recipe)](recipe, pipe, lessons, read_latents(latents)), output)
 
 

@@ -1,0 +1,83 @@
+"""What `darkroom train` can train: one entry a kind, and the command line knows nothing else of it.
+
+No torch is imported here: an entry names its recipe and its runner, which are imported when they are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from .loop import LoopConfig
+    from .recipes import EmbeddedRecipe
+
+Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps
+PRESETS = ("cpu", "gpu")  # every kind has a recipe for each: two cores; one large GPU
+LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained, on what."""
+
+    model: str | None = None  # as `darkroom.load` takes it, or what else the kind says; None: the embedded model
+    data: str | None = None  # a folder of pictures, or shards; None: the built-in scenes
+    scenes: int = 20_000  # how many of those
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One thing that can be trained.
+
+    Attributes:
+        about: what it is, for the command's help.
+        recipe: "module:function" of `darkroom.training`: preset -> recipe.
+        run: "module:function": (recipe, subject, output, workers, report) -> what was made. It trains to the end, or
+            goes on with what is in the folder `output`; raises TrainingError, CheckpointError, and Stopped when SIGINT
+            or SIGTERM came (all is saved then, the same call goes on).
+        model: what --model means; "": it starts from nothing and takes none.
+        data: whether it takes --data; otherwise it is trained on the built-in scenes alone.
+    """
+
+    about: str
+    recipe: str
+    run: str
+    model: str = "the model to start from"
+    data: bool = True
+
+    def recipe_of(self, preset: str = "cpu") -> LoopConfig | EmbeddedRecipe:
+        """The recipe of one of `PRESETS`."""
+        return cast("LoopConfig | EmbeddedRecipe", _found(self.recipe)(preset))
+
+    def train(
+        self, recipe: Any, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
+    ) -> Path:
+        """Call the runner."""
+        return cast("Path", _found(self.run)(recipe, subject, output, workers, report))
+
+
+def _found(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    return cast("Callable[..., Any]", getattr(import_module(f"darkroom.training.{module}"), function))
+
+
+KINDS: Mapping[str, Kind] = {
+    "embedded": Kind(
+        "the embedded model: autoencoder, text encoder and U-Net, on the built-in scenes",
+        "recipes:embedded", "embedded:run_embedded", model="", data=False,
+    ),
+    "autoencoder": Kind(
+        "an autoencoder from nothing", "recipes:autoencoder", "embedded:run_autoencoder", model="", data=False
+    ),
+    "unet": Kind(
+        "a U-Net and its text encoder from nothing", "recipes:unet", "embedded:run_unet",
+        model="whose autoencoder to use: an autoencoder's run, or a model", data=False,
+    ),
+    "lora": Kind("a LoRA: a small file of changes to a model", "tuning:lora", "tuning:tune"),
+    "textual-inversion": Kind("a word's vectors", "tuning:textual_inversion", "tuning:tune"),
+    "controlnet": Kind("a ControlNet: steers a model by a hint", "tuning:controlnet", "tuning:tune"),
+}  # fmt: skip
