@@ -18,6 +18,7 @@ from darkroom.data.objects import OBJECTS
 from darkroom.errors import TrainingError
 from darkroom.evaluate import scenes
 from darkroom.training import card, embedded, finish, state
+from darkroom.training.cache import fingerprint
 from darkroom.training.loop import Stopped
 from darkroom.training.recipes import EmbeddedRecipe, cpu, override
 
@@ -120,17 +121,17 @@ def test_latents_are_kept_by_their_autoencoder(output: Path, recipe: EmbeddedRec
 def test_a_longer_autoencoder_run_is_finished_anew(output: Path, tmp_path: Path) -> None:
     run = tmp_path / "autoencoder"
     shutil.copytree(output / "autoencoder", run)
-    before = finish.fingerprint(embedded.finish_autoencoder(run))
-    assert before == finish.fingerprint(embedded.finish_autoencoder(output / "autoencoder"))
+    before = fingerprint(embedded.finish_autoencoder(run))
+    assert before == fingerprint(embedded.finish_autoencoder(output / "autoencoder"))
     saved = state.load_last(run)
     assert saved is not None
     weights = saved["ema"]["autoencoder"]
     weights["decoder.conv_out.bias"] += 1
     state.save(run, 5, {**saved, "step": 5})
-    assert finish.fingerprint(embedded.finish_autoencoder(run)) != before
+    assert fingerprint(embedded.finish_autoencoder(run)) != before
     for path in state.checkpoints(run):
         path.unlink()  # the finished file alone is enough
-    assert finish.fingerprint(embedded.finish_autoencoder(run)) != before
+    assert fingerprint(embedded.finish_autoencoder(run)) != before
     (run / finish.FINISHED).write_bytes(b"broken")
     with pytest.raises(TrainingError, match="autoencoder"):
         embedded.finish_autoencoder(run)

@@ -79,7 +79,7 @@ def test_a_tuning_learns_and_its_file_draws_what_was_trained(recipe: TuneRecipe,
 
 
 def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
-    from darkroom.training.latents import encode_pictures
+    from darkroom.training.latents import fill, latents_of
     from darkroom.training.loop import train
     from darkroom.training.parallel import Share
     from darkroom.training.tune import STAGES
@@ -88,7 +88,8 @@ def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Pat
     pipe = pipe_of(subject, "cpu")
     before = weights(pipe)
     lessons = lessons_of(subject, pipe, 0)
-    latents = torch.cat(list(encode_pictures(pipe.autoencoder, lessons.pictures())))
+    fill(tmp_path / "cache", lessons, pipe.autoencoder)
+    latents = latents_of(lessons, pipe.autoencoder, tmp_path / "cache")
     for recipe in KINDS:
         stage = STAGES[type(recipe)](recipe, pipe, lessons, latents)
         batch = stage.batch(0, Share())

@@ -39,6 +39,18 @@ class Example:
     repeats: int = 1  # how often it comes in one round of the data
     digest: str = ""  # SHA-256 of the file, 64 hexadecimal digits
 
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return str(self.path)
+
+    def read(self) -> bytes:
+        """The picture's bytes. Raises TrainingError."""
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise TrainingError(f"{str(self.path)[:200]!r} can't be read ({error.strerror})") from error
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:

@@ -1,6 +1,6 @@
-"""What a finished model is tuned on: pictures of one size with their captions.
+"""What networks learn from: pictures with their captions, each cut to the size of its bucket.
 
-Shapes: P pictures, H W their height and width.
+Shapes: P pictures, H W a picture's height and width.
 """
 
 from __future__ import annotations
@@ -13,67 +13,81 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from darkroom.images import open_picture
+from darkroom.errors import TrainingError
 
+from .buckets import PLAIN, Crop, Cut, Size
 from .folders import Example, scan
+from .reading import read_cut
 from .scenes import draw_scene, render_scene
 
 
 @dataclass(frozen=True)
 class Lessons(ABC):
-    """Pictures, read when they are asked for, and their captions.
+    """Pictures, read when they are asked for, and their captions. All sequences have one entry a picture.
 
     Attributes:
-        captions: one a picture.
+        captions: as they were found; `data.captions` makes of them what is learned.
         repeats: how often each comes in one round.
-        size: (width, height) of every picture.
-        key: a hash of all of it; what is computed from the pictures is kept under it.
-        left_out: what the folder holds that can't be used, and why.
+        sizes: (width, height) of each as it is shown: its bucket.
+        digests: a hash of each as it is on disk.
+        prior: whether it is a class picture (DreamBooth), not one of the subject.
+        key: a hash of all of it: a run belongs to it.
+        cut: how pictures are brought to their sizes.
+        left_out: what can't be used, and why.
     """
 
     captions: Sequence[str]
     repeats: Sequence[int]
-    size: tuple[int, int]
+    sizes: Sequence[Size]
+    digests: Sequence[str]
+    prior: Sequence[bool]
     key: str
+    cut: Cut = field(default=PLAIN)
     left_out: Sequence[tuple[Path, str]] = field(default=())
 
     def __len__(self) -> int:
         return len(self.captions)
 
     @abstractmethod
-    def picture(self, i: int) -> NDArray[np.uint8]:
-        """Picture i, [H, W, 3]."""
+    def picture(self, i: int, version: int = 0) -> NDArray[np.uint8]:
+        """Picture i, [H, W, 3]. Where crops are random or pictures mirrored, each version is another one."""
+
+    @abstractmethod
+    def crop(self, i: int, version: int = 0) -> Crop:
+        """What of picture i that version shows, for a network that is told of it."""
+
+    def version(self, i: int, step: int, seed: int) -> int:
+        """Which version of picture i a step shows; 0 where there is one only."""
+        return self.cut.version(i, step, seed)
 
     def pictures(self) -> Iterator[NDArray[np.uint8]]:
-        """All pictures in order."""
+        """All pictures in order, in their first version."""
         return (self.picture(i) for i in range(len(self)))
 
 
 @dataclass(frozen=True)
-class FolderLessons(Lessons):
-    """The pictures of a folder, each scaled until it covers the size, and cut to it around its middle."""
+class FileLessons(Lessons):
+    """Pictures in files, those of a folder or of shards."""
 
     examples: Sequence[Example] = ()
 
-    @classmethod
-    def of(cls, folder: str | Path, size: tuple[int, int]) -> FolderLessons:
-        """Scan a folder. Raises TrainingError."""
-        found = scan(folder)
-        told = [f"{e.digest} {e.repeats} {e.caption}" for e in found.examples]
-        return cls(
-            captions=[e.caption for e in found.examples],
-            repeats=[e.repeats for e in found.examples],
-            size=size,
-            key=_key("folder", size, told),
-            left_out=found.left_out,
-            examples=found.examples,
-        )
+    def picture(self, i: int, version: int = 0) -> NDArray[np.uint8]:
+        """As above. Raises TrainingError where the file is no longer what it was."""
+        return read_cut(self.examples[i], self.sizes[i], self.crop(i, version))
 
-    def picture(self, i: int) -> NDArray[np.uint8]:
-        whole = open_picture(self.examples[i].path, "the training picture")
-        return np.asarray(ImageOps.fit(whole, self.size, Image.Resampling.LANCZOS))
+    def crop(self, i: int, version: int = 0) -> Crop:
+        example = self.examples[i]
+        return self.cut.of((example.width, example.height), self.sizes[i], example.digest, version)
+
+
+class FolderLessons(FileLessons):
+    """The pictures of a folder, each scaled until it covers the size, and cut to it."""
+
+    @classmethod
+    def of(cls, folder: str | Path, size: Size, cut: Cut = PLAIN) -> FileLessons:
+        """Scan a folder. Raises TrainingError."""
+        return open_lessons(str(folder), size, cut)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -86,11 +100,71 @@ class SceneLessons(Lessons):
     def of(cls, count: int, seed: int) -> SceneLessons:
         """`count` scenes."""
         captions = [draw_scene(seed, i).caption for i in range(count)]
-        return cls(captions, [1] * count, (128, 128), _key("scenes", (128, 128), [f"{seed} {count}"]), seed=seed)
+        digests = [hashlib.sha256(f"scene {seed} {i}".encode()).hexdigest() for i in range(count)]
+        size = (128, 128)
+        key = _key("scenes", [f"{seed} {count}"])
+        return cls(captions, [1] * count, [size] * count, digests, [False] * count, key, seed=seed)
 
-    def picture(self, i: int) -> NDArray[np.uint8]:
+    def picture(self, i: int, version: int = 0) -> NDArray[np.uint8]:
         return render_scene(draw_scene(self.seed, i))
 
+    def crop(self, i: int, version: int = 0) -> Crop:
+        return Crop(self.sizes[i], self.sizes[i], (0, 0))
 
-def _key(kind: str, size: tuple[int, int], told: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join([kind, f"{size[0]}x{size[1]}", *told]).encode()).hexdigest()
+
+def open_lessons(
+    data: str | None,
+    size: Size,
+    cut: Cut = PLAIN,
+    *,
+    prior: str | None = None,
+    caption: str = "",
+    prior_caption: str = "",
+    scenes: int = 20_000,
+    seed: int = 0,
+) -> Lessons:
+    """The training pictures that `data` names, each cut to `size` (width, height) or to the bucket nearest its shape.
+
+    Args:
+        data: a folder; WebDataset shards ("shards/", "a-{000..015}.tar", "*.tar"); None: the built-in scenes.
+        prior: class pictures, named likewise.
+        caption: of a picture that has none of its own; `prior_caption`: of such a class picture.
+        scenes, seed: which of the built-in scenes.
+
+    Raises TrainingError in one sentence for what can't be learned from.
+    """
+    if data is None:
+        if size != (128, 128) or cut.buckets or prior is not None:
+            raise TrainingError(
+                "the built-in scenes are of 128x128 pixels and suit the embedded model only; name a folder of pictures "
+                "by --data"
+            )
+        return SceneLessons.of(scenes, seed)
+    found = scan(data)
+    examples, left_out = list(found.examples), list(found.left_out)
+    classes = [False] * len(examples)
+    if prior is not None:
+        others = scan(prior)
+        examples += others.examples
+        left_out += others.left_out
+        classes += [True] * len(others.examples)
+    captions = [e.caption or (prior_caption if p else caption) for e, p in zip(examples, classes, strict=True)]
+    sizes = [cut.bucket((e.width, e.height), size) for e in examples]
+    told = [
+        f"{e.digest} {e.repeats} {p} {s} {c}" for e, p, s, c in zip(examples, classes, sizes, captions, strict=True)
+    ]
+    return FileLessons(
+        captions=captions,
+        repeats=[e.repeats for e in examples],
+        sizes=sizes,
+        digests=[e.digest for e in examples],
+        prior=classes,
+        key=_key("files", [f"{cut}", *told]),
+        cut=cut,
+        left_out=left_out,
+        examples=examples,
+    )
+
+
+def _key(kind: str, told: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join([kind, *told]).encode()).hexdigest()

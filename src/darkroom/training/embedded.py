@@ -23,12 +23,12 @@ from darkroom.errors import TrainingError
 
 from . import autoencoder as ae
 from . import state, unet
+from .cache import fingerprint
 from .card import write_cards
 from .finish import (
     FINISHED,
     export,
     export_networks,
-    fingerprint,
     finish_autoencoder,
     load_autoencoder,
     load_ema,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -136,15 +135,6 @@ def load_autoencoder(path: Path) -> Autoencoder:
     except (Error, KeyError, ValueError, RuntimeError) as error:
         raise TrainingError(f"{path} is no autoencoder that we saved; delete it to make it anew: {error}") from error
     return autoencoder.eval().requires_grad_(False)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a network's weights: what its latents are kept under."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def export(autoencoder_run: Path, unet_run: Path, target: Path) -> Path:

@@ -1,27 +1,184 @@
-"""Latents of the built-in scenes: measured, normalised, and cached for the U-Net's training.
+"""Latents of training pictures: measured, normalised, and kept on disk as moments.
 
-Shapes: P scenes, C latent channels, h w latent size.
+Shapes: P pictures, N rows of a batch, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from darkroom.data.buckets import LIVE
+from darkroom.data.lessons import Lessons
 from darkroom.data.scenes import Scene, draw_scene, render_scene
 from darkroom.errors import CheckpointError, TrainingError
 from darkroom.formats.files import open_tensors
 from darkroom.formats.writer import Entry, whole_file, write_safetensors
 from darkroom.models.autoencoder import Autoencoder
 
+from .cache import Cache, fingerprint, key_of, missing, stacked_rows
+from .loop import Stopped, interruptible
+from .parallel import Share
+
 Pixels = NDArray[np.uint8]
+ROWS = (
+    8  # pictures encoded at once on a GPU. On a CPU it is one, so that a latent's bits don't depend on its neighbours
+)
+
+
+class Latents(Protocol):
+    """Where a training's latents come from."""
+
+    lessons: Lessons
+
+    def draw(self, rows: Sequence[int] | NDArray[np.int64], step: int, seed: int) -> Tensor:
+        """Latents [N, C, h, w] float32 of some pictures of one size, scaled as the U-Net sees them.
+
+        Drawn anew for every step from what the autoencoder says: mean + deviation * noise, of the version of the
+        picture that `lessons.version(row, step, seed)` says. A pure function of its arguments; a picture's draw does
+        not depend on the others'.
+        """
+
+
+class LatentStore:
+    """Moments of pictures, kept on disk under hashes of the picture, of what is cut out of it, and of the autoencoder.
+
+    Raises Stopped where some are missing: `fill` makes them, and was interrupted.
+    """
+
+    def __init__(self, folder: Path, lessons: Lessons, autoencoder: Autoencoder) -> None:
+        self.lessons = lessons
+        self.cache = Cache(place(folder, autoencoder))
+        self._keys = keys(lessons)
+        if absent := missing(self.cache, self._keys):
+            raise TrainingError(
+                f"{len(absent)} of {len(self._keys)} latents are missing in {folder}; encode them first"
+            )
+
+    def moments(self, i: int, version: int = 0) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """Mean and deviation [C, h, w] of a picture's latent, scaled. Raises TrainingError for a damaged cache."""
+        found = self.cache.get(self._keys[i * self.lessons.cut.versions + version])
+        return found["mean"], found["deviation"]
+
+    def draw(self, rows: Sequence[int] | NDArray[np.int64], step: int, seed: int) -> Tensor:
+        """As `Latents.draw`."""
+        pairs = [self.moments(int(i), self.lessons.version(int(i), step, seed)) for i in rows]
+        means, deviations = (stacked_rows(part) for part in zip(*pairs, strict=True))
+        return means + deviations * _noise(rows, step, seed, means.shape[1:])
+
+
+class LiveLatents:
+    """Latents encoded whenever they are drawn: for pictures that never come twice in the same crop."""
+
+    def __init__(self, lessons: Lessons, autoencoder: Autoencoder) -> None:
+        self.lessons, self.autoencoder = lessons, autoencoder
+
+    def draw(self, rows: Sequence[int] | NDArray[np.int64], step: int, seed: int) -> Tensor:
+        """As `Latents.draw`."""
+        pictures = (self.lessons.picture(int(i), self.lessons.version(int(i), step, seed)) for i in rows)
+        pairs = list(moments_of(self.autoencoder, pictures))
+        means, deviations = (torch.cat(part).float() for part in zip(*pairs, strict=True))
+        return means + deviations * _noise(rows, step, seed, means.shape[1:])
+
+
+def latents_of(lessons: Lessons, autoencoder: Autoencoder, folder: Path) -> Latents:
+    """The latents of pictures: those of a cache that `fill` has filled, or live where versions have no end."""
+    if lessons.cut.versions == LIVE:
+        return LiveLatents(lessons, autoencoder)
+    return LatentStore(folder, lessons, autoencoder)
+
+
+def place(folder: Path, autoencoder: Autoencoder) -> Path:
+    """Where in a cache's folder the latents of an autoencoder lie: under a hash of its weights and its scaling."""
+    c = autoencoder.config
+    told = f"{fingerprint(autoencoder)} {c.scaling_factor} {c.shift_factor} {c.latents_mean} {c.latents_std}"
+    return folder / f"latents-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def keys(lessons: Lessons) -> list[str]:
+    """The keys of all pictures in all their versions: those of the first picture, of the second, ..."""
+    return [
+        key_of(lessons.digests[i], lessons.sizes[i], lessons.crop(i, version))
+        for i in range(len(lessons))
+        for version in range(lessons.cut.versions)
+    ]
+
+
+def fill(
+    folder: Path,
+    lessons: Lessons,
+    autoencoder: Autoencoder,
+    part: Share = Share(),
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Encode this process's part of what a cache lacks of some pictures; killed at any moment, it goes on from there.
+
+    SIGINT and SIGTERM end it early, with all on disk that was done.
+    `report` is told of pictures done and to do. Raises TrainingError for a full disk, and for a picture that the
+    autoencoder makes NaN of.
+    """
+    if lessons.cut.versions == LIVE:
+        return
+    cache = Cache(place(folder, autoencoder))
+    cache.sweep()
+    wanted, versions = keys(lessons), lessons.cut.versions
+    absent = sorted(missing(cache, wanted), key=lambda k: lessons.sizes[k // versions])
+    absent = absent[part.rank :: part.world]
+    done = 0
+    with interruptible() as asked, cache.writer() as writer:
+        for rows in _of_one_size(absent, lambda k: lessons.sizes[k // versions]):
+            if asked():
+                break
+            pictures = [lessons.picture(*divmod(k, versions)) for k in rows]
+            means, deviations = (torch.cat(part) for part in zip(*moments_of(autoencoder, pictures), strict=True))
+            if not bool((means.isfinite() & deviations.isfinite()).all()):
+                raise TrainingError(
+                    f"the autoencoder makes NaN or infinity of a picture with the caption "
+                    f"{lessons.captions[rows[0] // versions][:60]!r} or of its neighbours; use float32"
+                )
+            for k, mean, deviation in zip(rows, means.numpy(), deviations.numpy(), strict=True):
+                writer.add(wanted[k], {"mean": mean, "deviation": deviation})
+            done += len(rows)
+            report(done, len(absent))
+
+
+@torch.no_grad()
+def moments_of(autoencoder: Autoencoder, pictures: Iterable[Pixels]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mean and deviation of the latents of pictures [H, W, 3] of one size, in batches [n, C, h, w] float16, scaled."""
+    device = next(autoencoder.parameters()).device
+    waiting = iter(pictures)
+    while batch := list(islice(waiting, 1 if device.type == "cpu" else ROWS)):
+        mean, logvar = autoencoder.encode(stacked(batch).to(device)).float().chunk(2, dim=1)
+        low = autoencoder.scale(mean)
+        high = autoencoder.scale(mean + torch.exp(0.5 * logvar.clamp(-30, 20)))
+        yield low.half().cpu(), (high - low).half().cpu()
+
+
+def _of_one_size(numbers: Sequence[int], size: Callable[[int], object]) -> Iterator[list[int]]:
+    """Runs of at most ROWS neighbours of one size."""
+    batch: list[int] = []
+    for k in numbers:
+        if batch and (len(batch) == ROWS or size(k) != size(batch[0])):
+            yield batch
+            batch = []
+        batch.append(k)
+    if batch:
+        yield batch
+
+
+def _noise(rows: Sequence[int] | NDArray[np.int64], step: int, seed: int, shape: Sequence[int]) -> Tensor:
+    """A picture's own normal noise for a step: [N, *shape] float32."""
+    drawn = [np.random.default_rng((seed, step, int(i), 6)).standard_normal(tuple(shape), np.float32) for i in rows]
+    return torch.from_numpy(np.stack(drawn))
 
 
 def pictures_of(scenes: Iterable[Scene]) -> Tensor:

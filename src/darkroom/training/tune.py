@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from darkroom import hints
 from darkroom.adapters import init_lora
+from darkroom.data.order import Order
 from darkroom.diffusion.condition import Batch
 from darkroom.diffusion.control import ControlBatch
 from darkroom.errors import TrainingError
@@ -31,6 +32,8 @@ from .parallel import Share
 if TYPE_CHECKING:
     from darkroom.data.lessons import Lessons
     from darkroom.pipeline import Pipeline
+
+    from .latents import Latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +85,13 @@ class TuneStage(ABC):
     config: TuneRecipe
     pipe: Pipeline
     lessons: Lessons
-    latents: Tensor  # [P, C, h, w], scaled
+    latents: Latents
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         torch.manual_seed(step_seed(self.config.seed, -1))
-        self.order = np.repeat(np.arange(len(self.lessons)), self.lessons.repeats)
+        lessons, c = self.lessons, self.config
+        self.order = Order(lessons.sizes, lessons.repeats, c.batch_size, c.seed, lessons.prior)
         assert isinstance(self.pipe.prompts, PromptEncoder)
         self.prompts = self.pipe.prompts
         self.words: tuple[LearnedWord, ...] = ()
@@ -104,11 +108,11 @@ class TuneStage(ABC):
 
     def batch(self, step: int, share: Share) -> tuple[Tensor, list[int], list[str]]:
         """Latents [N, C, h, w], the pictures' numbers, their captions."""
-        rng = np.random.default_rng((self.config.seed, step, 4))
-        rows = self.order[rng.integers(len(self.order), size=self.config.batch_size)]
+        rows = self.order.rows(step)
         captions = self.captions(rows, step)
         mine = [int(rows[i]) for i in share.of(range(len(rows)))]
-        return self.latents[mine].float(), mine, [captions[i] for i in share.of(range(len(rows)))]
+        latents = self.latents.draw(mine, step, self.config.seed)
+        return latents, mine, [captions[i] for i in share.of(range(len(rows)))]
 
     def text(self, captions: Sequence[str]) -> Tensor:
         """Captions as the text encoder reads them, each cut to one chunk: [N, T, D] float32."""
@@ -183,14 +187,15 @@ class ControlNetStage(TuneStage):
             )
         self.modules["controlnet"] = self.net
 
-    def hint(self, i: int) -> Tensor:
-        """The hint of picture i: [3, H, W] in 0..1."""
-        made = hints.make(self.config.hint, Image.fromarray(self.lessons.picture(i)))
+    def hint(self, i: int, step: int) -> Tensor:
+        """The hint of picture i, as a step shows it: [3, H, W] in 0..1."""
+        shown = self.lessons.picture(i, self.lessons.version(i, step, self.config.seed))
+        made = hints.make(self.config.hint, Image.fromarray(shown))
         return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 255
 
     def batch(self, step: int, share: Share) -> Any:
         latents, rows, captions = super().batch(step, share)
-        return latents, rows, captions, torch.stack([self.hint(i) for i in rows])
+        return latents, rows, captions, torch.stack([self.hint(i, step) for i in rows])
 
     def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         latents, rows, captions, shown = batch

@@ -1,6 +1,7 @@
 """A tuning by one command: lessons encoded once, a run that goes on where it stopped, a file in the ecosystem's format.
 
-OUTPUT/lessons-KEY.safetensors   latents of the pictures; kept under hashes of pictures and captions, and of the model
+OUTPUT/cache/                    latents of the pictures (latents.py)
+OUTPUT/lessons.txt               hashes of pictures and captions, and of the model: what the run belongs to
 OUTPUT/step-*.pt, log.jsonl      the run (loop.py)
 OUTPUT/lora.safetensors, word.safetensors or controlnet/: what was made
 """
@@ -14,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 import darkroom
-from darkroom.data.lessons import FolderLessons, Lessons, SceneLessons
+from darkroom.data.lessons import Lessons, open_lessons
 from darkroom.errors import TrainingError
 from darkroom.formats.control import save_controlnet
 from darkroom.formats.embedding import save_embedding
@@ -23,9 +24,9 @@ from darkroom.pipeline import Pipeline
 
 from . import state
 from .kinds import LEFT_OUT, Report, Subject
-from .latents import encode_pictures, read_latents, write_latents
+from .latents import fill, latents_of
 from .loop import check_done, train
-from .parallel import launch
+from .parallel import launch, share
 from .tune import (
     STAGES,
     ControlNetRecipe,
@@ -39,7 +40,8 @@ from .tune import (
 )
 
 Tune = TypeVar("Tune", bound=TuneRecipe)
-ROWS = 8  # pictures encoded at once
+CACHE = "cache"  # in the output folder
+BELONGS = "lessons.txt"
 
 
 def on(recipe: Tune, preset: str) -> Tune:
@@ -75,11 +77,7 @@ def pipe_of(subject: Subject, device: str) -> Pipeline:
 
 def lessons_of(subject: Subject, pipe: Pipeline, seed: int) -> Lessons:
     """The pictures and captions, at the model's own size. Raises TrainingError."""
-    if subject.data is not None:
-        return FolderLessons.of(subject.data, pipe.size)
-    if pipe.size != (128, 128):
-        raise TrainingError("the built-in scenes suit the embedded model only; name a folder of pictures by --data")
-    return SceneLessons.of(subject.scenes, seed)
+    return open_lessons(subject.data, pipe.size, scenes=subject.scenes, seed=seed)
 
 
 def tune(
@@ -94,19 +92,22 @@ def tune(
     lessons = lessons_of(subject, pipe, recipe.seed)
     output.mkdir(parents=True, exist_ok=True)
     (output / LEFT_OUT).write_text("".join(f"{path}: {why}\n" for path, why in lessons.left_out), encoding="utf-8")
-    latents = output / f"lessons-{lessons.key[:12]}-{pipe.model_hash}.safetensors"
-    if not latents.is_file():
-        if state.steps_done(output):
-            raise TrainingError(f"{output} was trained on other pictures or for another model; use another folder")
-        report("encoding pictures", None, 0)
-        write_latents(latents, torch.cat(list(encode_pictures(pipe.autoencoder, lessons.pictures(), ROWS))))
-    stage = STAGES[type(recipe)](recipe, pipe, lessons, read_latents(latents))
+    belongs, note = f"{lessons.key} {pipe.model_hash}\n", output / BELONGS
+    if state.steps_done(output) and (not note.is_file() or note.read_text(encoding="utf-8") != belongs):
+        raise TrainingError(f"{output} was trained on other pictures or for another model; use another folder")
+    note.write_text(belongs, encoding="utf-8")
+    report("encoding pictures", None, 0)
+    if workers == 1:
+        fill(output / CACHE, lessons, pipe.autoencoder)
+    else:
+        launch(_encode, workers, recipe, subject, output)
+    stage = STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, output / CACHE))
     report("tuning", output, recipe.steps)
     if state.steps_done(output) < recipe.steps:
         if workers == 1:
             train(stage, output)
         else:
-            launch(_work, workers, recipe, subject, output, latents)
+            launch(_work, workers, recipe, subject, output)
         check_done(output, recipe.steps)
     saved = cast("dict[str, Any]", state.load_last(output))
     for name, module in stage.modules.items():
@@ -114,10 +115,15 @@ def tune(
     return _write(stage, output)
 
 
-def _work(recipe: TuneRecipe, subject: Subject, output: Path, latents: Path) -> None:
+def _encode(recipe: TuneRecipe, subject: Subject, output: Path) -> None:
+    pipe = pipe_of(subject, recipe.device)
+    fill(output / CACHE, lessons_of(subject, pipe, recipe.seed), pipe.autoencoder, share())
+
+
+def _work(recipe: TuneRecipe, subject: Subject, output: Path) -> None:
     pipe = pipe_of(subject, recipe.device)
     lessons = lessons_of(subject, pipe, recipe.seed)
-    train(STAGES[type(recipe)](recipe, pipe, lessons, read_latents(latents)), output)
+    train(STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, output / CACHE)), output)
 
 
 def _write(stage: TuneStage, output: Path) -> Path:
