@@ -31,6 +31,7 @@ from .formats.control import open_controlnet
 from .formats.embedding import Embedding, learned_words
 from .formats.lora_store import LoraStore
 from .formats.save import save_folder, save_single_file
+from .formats.writer import saved_type
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models import tiled
 from .models.autoencoder import Autoencoder
@@ -588,7 +589,8 @@ class Pipeline:
     def save(self, path: str | Path, dtype: str | None = None) -> Path:
         """Write the model: one LDM-layout file if the name ends in .safetensors, else a diffusers folder.
 
-        dtype: "float32", "bfloat16" or "float16" to convert to; None keeps each network's own. Raises CheckpointError.
+        dtype: what to convert to: "float32", "bfloat16", "float16", or 8 bits, "float8_e4m3" or "float8_e5m2" (its
+        vectors then in float16); None keeps each network's own. Raises CheckpointError.
         """
         path = Path(path)
         write = save_single_file if path.suffix == ".safetensors" else save_folder
@@ -609,7 +611,7 @@ class Pipeline:
                 zero_negative=self.zero_negative,
                 low_res_scheduler_config=self.checkpoint.low_res_scheduler_config if self.checkpoint else None,
                 defaults=self.defaults,
-                dtype=None if dtype is None else DTYPES[choice("dtype", dtype, DTYPES)],
+                dtype=None if dtype is None else saved_type(dtype),
             )
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} can't be written ({error.strerror}); choose another place") from error

@@ -10,11 +10,10 @@ import typer
 
 from darkroom.cli import new_app, options
 from darkroom.errors import RequestError
+from darkroom.formats.writer import SAVED, saved_type
 from darkroom.request import choice
 
 app = new_app()
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @app.command()
@@ -22,7 +21,7 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file, or ORG/NAME on the hub.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="A name ending in .safetensors, or a new folder.")],
     dtype: Annotated[
-        str | None, typer.Option(metavar="T", help="float32, bfloat16 or float16. [default: as they are]")
+        str | None, typer.Option(metavar="T", help=f"Of the numbers: {', '.join(SAVED)}. [default: as they are]")
     ] = None,
     variant: Annotated[str | None, typer.Option(metavar="V", help='Which weights of a folder, such as "fp16".')] = None,
     form: Annotated[
@@ -39,7 +38,7 @@ def convert(
     """
     if dtype is not None:
         with options.named_as_options():
-            choice("dtype", dtype, DTYPES)
+            choice("dtype", dtype, SAVED)
     if os.path.lexists(options.path(target)) and not overwrite:
         raise RequestError(f"{target[:200]!r} exists already: choose another name, or add --overwrite")
     from darkroom.formats.lora_describe import holds_lora
@@ -60,9 +59,7 @@ def convert(
         path = convert_embedding(source, target, form)
         print(json.dumps({"path": str(path)}) if as_json else path)
         return
-    import torch
-
     from darkroom.formats.convert import convert as write
 
-    path = write(source, target, dtype=None if dtype is None else getattr(torch, dtype), variant=variant)
+    path = write(source, target, dtype=None if dtype is None else saved_type(dtype), variant=variant)
     print(json.dumps({"path": str(path)}) if as_json else path)

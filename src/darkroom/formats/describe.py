@@ -60,7 +60,7 @@ def _part(checkpoint: Checkpoint, part: Part) -> Mapping[str, Any]:
         fault = str(error)
     with weights.open() as file:
         keys = weights.keys(file.names(), part).values()
-        dtypes = Counter(str(file.dtype(key)).removeprefix("torch.") for key in keys)
+        dtypes = Counter(file.dtype_name(key) for key in keys)
     return {
         "parameters": sum(math.prod(shape) for shape in expected.values()),
         "dtypes": dict(dtypes.most_common()),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from darkroom.errors import CheckpointError
 from darkroom.formats.header import MAX_HEADER, parse_json, safetensors_slots
 from darkroom.formats.pickles import is_pickle, pickled_slots
+from darkroom.formats.scaled import take_scales
 from darkroom.formats.storage import MAX_TENSORS, Slot, Source, check_finite, check_name, clip, is_finite
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class TensorFile:
     def __init__(self, path: Path, slots: Iterable[Slot], metadata: dict[str, str] | None = None) -> None:
         self.path = path
         self.metadata: dict[str, str] = metadata or {}
-        self._slots = {slot.name: slot for slot in slots}
+        self._all = {slot.name: slot for slot in slots}
+        self._slots, self._scales = take_scales(self._all)
 
     def names(self) -> list[str]:
         """All names, in the file's order."""
@@ -41,10 +43,10 @@ class TensorFile:
         return self._slot(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type the tensor is stored in."""
+        """The type in which `load` gives the tensor: the one it is stored in, float32 for a scaled one."""
         import torch
 
-        dtype: torch.dtype = getattr(torch, self._slot(name).dtype)
+        dtype: torch.dtype = torch.float32 if name in self._scales else getattr(torch, self._slot(name).dtype)
         return dtype
 
     def dtype_name(self, name: str) -> str:
@@ -58,6 +60,9 @@ class TensorFile:
         with NaN or infinity in it, or with values too large for `dtype`, raises CheckpointError.
         """
         tensor = self._slot(name).read()
+        if name in self._scales:
+            tensor = tensor.float()
+            tensor *= self._scales[name].read().float().reshape(-1, *[1] * (tensor.ndim - 1))
         if finite:
             check_finite(name, tensor, self._slot(name).source.path)
         if dtype is None or dtype == tensor.dtype or not tensor.is_floating_point():
@@ -72,16 +77,16 @@ class TensorFile:
 
     def renamed(self, start: str) -> TensorFile:
         """The same tensors, each under its name with `start` in front."""
-        slots = [dataclasses.replace(slot, name=start + slot.name) for slot in self._slots.values()]
+        slots = [dataclasses.replace(slot, name=start + slot.name) for slot in self._all.values()]
         return TensorFile(self.path, slots, self.metadata)
 
     def joined(self, other: TensorFile) -> TensorFile:
         """This file's tensors and another's, none of which has the name of one of these."""
-        return TensorFile(self.path, [*self._slots.values(), *other._slots.values()], self.metadata)
+        return TensorFile(self.path, [*self._all.values(), *other._all.values()], self.metadata)
 
     def close(self) -> None:
         """Closes the file; tensors already loaded stay valid."""
-        for source in {id(slot.source): slot.source for slot in self._slots.values()}.values():
+        for source in {id(slot.source): slot.source for slot in self._all.values()}.values():
             source.close()
 
     def _slot(self, name: str) -> Slot:

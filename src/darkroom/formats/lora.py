@@ -201,7 +201,7 @@ def _missing(kind: str, slots: Mapping[str, str]) -> str | None:
 
 def layer_tensors(file: TensorFile, module: str, slots: Mapping[str, str]) -> tuple[dict[str, Tensor], float | None]:
     """The tensors of one layer by their slots, and its alpha. CheckpointError for what is no layer's change."""
-    tensors = {slot: file.load(name) for slot, name in slots.items()}
+    tensors = {slot: _plain(file.load(name)) for slot, name in slots.items()}
     for slot, tensor in tensors.items():
         if not tensor.is_floating_point() and slot != "alpha":
             raise CheckpointError(f"{file.path}: {slots[slot]} holds no floating-point numbers.")
@@ -216,6 +216,11 @@ def layer_tensors(file: TensorFile, module: str, slots: Mapping[str, str]) -> tu
         told = ", ".join(f"{slot} {list(tensors[slot].shape)}" for slot in ("down", "up"))
         raise CheckpointError(f"{file.path} is broken: the ranks of {module} ({told}) are not one.")
     return tensors, None if alpha is None else float(alpha)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Numbers of 8 bits in a type that can be reckoned in and holds them all, float16."""
+    return tensor.half() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _update(

@@ -101,8 +101,8 @@ def save_folder(
 ) -> Path:
     """Write a model as a diffusers folder, which diffusers opens unmodified; whole or not at all.
 
-    States are in native names; `dtype` (float16, bfloat16, float32) converts them. `tokenizer` is a folder to copy the
-    files from, or a tokenizer. `defaults` (steps, guidance_scale) go into `darkroom.json`, which others pass over. A
+    States are in native names; `dtype` converts them (in 8 bits: matrices and convolutions, the rest in float16).
+    `tokenizer` is a folder to copy the files from, or a tokenizer. `defaults` (steps, guidance_scale) go into `darkroom.json`, which others pass over. A
     model folder at `path` is replaced; anything else there raises CheckpointError, as does a full disk. SDXL has a
     second text encoder and tokenizer; `zero_negative`: its empty negative prompt means zeros.
     """
@@ -235,7 +235,17 @@ def _entry(key: str, group: list[tuple[str, Place]], tensors: Tensors, dtype: to
             return parts[0].T.contiguous()
         return (parts[0] if len(parts) == 1 else torch.cat([part.cpu() for part in parts])).reshape(shape)
 
-    return Entry(key, shape, dtype or tensors.dtype(names[0]), load)
+    return Entry(key, shape, _in_bits(dtype, shape) or tensors.dtype(names[0]), load)
+
+
+def _in_bits(dtype: torch.dtype | None, shape: tuple[int, ...]) -> torch.dtype | None:
+    """The type a tensor is written in. Of a network in 8 bits, matrices and convolutions are: the vectors (biases,
+    norms) are a hundredth of it and would lose most."""
+    if dtype is None or dtype.itemsize > 1 or len(shape) > 1:
+        return dtype
+    import torch
+
+    return torch.float16
 
 
 def _unused_layer(entries: list[Entry]) -> list[Entry]:

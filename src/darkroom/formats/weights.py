@@ -87,8 +87,12 @@ class PartTensors:
         return tuple(self._expected[name])
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type it is stored in."""
+        """The type in which `load` gives it."""
         return self._file.dtype(self._keys[self._places[name].name])
+
+    def stored(self, name: str) -> str:
+        """The type it is stored in, as torch names it."""
+        return self._file.dtype_name(self._keys[self._places[name].name])
 
     def load(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, in memory of its own, converted to `dtype` if given. CheckpointError if it is not finite."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from ..request import choice
 from .disk import sync_folder
 
 if TYPE_CHECKING:
@@ -23,6 +24,20 @@ _NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
+
+# The types of numbers that a model can be written in -> torch's names. In 8 bits a network can be kept, not run.
+SAVED = {
+    "float32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float8_e4m3": "float8_e4m3fn",
+    "float8_e5m2": "float8_e5m2",
+}  # fmt: skip
+
+
+def saved_type(name: str) -> torch.dtype:
+    """torch's type for one of `SAVED`. Raises RequestError for another name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, SAVED[choice("dtype", name, SAVED)])
+    return dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,8 @@ def _bytes(entry: Entry, path: Path) -> memoryview:
     converted = tensor.to(entry.dtype).contiguous()
     if tuple(converted.shape) != entry.shape:
         raise CheckpointError(f"{path}: {entry.name} is {list(converted.shape)}, not {list(entry.shape)}.")
-    if not is_finite(converted):
+    narrow = entry.dtype.itemsize == 1 and bool(tensor.numel())  # 8 bits may saturate instead of overflowing
+    if not is_finite(converted) or (narrow and float(tensor.float().abs().max()) > torch.finfo(entry.dtype).max):
         kind = str(entry.dtype).removeprefix("torch.")
         raise CheckpointError(f"{path}: {entry.name} holds NaN, infinity or a value too large for {kind}.")
     return converted.reshape(-1).view(torch.uint8).numpy().data
