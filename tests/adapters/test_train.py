@@ -71,7 +71,7 @@ def test_one_steps_gradients_are_pefts(ours: Pipeline, tiny_reference: Any, tmp_
     with lora.attached(ours.unet):
         loss = (ours.unet(x, t, text) - target).square().mean()
         loss.backward()
-    assert abs(float(loss - theirs)) < 1e-5 * float(theirs)
+    assert abs(loss.item() - theirs.item()) < 1e-5 * theirs.item()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     names = Homes({"unet": ours.unet}).names
     seen = 0
@@ -219,11 +219,9 @@ def test_it_can_be_paused(tiny_pipe: Pipeline) -> None:
 def test_a_copy_does_not_learn_on(tiny_pipe: Pipeline) -> None:
     lora = shaken(init_lora(tiny_pipe.unet, 2, kind="dora"))
     kept: Adapter = lora.adapter()
-    before = [
-        t.clone() for u in kept.parts["unet"].values() for t in (*u.factors.values(), u.magnitude) if t is not None
-    ]
+    tensors = [t for u in kept.parts["unet"].values() for t in (*u.factors.values(), u.magnitude) if t is not None]
+    before = [tensor.clone() for tensor in tensors]
     with torch.no_grad():
         for parameter in lora.parameters():
             parameter.add_(1)
-    after = [t for u in kept.parts["unet"].values() for t in (*u.factors.values(), u.magnitude) if t is not None]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))

@@ -79,7 +79,8 @@ class Update:
         assert self.magnitude is not None
         axes = tuple(axis for axis in range(changed.ndim) if self.magnitude.shape[axis] == 1)
         norm = torch.linalg.vector_norm(changed.detach(), dim=axes, keepdim=True)
-        return self.magnitude.float() / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        ratio: Tensor = self.magnitude.float() / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return ratio
 
     def __call__(self, layer: nn.Module, x: Tensor, scale: float = 1.0, answer: Tensor | None = None) -> Tensor:
         """What is added to a layer's answer to x [N, ...] at a scale, in x's type.
