@@ -24,6 +24,34 @@ def test_scores_of_a_model(command: Command, model: Path) -> None:
         assert rows["seen"]["right"] == 0  # a model of random weights draws no fox
 
 
+def test_a_new_object(command: Command, model: Path, tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGBA", (100, 100))
+    ImageDraw.Draw(picture).ellipse((10, 10, 90, 90), fill="teal")
+    picture.save(tmp_path / "coin.png")
+    about = ("--object", "coin", "--glyph", tmp_path / "coin.png", "--word", "<coin>")
+    few = ("-n", 2, "--steps", 1, "--guidance", 1)
+    answer = command("evaluate", model, *about, *few, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    rows = answer.json["rows"]
+    assert set(rows) == {"new, before", "new, after", "old, before", "old, after", "renders", "reconstructions"}
+    assert rows["renders"]["right"] == 1
+    assert rows["new, after"]["right"] == 0
+
+
+def test_scores_of_a_new_object_as_a_table() -> None:
+    from darkroom.cli.evaluate import object_as_text
+
+    score = {"background": 1.0, "objects": 0.5, "layout": 0.25, "right": 0.125}
+    text = object_as_text({"word": "<coin>", "pictures_a_row": 8, "rows": {"new, after": score}})
+    assert [line.split() for line in text.splitlines()][1:] == [
+        ["new,", "after", "100.0%", "50.0%", "25.0%", "12.5%"],
+        [],
+        ["8", "pictures", "a", "row;", "new:", "<coin>"],
+    ]
+
+
 def test_scores_as_a_table() -> None:
     from darkroom.cli.evaluate import as_text
 
@@ -44,6 +72,9 @@ def test_scores_as_a_table() -> None:
         (["--steps", "0"], "--steps is 0"),
         (["--guidance", "nan"], "--guidance is nan"),
         (["--sampler", "eulr"], "eulr"),
+        (["--word", "<x>"], "--word tells of a new object; name it with --object"),
+        (["--object", "fox"], "'fox' is one of the built-in objects"),
+        (["--object", "blarg", "--glyph", "nowhere.png"], "nowhere.png"),
         (["/nowhere"], "/nowhere"),
     ],
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from darkroom.errors import TrainingError
+from darkroom.images import FORMATS
 
 from .objects import OBJECTS, SIZES
 
@@ -26,6 +28,8 @@ SHEET_COLUMNS = 12
 
 Glyph = NDArray[np.float32]
 """[side, side, 4]: red, green, blue (0..1, premultiplied by alpha) and alpha."""
+Glyphs = Mapping[tuple[str, int], Glyph]
+"""(noun, side) -> glyph."""
 
 
 def find_font() -> Path:
@@ -81,10 +85,55 @@ def load_glyphs() -> dict[tuple[str, int], Glyph]:
     found: dict[tuple[str, int], Glyph] = {}
     for i, noun in enumerate(OBJECTS):
         x, y = i % SHEET_COLUMNS * SHEET_SIDE, i // SHEET_COLUMNS * SHEET_SIDE
-        picture = sheet.crop((x, y, x + SHEET_SIDE, y + SHEET_SIDE))
-        for side in SIZES.values():
-            found[noun, side] = to_glyph(_fit(picture, side) if side != SHEET_SIDE else picture)
+        found |= _in_sizes(noun, sheet.crop((x, y, x + SHEET_SIDE, y + SHEET_SIDE)))
     return found
+
+
+def _in_sizes(noun: str, picture: Image.Image) -> dict[tuple[str, int], Glyph]:
+    """A picture of SHEET_SIDE pixels in every size of `SIZES`."""
+    return {(noun, side): to_glyph(_fit(picture, side) if side != SHEET_SIDE else picture) for side in SIZES.values()}
+
+
+def new_glyphs(noun: str, source: str | Path | None = None) -> Glyphs:
+    """The glyph of an object that is none of ours, in every size of `SIZES`.
+
+    `source` is an emoji, or a PNG or WebP file whose transparency leaves the object; None: the emoji that Unicode calls
+    by the noun. Raises TrainingError for an object that we have, a name or a file that says nothing, and where an emoji
+    is asked for without its font.
+    """
+    if noun in OBJECTS:
+        raise TrainingError(f"{noun!r} is one of the built-in objects; a new one has another name")
+    text = str(source) if source is not None else _emoji_called(noun)
+    if text.lower().endswith((".png", ".webp")):
+        return _in_sizes(noun, _drawing(Path(text)))
+    if not text or text.isascii() or len(text) > 16:
+        raise TrainingError(f"{text[:100]!r} is no emoji and no .png or .webp file; give one of them")
+    return _in_sizes(noun, render(text, SHEET_SIDE, find_font()))
+
+
+def _emoji_called(noun: str) -> str:
+    for name in (noun, f"{noun} face"):
+        try:
+            return unicodedata.lookup(name)
+        except KeyError:
+            continue
+    raise TrainingError(f"Unicode has no emoji called {noun[:60]!r}; give the emoji itself, or a picture of it")
+
+
+def _drawing(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            if max(file.size) > 4096:
+                raise TrainingError(f"{str(path)[:200]!r} is {file.width}x{file.height} pixels; 4096 a side are enough")
+            picture = file.convert("RGBA")
+    except TrainingError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
+        raise TrainingError(f"{str(path)[:200]!r} can't be read as a picture ({error}); replace it") from error
+    box = picture.getbbox()
+    if box is None or picture.getchannel("A").getextrema()[0] == 255:
+        raise TrainingError(f"{str(path)[:200]!r} has no transparent ground around an object; cut the object out")
+    return _fit(picture.crop(box), SHEET_SIDE)
 
 
 def other_emoji(font: Path, side: int, ranges: Iterable[tuple[int, int]] = ((0x1F300, 0x1F5FF), (0x1F600, 0x1F64F),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from .glyphs import Glyph, load_glyphs
+from .glyphs import Glyph, Glyphs, load_glyphs
 from .objects import BACKGROUNDS, CANVAS, COUNTS, GRID, OBJECTS, OPPOSITE, RELATIONS, SIZES, plural, with_article
 
 KINDS = ("single", "count", "relation")
@@ -82,14 +82,9 @@ def _pick(rng: np.random.Generator, items: tuple[str, ...]) -> str:
 def _draw(rng: np.random.Generator, kind: str | None) -> Scene:
     kind = kind or KINDS[int(rng.choice(3, p=(0.4, 0.25, 0.35)))]
     colour, noun = _pick(rng, COLOURS), _pick(rng, NOUNS)
-    # Now and then the background goes without saying: then it is white.
-    tail = "" if colour == "white" and rng.random() < 0.3 else f" on {with_article(colour)} background"
+    tail = _ground(rng, colour)
     if kind == "single":
-        size = _pick(rng, tuple(SIZES))
-        # Without a size an object is large.
-        words = noun if size == "large" and rng.random() < 0.3 else f"{size} {noun}"
-        placed = _place(rng, (noun,), SIZES[size])
-        return Scene(kind, with_article(words) + tail, colour, placed)
+        return _single(rng, noun, noun, colour, tail)
     small = SIZES["small"]
     if kind == "count":
         word = _pick(rng, tuple(COUNTS))
@@ -102,6 +97,26 @@ def _draw(rng: np.random.Generator, kind: str | None) -> Scene:
     placed = _place(rng, (noun, other), small, relation)
     caption = f"{with_article(noun)} {relation} {with_article(other)}{tail}"
     return Scene(kind, caption, colour, placed, relation)
+
+
+def draw_object(seed: int, index: int, noun: str, word: str | None = None) -> Scene:
+    """The scene number `index` of the data set `seed` that shows one new object, which the caption calls `word`."""
+    rng = np.random.default_rng((seed, index))
+    colour = _pick(rng, COLOURS)
+    return _single(rng, noun, word or noun, colour, _ground(rng, colour))
+
+
+def _ground(rng: np.random.Generator, colour: str) -> str:
+    """The end of a caption. Now and then the background goes without saying: then it is white."""
+    return "" if colour == "white" and rng.random() < 0.3 else f" on {with_article(colour)} background"
+
+
+def _single(rng: np.random.Generator, noun: str, word: str, colour: str, tail: str) -> Scene:
+    size = _pick(rng, tuple(SIZES))
+    # Without a size an object is large.
+    words = word if size == "large" and rng.random() < 0.3 else f"{size} {word}"
+    placed = _place(rng, (noun,), SIZES[size])
+    return Scene("single", with_article(words) + tail, colour, placed)
 
 
 def _place(rng: np.random.Generator, nouns: tuple[str, ...], side: int, relation: str = "") -> tuple[Placed, ...]:
@@ -131,11 +146,11 @@ def holds(a: Placed, relation: str, b: Placed, slack: float) -> bool:
     return ahead > abs(aside) and abs(aside) <= slack
 
 
-def render_scene(scene: Scene) -> NDArray[np.uint8]:
-    """The scene's picture, [128, 128, 3]."""
+def render_scene(scene: Scene, new: Glyphs | None = None) -> NDArray[np.uint8]:
+    """The scene's picture, [128, 128, 3]. `new` are the glyphs of objects that are none of ours."""
     picture = np.empty((CANVAS, CANVAS, 3), np.float32)
     picture[:] = np.asarray(BACKGROUNDS[scene.background], np.float32) / 255
-    glyphs = load_glyphs()
+    glyphs: Glyphs = {**load_glyphs(), **(new or {})}
     for o in scene.objects:
         glyph = glyphs[o.noun, o.side]
         spot = picture[o.y : o.y + o.side, o.x : o.x + o.side]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.data.glyphs import load_glyphs
+from darkroom.data.glyphs import Glyphs, load_glyphs
 from darkroom.data.objects import BACKGROUNDS, CANVAS, GRID, SIZES
 from darkroom.data.scenes import NOUNS, Placed, Scene, holds
 
@@ -47,8 +47,25 @@ class Verdict:
         return self.background and self.objects and self.layout
 
 
-def look(picture: NDArray[np.uint8]) -> Found:
-    """Find what a picture [128, 128, 3] shows."""
+@dataclass(frozen=True)
+class Known:
+    """The objects that a judge can name: G glyphs as premultiplied colours and alphas."""
+
+    nouns: tuple[str, ...]
+    colours: Tensor  # [G, 3, THUMB, THUMB]
+    alphas: Tensor  # [G, 1, THUMB, THUMB]
+
+    @classmethod
+    def of(cls, new: Glyphs | None = None) -> Known:
+        """The built-in objects, and those of `new` glyphs."""
+        base = _built_in()
+        nouns = tuple(dict.fromkeys(noun for noun, _ in new or {}))
+        return base if not new else cls((*base.nouns, *nouns), *_templates(new, nouns, base))
+
+
+def look(picture: NDArray[np.uint8], known: Known | None = None) -> Found:
+    """Find what a picture [128, 128, 3] shows, by the built-in objects or those that are `known`."""
+    known = known or _built_in()
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3),
                              pixels[:, :4].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)])  # fmt: skip
@@ -63,14 +80,14 @@ def look(picture: NDArray[np.uint8]) -> Found:
         ys, xs = np.nonzero(inside)
         y0, y1, x0, x1 = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
         part: NDArray[np.float32] = np.where(inside[y0:y1, x0:x1, None], pixels[y0:y1, x0:x1], ground)
-        noun = _nearest(part / np.float32(255), ground / np.float32(255))
+        noun = _nearest(part / np.float32(255), ground / np.float32(255), known)
         objects.append(Placed(noun, int(max(y1 - y0, x1 - x0)), int(x0 + x1) // 2, int(y0 + y1) // 2))
     return Found(name, tuple(objects))
 
 
-def judge(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
+def judge(picture: NDArray[np.uint8], scene: Scene, known: Known | None = None) -> Verdict:
     """Compare what a picture shows with the scene it should show."""
-    found = look(picture)
+    found = look(picture, known)
     nouns_right = sorted(o.noun for o in found.objects) == sorted(o.noun for o in scene.objects)
     layout = nouns_right
     if layout and scene.kind == "single":
@@ -98,11 +115,10 @@ def components(cells: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     return sorted(found, key=lambda p: -int(p.sum()))
 
 
-def _nearest(part: NDArray[np.float32], ground: NDArray[np.float32]) -> str:
+def _nearest(part: NDArray[np.float32], ground: NDArray[np.float32], known: Known) -> str:
     thumb = _thumb(torch.from_numpy(part).float().permute(2, 0, 1), torch.from_numpy(ground).float())
-    colours, alphas = _templates()
-    expected = colours + (1 - alphas) * torch.from_numpy(ground).float()[:, None, None]
-    return NOUNS[int((expected - thumb).square().mean(dim=(1, 2, 3)).argmin())]
+    expected = known.colours + (1 - known.alphas) * torch.from_numpy(ground).float()[:, None, None]
+    return known.nouns[int((expected - thumb).square().mean(dim=(1, 2, 3)).argmin())]
 
 
 def _thumb(part: Tensor, ground: Tensor) -> Tensor:
@@ -117,14 +133,17 @@ def _thumb(part: Tensor, ground: Tensor) -> Tensor:
 
 
 @functools.cache
-def _templates() -> tuple[Tensor, Tensor]:
-    """Premultiplied colours [124, 3, THUMB, THUMB] and alphas [124, 1, THUMB, THUMB] of the glyphs."""
-    glyphs = load_glyphs()
+def _built_in() -> Known:
+    return Known(NOUNS, *_templates(load_glyphs(), NOUNS))
+
+
+def _templates(glyphs: Glyphs, nouns: tuple[str, ...], base: Known | None = None) -> tuple[Tensor, Tensor]:
+    """Premultiplied colours and alphas of the glyphs, after those of `base`."""
     thumbs = []
-    for noun in NOUNS:
+    for noun in nouns:
         glyph = torch.from_numpy(glyphs[noun, SIZES["large"]]).permute(2, 0, 1)
         rows, columns = ((glyph[3] > 0.1).any(dim=d).nonzero().flatten() for d in (1, 0))
         ink = glyph[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
         thumbs.append(_thumb(ink, torch.zeros(4)))
-    stacked = torch.stack(thumbs)
-    return stacked[:, :3], stacked[:, 3:]
+    colours, alphas = torch.stack(thumbs).split((3, 1), dim=1)
+    return (colours, alphas) if base is None else (torch.cat([base.colours, colours]), torch.cat([base.alphas, alphas]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from darkroom.data.scenes import KINDS, Scene, draw_scene, render_scene
 
-from .judge import Verdict, judge
+from .judge import Known, Verdict, judge
 
 if TYPE_CHECKING:
     from darkroom.models.autoencoder import Autoencoder
@@ -43,9 +43,9 @@ def scenes_of(kind: str, held_out: bool, count: int) -> list[Scene]:
     return [draw_scene(SEED + held_out, i, kind, held_out) for i in range(count)]
 
 
-def score(pictures: Pictures, scenes: Sequence[Scene]) -> Score:
-    """Judge pictures against the scenes they should show."""
-    return Score.of([judge(p, s) for p, s in zip(pictures, scenes, strict=True)])
+def score(pictures: Pictures, scenes: Sequence[Scene], known: Known | None = None) -> Score:
+    """Judge pictures against the scenes they should show, by the built-in objects or those that are `known`."""
+    return Score.of([judge(p, s, known) for p, s in zip(pictures, scenes, strict=True)])
 
 
 def reconstruct(autoencoder: Autoencoder, pictures: Pictures, rows: int = 32) -> list[NDArray[np.uint8]]:

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from darkroom.formats.writer import whole_file, write_json
 from darkroom.models.layers import parameter_count
 
 from . import state
+
+if TYPE_CHECKING:
+    from darkroom.evaluate.scenes import Score
 
 ROWS = ("seen", "held out", "renders", "reconstructions", "chance")
 
@@ -65,14 +68,15 @@ def _old_scores(path: Path, model: str | None, count: int) -> dict[str, Any] | N
     return scores if enough and card.get("model") == model else None
 
 
+def score_as_json(score: Score) -> dict[str, float]:
+    """A row's fractions, rounded to four places."""
+    return {name: round(value, 4) for name, value in asdict(score).items() if name != "count"}
+
+
 def scores_as_json(table: Mapping[str, Any]) -> dict[str, Any]:
     """`evaluate.scenes.evaluate`'s answer as plain values, fractions rounded to four places."""
     rows = {
-        kind: {
-            row: {name: round(value, 4) for name, value in asdict(score).items() if name != "count"}
-            for row, score in kinds.items()
-        }
-        for kind, kinds in table["scores"].items()
+        kind: {row: score_as_json(score) for row, score in kinds.items()} for kind, kinds in table["scores"].items()
     }
     counts = [score.count for kinds in table["scores"].values() for score in kinds.values()]
     return {
