@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from darkroom.errors import TrainingError
-from darkroom.training import loop, state
-from darkroom.training.loop import prefetch, step_seed, train
+from darkroom.training import background, state
+from darkroom.training.background import prefetch
+from darkroom.training.loop import step_seed, train
 from darkroom.training.parallel import Share
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -93,7 +94,7 @@ def test_a_signal_ends_the_step_and_saves(straight: tuple[str, Path], number: in
 
 
 def test_a_second_interruption_after_a_while_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PATIENCE", 0.0)
+    monkeypatch.setattr(background, "PATIENCE", 0.0)
 
     class Stubborn(ToyStage):
         def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:

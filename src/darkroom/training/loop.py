@@ -7,14 +7,10 @@ bit for bit on the CPU with the same number of threads.
 from __future__ import annotations
 
 import json
-import os
-import queue
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +20,9 @@ from torch import Tensor, nn
 from darkroom.errors import TrainingError
 
 from . import optim, state
+from .background import interruptible, prefetch
+from .ema import Average
+from .log import Log
 from .parallel import Share, share, sum_over_ranks
 
 
@@ -32,13 +31,14 @@ class LoopConfig:
     """What every stage's recipe has."""
 
     steps: int  # length of the run; may be changed between resumes (the cool-down moves with it)
-    batch_size: int
+    batch_size: int  # rows of a step, of all processes and parts together
     lr: float
     optimizer: str = "muon"  # "muon" or "adamw"
     weight_decay: float = 0.0
     warmup: int = 200  # steps
     cooldown: float = 0.4  # the fraction of the run over which the learning rate falls to zero
     clip: float = 1.0  # largest norm of the gradient
+    accumulate: int = 1  # parts in which a process computes its rows, one after the other: less memory, the same step
     ema: float = 0.998  # decay of the averaged weights
     precision: str = "bfloat16"  # of the products ("float32" or "bfloat16"); weights and optimizer are float32
     seed: int = 0
@@ -46,9 +46,6 @@ class LoopConfig:
     log_every: int = 50  # steps between log lines
     keep: int = 2  # checkpoints kept
     device: str = "cpu"
-
-
-PATIENCE = 1.0  # seconds after an interruption in which another one is the same
 
 
 class Stopped(KeyboardInterrupt):
@@ -95,167 +92,132 @@ def train(stage: Stage, folder: Path, *, resume: bool = True, until: int | None 
     `folder` gets `recipe.json`, `log.jsonl` and checkpoints. With `resume` the newest checkpoint goes on; without it
     a folder that has one is refused. Raises TrainingError.
     """
-    config, part = stage.config, share()
-    device = torch.device(config.device)
-    optimizer = optim.build(config.optimizer, stage.modules.values(), config.lr, config.weight_decay)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    averages = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in stage.modules.items()}
-    step = skipped = 0
-    saved = state.load_last(folder)
-    if saved is not None:
+    trainer = Trainer(stage, folder)
+    trainer.restore(resume)
+    return trainer.run(until)
+
+
+class Trainer:
+    """A run in progress: the stage's networks, their optimizer and average, and how far they are."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.stage, self.folder, self.config = stage, folder, stage.config
+        self.rank = share()
+        # The rows of a step are shared by ranks, and a rank's by its parts: each is a share like any other.
+        world, parts = self.rank.world, self.config.accumulate
+        self.parts = [Share(self.rank.rank + world * i, world * parts) for i in range(parts)]
+        self.device = torch.device(self.config.device)
+        self.parameters = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
+        config = self.config
+        self.optimizer = optim.build(config.optimizer, stage.modules.values(), config.lr, config.weight_decay)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = Average(stage.modules, config.ema)
+        self.step = 0
+        self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
+        self._on_disk = -1  # the step of the newest checkpoint
+
+    def restore(self, resume: bool = True) -> None:
+        """Go on with the newest checkpoint, if there is one. Raises TrainingError if there shall not be one."""
+        saved = state.load_last(self.folder)
+        if saved is None:
+            return
         if not resume:
-            raise TrainingError(f"{folder} holds a run at step {saved['step']}; resume it or choose another folder")
-        check_recipe(saved["recipe"], asdict(config), folder)
-        step, skipped = saved["step"], saved["skipped"]
-        for name, module in stage.modules.items():
-            module.load_state_dict(saved["modules"][name])
-        optimizer.load_state_dict(saved["optimizer"])
-        averages = {n: {k: v.to(device) for k, v in a.items()} for n, a in saved["ema"].items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    if part.rank == 0:
-        (folder / "recipe.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-
-    on_disk = step if saved is not None else -1
-
-    def checkpoint() -> None:
-        nonlocal on_disk
-        if part.rank == 0 and step != on_disk:
-            state.save(folder, step, {
-                "step": step, "skipped": skipped, "recipe": asdict(config), "ema": averages,
-                "modules": {n: m.state_dict() for n, m in stage.modules.items()}, "optimizer": optimizer.state_dict(),
-            }, config.keep)  # fmt: skip
-            on_disk = step
-
-    end = min(config.steps, until if until is not None else config.steps)
-    parameters = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
-    pairs = [(averages[n][k], v) for n, m in stage.modules.items() for k, v in m.state_dict().items()]
-    began = last_saved = last_logged = time.monotonic()
-    sums: dict[str, Tensor] = {}
-    summed = steps = 0  # good steps in `sums`, and all steps since the last row (fewer than log_every after a resume)
-    with (
-        open(folder / "log.jsonl", "a") as log,
-        interruptible() as asked,
-        prefetch(lambda step: stage.batch(step, part), step, end) as batches,
-    ):
-        for batch in batches:
-            factor = optim.rate(step, config.steps, config.warmup, config.cooldown)
-            for group, lr in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = lr * factor
-            torch.manual_seed(step_seed(config.seed, step))
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                loss, figures = stage.loss(batch, step, part)
-            optimizer.zero_grad(set_to_none=True)
-            (loss / part.world).backward()  # type: ignore[no-untyped-call]
-            # Whether anybody was asked to stop travels with the gradients, so that all ranks stop at one step.
-            stopping = torch.tensor(float(asked()), device=device)
-            sum_over_ranks([p.grad for p in parameters if p.grad is not None] + [stopping])
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-            if torch.isfinite(norm):
-                optimizer.step()
-                decay = min(config.ema, (step + 1) / (step + 10))
-                torch._foreach_lerp_([a for a, _ in pairs], [v for _, v in pairs], 1 - decay)
-            else:
-                skipped += 1
-            step, steps = step + 1, steps + 1
-            if torch.isfinite(norm):
-                summed += 1
-                for key, value in {"loss": loss.detach(), "norm": norm, **figures}.items():
-                    sums[key] = sums.get(key, torch.zeros(())) + value
-            if part.rank == 0 and (step % config.log_every == 0 or step == end or stopping):
-                now = time.monotonic()
-                row = {
-                    "step": step,
-                    **{k: round(float(v) / summed, 6) for k, v in sums.items()},
-                    "rate": round(factor, 4),
-                    "skipped": skipped,
-                    "samples_per_second": round(steps * config.batch_size / (now - last_logged), 1),
-                    "seconds": round(now - began, 1),
-                }
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                sums, summed, steps, last_logged = {}, 0, 0, now
-            if time.monotonic() - last_saved > config.save_every:
-                checkpoint()
-                last_saved = time.monotonic()
-            if stopping:
-                break
-        checkpoint()
-    return step
-
-
-def check_recipe(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
-    """A run may be prolonged or told to log and save otherwise; anything else would make it another run."""
-    free = {"steps", "cooldown", "save_every", "log_every", "keep", "device"}
-    for key in new:
-        if key not in free and old.get(key) != new[key]:
             raise TrainingError(
-                f"{folder} was trained with {key}={old.get(key)!r}, not {new[key]!r}; use another folder"
+                f"{self.folder} holds a run at step {saved['step']}; resume it or choose another folder"
             )
+        check_recipe(saved["recipe"], self.config, self.folder)
+        for name, module in self.stage.modules.items():
+            module.load_state_dict(saved["modules"][name])
+        # The settings of the optimizer are the recipe's, its state is the checkpoint's.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        self.average.load(saved["ema"])
+        self.step = self._on_disk = saved["step"]
+        self.skipped.fill_(saved["skipped"])
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one. Raises TrainingError."""
+        if self.rank.rank == 0 and self.step != self._on_disk:
+            state.save(self.folder, self.step, {
+                "step": self.step, "skipped": int(self.skipped), "recipe": asdict(self.config),
+                "modules": {n: m.state_dict() for n, m in self.stage.modules.items()},
+                "optimizer": self.optimizer.state_dict(), "ema": self.average.weights,
+            }, self.config.keep)  # fmt: skip
+            self._on_disk = self.step
+
+    def run(self, until: int | None = None) -> int:
+        """Train to the end, to step `until`, or to an interruption; returns the step reached."""
+        config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.rank.rank == 0:
+            (self.folder / "recipe.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+        end = min(config.steps, until if until is not None else config.steps)
+        last_saved = time.monotonic()
+        with Log(self.folder, self.step) as log, interruptible() as asked, self._batches(end) as batches:
+            for parts in batches:
+                figures, stopping = self._advance(parts, asked)
+                log.add(figures)
+                if self.rank.rank == 0 and (self.step % config.log_every == 0 or self.step == end or stopping):
+                    log.write(self.step, config, self.optimizer, self.skipped)
+                if time.monotonic() - last_saved > config.save_every:
+                    self.save()
+                    last_saved = time.monotonic()
+                if stopping:
+                    break
+            self.save()
+        return self.step
+
+    def _batches(self, end: int) -> AbstractContextManager[Iterator[list[Any]]]:
+        """The batches of every part, step by step, made in another thread."""
+        return prefetch(lambda step: [self.stage.batch(step, part) for part in self.parts], self.step, end)
+
+    def _advance(self, batches: Sequence[Any], asked: Callable[[], bool]) -> tuple[dict[str, Tensor], bool]:
+        """One step; returns its figures, and whether all ranks shall stop after it."""
+        config = self.config
+        factor = optim.rate(self.step, config.steps, config.warmup, config.cooldown)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = self._gradients(batches)
+        stopping = self._exchange(asked())
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        good = torch.isfinite(norm)
+        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # see optim.py
+        self.optimizer.step()
+        self.average.update(self.step, good)
+        self.skipped += ~good
+        self.step += 1
+        return {"good": good, "norm": norm, **figures}, stopping
+
+    def _gradients(self, batches: Sequence[Any]) -> dict[str, Tensor]:
+        """Add this rank's gradients of a step up, part by part; returns the loss and the stage's figures, averaged."""
+        means: dict[str, Tensor] = {}
+        for part, batch in zip(self.parts, batches, strict=True):
+            torch.manual_seed(step_seed(self.config.seed, self.step))  # every part draws for the whole batch
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                loss, figures = self.stage.loss(batch, self.step, part)
+            (loss / part.world).backward()  # type: ignore[no-untyped-call]
+            for key, value in {"loss": loss.detach(), **figures}.items():
+                means[key] = value / len(self.parts) + means.get(key, 0)
+        return means
+
+    def _exchange(self, asked: bool) -> bool:
+        """Sum the gradients of all ranks. Whether anybody was asked to stop travels with them: all stop at one step."""
+        if self.rank.world == 1:
+            return asked
+        stopping = torch.tensor(float(asked), device=self.device)
+        sum_over_ranks([p.grad for p in self.parameters if p.grad is not None] + [stopping])
+        return bool(stopping)
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question, so that a step is finished and saved.
+def check_recipe(old: Mapping[str, Any], config: LoopConfig, folder: Path) -> None:
+    """A run may be prolonged or told to log and save otherwise; anything else would make it another run.
 
-    The same signal again kills, but not within a second of the first: one Ctrl-C may come from the terminal and from
-    the parent process.
+    A setting that the run's version did not know yet had its default.
     """
-    asked = threading.Event()
-    first = 0.0
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal first
-        if not asked.is_set():
-            first = time.monotonic()
-            asked.set()
-        elif time.monotonic() - first > PATIENCE:
-            signal.signal(number, old[number] or signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    old: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        old = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-@contextmanager
-def prefetch(make: Callable[[int], Any], start: int, end: int, depth: int = 3) -> Iterator[Iterator[Any]]:
-    """make(start), make(start + 1), ... up to end, each made in another thread while earlier ones are used."""
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    closing = threading.Event()
-
-    def put(item: tuple[Any, BaseException | None]) -> bool:
-        while not closing.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for step in range(start, end):
-                if not put((make(step), None)):
-                    return
-        except BaseException as error:
-            put((None, error))
-
-    def take() -> Iterator[Any]:
-        for _ in range(start, end):
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            yield item
-
-    thread = threading.Thread(target=work, daemon=True, name="darkroom-data")
-    thread.start()
-    try:
-        yield take()
-    finally:
-        closing.set()
-        thread.join()
+    free = {"steps", "cooldown", "save_every", "log_every", "keep", "device", "accumulate"}
+    for field in fields(config):
+        now = getattr(config, field.name)
+        before = old.get(field.name, field.default)
+        if field.name not in free and before != now and before is not MISSING:
+            raise TrainingError(f"{folder} was trained with {field.name}={before!r}, not {now!r}; use another folder")

@@ -32,7 +32,28 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
     return answer
 
 
-class Muon(torch.optim.Optimizer):
+class Guarded(torch.optim.Optimizer):
+    """An optimizer whose step changes nothing, not its state either, where `found_inf` is not zero.
+
+    `found_inf` is a number on the parameters' device, which nobody waits for: the convention of torch's own fused
+    optimizers, which the loop sets before every step. Without it every step counts.
+    """
+
+    found_inf: Tensor | None = None
+
+    def put(self, old: Tensor, new: Tensor) -> None:
+        """old = new, unless the step is a bad one."""
+        old.copy_(new if self.found_inf is None else torch.where(self.found_inf == 0, new, old))
+
+    def count(self, state: dict[str, Any], p: Tensor) -> Tensor:
+        """Count this step in state["step"], unless it is a bad one; the new count, in float64 where there is that."""
+        old = state["step"] = state["step"].to(p.device)
+        new = old + 1
+        self.put(old, new)
+        return new if p.device.type == "mps" else new.double()
+
+
+class Muon(Guarded):
     """Momentum whose every update of a matrix is made orthogonal (convolutions count as matrices [out, in * kh * kw]).
 
     Parameters of fewer than two dimensions and those given as `plain` are updated by AdamW with `plain_lr`.
@@ -73,28 +94,31 @@ class Muon(torch.optim.Optimizer):
             state = self.state[p]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
-            m = state["momentum"].mul_(group["momentum"]).add_(g)
+            m = state["momentum"] * group["momentum"] + g
             # Each rank makes every so-maniest update; all others are nothing until they are summed.
             mine = i % part.world == part.rank
             update = (
                 orthogonalize(g.add(m, alpha=group["momentum"]).flatten(1)) if mine else torch.zeros_like(p.flatten(1))
             )
             updates.append(update)
+            self.put(state["momentum"], m)
         sum_over_ranks(updates)
         for (p, _), update in zip(matrices, updates, strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * math.sqrt(max(update.shape)))
+            shrunk = p * (1 - group["lr"] * group["weight_decay"])
+            step = update.view_as(p)
+            self.put(p, shrunk.add_(step, alpha=-group["lr"] * 0.2 * math.sqrt(max(update.shape))))
 
     def _plain(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if "step" not in state:
-            state["step"] = torch.zeros(())
+        if "first" not in state:
+            state["step"] = torch.zeros((), device=p.device)
             state["first"], state["second"] = torch.zeros_like(p), torch.zeros_like(p)
-        (b1, b2), state["step"] = group["betas"], state["step"] + 1
-        n = float(state["step"])
-        state["first"].lerp_(g, 1 - b1)
-        state["second"].lerp_(g * g, 1 - b2)
-        denominator = (state["second"] / (1 - b2**n)).sqrt_().add_(1e-8)
-        p.addcdiv_(state["first"], denominator, value=-group["lr"] / (1 - b1**n))
+        (b1, b2), n = group["betas"], self.count(state, p)
+        first = state["first"].lerp(g, 1 - b1)
+        second = state["second"].lerp(g * g, 1 - b2)
+        denominator = (second / (1 - b2**n).float()).sqrt_().add_(1e-8)
+        self.put(p, p + first * (-group["lr"] / (1 - b1**n)).float() / denominator)
+        self.put(state["first"], first)
+        self.put(state["second"], second)
 
 
 def build(kind: str, modules: Iterable[nn.Module], lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
@@ -111,7 +135,7 @@ def build(kind: str, modules: Iterable[nn.Module], lr: float, weight_decay: floa
         return Muon(matrices, plain, lr, 0.4 * lr, weight_decay=weight_decay)
     if kind == "adamw":
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), foreach=True)
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), fused=True)
     raise ValueError(f"optimizer {kind!r} is not 'muon' or 'adamw'")
 
 

@@ -1,0 +1,82 @@
+"""What goes on beside the steps of a run: signals that become questions, batches made in another thread."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PATIENCE = 1.0  # seconds after an interruption in which another one is the same
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turns SIGINT and SIGTERM into a question, so that a step is finished and saved.
+
+    The same signal again kills, but not within a second of the first: one Ctrl-C may come from the terminal and from
+    the parent process.
+    """
+    asked = threading.Event()
+    first = 0.0
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal first
+        if not asked.is_set():
+            first = time.monotonic()
+            asked.set()
+        elif time.monotonic() - first > PATIENCE:
+            signal.signal(number, old[number] or signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    old: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        old = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def prefetch(make: Callable[[int], Any], start: int, end: int, depth: int = 3) -> Iterator[Iterator[Any]]:
+    """make(start), make(start + 1), ... up to end, each made in another thread while earlier ones are used."""
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    closing = threading.Event()
+
+    def put(item: tuple[Any, BaseException | None]) -> bool:
+        while not closing.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for step in range(start, end):
+                if not put((make(step), None)):
+                    return
+        except BaseException as error:
+            put((None, error))
+
+    def take() -> Iterator[Any]:
+        for _ in range(start, end):
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            yield item
+
+    thread = threading.Thread(target=work, daemon=True, name="darkroom-data")
+    thread.start()
+    try:
+        yield take()
+    finally:
+        closing.set()
+        thread.join()
