@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from darkroom.data.scenes import draw_scene, render_scene
-from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, network
+from darkroom.training.autoencoder import AutoencoderRecipe, network
 from darkroom.training.finish import scene_tokenizer
-from darkroom.training.latents import encode_scenes, normalise, pictures_of
+from darkroom.training.latents import encode_scenes, pictures_of
 from darkroom.training.loop import train
 from darkroom.training.parallel import Share
 from darkroom.training.unet import UNetRecipe, UNetStage, networks, token_table
@@ -30,97 +29,6 @@ UNET = UNetRecipe(
 
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def crops() -> AutoencoderStage:
-    return AutoencoderStage(AUTOENCODER, network(AUTOENCODER))
-
-
-def test_crops_first_and_whole_pictures_at_the_end(crops: AutoencoderStage) -> None:
-    first, last = crops.batch(0, Share()), crops.batch(8, Share())
-    assert (first.shape, last.shape) == ((8, 3, 64, 64), (2, 3, 128, 128))
-    for batch in (first, last):
-        assert batch.dtype == torch.float32
-        assert -1 <= batch.min() < batch.max() <= 1
-    assert (first.flatten(2).std(dim=2).mean(dim=1) > 0.01).all()  # every crop meets an object
-    assert torch.equal(first, crops.batch(0, Share()))
-    assert not torch.equal(first, crops.batch(1, Share()))
-
-
-def test_shares_of_a_batch_make_up_the_whole(crops: AutoencoderStage) -> None:
-    for step in (3, 9):
-        whole, halves = crops.batch(step, Share()), [crops.batch(step, Share(rank, 2)) for rank in (0, 1)]
-        assert torch.equal(whole, torch.stack(halves, dim=1).flatten(0, 1))
-
-
-def test_the_autoencoder_s_loss_by_hand(crops: AutoencoderStage) -> None:
-    pictures = crops.batch(2, Share())[:4]
-    torch.manual_seed(5)
-    loss, figures = crops.loss(pictures, 2, Share())
-    torch.manual_seed(5)
-    mean, logvar = crops.autoencoder.encode(pictures).chunk(2, dim=1)
-    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
-    answer = crops.autoencoder.decode(mean + posterior.stddev * torch.randn(mean.shape))
-    prior = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
-    kl = torch.distributions.kl_divergence(posterior, prior).sum(dim=(1, 2, 3)).mean()
-    expected = F.mse_loss(answer, pictures) + 0.1 * (answer - pictures).abs().mean() + 1e-6 * kl
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(figures["kl"], kl.detach())
-    psnr = 10 * torch.log10(4 / F.mse_loss(answer.clamp(-1, 1), pictures))
-    torch.testing.assert_close(figures["psnr"], psnr.detach())
-
-
-class OneBatch(AutoencoderStage):
-    """Sees the same crops at every step: a random batch is easier or harder than another by half."""
-
-    def batch(self, step: int, share: Share) -> torch.Tensor:
-        return super().batch(0, share)
-
-
-def test_a_few_steps_improve_an_autoencoder(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(AUTOENCODER, steps=15, whole_from=1.0, batch_size=4)
-    train(OneBatch(recipe, network(recipe)), tmp_path)
-    curve = losses(tmp_path)
-    assert curve[-1] < 0.65 * curve[0]
-
-
-def test_collages_may_hold_other_emoji() -> None:
-    recipe = dataclasses.replace(AUTOENCODER, collages=1.0)
-    ours, theirs = (
-        AutoencoderStage(recipe, network(recipe), others).batch(0, Share())
-        for others in ([], [np.ones((96, 96, 4), np.float32)] * 500)
-    )
-    assert (theirs == 1).float().mean() > 2 * (ours == 1).float().mean()  # white squares everywhere
-
-
-def test_normalised_latents_decode_as_before() -> None:
-    torch.manual_seed(0)
-    net = network(dataclasses.replace(AUTOENCODER, groups=2))
-    with torch.no_grad():
-        net.quant.weight.mul_(7)  # type: ignore[union-attr]
-        net.quant.bias.add_(3)  # type: ignore[union-attr, operator]
-    pictures = pictures_of(draw_scene(1, i) for i in range(6))
-    with torch.no_grad():
-        before, moments = net(pictures), net.encode(pictures)
-        normalise(net, pictures, rows=4)
-        after, new = net(pictures), net.encode(pictures)
-    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
-    mean, logvar = new.chunk(2, dim=1)
-    assert mean.mean(dim=(0, 2, 3)).abs().max() < 1e-3
-    torch.testing.assert_close(mean.std(dim=(0, 2, 3)), torch.ones(4), rtol=1e-3, atol=1e-3)
-    # The posterior's deviation shrinks with its mean's.
-    ratio = moments.chunk(2, dim=1)[0].std(dim=(0, 2, 3)).log()
-    expected = moments.chunk(2, dim=1)[1] - 2 * ratio[:, None, None]
-    torch.testing.assert_close(logvar, expected, rtol=1e-3, atol=1e-3)
-    assert (net.config.scaling_factor, net.config.shift_factor) == (1.0, 0.0)
-
-
-def test_normalising_needs_the_convolutions_it_changes() -> None:
-    net = network(AUTOENCODER)
-    net.quant = None
-    with pytest.raises(ValueError, match="quant"):
-        normalise(net, torch.zeros(1, 3, 64, 64))
 
 
 def test_encoded_scenes_are_the_encoder_s_means() -> None:
@@ -220,17 +128,3 @@ def test_the_same_recipe_begins_with_the_same_weights() -> None:
     assert all(torch.equal(value, other[key]) for key, value in one.items())
     moved = networks(dataclasses.replace(UNET, seed=1), scene_tokenizer())[1].state_dict()
     assert not torch.equal(one["token_embedding.weight"], moved["token_embedding.weight"])
-
-
-def test_the_decoder_goes_on_alone_once_the_latents_are_final() -> None:
-    recipe = AutoencoderRecipe(steps=10, batch_size=4, lr=1e-3, widths=(8, 8, 8, 8), crop=64, decoder_from=0.5)
-    autoencoder = network(recipe)
-    stage = AutoencoderStage(recipe, autoencoder)
-    for step, encoder_learns in ((4, True), (5, False)):
-        autoencoder.zero_grad(set_to_none=True)
-        stage.loss(stage.batch(step, Share()), step, Share())[0].backward()
-        for name, p in autoencoder.named_parameters():
-            if name.startswith(("encoder.", "quant.")):
-                assert (p.grad is not None) == encoder_learns, name
-            else:
-                assert p.grad is not None, name

@@ -13,10 +13,12 @@ The keys of files may begin with `first_stage_model.` or `vae.`; a whole model's
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..models.config import AutoencoderConfig, TinyAutoencoderConfig
@@ -25,7 +27,12 @@ from .checkpoint import Checkpoint
 from .configs import network_config, read_json, sentences
 from .files import open_tensors
 from .hub import resolve
+from .save import State, entries_of
 from .weights import Weights
+from .writer import whole_folder, write_json, write_safetensors
+
+if TYPE_CHECKING:
+    import torch
 
 _STARTS = ("first_stage_model.", "vae.", "")
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -72,6 +79,20 @@ def open_vae(source: str | Path) -> Vae:
     """Find out what a stand-alone autoencoder is. CheckpointError, in one sentence, where it is none."""
     path = resolve(source)
     return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def save_vae(path: str | Path, state: State, config: AutoencoderConfig, dtype: torch.dtype | None = None) -> Path:
+    """Write an autoencoder as the folder that diffusers' AutoencoderKL opens; whole or not at all.
+
+    `state` is in native names; `dtype` converts it. An older autoencoder's folder at `path` is replaced. Raises
+    CheckpointError.
+    """
+    target = Path(os.path.abspath(path))
+    with whole_folder(target, "config.json") as draft:
+        write_json(draft / "config.json", config.to_diffusers())
+        entries = entries_of("autoencoder", "diffusers", state, config, dtype, target)
+        write_safetensors(draft / "diffusion_pytorch_model.safetensors", entries, {"format": "pt"})
+    return target
 
 
 def _open_folder(path: Path) -> Vae:

@@ -1,48 +1,67 @@
-"""Training an autoencoder on scenes: reconstruction and a whisper of KL (Rombach et al. 2022, sec. 3.1).
+"""Training an autoencoder: reconstruction in pixels and in features, a whisper of KL, and a discriminator
+(Rombach et al. 2022, arXiv 2112.10752, sec. 3.1 and app. G; Esser et al. 2021, arXiv 2012.09841, sec. 3.1).
 
-Shapes: N pictures, C latent channels, S side of a crop, s = S / 8.
+Shapes: N pictures, H W height and width of a crop, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from darkroom.data.glyphs import Glyph
-from darkroom.data.objects import CANVAS, GRID
-from darkroom.data.scenes import draw_collage, draw_scene, render_scene
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
+from darkroom.models.discriminator import PatchDiscriminator
 
+from .adversarial import adaptive_weight, deceiver_loss, discriminator_loss
+from .crops import Crops
 from .loop import LoopConfig, step_seed
 from .parallel import Share
+from .perceptual import OWN
+
+SCALINGS = ("folded", "factor", "kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderRecipe(LoopConfig):
-    """An autoencoder from nothing, on the built-in scenes."""
+    """An autoencoder from nothing, or from a finished one; on the built-in scenes or on one's own pictures."""
 
-    widths: tuple[int, ...] = (16, 32, 96, 192)
+    # The network; a finished one (--model) has its own.
+    widths: tuple[int, ...] = (16, 32, 96, 192)  # of its levels: n levels make latents of a 2^(n-1)th the size
     layers: int = 1
     groups: int = 4
+    latent_channels: int = 4
+    # The pictures.
+    size: int = 128  # side of the square whose pixels a whole picture has about as many of
     crop: int = 64  # side of the crops until `whole_from`
-    whole_from: float = 0.8  # fraction of the run after which whole pictures are used (a quarter as many a batch)
+    flip: bool = False  # mirror half of one's own pictures
+    whole_from: float = 0.8  # fraction of the run after which whole pictures are used (as many pixels a batch)
     decoder_from: float = 1.0  # fraction of the run after which only the decoder goes on, and the latents are final
-    collages: float = 0.2  # fraction of pictures off the grid, with emoji that are no object of ours
-    kl: float = 1e-6  # weight of the KL term
-    l1: float = 0.1  # weight of the absolute error beside the squared one
+    collages: float = 0.2  # fraction of pictures off the grid, with emoji that are no object of ours (scenes)
+    # The loss.
+    kl: float = 1e-6  # weight of the KL term, a sum over a latent
+    l2: float = 1.0  # weight of the mean squared error
+    l1: float = 0.1  # weight of the mean absolute error
+    perceptual: float = 0.0  # weight of the distance in features
+    features: str = OWN  # whose: "own" (the embedded model's autoencoder's), or a file of VGG-16's or LPIPS' weights
+    adversarial: float = 0.0  # weight of the discriminator beside the reconstruction, times the adaptive one
+    adversarial_from: float = 0.5  # fraction of the run after which the discriminator plays
+    discriminator_width: int = 64  # of its first layer
+    discriminator_layers: int = 3  # that halve: an answer sees 70 x 70 pixels with 3, 34 x 34 with 2
+    discriminator_lr: float = 2e-4
+    # The result.
+    scaling: str = "folded"  # the latents' deviation of 1: in the convolutions, as a "factor" beside them, or "kept"
 
 
 def network(recipe: AutoencoderRecipe) -> Autoencoder:
     """The untrained network of a recipe."""
     config = AutoencoderConfig(
         block_out_channels=recipe.widths, layers_per_block=recipe.layers, norm_num_groups=recipe.groups,
-        sample_size=CANVAS, scaling_factor=1.0, force_upcast=False,
+        latent_channels=recipe.latent_channels, sample_size=recipe.size, scaling_factor=1.0, force_upcast=False,
     )  # fmt: skip
     torch.manual_seed(step_seed(recipe.seed, -1))
     return Autoencoder(config)
@@ -50,36 +69,41 @@ def network(recipe: AutoencoderRecipe) -> Autoencoder:
 
 @dataclass
 class AutoencoderStage:
-    """The loop's view of an autoencoder's training."""
+    """The loop's view of an autoencoder's training.
+
+    `distance`, of wanted and given pictures to [N], counts by the recipe's weight `perceptual`; None: it is left out.
+    """
 
     config: AutoencoderRecipe
     autoencoder: Autoencoder
-    others: Sequence[Glyph] = field(default_factory=list)
+    crops: Crops
+    distance: nn.Module | None = None
+    discriminator: PatchDiscriminator | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        c = self.config
+        if c.adversarial:
+            torch.manual_seed(step_seed(c.seed, -2))
+            channels = self.autoencoder.config.out_channels
+            built = PatchDiscriminator(channels, c.discriminator_width, c.discriminator_layers)
+            self.discriminator = built.to(c.device)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         return {"autoencoder": self.autoencoder}
 
+    @property
+    def opponents(self) -> dict[str, nn.Module]:
+        """What learns against the autoencoder, with an optimizer of its own (see `loop.Stage`)."""
+        return {} if self.discriminator is None else {"discriminator": self.discriminator}
+
+    @property
+    def opponents_lr(self) -> float:
+        return self.config.discriminator_lr
+
     def batch(self, step: int, share: Share) -> Tensor:
-        """Pictures [N, 3, S, S] in -1..1."""
-        c = self.config
-        whole = step >= c.whole_from * c.steps
-        count = c.batch_size // (CANVAS // c.crop) ** 2 if whole else c.batch_size
-        pictures = []
-        for i in share.of(range(count)):
-            # Indices never depend on the size of an earlier batch, so that any step can be made on its own.
-            index = step * c.batch_size + i
-            rng = np.random.default_rng((c.seed, index, 2))
-            if rng.random() < c.collages:
-                picture = draw_collage(c.seed, index, self.others)
-                x, y = (int(v) for v in rng.integers(CANVAS - c.crop + 1, size=2))
-            else:
-                scene = draw_scene(c.seed, index)
-                picture = render_scene(scene)
-                o = scene.objects[int(rng.integers(len(scene.objects)))]
-                x, y = (_around(rng, at, o.side, c.crop) for at in (o.x, o.y))
-            pictures.append(picture if whole else picture[y : y + c.crop, x : x + c.crop])
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        """Pictures [N, 3, H, W] in -1..1."""
+        return self.crops.batch(step, share)
 
     def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
@@ -87,23 +111,40 @@ class AutoencoderStage:
         with torch.set_grad_enabled(torch.is_grad_enabled() and step < c.decoder_from * c.steps):
             mean, logvar = self.autoencoder.encode(pictures).float().chunk(2, dim=1)
         logvar = logvar.clamp(-30, 20)
-        latents = mean + torch.exp(0.5 * logvar) * share.of(torch.randn(len(mean) * share.world, *mean.shape[1:])).to(
-            mean.device
-        )
-        y = self.autoencoder.decode(latents).float()
-        squared = F.mse_loss(y, pictures)
-        absolute = F.l1_loss(y, pictures)
+        noise = share.of(torch.randn(len(mean) * share.world, *mean.shape[1:])).to(mean.device)
+        y = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
         psnr = -10 * torch.log10(F.mse_loss(y.detach().clamp(-1, 1), pictures) / 4)
         figures = {"psnr": psnr, "kl": kl.detach(), "deviation": mean.detach().std()}
-        return squared + c.l1 * absolute + c.kl * kl, figures
+        reconstruction = c.l2 * F.mse_loss(y, pictures) + c.l1 * F.l1_loss(y, pictures)
+        if self.distance is not None:
+            distance = self.distance(pictures, y).mean()
+            figures["distance"] = distance.detach()
+            reconstruction = reconstruction + c.perceptual * distance
+        loss = reconstruction + c.kl * kl
+        if self.discriminator is not None:
+            against, told = self._against(pictures, y, reconstruction, step)
+            loss, figures = loss + against, figures | told
+        return loss, figures
 
+    def _against(
+        self, pictures: Tensor, y: Tensor, reconstruction: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What both sides of the game minimise, and figures of it: nothing before `adversarial_from`.
 
-def _around(rng: np.random.Generator, at: int, side: int, crop: int) -> int:
-    """A crop's corner on the grid so that the crop meets the object at `at`."""
-    low, high = max(0, at - crop // 2), min(CANVAS - crop, at + side - crop // 2)
-    return (
-        int(rng.integers(low // GRID, high // GRID + 1)) * GRID
-        if high > low
-        else min(low, CANVAS - crop) // GRID * GRID
-    )
+        Both learn in the same step from the same pictures: the autoencoder's loss goes through the discriminator's
+        present weights without moving them, the discriminator's sees pictures without a way back.
+        """
+        c, judge = self.config, self.discriminator
+        assert judge is not None
+        nothing = torch.zeros((), device=y.device)
+        if step < c.adversarial_from * c.steps:
+            return nothing, dict.fromkeys(("deception", "weight", "discriminator"), nothing)
+        still = {name: p.detach() for name, p in judge.named_parameters()}
+        deception = deceiver_loss(functional_call(judge, still, (y,)))
+        weight = nothing
+        if torch.is_grad_enabled():
+            weight = adaptive_weight(reconstruction, deception, self.autoencoder.decoder.conv_out.weight)
+        losing = discriminator_loss(judge(pictures), judge(y.detach()))
+        figures = {"deception": deception.detach(), "weight": weight, "discriminator": losing.detach()}
+        return c.adversarial * weight * deception + losing, figures

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from darkroom.data.objects import vocabulary
-from darkroom.data.scenes import draw_scene
 from darkroom.errors import Error, TrainingError
 from darkroom.formats.files import open_tensors
 from darkroom.formats.save import save_folder
@@ -26,11 +25,10 @@ from darkroom.prompts.vocabulary import build_vocabulary
 
 from . import autoencoder as ae
 from . import state, unet
-from .latents import normalise, pictures_of
 from .loop import LoopConfig
 
 FINISHED = "autoencoder.safetensors"  # in an autoencoder's run: its normalised average
-MEASURED = range(10_000_000, 10_000_512)  # scenes over which latents are normalised
+SUBJECT = "subject.json"  # in an autoencoder's run: what it began with
 
 Recipe = TypeVar("Recipe", bound=LoopConfig)
 
@@ -53,21 +51,23 @@ def load_ema(run: Path) -> dict[str, nn.Module]:
 
     {"autoencoder": Autoencoder}, or {"unet": UNet, "text_encoder": TextEncoder}. Raises TrainingError.
     """
-    return _modules(run, _checkpoint(run))
+    return modules_of(run, checkpoint_of(run))
 
 
-def _checkpoint(run: Path) -> dict[str, Any]:
+def checkpoint_of(run: Path) -> dict[str, Any]:
+    """A run's newest checkpoint. Raises TrainingError if there is none."""
     saved = state.load_last(run)
     if saved is None:
         raise TrainingError(f"{run} holds no checkpoint; train first")
     return saved
 
 
-def _modules(run: Path, saved: Mapping[str, Any]) -> dict[str, nn.Module]:
+def modules_of(run: Path, saved: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The averaged networks of a run's checkpoint, in evaluation mode, under their names. Raises TrainingError."""
     names = set(saved["ema"])
     modules: dict[str, nn.Module]
     if names == {"autoencoder"}:
-        modules = {"autoencoder": ae.network(recipe_of(ae.AutoencoderRecipe, saved["recipe"]))}
+        modules = {"autoencoder": _autoencoder_of(run, recipe_of(ae.AutoencoderRecipe, saved["recipe"]))}
     elif names == {"unet", "text_encoder"}:
         built = unet.networks(recipe_of(unet.UNetRecipe, saved["recipe"]), tokenizer_of(run))
         modules = dict(zip(("unet", "text_encoder"), built, strict=True))
@@ -82,29 +82,17 @@ def _modules(run: Path, saved: Mapping[str, Any]) -> dict[str, nn.Module]:
     return modules
 
 
+def _autoencoder_of(run: Path, recipe: ae.AutoencoderRecipe) -> Autoencoder:
+    """The network of an autoencoder's run: that of the model it began with, else its recipe's."""
+    file = run / SUBJECT
+    config = json.loads(file.read_text(encoding="utf-8")).get("network") if file.is_file() else None
+    return ae.network(recipe) if config is None else Autoencoder(AutoencoderConfig.from_diffusers(config))
+
+
 def tokenizer_of(run: Path) -> Tokenizer:
     """The tokenizer that a U-Net was trained with: the run's own if it kept one, else that of the built-in scenes."""
     folder = run / "tokenizer"
     return Tokenizer.from_folder(folder) if folder.is_dir() else scene_tokenizer()
-
-
-def finish_autoencoder(run: Path) -> Autoencoder:
-    """The average of a run's newest checkpoint, its latents normalised; kept in `run`/autoencoder.safetensors.
-
-    The file is read when it is there and as new as the checkpoint, so that later stages all see the same weights.
-    Raises TrainingError.
-    """
-    path = run / FINISHED
-    steps = [state.step_of(p) for p in state.checkpoints(run)]
-    if path.is_file() and (not steps or _step_of_file(path) == steps[-1]):
-        return load_autoencoder(path)
-    saved = _checkpoint(run)
-    autoencoder = _modules(run, saved).get("autoencoder")
-    if not isinstance(autoencoder, Autoencoder):
-        raise TrainingError(f"{run} is no autoencoder's run")
-    normalise(autoencoder, pictures_of(draw_scene(saved["recipe"]["seed"], i) for i in MEASURED), rows=16)
-    save_autoencoder(autoencoder, path, saved["step"])
-    return autoencoder
 
 
 def save_autoencoder(autoencoder: Autoencoder, path: Path, step: int) -> None:
@@ -119,7 +107,8 @@ def save_autoencoder(autoencoder: Autoencoder, path: Path, step: int) -> None:
         write_safetensors(draft, entries, metadata)
 
 
-def _step_of_file(path: Path) -> int:
+def step_of_file(path: Path) -> int:
+    """The step that `save_autoencoder` wrote; -1 without."""
     with open_tensors(path) as file:
         return int(file.metadata.get("step", -1))
 
@@ -137,16 +126,12 @@ def load_autoencoder(path: Path) -> Autoencoder:
     return autoencoder.eval().requires_grad_(False)
 
 
-def export(autoencoder_run: Path, unet_run: Path, target: Path) -> Path:
-    """Write the averaged networks of two runs as an ordinary diffusers folder in float16; whole or not at all.
+def export_networks(autoencoder: Autoencoder, unet_run: Path, target: Path) -> Path:
+    """Write the averaged networks of a U-Net's run, and the autoencoder whose latents it was trained on, as an ordinary
+    diffusers folder in float16; whole or not at all.
 
     Raises TrainingError, CheckpointError.
     """
-    return export_networks(finish_autoencoder(autoencoder_run), unet_run, target)
-
-
-def export_networks(autoencoder: Autoencoder, unet_run: Path, target: Path) -> Path:
-    """The same, with an autoencoder at hand: the one whose latents the U-Net was trained on."""
     trained = load_ema(unet_run)
     network, text_encoder = trained.get("unet"), trained.get("text_encoder")
     if not isinstance(network, UNet) or not isinstance(text_encoder, TextEncoder):

@@ -1,0 +1,90 @@
+"""How alike two pictures look: distances between what a network sees in them (Zhang et al. 2018, arXiv 1801.03924).
+
+Shapes: N pictures, H W height and width, K answers of C_k channels and h_k w_k pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darkroom.errors import TrainingError
+from darkroom.models.autoencoder import Autoencoder, Encoder
+
+EPS = 1e-10
+OWN = "own"  # names the features that come with the package
+
+
+class EncoderFeatures(nn.Module):
+    """What an autoencoder's encoder sees: [N, 3, H, W] in -1..1 -> K answers of its resnets, each [N, C_k, h_k, w_k].
+
+    Frozen. Zhang et al. found features learned without labels nearly as good as a classifier's (their sec. 4); those of
+    an encoder come with every latent diffusion model. They are taken inside each resnet after its second norm: what
+    goes past the norms carries a picture's brightness, and would count a fainter picture worse than a blurred one.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder.eval().requires_grad_(False)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        x, seen = self.encoder.conv_in(pictures), []
+        for level in self.encoder.down:
+            for resnet in level.resnets:
+                y = F.silu(resnet.norm2(resnet.conv1(F.silu(resnet.norm1(x)))))
+                seen.append(y)
+                y = resnet.conv2(y)
+                x = y + (x if resnet.shortcut is None else resnet.shortcut(x))
+            if level.downsample is not None:
+                x = level.downsample(F.pad(x, (0, 1, 0, 1)))
+        return seen
+
+
+class PerceptualDistance(nn.Module):
+    """Pictures [N, 3, H, W] in -1..1 and others to their distances [N], 0 where they are the same.
+
+    Zhang et al., eq. 1: each layer's answers are brought to unit length pixel by pixel, and the squared differences are
+    averaged over pixels and summed over channels and layers. All channels count alike (the paper's "baseline"; its
+    linear weights belong to one network and are read with it).
+    """
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, wanted: Tensor, given: Tensor) -> Tensor:
+        """Gradients flow to `given` alone."""
+        with torch.no_grad():
+            theirs: Sequence[Tensor] = self.features(wanted)
+        ours: Sequence[Tensor] = self.features(given)
+        total = torch.zeros(len(given), device=given.device)
+        for a, b in zip(theirs, ours, strict=True):
+            total = total + (_unit(a.float()) - _unit(b.float())).square().sum(dim=1).mean(dim=(1, 2))
+        return total
+
+
+def _unit(x: Tensor) -> Tensor:
+    """[N, C, h, w] with every pixel's C numbers at length 1."""
+    return x / (x.square().sum(dim=1, keepdim=True) + EPS).sqrt()
+
+
+def own_features() -> EncoderFeatures:
+    """The features that come with the package: of the embedded model's autoencoder."""
+    import darkroom
+
+    autoencoder = darkroom.load(device="cpu", dtype="float32").autoencoder
+    assert isinstance(autoencoder, Autoencoder)
+    return EncoderFeatures(autoencoder.encoder)
+
+
+def open_distance(features: str) -> nn.Module:
+    """What a recipe's `features` names: wanted and given pictures [N, 3, H, W] in -1..1 to distances [N].
+
+    Raises TrainingError for what is no such thing.
+    """
+    if features == OWN:
+        return PerceptualDistance(own_features())
+    raise TrainingError(f"features is {features[:200]!r}, which is no file")
