@@ -33,7 +33,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "adapters": "models request",
         "diffusion": "adapters models",
         "prompts": "adapters models",
-        "formats": "adapters models prompts request",  # networks on `meta`; tokenizers
+        "formats": "adapters embedded models prompts request",  # networks on `meta`; tokenizers
         "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",

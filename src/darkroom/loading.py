@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .embedded import MODEL
+from .embedded import HOME, MODEL
 from .engine.memory import out_of_memory
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
@@ -42,7 +42,8 @@ def load(
         device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
         compile: compile the U-Net with torch.compile when it is first used.
-        lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>.
+        lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>. None: the embedded model's own
+            for that model, none for others.
         vae: another autoencoder in place of the model's own: a diffusers folder, a diffusers, LDM or TAESD file, or a
             name on the hub (docs/models.md).
         preview: an autoencoder for previews, best a tiny one; None: previews are made without a network.
@@ -72,7 +73,8 @@ def load(
         ) from error
     if compile:
         pipe.unet.compile()
-    pipe.loras.folder = None if lora_dir is None else Path(lora_dir)
+    own = HOME / "lora" if source is None and (HOME / "lora").is_dir() else None
+    pipe.loras.folder = own if lora_dir is None else Path(lora_dir)
     return pipe
 
 

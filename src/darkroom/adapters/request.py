@@ -14,7 +14,7 @@ class Lora:
     """A LoRA file, and how strongly it acts: 1 as it was trained, 0 not at all, below 0 the opposite.
 
     Args:
-        path: kohya's, diffusers', PEFT's or LyCORIS' file.
+        path: kohya's, diffusers', PEFT's or LyCORIS' file, or "embedded:NAME" for one of the embedded model's.
         scale: -100 to 100, on all networks.
         text_scale: on the text encoders, where that differs.
         allow_unmatched: leave out what fits no layer of the model, instead of refusing the file.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from darkroom.cli.controls import controls
+from darkroom.embedded import place_of
 from darkroom.errors import RequestError
 from darkroom.request import MAX_LORA_SCALE, Request, real, whole
 
@@ -131,7 +132,7 @@ def loras(given: list[str] | None) -> list[tuple[str, float]]:
             pair = (name, float(scale)) if colon and name else (text, 1.0)
         except ValueError:  # the colon is the name's own
             pair = (text, 1.0)
-        if not Path(path(pair[0])).exists():
+        if not Path(place_of(path(pair[0]))).exists():
             raise RequestError(f"there is no LoRA {pair[0][:200]!r}: --lora takes a file, as in ink.safetensors:0.8")
         found.append((pair[0], real("--lora", pair[1], -MAX_LORA_SCALE, MAX_LORA_SCALE)))
     return found

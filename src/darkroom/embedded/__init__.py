@@ -1,7 +1,39 @@
-"""The model that comes with the package."""
+"""The model that comes with the package, and what comes with it, by name: "embedded:NAME".
+
+    model/                   the model
+    controlnet-NAME/         a ControlNet for it
+    lora/NAME.safetensors    a LoRA
+    word/NAME.safetensors    a learned word (textual inversion)
+
+All but the learned word's file are ordinary folders and files that other tools open too.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-MODEL = Path(__file__).parent / "model"  # an ordinary diffusers folder
+from darkroom.errors import CheckpointError
+
+HOME = Path(__file__).parent
+MODEL = HOME / "model"  # an ordinary diffusers folder
+START = "embedded:"
+
+
+def extras() -> dict[str, Path]:
+    """Name -> place of what comes with the embedded model."""
+    nets = {path.name.removeprefix("controlnet-"): path for path in sorted(HOME.glob("controlnet-*"))}
+    files = {path.stem: path for kind in ("lora", "word") for path in sorted((HOME / kind).glob("*.safetensors"))}
+    return nets | files
+
+
+def place_of(source: str | Path) -> str | Path:
+    """What "embedded:NAME" names; anything else as it is. Raises CheckpointError, with the names there are."""
+    text = str(source)
+    if not text.startswith(START):
+        return source
+    found = extras()
+    name = text.removeprefix(START)
+    if name not in found:
+        there = f"it has {', '.join(found)}" if found else "nothing comes with it"
+        raise CheckpointError(f"the embedded model has no {name[:60]!r}: {there}")
+    return found[name]

@@ -21,7 +21,8 @@ class Control:
     """A ControlNet, and the picture by which it steers.
 
     Args:
-        net: a diffusers folder, a file, "org/name" on the hub, or a loaded `models.controlnet.ControlNet`.
+        net: a diffusers folder, a file, "org/name" on the hub, "embedded:NAME" for one of the embedded model's, or a
+            loaded `models.controlnet.ControlNet`.
         image: what the network is shown: PIL or a path, any mode; resized to what is drawn (Lanczos).
         scale: how strongly it acts, -10 to 10; 1: as it was trained.
         start, stop: the fractions of the steps between which it acts, diffusers' rule: in evaluation i of n if

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from darkroom.embedded import place_of
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
 
@@ -69,7 +70,7 @@ class Embedding:
     "cat-toy")])`.
 
     Args:
-        path: the file.
+        path: the file, or "embedded:NAME" for one of the embedded model's.
         name: what the prompt calls it, instead of the file's stem and token.
 
     Raises CheckpointError for a file that is missing, broken, hostile or no embedding; RequestError for a name that
@@ -77,7 +78,7 @@ class Embedding:
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(place_of(path))
         self.words = read_embedding(path).learned(name)
 
     def __repr__(self) -> str:
@@ -126,7 +127,7 @@ def named_in(folder: Mapping[str, Path], texts: Iterable[str], style: str = "a11
 
 def read_embedding(path: str | Path) -> EmbeddingFile:
     """Read a textual-inversion file. Raises CheckpointError where it is none, is broken or hostile, or holds NaN."""
-    path = Path(path)
+    path = Path(place_of(path))
     source = Source(path)
     try:
         size, head = source.size, source.read(0, 8)
@@ -165,7 +166,8 @@ def read_embedding(path: str | Path) -> EmbeddingFile:
 def is_embedding(path: str | Path) -> bool:
     """Whether a file is a textual-inversion file, broken or not, without reading its tensors."""
     try:
-        source = Source(Path(path))
+        path = Path(place_of(path))
+        source = Source(path)
     except CheckpointError:
         return False
     try:

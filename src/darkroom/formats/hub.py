@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from darkroom.embedded import place_of
 from darkroom.errors import CheckpointError
 from darkroom.formats.storage import clip
 
@@ -30,13 +31,15 @@ _WEIGHTS = re.compile(
 def resolve(source: str | Path) -> Path:
     """The folder or file that `source` names.
 
-    An existing path wins. Else "org/name" or "org/name@revision" is looked up on the hub and downloaded into its cache,
-    or taken from there if the hub can't be reached or HF_HUB_OFFLINE is set: the configurations, the tokenizer and one
-    set of weights for each part that Darkroom reads (full precision rather than a variant such as fp16, safetensors
-    rather than pickles). A repository that is no diffusers folder but holds one single weights file gives that file.
+    "embedded:NAME" is what comes with the embedded model. Else an existing path wins. Else "org/name" or
+    "org/name@revision" is looked up on the hub and downloaded into its cache, or taken from there if the hub can't be
+    reached or HF_HUB_OFFLINE is set: the configurations, the tokenizer and one set of weights for each part that
+    Darkroom reads (full precision rather than a variant such as fp16, safetensors rather than pickles). A repository
+    that is no diffusers folder but holds one single weights file gives that file.
 
     Raises CheckpointError, one sentence, for anything else.
     """
+    source = place_of(source)
     text = os.fspath(source)
     path = Path(text)
     with contextlib.suppress(RuntimeError):  # a home that nobody has

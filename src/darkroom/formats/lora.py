@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..embedded import place_of
 from ..errors import CheckpointError
 from .configs import read_json
 from .files import TensorFile, open_tensors
@@ -77,8 +78,9 @@ def is_lora(file: TensorFile) -> bool:
 
 
 def lora_path(path: str | Path) -> Path:
-    """A LoRA's file; in a folder, the one with a name that diffusers and PEFT write. Raises CheckpointError."""
-    path = Path(path)
+    """A LoRA's file ("embedded:NAME": one of the embedded model's); in a folder, the one with a name that diffusers and
+    PEFT write. Raises CheckpointError."""
+    path = Path(place_of(path))
     if not path.is_dir():
         return path
     for name in FILES:

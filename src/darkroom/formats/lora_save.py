@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from ..embedded import MODEL
 from ..errors import CheckpointError
 from .files import open_tensors
 from .lora import PEFT_METADATA, Alphas, LoraFile, layer_tensors, lora_path, scan_lora, unmatched_sentence
@@ -137,7 +138,7 @@ def published_networks() -> Iterator[dict[str, nn.Module]]:
 
     with torch.device("meta"):
         yield {"unet": UNet(config.SD15_UNET), "text_encoder": TextEncoder(config.SD15_TEXT_ENCODER)}
-    embedded = open_checkpoint(Path(__file__).parents[1] / "embedded" / "model")
+    embedded = open_checkpoint(MODEL)
     with torch.device("meta"):
         unet, text_encoder = UNet(embedded.unet_config), TextEncoder(embedded.text_encoder_config)
         yield {"unet": unet, "text_encoder": text_encoder}
