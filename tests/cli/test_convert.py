@@ -21,10 +21,11 @@ def test_there_and_back_draws_the_same_picture(command: Command, model: Path, tm
         assert "identical" in command("verify", path, "--model", made).out
 
 
-def test_dtype(command: Command, model: Path, tmp_path: Path) -> None:
-    assert command("convert", model, tmp_path / "a.safetensors", "--dtype", "float16").code == 0
+@pytest.mark.parametrize(("dtype", "stored"), [("float16", {"float16"}), ("float8_e4m3", {"float8_e4m3fn", "float16"})])
+def test_dtype(dtype: str, stored: set[str], command: Command, model: Path, tmp_path: Path) -> None:
+    assert command("convert", model, tmp_path / "a.safetensors", "--dtype", dtype).code == 0
     found = command("info", tmp_path / "a.safetensors", "--json").json
-    assert {name for part in found["parts"].values() for name in part["dtypes"]} == {"float16"}
+    assert {name for part in found["parts"].values() for name in part["dtypes"]} == stored
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,8 @@ def _as_ldm(shapes: detect.Shapes) -> detect.Shapes:
 def save_controlnet(path: str | Path, state: State, config: ControlNetConfig, dtype: torch.dtype | None = None) -> Path:
     """Write a ControlNet: one file in the original layout if the name ends in .safetensors, else a diffusers folder.
 
-    `state` is in native names; `dtype` converts it (in 8 bits: matrices and convolutions, the rest in float16). Whole or
-    not at all. Raises CheckpointError if it can't be written.
+    `state` is in native names; `dtype` converts it (in 8 bits: matrices and convolutions; the rest in float16). Whole
+    or not at all. Raises CheckpointError if it can't be written.
     """
     target = Path(os.path.abspath(path))
     if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):

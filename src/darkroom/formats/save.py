@@ -102,9 +102,10 @@ def save_folder(
     """Write a model as a diffusers folder, which diffusers opens unmodified; whole or not at all.
 
     States are in native names; `dtype` converts them (in 8 bits: matrices and convolutions, the rest in float16).
-    `tokenizer` is a folder to copy the files from, or a tokenizer. `defaults` (steps, guidance_scale) go into `darkroom.json`, which others pass over. A
-    model folder at `path` is replaced; anything else there raises CheckpointError, as does a full disk. SDXL has a
-    second text encoder and tokenizer; `zero_negative`: its empty negative prompt means zeros.
+    `tokenizer` is a folder to copy the files from, or a tokenizer. `defaults` (steps, guidance_scale) go into
+    `darkroom.json`, which others pass over. A model folder at `path` is replaced; anything else there raises
+    CheckpointError, as does a full disk. SDXL has a second text encoder and tokenizer; `zero_negative`: its empty
+    negative prompt means zeros.
     """
     target = Path(os.path.abspath(path))
     configs: dict[Part, Config] = {
