@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,31 +21,11 @@ from darkroom.errors import TrainingError
 
 from . import optim, state
 from .background import interruptible, prefetch
+from .config import LoopConfig, check_loop, check_recipe
 from .ema import Average
 from .log import Log
+from .opponents import Opponents
 from .parallel import Share, share, sum_over_ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopConfig:
-    """What every stage's recipe has."""
-
-    steps: int  # length of the run; may be changed between resumes (the cool-down moves with it)
-    batch_size: int  # rows of a step, of all processes and parts together
-    lr: float
-    optimizer: str = "muon"  # "muon" or "adamw"
-    weight_decay: float = 0.0
-    warmup: int = 200  # steps
-    cooldown: float = 0.4  # the fraction of the run over which the learning rate falls to zero
-    clip: float = 1.0  # largest norm of the gradient
-    accumulate: int = 1  # parts in which a process computes its rows, one after the other: less memory, the same step
-    ema: float = 0.998  # decay of the averaged weights
-    precision: str = "bfloat16"  # of the products ("float32" or "bfloat16"); weights and optimizer are float32
-    seed: int = 0
-    save_every: float = 300.0  # seconds between checkpoints
-    log_every: int = 50  # steps between log lines
-    keep: int = 2  # checkpoints kept
-    device: str = "cpu"
 
 
 class Stopped(KeyboardInterrupt):
@@ -60,7 +40,11 @@ def check_done(run: Path, steps: int) -> None:
 
 
 class Stage(Protocol):
-    """What the loop trains. `modules` are saved, averaged and updated under their names."""
+    """What the loop trains. `modules` are saved, averaged and updated under their names.
+
+    A stage may also have `opponents`, modules under their names, and `opponents_lr`: see `opponents.Opponents`. Their
+    loss is a summand of the stage's.
+    """
 
     @property
     def modules(self) -> Mapping[str, nn.Module]: ...
@@ -103,6 +87,7 @@ class Trainer:
     def __init__(self, stage: Stage, folder: Path) -> None:
         self.stage, self.folder, self.config = stage, folder, stage.config
         self.rank = share()
+        check_loop(self.config, self.rank.world)
         # The rows of a step are shared by ranks, and a rank's by its parts: each is a share like any other.
         world, parts = self.rank.world, self.config.accumulate
         self.parts = [Share(self.rank.rank + world * i, world * parts) for i in range(parts)]
@@ -111,6 +96,7 @@ class Trainer:
         config = self.config
         self.optimizer = optim.build(config.optimizer, stage.modules.values(), config.lr, config.weight_decay)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.opponents = Opponents(getattr(stage, "opponents", {}), getattr(stage, "opponents_lr", 0.0))
         self.average = Average(stage.modules, config.ema)
         self.step = 0
         self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
@@ -131,6 +117,7 @@ class Trainer:
         # The settings of the optimizer are the recipe's, its state is the checkpoint's.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        self.opponents.load(saved.get("opponents", {}))
         self.average.load(saved["ema"])
         self.step = self._on_disk = saved["step"]
         self.skipped.fill_(saved["skipped"])
@@ -142,6 +129,7 @@ class Trainer:
                 "step": self.step, "skipped": int(self.skipped), "recipe": asdict(self.config),
                 "modules": {n: m.state_dict() for n, m in self.stage.modules.items()},
                 "optimizer": self.optimizer.state_dict(), "ema": self.average.weights,
+                "opponents": self.opponents.state(),
             }, self.config.keep)  # fmt: skip
             self._on_disk = self.step
 
@@ -178,12 +166,14 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
+        self.opponents.clear()
         figures = self._gradients(batches)
         stopping = self._exchange(asked())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
-        good = torch.isfinite(norm)
+        good = torch.isfinite(norm) & torch.isfinite(self.opponents.clip(config.clip)).to(norm.device)
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # see optim.py
         self.optimizer.step()
+        self.opponents.step(factor, good)
         self.average.update(self.step, good)
         self.skipped += ~good
         self.step += 1
@@ -206,18 +196,6 @@ class Trainer:
         if self.rank.world == 1:
             return asked
         stopping = torch.tensor(float(asked), device=self.device)
-        sum_over_ranks([p.grad for p in self.parameters if p.grad is not None] + [stopping])
+        learning = [*self.parameters, *self.opponents.parameters]
+        sum_over_ranks([p.grad for p in learning if p.grad is not None] + [stopping])
         return bool(stopping)
-
-
-def check_recipe(old: Mapping[str, Any], config: LoopConfig, folder: Path) -> None:
-    """A run may be prolonged or told to log and save otherwise; anything else would make it another run.
-
-    A setting that the run's version did not know yet had its default.
-    """
-    free = {"steps", "cooldown", "save_every", "log_every", "keep", "device", "accumulate"}
-    for field in fields(config):
-        now = getattr(config, field.name)
-        before = old.get(field.name, field.default)
-        if field.name not in free and before != now and before is not MISSING:
-            raise TrainingError(f"{folder} was trained with {field.name}={before!r}, not {now!r}; use another folder")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from darkroom.data.objects import CANVAS, GRID
 from darkroom.errors import TrainingError
 
 from .autoencoder import AutoencoderRecipe
-from .loop import LoopConfig
+from .config import LOOP_RULES, LoopConfig, Rule, check_loop, check_rules
 from .unet import UNetRecipe
 
 Recipe = TypeVar("Recipe")
@@ -130,22 +130,9 @@ def _parse(text: str, kind: Any, key: str) -> Any:
         raise TrainingError(f"{key} is {text[:100]!r}; it must be {wanted}") from None
 
 
-# What the loop itself needs of its numbers: (field, what it must be, test).
-_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("steps", "1 or more", lambda v: 1 <= v <= 10**9),
-    ("batch_size", "between 1 and 65536", lambda v: 1 <= v <= 65536),
-    ("lr", "a number above 0, at most 1", lambda v: 0 < v <= 1),
-    ("optimizer", "'muon' or 'adamw'", lambda v: v in ("muon", "adamw")),
-    ("weight_decay", "between 0 and 1", lambda v: 0 <= v <= 1),
-    ("warmup", "0 or more", lambda v: v >= 0),
-    ("cooldown", "between 0 and 1", lambda v: 0 <= v <= 1),
-    ("clip", "above 0", lambda v: v > 0),
-    ("ema", "at least 0 and below 1", lambda v: 0 <= v < 1),
-    ("precision", "'float32' or 'bfloat16'", lambda v: v in ("float32", "bfloat16")),
-    ("seed", "0 or more, below 2^63", lambda v: 0 <= v < 2**63),
-    ("save_every", "above 0 (seconds)", lambda v: v > 0),
-    ("log_every", "1 or more", lambda v: v >= 1),
-    ("keep", "1 or more", lambda v: v >= 1),
+# What the recipes' numbers must be.
+_RULES: tuple[Rule, ...] = (
+    *LOOP_RULES,
     ("crop", f"a multiple of {GRID} that divides {CANVAS}", lambda v: v > 0 and v % GRID == 0 and CANVAS % v == 0),
     ("whole_from", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("decoder_from", "between 0 and 1", lambda v: 0 <= v <= 1),
@@ -165,14 +152,8 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 
 def check(recipe: LoopConfig, workers: int = 1) -> None:
     """Raise TrainingError, naming the setting, on a recipe that can't be trained by `workers` processes."""
-    values = asdict(recipe)
-    for name, wanted, good in _RULES:
-        if name in values and not (values[name] == values[name] and good(values[name])):
-            raise TrainingError(f"{name} is {values[name]!r}; it must be {wanted}")
-    if workers < 1:
-        raise TrainingError(f"workers is {workers}; it must be 1 or more")
-    if recipe.batch_size % workers:
-        raise TrainingError(f"batch_size is {recipe.batch_size}; {workers} workers can't share it evenly")
+    check_rules(recipe, _RULES)
+    check_loop(recipe, workers)
     if isinstance(recipe, AutoencoderRecipe):
         whole = recipe.batch_size // (CANVAS // recipe.crop) ** 2
         if recipe.whole_from < 1 and (whole < 1 or whole % workers):
