@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from darkroom.data.examples import look
 from darkroom.data.folders import scan
 from darkroom.errors import TrainingError
 
@@ -46,7 +49,8 @@ def test_what_can_t_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None:
     result = scan(tmp_path)
     assert [e.path.name for e in result.examples] == ["1.png"]
     reasons = {path.name: reason for path, reason in result.left_out}
-    assert set(reasons) == {"2.png", "3.png", "4.png", "5.webp", "6.png"}
+    assert set(reasons) == {"2.png", "3.png", "4.png", "5.webp", "6.png", "7.gif"}
+    assert "convert" in reasons["7.gif"]
     assert "1.png" in reasons["2.png"]
     assert "8x400" in reasons["4.png"]
     assert "animation" in reasons["5.webp"]
@@ -58,6 +62,85 @@ def test_sizes_are_upright(tmp_path: Path) -> None:
     picture(tmp_path / "x.jpg", 5, (40, 24), exif=turned)
     (example,) = scan(tmp_path).examples
     assert (example.width, example.height) == (24, 40)
+
+
+def test_odd_pictures_are_read_or_told(tmp_path: Path) -> None:
+    picture(tmp_path / "one.png", size=(1, 1))
+    Image.new("CMYK", (20, 30), (9, 80, 3, 0)).save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (20, 30), (1, 2, 3, 0)).save(tmp_path / "clear.png")
+    Image.effect_noise((200, 200), 90).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) - 4000])
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    found = scan(tmp_path)
+    assert [e.path.name for e in found.examples] == ["clear.png", "cmyk.jpg", "deep.png"]
+    reasons = {path.name: reason for path, reason in found.left_out}
+    assert set(reasons) == {"one.png", "cut.jpg", "pipe.png"}
+    assert "1x1" in reasons["one.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.jsonl", '{"file_name": "sub/a.png", "caption": "x, y"}\n{"file_name": "b.png", "prompt": "z"}'),
+        ("metadata.csv", 'file_name,text\nsub/a.png,"x, y"\n./b.png,z\n'),
+        ("metadata.json", json.dumps({"sub/a": {"caption": "x", "tags": "y"}, "b.png": {"tags": "z"}})),
+        (
+            "meta_cap.json",
+            json.dumps({"sub/a.png": {"caption": "x, y"}, "b": {"caption": "z", "train_resolution": [1]}}),
+        ),
+    ],
+)
+def test_a_metadata_file_speaks_for_the_folders_in_its_own(tmp_path: Path, name: str, text: str) -> None:
+    picture(tmp_path / "sub" / "a.png", 1)
+    picture(tmp_path / "b.png", 2)
+    picture(tmp_path / "c.png", 3)
+    (tmp_path / name).write_text(text)
+    assert {e.path.name: e.caption for e in scan(tmp_path).examples} == {"a.png": "x, y", "b.png": "z", "c.png": ""}
+
+
+def test_names_without_a_picture_are_told_and_lead_nowhere(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "secret.png", 2)
+    rows = [{"file_name": n, "text": "x"} for n in ("a.png", "gone.png", "../secret.png", "/etc/passwd")]
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    found = scan(tmp_path / "in")
+    assert [e.path.name for e in found.examples] == ["a.png"]
+    assert [path.name for path, _ in found.left_out] == ["gone.png"]
+
+
+def test_long_captions_are_left_out(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1)
+    picture(tmp_path / "b.png", 2)
+    (tmp_path / "b.txt").write_text("word " * 20_000)
+    picture(tmp_path / "c.png", 3)
+    (tmp_path / "c.txt").write_text("é" * 32_000)
+    found = scan(tmp_path)
+    assert [e.path.name for e in found.examples] == ["a.png", "c.png"]
+    assert "caption" in found.left_out[0][1]
+
+
+def test_what_was_found_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from darkroom.data import folders
+    from darkroom.data.examples import Remembered
+
+    data, index = tmp_path / "data", tmp_path / "index.sqlite"
+    for i in range(3):
+        picture(data / f"{i}.png", i)
+    (data / "broken.png").write_text("x")
+    first = scan(data, Remembered(index))
+    looked: list[int] = []
+    monkeypatch.setattr(folders, "look", lambda d: looked.append(len(d)) or look(d))  # type: ignore[func-returns-value]
+    assert scan(data, Remembered(index)) == first
+    assert looked == []
+    picture(data / "1.png", 77, (30, 30))
+    assert scan(data, Remembered(index)).examples[1].width == 30
+    assert len(looked) == 1
+    index.write_bytes(b"no database" * 100)
+    with pytest.raises(TrainingError, match="delete it"):
+        scan(data, Remembered(index))
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:

@@ -1,135 +1,127 @@
 """Folders of training pictures with captions, as the tools of the ecosystem lay them out.
 
-What a picture's caption is, in this order: its line in `metadata.jsonl` (Hugging Face imagefolder), the text file
-beside it (`x.txt`, `x.caption`: kohya and others), the words of its folder's name (`10_a photo of a cat`, kohya; the
-number says how often a picture comes in one round), or the empty text.
+What a picture's caption is, in this order: its entry in a metadata file of its folder or of one around it (`METADATA`),
+the text file beside it (`x.txt`, `x.caption`: kohya and others), the words of its folder's name (`10_a photo of a cat`,
+kohya; the number says how often a picture comes in one round), or the empty text.
 """
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from PIL import Image
+from pathlib import Path, PurePosixPath
 
 from darkroom.errors import TrainingError
-from darkroom.images import FORMATS
-from darkroom.request import MAX_PIXELS
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-CAPTIONS = (".txt", ".caption")
-METADATA = "metadata.jsonl"
-MAX_CAPTION = 32_000  # characters
+from .examples import (
+    CAPTIONS,
+    MAX_BYTES,
+    MAX_CAPTION,
+    OTHER_SUFFIXES,
+    SUFFIXES,
+    Duplicates,
+    Example,
+    Look,
+    Remembered,
+    Scan,
+    decoded,
+    in_threads,
+    look,
+    stamp_of,
+    too_long,
+)
+
+MAX_METADATA = 1 << 30  # bytes
+WORDS = ("text", "caption", "prompt")  # what tools call a caption
 _REPEATS = re.compile(r"(\d{1,4})_(.*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training picture."""
-
-    path: Path
-    caption: str
-    width: int  # pixels, upright
-    height: int
-    repeats: int = 1  # how often it comes in one round of the data
-    digest: str = ""  # SHA-256 of the file, 64 hexadecimal digits
-
-    @property
-    def name(self) -> str:
-        """What to call it."""
-        return str(self.path)
-
-    def read(self) -> bytes:
-        """The picture's bytes. Raises TrainingError."""
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise TrainingError(f"{str(self.path)[:200]!r} can't be read ({error.strerror})") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What a folder holds: what can be learned from, and what was left out and why."""
-
-    examples: tuple[Example, ...]
-    left_out: tuple[tuple[Path, str], ...]
-
-
-def scan(folder: str | Path, smallest: int = 16) -> Scan:
+def scan(folder: str | Path, remembered: Remembered | None = None) -> Scan:
     """Look at every picture of a folder and of the folders in it, in the order of their names.
 
     Left out, with the reason: files that are no PNG, JPEG or WebP picture or are broken, pictures with a side under
-    `smallest` pixels or more than 67 million pixels, animations, and copies of a picture that came before (by content).
-    Links that lead out of the folder are not followed. Raises TrainingError where there is no folder, no picture to
-    learn from, or a metadata.jsonl that can't be read.
+    16 pixels or more than 67 million pixels, animations, copies of a picture that came before (by content), captions
+    over 32,000 characters, names in the metadata without a picture. Links that lead out of the folder are not followed.
+    Raises TrainingError where there is no folder, no picture to learn from, or a caption that can't be read.
     """
     root = Path(folder)
     if not root.is_dir():
         raise TrainingError(f"there is no folder {str(root)[:200]!r}; give one with pictures and their captions")
+    remembered = remembered or Remembered(None)
+    try:
+        files = list(_files(root))
+    except OSError as error:
+        raise TrainingError(f"{str(error.filename)[:200]!r} can't be read ({error.strerror})") from error
+    tables = _Tables(root)
     examples: list[Example] = []
     left_out: list[tuple[Path, str]] = []
-    seen: dict[str, Path] = {}
-    for place, pictures in _pictures(root):
-        captions = _metadata(place)
-        repeats, words = _folder_words(place) if place != root else (1, "")
-        for path in pictures:
-            found = _look(path, smallest)
-            if isinstance(found, str):
-                left_out.append((path, found))
-                continue
-            width, height, digest = found
-            if digest in seen:
-                left_out.append((path, f"the same picture as {seen[digest].relative_to(root)}"))
-                continue
-            seen[digest] = path
-            caption = captions.get(path.name)
-            if caption is None:
-                caption = _beside(path)
-            caption = words if caption is None else caption
-            if len(caption) > MAX_CAPTION:
-                left_out.append((path, f"its caption has {len(caption):,} characters"))
-                continue
+    copies = Duplicates()
+    for path, found in zip(files, _looks(root, files, remembered), strict=True):
+        named = tables.caption(path)
+        if isinstance(found, str):
+            left_out.append((path, found))
+            continue
+        width, height, digest = found
+        repeats, words = _folder_words(path.parent) if path.parent != root else (1, "")
+        caption = named if named is not None else _beside(path)
+        caption = words if caption is None else caption
+        why = copies.of(digest, str(path.relative_to(root))) or too_long(caption)
+        if why is not None:
+            left_out.append((path, why))
+        else:
             examples.append(Example(path, caption, width, height, repeats, digest))
+    left_out += tables.not_there()
     if not examples:
         why = f"; {left_out[0][0].name}: {left_out[0][1]}" if left_out else ""
         raise TrainingError(f"{str(root)[:200]!r} holds no picture to learn from (PNG, JPEG or WebP){why}")
     return Scan(tuple(examples), tuple(left_out))
 
 
-def _pictures(root: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder under `root` and the pictures right in it, hidden ones left out, in the order of their names."""
-    home = root.resolve()
-    for name, folders, files in os.walk(root):
-        place = Path(name)
+def _files(root: Path) -> Iterator[Path]:
+    """All that is named like a picture under `root`, hidden files and folders left out, in the order of their names."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for name, folders, files in os.walk(root, onerror=fail):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found = [place / f for f in sorted(files) if not f.startswith(".") and f.lower().endswith(SUFFIXES)]
-        yield place, [path for path in found if path.resolve().is_relative_to(home)]
+        for file in sorted(files):
+            if not file.startswith(".") and file.lower().endswith(SUFFIXES + OTHER_SUFFIXES):
+                yield Path(name) / file
 
 
-def _look(path: Path, smallest: int) -> tuple[int, int, str] | str:
-    """(width, height, SHA-256) of a picture, read to its end; or why it can't be used."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            width, height = picture.size
-            if getattr(picture, "is_animated", False):
-                return "an animation"
-            if width * height > 4 * MAX_PIXELS:
-                return f"{width}x{height} pixels are too many"
-            if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned on its side
-                width, height = height, width
-            picture.load()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
-        return f"can't be read ({type(error).__name__})"
-    if min(width, height) < smallest:
-        return f"{width}x{height} pixels are too few"
-    return width, height, digest
+def _looks(root: Path, files: Sequence[Path], remembered: Remembered) -> Iterator[Look]:
+    """What there is to say of each file, what is known from before included."""
+    home = root.resolve()
+
+    def one(path: Path) -> tuple[str, Look | None, Look]:
+        """The file's stamp, what is remembered of it, and what it is."""
+        try:
+            if not path.resolve().is_relative_to(home):
+                return "", None, "a link that leads out of the folder"
+            if not path.is_file():  # a pipe would be waited for
+                return "", None, "is no file"
+            stamp = stamp_of(path)
+            if (known := remembered.find(str(path.absolute()), stamp)) is not None:
+                found: Look = known if isinstance(known, str) else (known[0], known[1], known[2])
+                return stamp, found, found
+            if path.suffix.lower() in OTHER_SUFFIXES:
+                return stamp, None, "is no PNG, JPEG or WebP; convert it"
+            size = path.stat().st_size
+            return stamp, None, look(path.read_bytes()) if size <= MAX_BYTES else f"{size:,} bytes are too many"
+        except OSError as error:
+            return "", None, f"can't be read ({error.strerror or type(error).__name__})"
+
+    for path, (stamp, known, found) in zip(files, in_threads(one, files), strict=True):
+        if known is None and stamp:
+            remembered.keep(str(path.absolute()), stamp, found)
+        yield found
+    remembered.save()
 
 
 def _beside(path: Path) -> str | None:
@@ -137,41 +129,161 @@ def _beside(path: Path) -> str | None:
     for suffix in CAPTIONS:
         file = path.with_suffix(suffix)
         if file.is_file():
-            return _text(file).strip()
+            return _text(file, 4 * MAX_CAPTION + 4).strip()
     return None
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, most: int) -> str:
+    """The text of a file, no more than about `most` bytes of it. Raises TrainingError."""
     try:
-        if file.stat().st_size > 64 << 20:
-            raise TrainingError(f"{str(file)[:200]!r} is larger than 64 MB; split it")
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{str(file)[:200]!r} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        with file.open("rb") as stream:
+            data = stream.read(most + 1)
     except OSError as error:
         raise TrainingError(f"{str(file)[:200]!r} can't be read ({error.strerror})") from error
+    if len(data) > most:  # too long whatever it says; its last character may be cut
+        return data.decode("utf-8-sig", "replace")
+    return decoded(data, str(file))
 
 
-def _metadata(folder: Path) -> Mapping[str, str]:
-    """File name -> caption, by the folder's metadata.jsonl; an empty mapping without one."""
-    file = folder / METADATA
-    if not file.is_file():
-        return {}
+class _Tables:
+    """The metadata files of a folder and of the folders in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._tables: dict[Path, _Table] = {}
+
+    def caption(self, path: Path) -> str | None:
+        """What the nearest metadata file says of a picture; None if it says nothing."""
+        place = path.parent
+        while True:
+            if place not in self._tables:
+                self._tables[place] = _Table.of(place)
+            caption = self._tables[place].take(path.relative_to(place))
+            if caption is not None or place == self.root:
+                return caption
+            place = place.parent
+
+    def not_there(self) -> list[tuple[Path, str]]:
+        """The pictures that metadata files name and that were not asked for."""
+        found = []
+        for place, table in self._tables.items():
+            found += [(place / name, f"is named in {table.file}, and is not there") for name in table.untaken()]
+        return found
+
+
+@dataclass(slots=True)
+class _Table:
+    """A folder's metadata file: the names of pictures, relative to it, and their captions."""
+
+    file: str
+    captions: Mapping[str, str]
+    taken: set[str]
+
+    @classmethod
+    def of(cls, place: Path) -> _Table:
+        """The first of `METADATA` that a folder has; an empty one where it has none."""
+        for name, read in METADATA.items():
+            file = place / name
+            if file.is_file():
+                return cls(name, read(file), set())
+        if (place / "metadata.parquet").is_file():
+            raise TrainingError(f"{str(place / 'metadata.parquet')[:200]!r} is not read; save it as metadata.jsonl")
+        return cls("", {}, set())
+
+    def take(self, relative: Path) -> str | None:
+        """The caption of a picture, under its name with or without the ending."""
+        for key in (relative.as_posix(), relative.with_suffix("").as_posix()):
+            if key in self.captions:
+                self.taken.add(key)
+                return self.captions[key]
+        return None
+
+    def untaken(self) -> list[str]:
+        return [name for name in self.captions if name not in self.taken and not _outside(name)]
+
+
+def _outside(name: str) -> bool:
+    return name.startswith(("/", "\\")) or ".." in PurePosixPath(name).parts or "\0" in name or len(name) > 4096
+
+
+def _lines(file: Path) -> Mapping[str, str]:
+    """`metadata.jsonl` of Hugging Face's imagefolder: {"file_name": ..., "text": ...} in each line."""
     captions: dict[str, str] = {}
-    for number, line in enumerate(_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row.get("text", row.get("caption", ""))
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise TypeError
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise TrainingError(
-                f'line {number} of {str(file)[:200]!r} is not {{"file_name": ..., "text": ...}}; correct it'
-            ) from None
-        captions[name] = text
+    for number, line in enumerate(_text(file, MAX_METADATA).split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                name = row["file_name"]
+                text = next((row[word] for word in WORDS if word in row), None)
+                if not isinstance(name, str) or not isinstance(text, str | None):
+                    raise TypeError
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                raise TrainingError(
+                    f'line {number} of {str(file)[:200]!r} is not {{"file_name": ..., "text": ...}}; correct it'
+                ) from None
+            if text is not None:
+                captions[_plain(name)] = text
     return captions
+
+
+def _columns(file: Path) -> Mapping[str, str]:
+    """`metadata.csv` of Hugging Face's imagefolder: a column file_name and a column text."""
+    captions: dict[str, str] = {}
+    try:
+        rows = csv.DictReader(io.StringIO(_text(file, MAX_METADATA), newline=""), strict=True)
+        column = next((word for word in WORDS if word in (rows.fieldnames or ())), None)
+        if "file_name" not in (rows.fieldnames or ()) or column is None:
+            raise TrainingError(
+                f"{str(file)[:200]!r} needs a first line with file_name and text; it has "
+                f"{', '.join(rows.fieldnames or ())[:200]!r}"
+            )
+        for row in rows:
+            name, text = row["file_name"], row[column]
+            if name is None or text is None:
+                raise TrainingError(f"line {rows.line_num} of {str(file)[:200]!r} has too few columns; correct it")
+            captions[_plain(name)] = text
+    except csv.Error as error:
+        raise TrainingError(f"{str(file)[:200]!r} is no CSV ({error}); correct it, or use metadata.jsonl") from error
+    return captions
+
+
+def _entries(file: Path) -> Mapping[str, str]:
+    """kohya's metadata: {"name": {"caption": ..., "tags": ...}}, names with or without their ending, full or relative.
+
+    Tags follow the caption after a comma, as kohya's tools have it.
+    """
+    try:
+        found = json.loads(_text(file, MAX_METADATA))
+        captions: dict[str, str] = {}
+        for key, row in found.items():
+            texts = [row[word] for word in ("caption", "tags") if row.get(word)]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError
+            name = Path(key)
+            if name.is_absolute() and name.is_relative_to(file.parent.absolute()):
+                key = name.relative_to(file.parent.absolute()).as_posix()
+            if texts:
+                captions[_plain(key)] = ", ".join(texts)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise TrainingError(
+            f'{str(file)[:200]!r} is not {{"picture": {{"caption": ..., "tags": ...}}}}, kohya\'s metadata; correct it'
+        ) from None
+    return captions
+
+
+# The files that are read for captions, the first that a folder has.
+METADATA: Mapping[str, Callable[[Path], Mapping[str, str]]] = {
+    "metadata.jsonl": _lines,
+    "metadata.csv": _columns,
+    "metadata.json": _entries,
+    "meta_lat.json": _entries,
+    "meta_cap.json": _entries,
+    "meta_clean.json": _entries,
+}
+
+
+def _plain(name: str) -> str:
+    return str(PurePosixPath(name.replace("\\", "/")))
 
 
 def _folder_words(folder: Path) -> tuple[int, str]:

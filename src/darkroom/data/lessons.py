@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from darkroom.errors import TrainingError
 
 from .buckets import PLAIN, Crop, Cut, Size
-from .folders import Example, scan
+from .examples import Example
 from .reading import read_cut
 from .scenes import draw_scene, render_scene
+from .sources import scan_any
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def open_lessons(
     prior_caption: str = "",
     scenes: int = 20_000,
     seed: int = 0,
+    index: Path | None = None,
 ) -> Lessons:
     """The training pictures that `data` names, each cut to `size` (width, height) or to the bucket nearest its shape.
 
@@ -130,6 +132,7 @@ def open_lessons(
         prior: class pictures, named likewise.
         caption: of a picture that has none of its own; `prior_caption`: of such a class picture.
         scenes, seed: which of the built-in scenes.
+        index: a file that remembers what was found, so that the next time is quicker.
 
     Raises TrainingError in one sentence for what can't be learned from.
     """
@@ -140,11 +143,11 @@ def open_lessons(
                 "by --data"
             )
         return SceneLessons.of(scenes, seed)
-    found = scan(data)
+    found = scan_any(data, index)
     examples, left_out = list(found.examples), list(found.left_out)
     classes = [False] * len(examples)
     if prior is not None:
-        others = scan(prior)
+        others = scan_any(prior, index)
         examples += others.examples
         left_out += others.left_out
         classes += [True] * len(others.examples)

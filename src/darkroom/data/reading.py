@@ -16,7 +16,7 @@ from darkroom.errors import ImageError, TrainingError
 from darkroom.images import FORMATS, open_picture
 
 from .buckets import Crop, Size
-from .folders import Example
+from .examples import Example
 
 FINER = 2  # a JPEG is decoded at no less than this many times the size that is wanted
 

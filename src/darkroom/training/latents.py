@@ -1,11 +1,10 @@
-"""Latents of training pictures: measured, normalised, and kept on disk as moments.
+"""Latents of training pictures: encoded, and kept on disk as moments.
 
 Shapes: P pictures, N rows of a batch, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -60,8 +59,9 @@ class LatentStore:
         self.cache = Cache(place(folder, autoencoder))
         self._keys = keys(lessons)
         if absent := missing(self.cache, self._keys):
-            raise TrainingError(
-                f"{len(absent)} of {len(self._keys)} latents are missing in {folder}; encode them first"
+            raise Stopped(
+                f"stopped: {len(absent)} of {len(self._keys)} latents are still missing in {folder}; the same command "
+                "goes on"
             )
 
     def moments(self, i: int, version: int = 0) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
@@ -226,24 +226,3 @@ def read_latents(path: Path) -> Tensor:
             return file.load("latents")
     except CheckpointError as error:
         raise TrainingError(f"latents {path} can't be read; delete them to make them anew: {error}") from error
-
-
-@torch.no_grad()
-def normalise(autoencoder: Autoencoder, pictures: Tensor, rows: int = 64) -> None:
-    """Give every latent channel zero mean and unit deviation over `pictures`, in place; pictures decode as before.
-
-    The shift and the scale go into the two 1x1 convolutions around the latent, so that the file needs nothing that
-    other programs do not read. Afterwards `config.scaling_factor` is 1.
-    """
-    quant, post_quant = autoencoder.quant, autoencoder.post_quant
-    if quant is None or post_quant is None:
-        raise ValueError("an autoencoder without quant convolutions can't be normalised")
-    latents = torch.cat([autoencoder.encode(p).chunk(2, dim=1)[0] for p in torch.split(pictures, rows)])
-    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
-    c = len(mean)
-    quant.weight[:c] /= std[:, None, None, None]
-    quant.bias[:c] = (quant.bias[:c] - mean) / std  # type: ignore[index]
-    quant.bias[c:] -= 2 * std.log()  # type: ignore[index]
-    post_quant.bias += (post_quant.weight[:, :, 0, 0] * mean).sum(dim=1)  # type: ignore[operator]
-    post_quant.weight *= std[None, :, None, None]
-    autoencoder.config = dataclasses.replace(autoencoder.config, scaling_factor=1.0, shift_factor=0.0)

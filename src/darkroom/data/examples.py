@@ -1,0 +1,173 @@
+"""Training pictures as they lie on disk: where, with which caption, and whether they can be learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from darkroom.errors import TrainingError
+from darkroom.images import FORMATS
+from darkroom.request import MAX_PIXELS, MAX_SIDE
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".tif", ".tiff")  # pictures that are not read
+CAPTIONS = (".txt", ".caption")
+MAX_CAPTION = 32_000  # characters
+MAX_BYTES = 256 << 20  # of a picture's file
+SMALLEST = 16  # pixels a side
+THREADS = 4  # that look at pictures; a picture of the largest size takes 200 MB in each
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training picture."""
+
+    path: Path  # its file, or the shard that holds it
+    caption: str
+    width: int  # pixels, upright
+    height: int
+    repeats: int = 1  # how often it comes in one round of the data
+    digest: str = ""  # SHA-256 of its bytes, 64 hexadecimal digits
+    member: str = ""  # in a shard: its name there,
+    start: int = 0  # its first byte
+    length: int = -1  # and its bytes; -1: the whole file
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
+
+    def read(self) -> bytes:
+        """The picture's bytes. Raises TrainingError."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                return file.read(self.length)
+        except OSError as error:
+            raise TrainingError(f"{self.name[:200]!r} can't be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What there is to learn from, and what was left out and why."""
+
+    examples: tuple[Example, ...]
+    left_out: tuple[tuple[Path, str], ...]
+
+
+Look = tuple[int, int, str] | str  # (width, height, SHA-256), or why a picture can't be used
+
+
+def look(data: bytes) -> Look:
+    """(width, height, SHA-256) of a picture, upright, decoded to its end; or why it can't be used."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            width, height = picture.size
+            if getattr(picture, "is_animated", False):
+                return "an animation"
+            if width * height > 4 * MAX_PIXELS or max(width, height) > 4 * MAX_SIDE:
+                return f"{width}x{height} pixels are too many"
+            if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned on its side
+                width, height = height, width
+            if min(width, height) < SMALLEST:
+                return f"{width}x{height} pixels are too few"
+            picture.draft(picture.mode, (1, 1))  # a JPEG is read to its end all the same, in a fraction of the time
+            picture.load()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
+        return f"can't be read ({type(error).__name__})"
+    return width, height, hashlib.sha256(data).hexdigest()
+
+
+def in_threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """function(item) of each item, in their order; decoding leaves Python's lock to others."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(function, items)
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Text that must be UTF-8. Raises TrainingError, with the first byte that isn't."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{name[:200]!r} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def too_long(caption: str) -> str | None:
+    """Why a caption can't be used, or None."""
+    return f"its caption has {len(caption):,} characters" if len(caption) > MAX_CAPTION else None
+
+
+class Duplicates:
+    """Says of each picture after the first with the same content that it is a copy."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+
+    def of(self, digest: str, name: str) -> str | None:
+        """The reason to leave a picture out, or None."""
+        first = self._seen.setdefault(digest, name)
+        return None if first is name or first == name else f"the same picture as {first}"
+
+
+class Remembered:
+    """What was found in files, kept in a file of its own, so that only new and changed ones are looked at again.
+
+    Raises TrainingError where that file is damaged or can't be written.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        """None: nothing is remembered."""
+        self._file = file
+        self._new: list[tuple[str, str, str]] = []
+        self._known: dict[str, tuple[str, str]] = {}
+        if file is not None and file.exists():
+            with self._database() as database:
+                rows = database.execute("SELECT name, stamp, found FROM files")
+                self._known = {name: (stamp, found) for name, stamp, found in rows}
+
+    def find(self, name: str, stamp: str) -> Any:
+        """What was kept of a file, None if nothing was or it had another stamp."""
+        before, found = self._known.get(name, ("", ""))
+        return json.loads(found) if before == stamp else None
+
+    def keep(self, name: str, stamp: str, found: Any) -> None:
+        """Remember what was found in a file of this stamp, once `save` is called."""
+        if self._file is not None:
+            self._new.append((name, stamp, json.dumps(found)))
+
+    def save(self) -> None:
+        """Write what is new."""
+        if self._file is None or not self._new:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._database() as database:
+            database.execute("CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, stamp TEXT, found TEXT)")
+            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", self._new)
+        self._known |= {name: (stamp, found) for name, stamp, found in self._new}
+        self._new = []
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(str(self._file), timeout=60)) as database, database:
+                yield database
+        except sqlite3.DatabaseError as error:
+            raise TrainingError(f"the index {self._file} can't be used ({error}); delete it") from error
+
+
+def stamp_of(path: Path) -> str:
+    """What changes when a file does: its size and the time of its last change. Raises OSError."""
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"

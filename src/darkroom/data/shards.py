@@ -1,0 +1,225 @@
+"""WebDataset shards: tar archives of x.jpg, x.txt, x.json, y.jpg, ...; read by an index, anywhere and in any order.
+
+The format is that of https://github.com/webdataset/webdataset: what stands in a name before the first dot after the
+last slash is the key of a sample, the rest says what of the sample it is. A picture's caption is its .txt or .caption,
+or "caption", "text" or "prompt" in its .json; "repeats" there says how often it comes in one round.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from darkroom.errors import TrainingError
+
+from .examples import (
+    CAPTIONS,
+    MAX_BYTES,
+    MAX_CAPTION,
+    SUFFIXES,
+    Duplicates,
+    Example,
+    Remembered,
+    Scan,
+    decoded,
+    in_threads,
+    look,
+    stamp_of,
+    too_long,
+)
+from .folders import WORDS
+from .tar import Member, members
+
+MAX_SHARDS = 100_000
+MAX_JSON = 1 << 20  # bytes of a sample's .json
+_KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
+
+
+def shard_files(data: str) -> list[Path] | None:
+    """The shards that `data` names: a .tar file, "a-{000..015}.tar", "{a,b}.tar", "*.tar", a folder with nothing but
+    .tar files to read. None where it names something else. Raises TrainingError for a shard that is not there.
+    """
+    place = Path(data)
+    if place.is_dir():
+        found = sorted(p for p in place.glob("*.tar") if not p.name.startswith("."))
+        others = any(p.suffix.lower() in SUFFIXES for p in place.iterdir()) if found else False
+        return found if found and not others else None
+    if not data.endswith((".tar", ".tgz", ".tar.gz", "}", "*")) or "://" in data:
+        if "://" in data:
+            raise TrainingError(f"{data[:200]!r} is an address; fetch the shards first, and name the files")
+        return None
+    files: list[Path] = []
+    for name in braces(data):
+        matches = sorted(glob.glob(name)) if any(c in name for c in "*?[") and not Path(name).exists() else [name]
+        if not matches:
+            raise TrainingError(f"no shard is named like {name[:200]!r}; check the path")
+        files += [Path(match) for match in matches]
+    for file in files:
+        if not file.is_file():
+            raise TrainingError(f"there is no shard {str(file)[:200]!r}; check the path")
+    return files
+
+
+def braces(text: str) -> list[str]:
+    """What a name with braces stands for: "a-{08..10}" is a-08, a-09, a-10; "{a,b}" is a, b. Raises TrainingError."""
+    done: list[str] = []
+    waiting = [text]
+    while waiting:
+        name = waiting.pop()
+        match = _BRACES.search(name)
+        if match is None:
+            done.append(name)
+        else:
+            waiting += [name[: match.start()] + part + name[match.end() :] for part in reversed(_parts(match[1]))]
+        if len(done) + len(waiting) > MAX_SHARDS:
+            raise TrainingError(f"{text[:200]!r} names more than {MAX_SHARDS:,} shards; name a folder of them")
+    if not done:
+        raise TrainingError(f"{text[:200]!r} names no shard; check the range in its braces")
+    return list(dict.fromkeys(done))
+
+
+def _parts(inner: str) -> list[str]:
+    """What stands between two braces: a range of numbers as wide as its first, or words between commas."""
+    number = _RANGE.fullmatch(inner)
+    if number is None:
+        return inner.split(",")
+    first, last, width = int(number[1]), int(number[2]), len(number[1])
+    return [f"{n:0{width}}" for n in range(first, min(last, first + MAX_SHARDS) + 1)]
+
+
+def scan_shards(files: Sequence[Path], remembered: Remembered | None = None) -> Scan:
+    """All samples of shards that have a picture, in their order.
+
+    Left out, with the reason: as by `folders.scan`. Raises TrainingError for a shard that is broken or hostile, for a
+    caption that is no UTF-8, and where there is no picture to learn from.
+    """
+    remembered = remembered or Remembered(None)
+    examples: list[Example] = []
+    left_out: list[tuple[Path, str]] = []
+    copies = Duplicates()
+    for file in files:
+        stamp = stamp_of(file)
+        name = str(file.absolute())
+        rows = remembered.find(name, stamp)
+        if rows is None:
+            rows = list(_samples(file))
+            remembered.keep(name, stamp, rows)
+            remembered.save()  # a shard takes its time: whoever ends us, it is known
+        for member, start, length, caption, repeats, found in rows:
+            why = found if isinstance(found, str) else copies.of(found[2], f"{file.name}/{member}") or too_long(caption)
+            if why is not None:
+                left_out.append((file / member, why))
+            else:
+                width, height, digest = found
+                examples.append(Example(file, caption, width, height, repeats, digest, member, start, length))
+    if not examples:
+        why = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+        raise TrainingError(f"{str(files[0])[:200]!r} holds no picture to learn from (PNG, JPEG or WebP){why}")
+    return Scan(tuple(examples), tuple(left_out))
+
+
+def _samples(file: Path) -> Iterator[tuple[Any, ...]]:
+    """(member, start, length, caption, repeats, look) of each picture of a shard."""
+    samples: dict[str, dict[str, Member]] = {}
+    twice: list[Member] = []
+    for member in members(file):
+        match = _KEY.fullmatch(member.name)
+        if match is not None:
+            parts = samples.setdefault(match[1], {})
+            if parts.setdefault(match[2].lower(), member) is not member:
+                twice.append(member)
+    with_picture = [
+        (member, parts)
+        for parts in samples.values()
+        if (member := next((parts[s[1:]] for s in SUFFIXES if s[1:] in parts), None)) is not None
+    ]
+
+    def read(member: Member) -> bytes:
+        with file.open("rb") as stream:
+            stream.seek(member.start)
+            return stream.read(member.length)
+
+    def one(sample: tuple[Member, dict[str, Member]]) -> tuple[Any, ...]:
+        member, parts = sample
+        caption, repeats = _told(file, parts, read)
+        if member.length > MAX_BYTES:
+            return member.name, member.start, 0, "", 1, f"{member.length:,} bytes are too many"
+        return member.name, member.start, member.length, caption, repeats, look(read(member))
+
+    try:
+        yield from in_threads(one, with_picture)
+    except OSError as error:
+        raise TrainingError(f"the shard {str(file)[:200]!r} can't be read ({error.strerror})") from error
+    for member in twice:
+        if f".{member.name.rpartition('.')[2].lower()}" in SUFFIXES:
+            yield member.name, member.start, 0, "", 1, "its name comes twice in the shard"
+
+
+def _told(file: Path, parts: dict[str, Member], read: Callable[[Member], bytes]) -> tuple[str, int]:
+    """A sample's caption and its repeats."""
+    caption: str | None = None
+    for suffix in CAPTIONS:
+        if caption is None and (text := parts.get(suffix[1:])) is not None:
+            if text.length > 4 * MAX_CAPTION + 4:
+                caption = "x" * (MAX_CAPTION + 1)  # too long, whatever it says
+            else:
+                caption = decoded(read(text), f"{file}/{text.name}").strip()
+    repeats = 1
+    if (told := parts.get("json")) is not None and told.length <= MAX_JSON:
+        try:
+            row = json.loads(decoded(read(told), f"{file}/{told.name}"))
+            if caption is None:
+                caption = next((row[word] for word in WORDS if isinstance(row.get(word), str)), None)
+            repeats = row.get("repeats", 1)
+            if type(repeats) is not int or not 1 <= repeats <= 9999:
+                repeats = 1
+        except (ValueError, AttributeError, RecursionError):
+            raise TrainingError(f"{f'{file}/{told.name}'[:200]!r} is no JSON object; pack it again") from None
+    return caption or "", repeats
+
+
+def write_shards(examples: Sequence[Example], folder: Path, most_bytes: int, most: int) -> list[Path]:
+    """Write pictures, their bytes as they are, with their captions as shards FOLDER/000000.tar, 000001.tar, ...
+
+    Each has at most `most` pictures and, unless one alone is larger, about `most_bytes` bytes. The same pictures give
+    the same bytes. Returns the shards. Raises TrainingError for a picture that has changed or gone, OSError for the
+    disk.
+    """
+    written: list[Path] = []
+    number = 0
+    while number < len(examples):
+        written.append(folder / f"{len(written):06d}.tar")
+        first = number
+        with tarfile.open(written[-1], "w", format=tarfile.PAX_FORMAT) as archive:
+            while number < len(examples) and number - first < most and archive.offset < most_bytes:
+                _put_sample(archive, f"{number:09d}", examples[number])
+                number += 1
+    return written
+
+
+def _put_sample(archive: tarfile.TarFile, key: str, example: Example) -> None:
+    data = example.read()
+    if hashlib.sha256(data).hexdigest() != example.digest:
+        raise TrainingError(
+            f"{example.name[:200]!r} has changed while it was packed; leave the data alone and try again"
+        )
+    about = {"width": example.width, "height": example.height, "repeats": example.repeats, "sha256": example.digest}
+    suffix = Path(example.member or example.path.name).suffix.lower()
+    _put(archive, key + suffix, data)
+    _put(archive, key + ".txt", example.caption.encode())
+    _put(archive, key + ".json", json.dumps(about).encode())
+
+
+def _put(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
