@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +28,23 @@ app = new_app()
 _MOST_WORKERS = 8  # more processes than this share a batch of a small network badly
 
 
+def _as_one(command: Callable[..., int]) -> Callable[..., int]:
+    """Of the processes that torchrun starts, rank 0 runs the command; the others share what it launches."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> int:
+        if "RANK" not in os.environ:
+            return command(**arguments)
+        from darkroom.training.parallel import together
+
+        with together():
+            return command(**arguments)
+
+    return run
+
+
 @app.command()
+@_as_one
 def train(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to train: {', '.join(KINDS)}.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the run lives.")],
@@ -97,7 +115,7 @@ def train(
 
         print(json.dumps(asdict(recipe), indent=2))
         return 0
-    workers = workers or _workers(recipe)
+    workers = _started(workers) or workers or _workers(recipe)
     for part in recipes.parts(recipe):
         recipes.check(part, workers)
     if not resume:
@@ -131,6 +149,16 @@ def _refuse_old(folder: Path) -> None:
     for run in (folder, folder / "autoencoder", folder / "unet"):
         if checkpoints(run):
             raise TrainingError(f"{str(run)!r} holds a run already; leave --no-resume out, or choose another folder")
+
+
+def _started(workers: int | None) -> int | None:
+    """How many processes torchrun started, if it did. Raises RequestError if another number is asked for."""
+    from darkroom.training.parallel import launched
+
+    world = launched()
+    if world is not None and workers not in (None, world):
+        raise RequestError(f"--workers is {workers}, and torchrun has started {world} processes; leave --workers out")
+    return world
 
 
 def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:

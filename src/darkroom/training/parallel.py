@@ -2,11 +2,15 @@
 
 On a processor this pays at two cores already: small layers leave a second thread idle, a second process does not wait
 at every operation. Two ranks equal one rank with the whole batch, up to the rounding of a sum.
+
+The processes are started by `launch` itself, on this machine, or by torchrun, on one machine or several: then
+`together` makes rank 0 the one that does everything, and the others wait for the works that it launches.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import signal
@@ -21,6 +25,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from darkroom.errors import Error, TrainingError
@@ -40,11 +45,13 @@ class Share:
         return rows[self.rank :: self.world]
 
 
+_now = Share()
+_LONG = datetime.timedelta(days=7)  # ranks may wait that long for rank 0, which encodes pictures, say
+
+
 def share() -> Share:
-    """This process's share: all of it unless a process group has been set up (by `launch` or by torchrun)."""
-    if dist.is_available() and dist.is_initialized():
-        return Share(dist.get_rank(), dist.get_world_size())
-    return Share()
+    """This process's share: all of it but in a work that has been launched in several processes."""
+    return _now
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
@@ -61,8 +68,13 @@ def launch(work: Callable[..., Any], workers: int, *args: Any) -> None:
 
     `work` is an importable function. An exception in any process ends all and is raised here, an Error of ours and
     an OSError as TrainingError with its own sentence. SIGINT and SIGTERM are passed on to the processes, and waited
-    for: after one, this returns when they have saved and gone.
+    for: after one, this returns when they have saved and gone. Inside `together` all of its processes share the work,
+    however many `workers` says.
     """
+    if _store is not None:
+        dist.broadcast_object_list([(work, args)], device=torch.device("cpu"))
+        _shared(work, args)
+        return
     if workers == 1:
         work(*args)
         return
@@ -122,8 +134,10 @@ def _passed_on() -> Iterator[_Signals]:
 
 
 def _work(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    global _now
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group(_backend(rank, world), init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    _now = Share(rank, world)
     try:
         work(*args)
         dist.barrier()
@@ -131,8 +145,102 @@ def _work(rank: int, world: int, folder: str, work: Callable[..., Any], args: tu
         Path(folder, f"error-{rank}").write_text(str(error), encoding="utf-8")
         dist.destroy_process_group()
         raise
-    # All is done and on disk. Taking the process group down, as an ordinary end does, now and then aborts in gloo's own
-    # threads, and a finished run would be told as a failed one.
+    _leave()
+
+
+def _leave() -> None:
+    """End this process: all is done and on disk.
+
+    Taking the process group down, as an ordinary end does, now and then aborts in gloo's own threads, and a finished
+    run would be told as a failed one.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _backend(local_rank: int, local_world: int) -> str:
+    """What exchanges tensors: NCCL those on GPUs, where every process of this machine has one of its own ("cuda" means
+    that one from now on), gloo all others."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus:
+        torch.cuda.set_device(local_rank % gpus)
+    return "cpu:gloo,cuda:nccl" if gpus >= local_world else "gloo"
+
+
+# torchrun
+
+_store: Any = None  # where ranks leave word for each other, inside `together`
+_FAILED = "darkroom/failed"
+
+
+def launched() -> int | None:
+    """How many processes torchrun (or another launcher that sets its variables) has started; None: it did not."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return None
+    try:
+        return int(os.environ["WORLD_SIZE"])
+    except ValueError:
+        raise TrainingError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}; torchrun sets a number there") from None
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Inside, this process is rank 0 of those that torchrun started, or the only one if it did not.
+
+    In the other processes this doesn't come back: they share the works that rank 0 launches, and end when it leaves.
+    Files that a work reads and writes must be where all machines see them. An error in any process ends all; it is
+    raised, and told, in that one alone.
+    """
+    global _store
+    if launched() is None:
+        yield
+        return
+    store, rank, world = next(iter(rendezvous("env://", timeout=_LONG)))
+    local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    dist.init_process_group(_backend(*local), store=store, rank=rank, world_size=world, timeout=_LONG)
+    _store = store
+    try:
+        if rank > 0:
+            _serve()
+        try:
+            yield
+        finally:
+            if not store.check([_FAILED]):
+                dist.broadcast_object_list([None], device=torch.device("cpu"))
+    finally:
+        _store = None
+        sys.stdout.flush()
+
+
+def _serve() -> None:
+    """Do what rank 0 launches, until it leaves; then end this process."""
+    while True:
+        # Whoever waits here has nothing to save: a signal is rank 0's to answer.
+        old = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
+        order: list[Any] = [None]
+        try:
+            dist.broadcast_object_list(order, device=torch.device("cpu"))
+        except RuntimeError:  # rank 0 is gone without a word
+            raise SystemExit(1) from None
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        if order[0] is None:
+            _leave()
+        _shared(*order[0])
+
+
+def _shared(work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """This rank's share of a work, to the end of all ranks' shares."""
+    global _now
+    _now = Share(dist.get_rank(), dist.get_world_size())
+    try:
+        work(*args)
+        dist.barrier()
+    except BaseException:
+        first = _store.compare_set(_FAILED, "", str(_now.rank)).decode()
+        if first != str(_now.rank):
+            raise SystemExit(1) from None  # that one tells why; ours may only be that it is gone
+        raise
+    finally:
+        _now = Share()
