@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # What `darkroom.Request` calls the fields that have an option of another name.
 _FIELDS = {
+    "aesthetic_score": "--aesthetic-score",
     "clip_skip": "--clip-skip",
+    "crop": "--crop",
     "exact_steps": "--exact-steps",
     "fill": "--fill",
     "device": "--device",
@@ -38,12 +40,18 @@ _FIELDS = {
     "image_guidance_scale": "--image-guidance",
     "mask_blur": "--mask-blur",
     "mask_padding": "--mask-padding",
+    "negative_aesthetic_score": "--negative-aesthetic-score",
+    "negative_crop": "--negative-crop",
+    "negative_original_size": "--negative-original-size",
     "negative_prompt": "--negative",
+    "negative_target_size": "--negative-target-size",
     "num_images": "-n",
     "only_masked": "--only-masked",
     "noise_level": "--noise-level",
+    "original_size": "--original-size",
     "outpaint": "--outpaint:",
     "overlap": "--overlap",
+    "pag_adaptive_scale": "--pag-adaptive",
     "pag_levels": "--pag-levels",
     "pag_scale": "--pag",
     "prompt_style": "--prompt-style",
@@ -52,6 +60,7 @@ _FIELDS = {
     "steps": "--steps",
     "scale": "--scale",
     "strength": "--strength",
+    "target_size": "--target-size",
     "tile": "--tile",
     "threads": "--threads",
     "threshold": "--threshold",
@@ -113,14 +122,25 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _SIZE = re.compile(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", re.ASCII)
 
 
-def size(text: str | None) -> tuple[int | None, int | None]:
-    """Width and height from "512x768"; (None, None) for None. Raises `RequestError`."""
+def size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
+    """Width and height from "512x768"; None for None. Raises `RequestError`."""
     if text is None:
-        return None, None
+        return None
     match = _SIZE.fullmatch(text)
     if not match:
-        raise RequestError(f"--size is {text[:40]!r}; give width and height in pixels, such as 512x512")
+        raise RequestError(f"{option} is {text[:40]!r}; give width and height in pixels, such as 512x512")
     return int(match[1]), int(match[2])
+
+
+def two_numbers(text: str | None, option: str, what: str) -> tuple[float, float] | None:
+    """Two numbers from "0.3,5", whole ones as such; None for None. Raises `RequestError`."""
+    if text is None:
+        return None
+    try:
+        first, second = (int(part) if part.strip().isdecimal() else float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"{option} is {text[:40]!r}; give two {what}") from None
+    return first, second
 
 
 def loras(given: list[str] | None) -> list[tuple[str, float]]:

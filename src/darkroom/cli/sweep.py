@@ -12,7 +12,7 @@ import typer
 
 from darkroom.cli import INTERRUPTED, USER_ERROR, complain, new_app, options
 from darkroom.cli.display import Display, uninterrupted
-from darkroom.cli.generate import Asked, drawing
+from darkroom.cli.drawing import Asked, drawing
 from darkroom.errors import RequestError
 from darkroom.formats.picture import PictureExists, file_stem
 from darkroom.sweeps.axes import LETTERS, parse_axis

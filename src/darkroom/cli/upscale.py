@@ -10,7 +10,8 @@ import typer
 
 from darkroom.cli import new_app, options
 from darkroom.cli.display import Display
-from darkroom.cli.generate import Asked, draw, drawing, writer
+from darkroom.cli.drawing import Asked, drawing
+from darkroom.cli.generate import draw, writer
 from darkroom.errors import RequestError
 
 app = new_app()
@@ -24,10 +25,6 @@ def upscale(
     scale: Annotated[
         float | None,
         typer.Option(metavar="X", parser=options.real_number, help="How many times. [default: 2, or the model's own]"),
-    ] = None,
-    noise_level: Annotated[
-        int | None,
-        typer.Option(metavar="N", parser=options.whole_number, help="0 to 350, of upscaling models. [default: 20]"),
     ] = None,
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
@@ -61,6 +58,6 @@ def upscale(
                 raise RequestError(f"{option} is given, which upscale doesn't take; leave it out")
         with options.named_as_options():
             fields = upscaling(pipe, small.size, scale, wanted.strength, wanted.tile)
-            request = replace(wanted, prompt=prompt, noise_level=noise_level, **fields)
+            request = replace(wanted, prompt=prompt, **fields)
         engine = Engine(pipe, deterministic=pipe.device.type == "cpu")
         return draw(engine, [request], replace(inputs, image=small), write, display, as_json, together=1)
