@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,15 +67,14 @@ class Cut:
             return size
         if not self.enlarge and (small := self._small(picture, size)) is not None:
             return small
-        shape = math.log(picture[0] / picture[1])
-        return min(sizes(size, self.grid, self.aspect), key=lambda s: (abs(math.log(s[0] / s[1]) - shape), s))
+        return nearest(picture, sizes(size, self.grid, self.aspect))
 
     def _small(self, picture: Size, size: Size) -> Size | None:
         """The bucket of a picture that is smaller than the one of its shape; None where it is not."""
-        nearest = Cut(buckets=True, grid=self.grid, aspect=self.aspect).bucket(picture, size)
-        if picture[0] >= nearest[0] and picture[1] >= nearest[1]:
+        full = nearest(picture, sizes(size, self.grid, self.aspect))
+        if picture[0] >= full[0] and picture[1] >= full[1]:
             return None
-        width, height = (max(min(p, n) // self.grid, 1) * self.grid for p, n in zip(picture, nearest, strict=True))
+        width, height = (max(min(p, n) // self.grid, 1) * self.grid for p, n in zip(picture, full, strict=True))
         longest = int(self.aspect * min(width, height)) // self.grid * self.grid
         return min(width, longest), min(height, longest)
 
@@ -95,6 +95,12 @@ class Cut:
             return 0
         drawn = hashlib.sha256(f"{seed} {step} {row} version".encode()).digest()
         return int.from_bytes(drawn[:8]) % (self.versions or _ENDLESS)
+
+
+def nearest(picture: Size, among: Sequence[Size]) -> Size:
+    """Of some sizes the one whose shape, by the logarithm of width / height, is nearest to a picture's."""
+    shape = math.log(picture[0] / picture[1])
+    return min(among, key=lambda s: (abs(math.log(s[0] / s[1]) - shape), s))
 
 
 PLAIN = Cut()  # every picture cut to one size around its middle

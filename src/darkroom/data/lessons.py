@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from darkroom.errors import TrainingError
 
-from .buckets import PLAIN, Crop, Cut, Size
-from .examples import Example
+from .buckets import PLAIN, Crop, Cut, Size, nearest
+from .examples import Example, Scan
 from .reading import read_cut
 from .scenes import draw_scene, render_scene
 from .sources import scan_any
@@ -143,16 +143,18 @@ def open_lessons(
                 "by --data"
             )
         return SceneLessons.of(scenes, seed)
-    found = scan_any(data, index)
-    examples, left_out = list(found.examples), list(found.left_out)
+    examples, left_out = _cut(scan_any(data, index), size, cut)
+    sizes = [cut.bucket((e.width, e.height), size) for e in examples]
     classes = [False] * len(examples)
     if prior is not None:
-        others = scan_any(prior, index)
-        examples += others.examples
-        left_out += others.left_out
-        classes += [True] * len(others.examples)
+        others, also = _cut(scan_any(prior, index), size, cut)
+        left_out += also
+        # In the subject's buckets, so that a batch can hold both.
+        shared = sorted(set(sizes))
+        sizes += [nearest((e.width, e.height), shared) if cut.buckets else size for e in others]
+        examples += others
+        classes += [True] * len(others)
     captions = [e.caption or (prior_caption if p else caption) for e, p in zip(examples, classes, strict=True)]
-    sizes = [cut.bucket((e.width, e.height), size) for e in examples]
     told = [
         f"{e.digest} {e.repeats} {p} {s} {c}" for e, p, s, c in zip(examples, classes, sizes, captions, strict=True)
     ]
@@ -167,6 +169,20 @@ def open_lessons(
         left_out=left_out,
         examples=examples,
     )
+
+
+def _cut(found: Scan, size: Size, cut: Cut) -> tuple[list[Example], list[tuple[Path, str]]]:
+    """What of a scan is large enough, and what was left out. Raises TrainingError where nothing is."""
+    examples, left_out = [], list(found.left_out)
+    for e in found.examples:
+        width, height = cut.bucket((e.width, e.height), size)
+        if not cut.enlarge and (e.width < width or e.height < height):
+            left_out.append((Path(e.name), f"{e.width}x{e.height} pixels are too few without being enlarged"))
+        else:
+            examples.append(e)
+    if not examples:
+        raise TrainingError(f"all {len(found.examples)} pictures are too small; choose a smaller size, or enlarge them")
+    return examples, left_out
 
 
 def _key(kind: str, told: Sequence[str]) -> str:
