@@ -586,11 +586,14 @@ class Pipeline:
         """
         return latents + self.schedule.t_to_sigma(t) * noise
 
-    def save(self, path: str | Path, dtype: str | None = None) -> Path:
+    def save(
+        self, path: str | Path, dtype: str | None = None, defaults: Mapping[str, float] | None = None
+    ) -> Path:
         """Write the model: one LDM-layout file if the name ends in .safetensors, else a diffusers folder.
 
         dtype: what to convert to: "float32", "bfloat16", "float16", or 8 bits, "float8_e4m3" or "float8_e5m2" (its
-        vectors then in float16); None keeps each network's own. Raises CheckpointError.
+        vectors then in float16); None keeps each network's own. `defaults`: the steps and the guidance scale to
+        recommend; None: as this model does. Raises CheckpointError.
         """
         path = Path(path)
         write = save_single_file if path.suffix == ".safetensors" else save_folder
@@ -610,7 +613,7 @@ class Pipeline:
                 tokenizer_2=self.tokenizer_2,
                 zero_negative=self.zero_negative,
                 low_res_scheduler_config=self.checkpoint.low_res_scheduler_config if self.checkpoint else None,
-                defaults=self.defaults,
+                defaults=self.defaults if defaults is None else defaults,
                 dtype=None if dtype is None else saved_type(dtype),
             )
         except OSError as error:

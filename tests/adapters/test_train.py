@@ -201,14 +201,14 @@ def test_dropout_is_a_function_of_seed_and_layer(tiny_pipe: Pipeline, kind: str)
         init_lora(tiny_pipe.unet, kind="loha", rank_dropout=0.1)
 
 
-def test_it_can_be_paused(tiny_pipe: Pipeline) -> None:
+def test_it_can_be_switched_off(tiny_pipe: Pipeline) -> None:
     x, t, text = question()
     lora = shaken(init_lora(tiny_pipe.unet, 2))
     with torch.no_grad():
         plain = tiny_pipe.unet(x, t, text)
         detach = lora.attach(tiny_pipe.unet)
         learned = tiny_pipe.unet(x, t, text)
-        with lora.paused():
+        with lora.switched(False):
             assert torch.equal(tiny_pipe.unet(x, t, text), plain)
         assert torch.equal(tiny_pipe.unet(x, t, text), learned)
         assert not torch.equal(learned, plain)

@@ -47,6 +47,7 @@ class TrainableLora(nn.Module):
         layers: the native names of the layers it changes, in order.
         seed: what dropout draws from; set it anew before each step. The draw is a function of it and the layer, so
             that a layer computed again on the way back (gradient checkpointing) drops the same.
+        on: whether networks that it is attached to answer with it.
     """
 
     def __init__(self, updates: Mapping[str, Update], dropout: float = 0.0, rank_dropout: float = 0.0) -> None:
@@ -57,7 +58,7 @@ class TrainableLora(nn.Module):
         self.dropout, self.rank_dropout = dropout, rank_dropout
         self.seed = 0
         self._factors = [update.factor for update in updates.values()]
-        self._paused = False
+        self.on = True
         self.tensors = nn.ModuleList(nn.ParameterDict(_tensors(update)) for update in updates.values())
 
     @property
@@ -105,13 +106,13 @@ class TrainableLora(nn.Module):
             detach()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """While this context lasts, networks answer without it wherever it is attached."""
-        before, self._paused = self._paused, True
+    def switched(self, on: bool) -> Iterator[None]:
+        """While this context lasts, networks answer with it or without it, wherever it is attached."""
+        before, self.on = self.on, on
         try:
             yield
         finally:
-            self._paused = before
+            self.on = before
 
     def adapter(self, part: str = "unet", name: str = "") -> Adapter:
         """A copy of what has been learned so far, to draw with or to save (`formats.lora_save.save_lora`)."""
@@ -119,7 +120,7 @@ class TrainableLora(nn.Module):
 
     def _hook(self, number: int, scale: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self._paused:
+            if not self.on:
                 return None
             update, x = self.update(number), inputs[0]
             if not (self.training and (self.dropout or self.rank_dropout)):

@@ -42,6 +42,23 @@ _BETA_DEFAULTS = {
 }
 
 
+def _usual(name: str) -> tuple[float, float, str]:
+    return _BETA_DEFAULTS.get(name, _USUAL)
+
+
+def levels_of(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `scheduler_config.json` that say which noise levels there are and what the network predicts.
+
+    All are written out, so that they mean the same under any `_class_name`.
+    """
+    start, end, kind = _usual(str(scheduler_config.get("_class_name", "")))
+    usual = {
+        "num_train_timesteps": 1000, "beta_start": start, "beta_end": end, "beta_schedule": kind,
+        "trained_betas": None, "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+    return {name: scheduler_config.get(name, value) for name, value in usual.items()}
+
+
 class Schedule:
     """The noise levels a model was trained at, and what its network predicts.
 
@@ -99,7 +116,7 @@ class Schedule:
             raise CheckpointError(
                 f"The scheduler's timestep_type {config['timestep_type']!r} is not supported; only 'discrete' is."
             )
-        betas = _betas(config, steps, _BETA_DEFAULTS.get(name, _USUAL))
+        betas = _betas(config, steps, _usual(name))
         rescale = bool(config.get("rescale_betas_zero_snr", False))
         if rescale:
             betas = rescale_zero_terminal_snr(betas)
