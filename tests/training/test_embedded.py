@@ -17,10 +17,13 @@ from darkroom.data import glyphs
 from darkroom.data.objects import OBJECTS
 from darkroom.errors import TrainingError
 from darkroom.evaluate import scenes
-from darkroom.training import card, embedded, finish, state
+from darkroom.training import autoencoder_run, card, embedded, finish, state
 from darkroom.training.cache import fingerprint
 from darkroom.training.loop import Stopped
+from darkroom.training.kinds import Subject
 from darkroom.training.recipes import EmbeddedRecipe, cpu, override
+from darkroom.training.scratch import autoencoder_file
+from darkroom.training.tuning import train_pictures
 
 PROMPT = "a large fox on a yellow background"
 TINY = [
@@ -40,7 +43,7 @@ def recipe() -> EmbeddedRecipe:
 def _quick() -> object:
     """Normalising over 512 scenes and rendering a thousand emoji are the slowest parts of a toy run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "MEASURED", range(10_000_000, 10_000_016))
+        patch.setattr(autoencoder_run, "MEASURED", 16)
         patch.setattr(glyphs, "FONT_PLACES", ())
         yield
 
@@ -51,7 +54,9 @@ def output(recipe: EmbeddedRecipe, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("embedded")
     told: list[str] = []
     assert embedded.train_embedded(recipe, folder, report=lambda text, *_: told.append(text)) == folder / "model"
-    assert told == ["autoencoder", "normalising latents", "encoding scenes", "unet", "writing the model"]
+    assert told == [
+        "autoencoder", "normalising latents", "encoding pictures", "training", "writing the model",
+    ]  # fmt: skip
     return folder
 
 
@@ -94,28 +99,19 @@ def test_diffusers_opens_it_and_draws_the_same_picture(output: Path) -> None:
     assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < 1e-3
 
 
-def test_latents_are_kept_by_their_autoencoder(output: Path, recipe: EmbeddedRecipe, tmp_path: Path) -> None:
+def test_a_run_belongs_to_its_autoencoder(output: Path, recipe: EmbeddedRecipe, tmp_path: Path) -> None:
     finished = output / "autoencoder" / finish.FINISHED
-    place = embedded.cache_latents(finished, output / "latents", recipe.unet)
-    latents = embedded.load_latents(place, 40)
-    assert (latents.shape, latents.dtype) == ((40, 4, 16, 16), torch.float16)
-    longer = dataclasses.replace(recipe.unet, scenes=43)
-    assert embedded.cache_latents(finished, output / "latents", longer) == place
-    again = embedded.load_latents(place, 43)[:40]
-    assert (again - latents).abs().max() < 0.05 * latents.abs().max()  # bfloat16, in batches of other sizes
     other = finish.load_autoencoder(finished)
     with torch.no_grad():
         other.quant.bias.add_(1e-3)  # type: ignore[union-attr, operator]
-    finish.save_autoencoder(other, tmp_path / "other.safetensors", 4)
-    moved = embedded.cache_latents(tmp_path / "other.safetensors", tmp_path / "latents", recipe.unet)
-    assert moved.name != place.name
+    finish.save_autoencoder(other, tmp_path / "other" / finish.FINISHED, 4)
     run = tmp_path / "unet"
     shutil.copytree(output / "unet", run)
-    with pytest.raises(TrainingError, match="latents of another autoencoder"):
-        embedded.train_unet(dataclasses.replace(recipe.unet, steps=6), run, moved)
-    next(place.glob("*-43.safetensors")).write_bytes(b"broken")
-    with pytest.raises(TrainingError, match="delete them to make them anew"):
-        embedded.load_latents(place, 43)
+    longer = dataclasses.replace(recipe.unet, steps=6)
+    with pytest.raises(TrainingError, match="trained on other pictures or for another model"):
+        train_pictures(longer, Subject(str(tmp_path / "other")), run, cache=tmp_path / "latents")
+    made = tmp_path / "latents"
+    assert not made.exists()
 
 
 def test_a_longer_autoencoder_run_is_finished_anew(output: Path, tmp_path: Path) -> None:
@@ -139,13 +135,13 @@ def test_a_longer_autoencoder_run_is_finished_anew(output: Path, tmp_path: Path)
 
 def test_exporting_needs_runs_of_the_right_kind(output: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no checkpoint"):
-        embedded.load_ema(tmp_path)
+        finish.load_ema(tmp_path)
     with pytest.raises(TrainingError, match="no U-Net's run"):
         embedded.export(output / "autoencoder", output / "autoencoder", tmp_path / "model")
     with pytest.raises(TrainingError, match="no autoencoder's run"):
         embedded.export(output / "unet", output / "unet", tmp_path / "model")
     assert not (tmp_path / "model").exists()
-    assert set(embedded.load_ema(output / "unet")) == {"unet", "text_encoder"}
+    assert set(finish.load_ema(output / "unet")) == {"unet", "text_encoder"}
     made = embedded.export(output / "autoencoder", output / "unet", tmp_path / "model")
     for path in (output / "model").rglob("*"):
         if path.is_file():
@@ -157,7 +153,7 @@ def test_an_interruption_is_told_with_its_step(
 ) -> None:
     from darkroom.training import loop
 
-    monkeypatch.setattr(embedded, "train", lambda stage, folder: loop.train(stage, folder, until=3))
+    monkeypatch.setattr(autoencoder_run, "train", lambda stage, folder: loop.train(stage, folder, until=3))
     with pytest.raises(Stopped, match="stopped at step 3 of 4"):
         embedded.train_autoencoder(recipe.autoencoder, tmp_path)
     monkeypatch.undo()
@@ -166,11 +162,11 @@ def test_an_interruption_is_told_with_its_step(
 
 
 def test_a_u_net_alone_takes_an_autoencoder_from_a_run_or_a_model(output: Path, tmp_path: Path) -> None:
-    run, model = (embedded.autoencoder_file(str(output / name), tmp_path / name) for name in ("autoencoder", "model"))
+    run, model = (autoencoder_file(str(output / name), tmp_path / name) for name in ("autoencoder", "model"))
     assert run == output / "autoencoder" / finish.FINISHED
     assert model == tmp_path / "model" / finish.FINISHED
     written = model.stat().st_mtime_ns
-    assert embedded.autoencoder_file(str(output / "model"), tmp_path / "model").stat().st_mtime_ns == written
+    assert autoencoder_file(str(output / "model"), tmp_path / "model").stat().st_mtime_ns == written
     exact, rounded = (finish.load_autoencoder(path).state_dict() for path in (run, model))
     assert all(torch.equal(value.half().float(), rounded[name]) for name, value in exact.items())
 
@@ -190,16 +186,16 @@ def test_the_card_tells_what_was_done(output: Path) -> None:
 
 
 def test_a_run_keeps_to_the_emoji_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert embedded._with_others(tmp_path) is False
+    assert autoencoder_run._with_others(tmp_path) is False
     state.save(tmp_path, 1, {})
     monkeypatch.setattr(glyphs, "FONT_PLACES", (__file__,))
-    assert embedded._with_others(tmp_path) is False
-    assert embedded._with_others(tmp_path / "new") is True
+    assert autoencoder_run._with_others(tmp_path) is False
+    assert autoencoder_run._with_others(tmp_path / "new") is True
     state.save(tmp_path / "new", 1, {})
     monkeypatch.undo()
     monkeypatch.setattr(glyphs, "FONT_PLACES", ())
     with pytest.raises(TrainingError, match="fonts-noto-color-emoji"):
-        embedded._with_others(tmp_path / "new")
+        autoencoder_run._with_others(tmp_path / "new")
 
 
 def test_scores_are_kept_for_the_same_model(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,10 @@ from darkroom.errors import TrainingError
 from darkroom.training.kinds import KINDS as ALL
 from darkroom.training.kinds import Subject
 from darkroom.training.recipes import check, override
-from darkroom.training.tune import ControlNetRecipe, InversionRecipe, LoraRecipe, TuneRecipe
-from darkroom.training.tuning import lessons_of, pipe_of, tune
+from darkroom.training.stage import PictureRecipe
+from darkroom.training.lora import LoraRecipe
+from darkroom.training.tune import ControlNetRecipe, InversionRecipe
+from darkroom.training.tuning import STAGES, tune
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +46,15 @@ def losses(run: Path) -> list[float]:
 
 
 RECIPE = {"steps": 12, "batch_size": 4, "warmup": 1, "log_every": 1, "dropout": 0.0, "precision": "float32"}
-KINDS: list[TuneRecipe] = [
-    LoraRecipe(lr=0.01, rank=2, targets="all", **RECIPE),
+KINDS: list[PictureRecipe] = [
+    LoraRecipe(lr=0.01, rank=2, targets=("all",), **RECIPE),
     InversionRecipe(lr=0.05, word="blorb", vectors=2, initial="fox", **RECIPE),
     ControlNetRecipe(lr=0.003, attention=False, hint_widths=(4, 8, 8, 16), **RECIPE),
 ]
 
 
 @pytest.mark.parametrize("recipe", KINDS, ids=lambda r: type(r).__name__)
-def test_a_tuning_learns_and_its_file_draws_what_was_trained(recipe: TuneRecipe, folder: Path, tmp_path: Path) -> None:
+def test_a_tuning_learns_and_its_file_draws_what_was_trained(recipe: PictureRecipe, folder: Path, tmp_path: Path) -> None:
     subject = Subject(None, str(folder))
     made = tune(recipe, subject, tmp_path / "run")
     assert tune(recipe, subject, tmp_path / "run") == made  # finished: nothing is done again
@@ -82,12 +84,9 @@ def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Pat
     from darkroom.training.latents import fill, latents_of
     from darkroom.training.loop import train
     from darkroom.training.parallel import Share
-    from darkroom.training.tune import STAGES
 
-    subject = Subject(None, str(folder))
-    pipe = pipe_of(subject, "cpu")
+    pipe, lessons = STAGES[LoraRecipe].open(KINDS[0], Subject(None, str(folder)), tmp_path)
     before = weights(pipe)
-    lessons = lessons_of(subject, pipe, 0)
     fill(tmp_path / "cache", lessons, pipe.autoencoder)
     latents = latents_of(lessons, pipe.autoencoder, tmp_path / "cache")
     for recipe in KINDS:
@@ -132,9 +131,9 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(TrainingError, match=part):
             check(override(ALL[kind].recipe_of(), [key]))
-    bad = ControlNetRecipe(lr=0.1, hint="canyn", **RECIPE)
+    bad = ControlNetRecipe(lr=0.1, hint="canyn", scenes=2, **RECIPE)
     with pytest.raises(TrainingError, match="hint is 'canyn'"):
-        tune(bad, Subject(None, None, scenes=2), tmp_path / "run")
+        tune(bad, Subject(None, None), tmp_path / "run")
 
 
 def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(folder: Path, tmp_path: Path) -> None:

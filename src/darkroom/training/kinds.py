@@ -26,7 +26,6 @@ class Subject:
 
     model: str | None = None  # as `darkroom.load` takes it, or what else the kind says; None: the embedded model
     data: str | None = None  # a folder of pictures, or shards; None: the built-in scenes
-    scenes: int = 20_000  # how many of those
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +70,26 @@ KINDS: Mapping[str, Kind] = {
         "recipes:embedded", "embedded:run_embedded", model="", data=False,
     ),
     "autoencoder": Kind(
-        "an autoencoder from nothing", "recipes:autoencoder", "embedded:run_autoencoder", model="", data=False
+        "an autoencoder from nothing, or from a finished one", "recipes:autoencoder", "autoencoder_run:run_autoencoder",
+        model="the autoencoder to go on from: a run's, any VAE's file or folder, or a model's",
+    ),
+    "text-encoder": Kind(
+        "a text encoder from nothing, with an image encoder: CLIP", "text_encoder_run:recipe",
+        "text_encoder_run:run_text_encoder", model="",
     ),
     "unet": Kind(
-        "a U-Net and its text encoder from nothing", "recipes:unet", "embedded:run_unet",
-        model="whose autoencoder to use: an autoencoder's run, or a model", data=False,
+        "a U-Net from nothing, with a text encoder beside it", "recipes:unet", "tuning:tune",
+        model="whose autoencoder to use: an autoencoder's run, or a model",
     ),
+    "finetune": Kind("a model's own networks, all of them or some", "tuning:finetune", "tuning:tune"),
+    "dreambooth": Kind("a subject, from a few pictures of it", "tuning:dreambooth", "tuning:tune"),
+    "dreambooth-lora": Kind("the same as a LoRA", "tuning:dreambooth_lora", "tuning:tune"),
     "lora": Kind("a LoRA: a small file of changes to a model", "tuning:lora", "tuning:tune"),
     "textual-inversion": Kind("a word's vectors", "tuning:textual_inversion", "tuning:tune"),
+    "distill": Kind(
+        "a student that draws in few steps (LCM): a model, or a LoRA", "distill:distill", "tuning:tune",
+        model="the teacher",
+    ),
     "controlnet": Kind("a ControlNet: steers a model by a hint", "tuning:controlnet", "tuning:tune"),
+    "inpainting": Kind("an inpainting model, from one that draws from text", "tuning:inpainting", "tuning:tune"),
 }  # fmt: skip

@@ -44,7 +44,7 @@ class Log:
         rate = optimizer.param_groups[0]["lr"] / config.lr
         row = {
             "step": step,
-            **{k: round(float(v) / good, 6) for k, v in self._sums.items() if good},
+            **{k: round(m, 6) for k, v in self._sums.items() if good and (m := _mean(v, good)) is not None},
             "rate": round(rate, 4),
             "skipped": int(skipped),
             "samples_per_second": round((step - self._last_step) * config.batch_size / (now - self._last), 1),
@@ -53,3 +53,11 @@ class Log:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self._sums, self._last, self._last_step = {}, now, step
+
+
+def _mean(summed: Tensor, steps: float) -> float | None:
+    """A figure over some steps; one of two numbers is a sum and how many it is of, which may be none."""
+    if summed.ndim == 0:
+        return float(summed) / steps
+    total, count = summed.tolist()
+    return total / count if count else None

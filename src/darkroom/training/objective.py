@@ -1,19 +1,114 @@
 """What every training of a U-Net, or of something attached to one, minimises.
 
+The network is asked about x0 + sigma noise, and the squared distance of its own output (noise, v, x0 or velocity:
+`diffusion.scalings`) from what the perfect one would say is weighed by the noise level. Everything else here is a choice
+in a recipe: which noise levels, which noise, which weight.
+
 Shapes: N rows, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from darkroom.diffusion.condition import Batch
 from darkroom.diffusion.denoiser import Denoiser
+from darkroom.diffusion.scalings import Scaling
+from darkroom.diffusion.schedule import Schedule
 
+from .assignment import assign
+from .loop import LoopConfig
 from .parallel import Share
+
+WEIGHTS = ("constant", "min-snr", "snr-plus-one", "debiased")
+TIMES = ("uniform", "logit-normal")
+BANDS = (0.3, 1.0, 3.0)  # noise levels that part the bands of the log: details, shapes, layout, nearly nothing seen
+_TINY = 1e-6  # how near to 0 and 1 a time may come before it is bent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenoisingRecipe(LoopConfig):
+    """What every training against `denoising_loss` has. The defaults are the plain loss of Stable Diffusion."""
+
+    dropout: float = 0.1  # fraction of captions replaced by the empty one, so that guidance works
+    weight: str = "constant"  # of a noise level in the loss; one of WEIGHTS (see `weight_of`)
+    gamma: float = 5.0  # where the weights "min-snr" and "snr-plus-one" are cut off
+    times: str = "uniform"  # how timesteps are drawn; or "logit-normal" (see `times_of`)
+    times_mean: float = 0.0  # of "logit-normal": below 0 low noise comes more often
+    times_std: float = 1.0
+    times_from: float = 0.0  # timesteps are of this part of the schedule: 0 is the least noise, 1 the most
+    times_to: float = 1.0
+    noise_offset: float = 0.0  # deviation of noise that is one number a channel (see `noise_of`)
+    perturbation: float = 0.0  # deviation of noise that the network is shown and not asked for (see `denoising_loss`)
+    immiscible: bool = False  # give each picture of a batch the noise nearest to it (see `noise_of`)
+
+
+def weight_of(recipe: DenoisingRecipe, scaling: Scaling, sigma: Tensor) -> Tensor | None:
+    """The weights [N] on the squared error of the network's own output at noise levels sigma [N]; None: all 1.
+
+    With SNR = sigma^-2, whatever the network predicts (Hang et al. 2023, sec. 3.2, compare predictions in the same way):
+
+    - "constant": 1, on the network's own output; for epsilon the simple loss of Ho et al. 2020 (2006.11239, eq. 14).
+    - "min-snr": the error of x0 weighs min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556, eq. 8): on epsilon's
+      min(SNR, gamma) / SNR, on v's min(SNR, gamma) / (SNR + 1).
+    - "snr-plus-one": the error of x0 weighs min(SNR + 1, gamma): Salimans and Ho 2022 (arXiv 2202.00512, sec. 4), cut
+      off as Min-SNR is. On v's it is 1 where noise rules (docs/decisions/0008).
+    - "debiased": the error of x0 weighs sqrt(SNR) (Yu et al. 2023, arXiv 2310.08442, eq. 11): on epsilon's 1 / sqrt(SNR).
+
+    An error of the output is an error of x0 times c_out (Karras et al. 2022, arXiv 2206.00364, eq. 7), hence c_out^2.
+    """
+    if recipe.weight == "constant":
+        return None
+    snr = sigma**-2
+    of_x0 = {
+        "min-snr": lambda: snr.clamp(max=recipe.gamma),
+        "snr-plus-one": lambda: (snr + 1).clamp(max=recipe.gamma),
+        "debiased": snr.sqrt,
+    }[recipe.weight]()
+    return of_x0 * scaling.c_out(sigma).square()
+
+
+def times_of(recipe: DenoisingRecipe, schedule: Schedule, rows: int) -> Tensor:
+    """Timesteps [rows] float32, from torch's generator; whole ones but for flow models.
+
+    They are spread evenly over the law of the recipe, one in each of `rows` equal parts of it: less variance than
+    independent ones. "logit-normal": the fraction of the schedule's length is sigmoid(mean + std * normal) (Esser et
+    al. 2024, arXiv 2403.03206, eq. 19). A flow model's are moved by its shift (eq. 23).
+    """
+    u = (torch.arange(rows) + torch.rand(())) / rows
+    if recipe.times == "logit-normal":
+        normal = torch.special.ndtri(u.double().clamp(_TINY, 1 - _TINY))
+        u = torch.sigmoid(recipe.times_mean + recipe.times_std * normal).float()
+    u = recipe.times_from + (recipe.times_to - recipe.times_from) * u
+    if schedule.prediction_type == "flow":
+        s = schedule.shift * u / (1 + (schedule.shift - 1) * u)
+        # A level beyond the schedule's ends is one at its end.
+        return schedule.sigma_to_t(schedule.t_to_sigma(schedule.steps * s))
+    last = min(schedule.steps - 1, max(0, math.ceil(recipe.times_to * schedule.steps) - 1))
+    return (u * schedule.steps).floor().clamp(max=last)
+
+
+def noise_of(recipe: DenoisingRecipe, x0: Tensor, share: Share) -> Tensor:
+    """Noise [N, C, h, w] for this process's latents, its part of one draw for the whole batch from torch's generator.
+
+    `noise_offset` adds a number for each channel of each picture, so that a model learns what is as bright or dark all
+    over (Guttenberg 2023, "Diffusion with offset noise", crosslabs.org). `immiscible` deals the noises out so that the
+    sum of squared distances to the pictures is least (Li et al. 2024, arXiv 2406.12303, algorithm 1), among the rows
+    that are computed together: other numbers of processes or parts, other partners.
+    """
+    rows = len(x0) * share.world
+    noise = share.of(torch.randn(rows, *x0.shape[1:]))
+    if recipe.noise_offset:
+        noise = noise + recipe.noise_offset * share.of(torch.randn(rows, x0.shape[1], 1, 1))
+    if recipe.immiscible:
+        # |x0 - noise|^2, without what is the same for every way to deal them out
+        cost = -(x0.detach().cpu().flatten(1).double() @ noise.flatten(1).double().T)
+        noise = noise[torch.from_numpy(assign(cost.numpy()))]
+    return noise.to(x0.device)
 
 
 def denoising_loss(
@@ -21,27 +116,46 @@ def denoising_loss(
     x0: Tensor,
     batch: Batch,
     share: Share,
-    weight: Callable[[Tensor], Tensor] | None = None,
+    recipe: DenoisingRecipe,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean over rows of weight(sigma) * |network's output - target|^2, at timesteps spread over the schedule.
+    """The mean over rows of weight * |network's output - target|^2, at timesteps spread over the schedule.
+
+    The target is made of the noise without `perturbation`, which the network is shown in addition: as if its own
+    earlier answers had been off (Ning et al. 2023, arXiv 2301.11706, eq. 8).
 
     Args:
         x0: this process's latents [N, C, h, w], scaled as the U-Net sees them, float32.
         batch: what they are conditioned on; gradients go through it.
-        share: which part of the whole batch this is. Noise and timesteps are drawn from torch's generator for the whole
+        share: which part of the whole batch this is. All that is drawn comes from torch's generator for the whole
             batch, so that every process sees its part of the same draw.
-        weight: of sigma [N], on the squared error of the network's own output (noise or v); None: 1.
+        recipe: times, noise, weight.
+        rows: weights [N] of the rows, beside that of their noise level (DreamBooth); None: 1.
 
-    Returns the loss and, detached, the unweighted error.
+    Returns the loss and, detached, the unweighted error: of all rows, and by `bands` of noise.
     """
-    schedule, rows = denoiser.schedule, len(x0) * share.world
-    noise = share.of(torch.randn(rows, *x0.shape[1:])).to(x0.device)
-    # Timesteps spread evenly over the batch: less variance than independent ones.
-    spread = share.of((torch.arange(rows) + torch.rand(())) / rows)
-    t = (spread * schedule.steps).long().clamp(max=schedule.steps - 1).to(x0.device)
-    sigma = schedule.t_to_sigma(t.float()).view(-1, 1, 1, 1).float()
-    answer = denoiser.raw(x0 + sigma * noise, sigma.flatten(), batch, t=t.float())
-    target = denoiser.scaling.target(x0, noise, sigma)
-    error = (answer - target).square().mean(dim=(1, 2, 3))
-    loss = error if weight is None else weight(sigma.flatten()) * error
-    return loss.mean(), {"error": error.detach().mean()}
+    schedule, scaling, count = denoiser.schedule, denoiser.scaling, len(x0) * share.world
+    noise = noise_of(recipe, x0, share)
+    t = share.of(times_of(recipe, schedule, count)).to(x0.device)
+    sigma = schedule.t_to_sigma(t).float()
+    level = sigma.view(-1, 1, 1, 1)
+    shown = noise
+    if recipe.perturbation:
+        shown = noise + recipe.perturbation * share.of(torch.randn(count, *x0.shape[1:])).to(x0.device)
+    answer = denoiser.raw(x0 + level * shown, sigma, batch, t=t)
+    error = (answer - scaling.target(x0, noise, level)).square().mean(dim=(1, 2, 3))
+    loss = error
+    for weight in (weight_of(recipe, scaling, sigma), rows):
+        loss = loss if weight is None else weight.to(loss.device) * loss
+    return loss.mean(), {"error": error.detach().mean(), **bands(sigma, error.detach())}
+
+
+def bands(sigma: Tensor, error: Tensor) -> dict[str, Tensor]:
+    """The errors [N] by band of noise level, for the log: for each band a pair [2], their sum and how many they are."""
+    edges = (0.0, *BANDS, float("inf"))
+    found = {}
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = ((sigma >= low) & (sigma < high)).float()
+        name = f"error_{low:g}" if high == edges[-1] else f"error_{low:g}_{high:g}"
+        found[name] = torch.stack([(inside * error).sum(), inside.sum()])
+    return found

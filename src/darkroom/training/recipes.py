@@ -11,11 +11,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from darkroom.data.objects import CANVAS, GRID
+from darkroom.adapters.train import WHICH
 from darkroom.errors import TrainingError
+from darkroom.models.discriminator import smallest
+from darkroom.pipeline import DTYPES
 
-from .autoencoder import AutoencoderRecipe
+from .autoencoder import SCALINGS, AutoencoderRecipe
 from .config import LOOP_RULES, LoopConfig, Rule, check_loop, check_rules
+from .crops import whole_rows
+from .distill import DistillRecipe, check_distill
+from .finetune import PREDICTIONS, TRAINED, FinetuneRecipe, check_finetune
+from .lora import LoraRecipe, check_lora, is_target
+from .objective import TIMES, WEIGHTS
+from .stage import PictureRecipe, check_pictures
 from .unet import UNetRecipe
 
 Recipe = TypeVar("Recipe")
@@ -133,18 +141,54 @@ def _parse(text: str, kind: Any, key: str) -> Any:
 # What the recipes' numbers must be.
 _RULES: tuple[Rule, ...] = (
     *LOOP_RULES,
-    ("crop", f"a multiple of {GRID} that divides {CANVAS}", lambda v: v > 0 and v % GRID == 0 and CANVAS % v == 0),
     ("whole_from", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("decoder_from", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("collages", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("kl", "0 or more", lambda v: v >= 0),
-    ("l1", "0 or more", lambda v: v >= 0),
+    ("l1", "0 or more", lambda v: 0 <= v < math.inf),
+    ("l2", "0 or more", lambda v: 0 <= v < math.inf),
+    ("perceptual", "0 or more", lambda v: 0 <= v < math.inf),
+    ("adversarial", "0 or more", lambda v: 0 <= v < math.inf),
+    ("adversarial_from", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("discriminator_width", "between 4 and 1024, a multiple of 4", lambda v: 4 <= v <= 1024 and v % 4 == 0),
+    ("discriminator_layers", "between 1 and 6", lambda v: 1 <= v <= 6),
+    ("discriminator_lr", "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    ("scaling", "'folded', 'factor' or 'kept'", lambda v: v in SCALINGS),
+    ("temperature", "between 0.01 and 10", lambda v: 0.01 <= v <= 10),
+    ("tokens", "between 3 and 1024", lambda v: 3 <= v <= 1024),
+    ("patch", "1 or more", lambda v: v >= 1),
     ("scenes", "1 or more", lambda v: 1 <= v <= 10**8),
     ("dropout", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("gamma", "above 0", lambda v: v > 0),
+    ("weight", " or ".join(map(repr, WEIGHTS)), lambda v: v in WEIGHTS),
+    ("times", " or ".join(map(repr, TIMES)), lambda v: v in TIMES),
+    ("times_mean", "between -10 and 10", lambda v: -10 <= v <= 10),
+    ("times_std", "above 0, at most 10", lambda v: 0 < v <= 10),
+    ("times_from", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("times_to", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("noise_offset", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("perturbation", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("keep_tags", "0 or more", lambda v: v >= 0),
+    ("tag_dropout", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("class_pictures", "between 1 and 100000", lambda v: 1 <= v <= 100_000),
+    ("prior_weight", "0 or more", lambda v: 0 <= v < math.inf),
+    ("train", " or ".join(map(repr, TRAINED)), lambda v: v in TRAINED),
+    ("text_lr", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("prediction", "one of " + ", ".join(PREDICTIONS), lambda v: v in ("", *PREDICTIONS)),
+    ("save_dtype", "one of " + ", ".join(DTYPES), lambda v: v in DTYPES),
+    ("shift", "between 0.001 and 1000", lambda v: 1e-3 <= v <= 1e3),
+    ("boxes", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("borders", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("whole", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("rank", "between 1 and 1024", lambda v: 1 <= v <= 1024),
     ("alpha", "above 0", lambda v: v > 0),
-    ("targets", "'attention', 'linear' or 'all'", lambda v: v in ("attention", "linear", "all")),
+    ("targets", f"of {', '.join(WHICH)}, or patterns such as *.attn2.*", lambda v: v and all(map(is_target, v))),
+    ("lora_dropout", "at least 0 and below 1", lambda v: 0 <= v < 1),
+    ("rank_dropout", "at least 0 and below 1", lambda v: 0 <= v < 1),
+    ("conv_rank", "between 0 and 1024", lambda v: 0 <= v <= 1024),
+    ("grid", "between 1 and 1000", lambda v: 1 <= v <= 1000),
+    ("target_ema", "at least 0 and below 1", lambda v: 0 <= v < 1),
+    ("huber", "above 0", lambda v: v > 0),
     ("vectors", "between 1 and 75", lambda v: 1 <= v <= 75),
     ("word", "a word without spaces around it", lambda v: v != "" and v == v.strip()),
 )
@@ -155,11 +199,44 @@ def check(recipe: LoopConfig, workers: int = 1) -> None:
     check_rules(recipe, _RULES)
     check_loop(recipe, workers)
     if isinstance(recipe, AutoencoderRecipe):
-        whole = recipe.batch_size // (CANVAS // recipe.crop) ** 2
-        if recipe.whole_from < 1 and (whole < 1 or whole % workers):
-            least = (CANVAS // recipe.crop) ** 2 * workers
-            raise TrainingError(f"batch_size is {recipe.batch_size}; whole pictures need a multiple of {least}")
+        _check_autoencoder(recipe, workers)
+    if isinstance(recipe, PictureRecipe):
+        check_pictures(recipe)
+    if isinstance(recipe, FinetuneRecipe | UNetRecipe):
+        check_finetune(recipe)
+    if isinstance(recipe, LoraRecipe):
+        check_lora(recipe)
+    if isinstance(recipe, DistillRecipe):
+        check_distill(recipe)
     _check_device(recipe.device)
+
+
+def _check_autoencoder(recipe: AutoencoderRecipe, workers: int) -> None:
+    """What an autoencoder's settings must be beside each other."""
+    c = recipe
+    if not c.widths or len(c.widths) > 8:
+        raise TrainingError(f"widths is {c.widths!r}; it must be between 1 and 8 widths, finest level first")
+    grid = 2 ** (len(c.widths) - 1)
+    for name in ("crop", "size"):
+        value = getattr(c, name)
+        if not grid <= value <= 8192 or value % grid:
+            raise TrainingError(f"{name} is {value}; it must be a multiple of {grid} for {len(c.widths)} widths")
+    if c.crop > c.size:
+        raise TrainingError(f"crop is {c.crop}, more than the size of {c.size}")
+    whole, parts = whole_rows(c), workers * c.accumulate
+    if c.whole_from < 1 and (whole < 1 or whole % parts):
+        raise TrainingError(
+            f"batch_size is {c.batch_size}, which makes {whole} whole pictures of {c.size} pixels a side for {workers} "
+            f"workers and accumulate={c.accumulate}; take a multiple of {-(-(c.size**2) // c.crop**2) * parts}"
+        )
+    if not (c.l1 or c.l2 or c.perceptual):
+        raise TrainingError("l1, l2 and perceptual are all 0; one of them must say what a good picture is")
+    if c.adversarial and c.adversarial_from >= 1:
+        raise TrainingError(f"adversarial is {c.adversarial}, and adversarial_from is 1: the discriminator never plays")
+    if c.adversarial and c.crop < (least := smallest(c.discriminator_layers)):
+        raise TrainingError(
+            f"crop is {c.crop}; with {c.discriminator_layers} discriminator_layers it must be {least} or more"
+        )
 
 
 def _check_device(name: str) -> None:

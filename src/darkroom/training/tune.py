@@ -1,68 +1,47 @@
-"""Tuning: a LoRA, a learned word or a ControlNet for a finished model, which itself stays as it is.
+"""What is attached to a finished model and trained: a learned word, a ControlNet. The model stays as it is.
 
-Shapes: N rows, P pictures, C latent channels, h w latent size, H W picture size, T tokens, D text width.
+Shapes: N rows, C latent channels, h w latent size, H W picture size, T tokens, D text width.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from darkroom import hints
-from darkroom.adapters import init_lora
-from darkroom.data.order import Order
-from darkroom.diffusion.condition import Batch
 from darkroom.diffusion.control import ControlBatch
 from darkroom.errors import TrainingError
+from darkroom.formats.control import save_controlnet
+from darkroom.formats.embedding import save_embedding
 from darkroom.models.controlnet import ControlNet
+from darkroom.pipeline import Pipeline
 from darkroom.prompts.embeddings import LearnedWord
-from darkroom.prompts.encoder import PromptEncoder
 
-from .loop import LoopConfig, step_seed
-from .objective import denoising_loss
 from .parallel import Share
-
-if TYPE_CHECKING:
-    from darkroom.data.lessons import Lessons
-    from darkroom.pipeline import Pipeline
-
-    from .latents import Latents
+from .stage import PictureRecipe, PictureStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuneRecipe(LoopConfig):
-    """What all tunings have."""
-
-    dropout: float = 0.1  # fraction of captions replaced by the empty one, so that guidance goes on working
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraRecipe(TuneRecipe):
-    """A LoRA (Hu et al. 2021, arXiv 2106.09685) on the U-Net."""
-
-    rank: int = 4
-    alpha: float = 4.0  # the difference is multiplied by alpha / rank
-    targets: str = "attention"  # the layers it changes; or "linear", or "all" (convolutions too)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InversionRecipe(TuneRecipe):
+class InversionRecipe(PictureRecipe):
     """A learned word (Gal et al. 2022, arXiv 2208.01618): vectors that stand where the word stands."""
 
     word: str = "<new>"  # as the captions have it; a caption without it becomes "a photo of <new>"
     vectors: int = 1
-    initial: str = ""  # the word that it begins as; none: the mean of all words
+    initial: str = ""  # the words that it begins as, of at most as many tokens; none: the mean of all words
+    keep_norm: bool = False  # vectors turn only, and stay as long as they began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControlNetRecipe(TuneRecipe):
+class ControlNetRecipe(PictureRecipe):
     """A ControlNet (Zhang et al. 2023, arXiv 2302.05543), begun as a copy of the U-Net's way down."""
 
     hint: str = "canny"  # a name of `darkroom.hints`
@@ -71,105 +50,82 @@ class ControlNetRecipe(TuneRecipe):
 
 
 class Vectors(nn.Module):
-    """The vectors of a word to be learned, [n, D] float32."""
+    """The vectors of a word to be learned, [n, D] float32; called, it gives them, as long as they began if so asked."""
 
-    def __init__(self, start: Tensor) -> None:
+    def __init__(self, start: Tensor, keep_norm: bool = False) -> None:
         super().__init__()
         self.vectors = nn.Parameter(start.detach().float().clone())
+        self.lengths = self.vectors.detach().norm(dim=-1, keepdim=True) if keep_norm else None
+
+    def forward(self) -> Tensor:
+        if self.lengths is None:
+            return self.vectors
+        return self.lengths * functional.normalize(self.vectors, dim=-1)
 
 
-@dataclass
-class TuneStage(ABC):
-    """The loop's view of a tuning. A subclass says what is trained, and how the network answers with it."""
-
-    config: TuneRecipe
-    pipe: Pipeline
-    lessons: Lessons
-    latents: Latents
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        torch.manual_seed(step_seed(self.config.seed, -1))
-        lessons, c = self.lessons, self.config
-        self.order = Order(lessons.sizes, lessons.repeats, c.batch_size, c.seed, lessons.prior)
-        assert isinstance(self.pipe.prompts, PromptEncoder)
-        self.prompts = self.pipe.prompts
-        self.words: tuple[LearnedWord, ...] = ()
-        self.begin()
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Make the modules that are trained."""
-
-    def captions(self, rows: np.ndarray[Any, Any], step: int) -> list[str]:
-        """The rows' captions, some replaced by the empty one."""
-        dropped = np.random.default_rng((self.config.seed, step, 5)).random(len(rows)) < self.config.dropout
-        return ["" if gone else self.lessons.captions[i] for i, gone in zip(rows, dropped, strict=True)]
-
-    def batch(self, step: int, share: Share) -> tuple[Tensor, list[int], list[str]]:
-        """Latents [N, C, h, w], the pictures' numbers, their captions."""
-        rows = self.order.rows(step)
-        captions = self.captions(rows, step)
-        mine = [int(rows[i]) for i in share.of(range(len(rows)))]
-        latents = self.latents.draw(mine, step, self.config.seed)
-        return latents, mine, [captions[i] for i in share.of(range(len(rows)))]
-
-    def text(self, captions: Sequence[str]) -> Tensor:
-        """Captions as the text encoder reads them, each cut to one chunk: [N, T, D] float32."""
-        encoded, _ = self.prompts.run([self.prompts.chunks(c, "plain", self.words)[0] for c in captions])
-        return encoded
-
-    def loss(
-        self, batch: tuple[Tensor, list[int], list[str]], step: int, share: Share
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        latents, _, captions = batch
-        conditions = Batch(self.text(captions))
-        return denoising_loss(self.pipe.denoiser, latents.to(self.pipe.device), conditions, share)
-
-
-class LoraStage(TuneStage):
-    """A LoRA's training."""
-
-    config: LoraRecipe
-
-    def begin(self) -> None:
-        c = self.config
-        self.lora = init_lora(self.pipe.unet, c.rank, c.alpha, c.targets)
-        self.modules["lora"] = self.lora
-
-    def loss(
-        self, batch: tuple[Tensor, list[int], list[str]], step: int, share: Share
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.lora.attached(self.pipe.unet):
-            return super().loss(batch, step, share)
-
-
-class InversionStage(TuneStage):
+class InversionStage(PictureStage):
     """A learned word's training."""
 
     config: InversionRecipe
 
+    @classmethod
+    def check_model(cls, pipe: Pipeline) -> None:
+        super().check_model(pipe)
+        if pipe.text_encoder_2 is not None:
+            raise TrainingError(f"{pipe.name!r} has two text encoders; a word is learned for models with one")
+
     def begin(self) -> None:
+        self.check_word()
         c, table = self.config, self.pipe.text_encoder.token_embedding.weight.float()
         start = table.mean(dim=0, keepdim=True)
         if c.initial:
             ids = self.pipe.tokenizer.encode(c.initial)
             if not ids:
                 raise TrainingError(f"initial is {c.initial[:60]!r}, which is no word; give one that the model knows")
+            if len(ids) > c.vectors:
+                told = f"initial is {c.initial[:60]!r}, which is {len(ids)} tokens, and vectors is {c.vectors}"
+                raise TrainingError(f"{told}; set vectors={len(ids)} or more, or begin with fewer words")
             start = table[ids]
         start = start[[i % len(start) for i in range(c.vectors)]]
         # Vectors that begin alike would stay alike.
         start = start + 0.01 * table.std() * torch.randn(start.shape).to(start) * (torch.arange(c.vectors) > 0)[:, None]
-        self.word = Vectors(start)
+        self.word = Vectors(start, c.keep_norm)
         self.modules["word"] = self.word
-        self.words = (LearnedWord((c.word,), (self.word.vectors,)),)  # whose vectors are the very ones that learn
+        self.words = (self.learned(),)
 
-    def captions(self, rows: np.ndarray[Any, Any], step: int) -> list[str]:
+    def check_word(self) -> None:
+        """Raise TrainingError for a word that the model knows already: prompts would lose that one, and diffusers
+        refuses a file with it."""
+        word = self.config.word
+        tokens = self.pipe.tokenizer.vocab
+        if {word, word.lower(), f"{word.lower()}</w>"} & tokens.keys():
+            raise TrainingError(
+                f"word is {word!r}, which this model's tokenizer knows as one of its own; take a name that is none, "
+                f"such as <{word.strip('<>')}-1>"
+            )
+
+    def learned(self) -> LearnedWord:
+        """The word as it is now; gradients go to its vectors."""
+        return LearnedWord((self.config.word,), (self.word(),))
+
+    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        self.words = (self.learned(),)
+        return super().loss(batch, step, share)
+
+    def captions(self, rows: Sequence[int], step: int) -> list[str]:
         word = self.config.word
         return [c if not c or word in c else f"a photo of {word}" for c in super().captions(rows, step)]
 
+    def write(self, output: Path) -> Path:
+        return save_embedding(output / "word.safetensors", self.word().detach(), name=self.config.word)
 
-class ControlNetStage(TuneStage):
+    @contextmanager
+    def drawing(self) -> Iterator[Mapping[str, Any]]:
+        with super().drawing() as told:
+            yield {**told, "embeddings": [LearnedWord((self.config.word,), (self.word().detach().clone(),))]}
+
+
+class ControlNetStage(PictureStage):
     """A ControlNet's training."""
 
     config: ControlNetRecipe
@@ -199,14 +155,10 @@ class ControlNetStage(TuneStage):
 
     def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         latents, rows, captions, shown = batch
-        n, device = len(rows), self.pipe.device
-        control = ControlBatch(self.net, tuple(range(n)), shown.to(device), (1.0,) * n, (False,) * n)
-        conditions = Batch(self.text(captions), controls=(control,))
-        return denoising_loss(self.pipe.denoiser, latents.to(device), conditions, share)
+        n = len(rows)
+        control = ControlBatch(self.net, tuple(range(n)), shown.to(self.pipe.device), (1.0,) * n, (False,) * n)
+        condition = replace(self.condition(captions, rows, step), controls=(control,))
+        return self.denoising(latents, rows, condition, share)
 
-
-STAGES: Mapping[type[TuneRecipe], type[TuneStage]] = {
-    LoraRecipe: LoraStage,
-    InversionRecipe: InversionStage,
-    ControlNetRecipe: ControlNetStage,
-}
+    def write(self, output: Path) -> Path:
+        return save_controlnet(output / "controlnet", self.net.state_dict(), self.net.config, torch.float16)

@@ -1,51 +1,56 @@
-"""A tuning by one command: lessons encoded once, a run that goes on where it stopped, a file in the ecosystem's format.
+"""A training on pictures by one command: latents encoded once, a run that goes on where it stopped, a result that the
+ecosystem's tools read.
 
+OUTPUT/class/                    class pictures, where they were drawn for the run (classes.py)
 OUTPUT/cache/                    latents of the pictures (latents.py)
 OUTPUT/lessons.txt               hashes of pictures and captions, and of the model: what the run belongs to
 OUTPUT/step-*.pt, log.jsonl      the run (loop.py)
-OUTPUT/lora.safetensors, word.safetensors or controlnet/: what was made
+OUTPUT/lora.safetensors, word.safetensors, controlnet/ or model/: what was made
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-
-import darkroom
-from darkroom.data.lessons import Lessons, open_lessons
+from darkroom.data.lessons import Lessons
 from darkroom.errors import TrainingError
-from darkroom.formats.control import save_controlnet
-from darkroom.formats.embedding import save_embedding
-from darkroom.formats.lora_save import save_lora
 from darkroom.pipeline import Pipeline
 
 from . import state
+from .distill import DistillRecipe, DistillStage
+from .finetune import FinetuneRecipe, FinetuneStage
+from .inpainting import InpaintingRecipe, InpaintingStage
 from .kinds import LEFT_OUT, Report, Subject
-from .latents import fill, latents_of
+from .latents import fill, latents_of, place
 from .loop import check_done, train
-from .parallel import launch, share
-from .tune import (
-    STAGES,
-    ControlNetRecipe,
-    ControlNetStage,
-    InversionRecipe,
-    InversionStage,
-    LoraRecipe,
-    LoraStage,
-    TuneRecipe,
-    TuneStage,
-)
+from .lora import LoraRecipe, LoraStage
+from .parallel import launch, launched, share
+from .recipes import check
+from .scratch import ScratchStage
+from .stage import PictureRecipe, PictureStage
+from .tune import ControlNetRecipe, ControlNetStage, InversionRecipe, InversionStage
+from .unet import UNetRecipe
 
-Tune = TypeVar("Tune", bound=TuneRecipe)
+STAGES: Mapping[type[PictureRecipe], type[PictureStage]] = {
+    LoraRecipe: LoraStage,
+    InversionRecipe: InversionStage,
+    ControlNetRecipe: ControlNetStage,
+    FinetuneRecipe: FinetuneStage,
+    InpaintingRecipe: InpaintingStage,
+    UNetRecipe: ScratchStage,
+    DistillRecipe: DistillStage,
+}
+Tune = TypeVar("Tune", bound=PictureRecipe)
 CACHE = "cache"  # in the output folder
 BELONGS = "lessons.txt"
+DREAMBOOTH: Mapping[str, Any] = {"caption": "a photo of sks", "dropout": 0.0, "prior_weight": 1.0}
 
 
 def on(recipe: Tune, preset: str) -> Tune:
-    """A tuning's recipe for a preset: the same numbers, on its device."""
+    """A recipe for a preset: the same numbers, on its device."""
     return replace(recipe, device="cuda") if preset == "gpu" else recipe
 
 
@@ -67,71 +72,95 @@ def controlnet(preset: str = "cpu") -> ControlNetRecipe:
     return on(ControlNetRecipe(steps=10_000, batch_size=8, lr=1e-4, optimizer="adamw", warmup=200), preset)
 
 
-def pipe_of(subject: Subject, device: str) -> Pipeline:
-    """The subject's model, in float32. Raises TrainingError, CheckpointError."""
-    pipe = darkroom.load(subject.model, device=device, dtype="float32")
-    if pipe.unet.config.in_channels != pipe.autoencoder.config.latent_channels or pipe.unet.config.told_sizes:
-        raise TrainingError(f"{pipe.name!r} is no plain text-to-image model of Stable Diffusion 1.x or 2.x")
-    return pipe
+def finetune(preset: str = "cpu") -> FinetuneRecipe:
+    """Two thousand steps of four pictures."""
+    return on(FinetuneRecipe(steps=2000, batch_size=4, lr=1e-5, optimizer="adamw", warmup=50, cooldown=0.5), preset)
 
 
-def lessons_of(subject: Subject, pipe: Pipeline, seed: int) -> Lessons:
-    """The pictures and captions, at the model's own size. Raises TrainingError."""
-    return open_lessons(subject.data, pipe.size, scenes=subject.scenes, seed=seed)
+def dreambooth(preset: str = "cpu") -> FinetuneRecipe:
+    """Eight hundred steps of a picture of the subject and one of its class (Ruiz et al. 2022, arXiv 2208.12242)."""
+    recipe = FinetuneRecipe(
+        steps=800, batch_size=2, lr=5e-6, optimizer="adamw", warmup=20, cooldown=0.5, ema=0.99, **DREAMBOOTH
+    )
+    return on(recipe, preset)
+
+
+def dreambooth_lora(preset: str = "cpu") -> LoraRecipe:
+    """The same as a LoRA."""
+    return on(replace(lora(), steps=800, batch_size=2, ema=0.99, **DREAMBOOTH), preset)
+
+
+def inpainting(preset: str = "cpu") -> InpaintingRecipe:
+    """Ten thousand steps of eight pictures."""
+    return on(InpaintingRecipe(steps=10_000, batch_size=8, lr=1e-5, optimizer="adamw", warmup=200), preset)
+
+
+def stage_of(recipe: PictureRecipe, pipe: Pipeline, lessons: Lessons, cache: Path) -> PictureStage:
+    """A run's stage, over latents that are there. Raises TrainingError."""
+    return STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, cache))
 
 
 def tune(
-    recipe: TuneRecipe, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
+    recipe: PictureRecipe, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
 ) -> Path:
     """Train what the recipe says, or go on with it; returns the file or folder that was made.
 
     Raises TrainingError, CheckpointError; Stopped when SIGINT or SIGTERM came: all is saved then, the same call goes
     on.
     """
-    pipe = pipe_of(subject, recipe.device)
-    lessons = lessons_of(subject, pipe, recipe.seed)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / LEFT_OUT).write_text("".join(f"{path}: {why}\n" for path, why in lessons.left_out), encoding="utf-8")
-    belongs, note = f"{lessons.key} {pipe.model_hash}\n", output / BELONGS
-    if state.steps_done(output) and (not note.is_file() or note.read_text(encoding="utf-8") != belongs):
-        raise TrainingError(f"{output} was trained on other pictures or for another model; use another folder")
-    note.write_text(belongs, encoding="utf-8")
-    report("encoding pictures", None, 0)
-    if workers == 1:
-        fill(output / CACHE, lessons, pipe.autoencoder)
-    else:
-        launch(_encode, workers, recipe, subject, output)
-    stage = STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, output / CACHE))
-    report("tuning", output, recipe.steps)
-    if state.steps_done(output) < recipe.steps:
-        if workers == 1:
-            train(stage, output)
-        else:
-            launch(_work, workers, recipe, subject, output)
-        check_done(output, recipe.steps)
+    stage = train_pictures(recipe, subject, output, workers, report)
     saved = cast("dict[str, Any]", state.load_last(output))
     for name, module in stage.modules.items():
         module.load_state_dict(saved["ema"][name])
-    return _write(stage, output)
+    report("writing what was made", None, 0)
+    return stage.write(output)
 
 
-def _encode(recipe: TuneRecipe, subject: Subject, output: Path) -> None:
-    pipe = pipe_of(subject, recipe.device)
-    fill(output / CACHE, lessons_of(subject, pipe, recipe.seed), pipe.autoencoder, share())
+def train_pictures(
+    recipe: PictureRecipe,
+    subject: Subject,
+    output: Path,
+    workers: int = 1,
+    report: Report = lambda *_: None,
+    cache: Path | None = None,
+) -> PictureStage:
+    """`tune` without its last step: train to the end, and return the stage as it began. `cache` is where latents are
+    kept (default: in the output folder)."""
+    check(recipe, workers)
+    cache = cache or output / CACHE
+    pipe, lessons = STAGES[type(recipe)].open(recipe, subject, output, report)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / LEFT_OUT).write_text("".join(f"{path}: {why}\n" for path, why in lessons.left_out), encoding="utf-8")
+    _claim(output, f"{lessons.key} {pipe.model_hash or place(cache, pipe.autoencoder).name}\n")
+    alone = workers == 1 and launched() is None
+    report("encoding pictures", None, 0)
+    if alone:
+        fill(cache, lessons, pipe.autoencoder)
+    else:
+        launch(_encode, workers, recipe, subject, output, cache)
+    stage = stage_of(recipe, pipe, lessons, cache)
+    report("training", output, recipe.steps)
+    if state.steps_done(output) < recipe.steps:
+        if alone:
+            train(stage, output)
+        else:
+            launch(_work, workers, recipe, subject, output, cache)
+        check_done(output, recipe.steps)
+    return stage
 
 
-def _work(recipe: TuneRecipe, subject: Subject, output: Path) -> None:
-    pipe = pipe_of(subject, recipe.device)
-    lessons = lessons_of(subject, pipe, recipe.seed)
-    train(STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, output / CACHE)), output)
+def _claim(output: Path, belongs: str) -> None:
+    """Note what a run belongs to. Raises TrainingError where it belongs to something else."""
+    note = output / BELONGS
+    if state.steps_done(output) and note.is_file() and note.read_text(encoding="utf-8") != belongs:
+        raise TrainingError(f"{output} was trained on other pictures or for another model; use another folder")
+    note.write_text(belongs, encoding="utf-8")
 
 
-def _write(stage: TuneStage, output: Path) -> Path:
-    """What was made, in the form that diffusers and the others read."""
-    if isinstance(stage, LoraStage):
-        path = output / "lora.safetensors"
-        return save_lora(path, stage.lora.adapter(name=output.name), {"unet": stage.pipe.unet})
-    if isinstance(stage, InversionStage):
-        return save_embedding(output / "word.safetensors", stage.word.vectors.detach(), name=stage.config.word)
-    assert isinstance(stage, ControlNetStage)
-    return save_controlnet(output / "controlnet", stage.net.state_dict(), stage.net.config, torch.float16)
+def _encode(recipe: PictureRecipe, subject: Subject, output: Path, cache: Path) -> None:
+    pipe, lessons = STAGES[type(recipe)].open(recipe, subject, output)
+    fill(cache, lessons, pipe.autoencoder, share())
+
+
+def _work(recipe: PictureRecipe, subject: Subject, output: Path, cache: Path) -> None:
+    train(stage_of(recipe, *STAGES[type(recipe)].open(recipe, subject, output), cache), output)

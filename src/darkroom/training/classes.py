@@ -1,0 +1,54 @@
+"""Class pictures for prior preservation (Ruiz et al. 2022, arXiv 2208.12242, sec. 3.2), drawn by the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from darkroom.errors import TrainingError
+from darkroom.pipeline import Pipeline
+
+from .kinds import Report
+from .loop import Stopped, interruptible, step_seed
+
+NOTE = "drawn.json"  # in the folder: of which model and prompt the pictures are
+
+
+def class_folder(output: Path) -> Path:
+    """Where a run keeps the class pictures that were drawn for it."""
+    return output / "class"
+
+
+def draw_class(pipe: Pipeline, prompt: str, count: int, seed: int, folder: Path, report: Report) -> None:
+    """Draw what is missing of `count` pictures of a class into a folder, each with its own seed; killed, it goes on.
+
+    Raises TrainingError where the folder holds pictures of another class or model; Stopped after SIGINT or SIGTERM.
+    """
+    made_of = {"prompt": prompt, "model": pipe.model_hash, "seed": seed}
+    note = folder / NOTE
+    if note.is_file():
+        if json.loads(note.read_text(encoding="utf-8")) != made_of:
+            raise TrainingError(
+                f"{folder} holds class pictures of another prompt, model or seed; delete it, or use another folder"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(made_of) + "\n", encoding="utf-8")
+    with interruptible() as asked:
+        for i in range(count):
+            path = folder / f"{i:05d}.png"
+            if path.is_file():
+                continue
+            if asked():
+                raise Stopped(f"stopped after {i} of {count} class pictures in {folder}; the same command goes on")
+            report(f"drawing class pictures, {i + 1} of {count}", None, 0)
+            drawn = pipe.generate(prompt, seed=_seed(seed, i)).images[0]
+            draft = path.with_suffix(".part")
+            drawn.save(draft, "PNG")
+            draft.rename(path)
+
+
+def _seed(seed: int, i: int) -> int:
+    """A seed for class picture i that no sample sheet and no other class picture has."""
+    return int(hashlib.sha256(f"class {step_seed(seed, i)}".encode()).hexdigest()[:8], 16)

@@ -1,0 +1,159 @@
+"""A text-to-image model becomes an inpainting model: four channels more for a masked picture, one for its mask.
+
+Rombach et al. 2022 (arXiv 2112.10752), sec. 4.5, in the form that Stable Diffusion's inpainting models have.
+
+Shapes: N rows, C latent channels, h w latent size, H W picture size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from darkroom.errors import TrainingError
+from darkroom.models.unet import UNet
+from darkroom.pipeline import Pipeline
+
+from .finetune import FinetuneRecipe, FinetuneStage, rebuilt
+from .kinds import Subject
+from .parallel import Share
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InpaintingRecipe(FinetuneRecipe):
+    """A U-Net that sees a mask and the picture without what is masked. Masks are strokes, boxes, borders or all."""
+
+    boxes: float = 0.25  # fraction of masks that are boxes,
+    borders: float = 0.15  # borders of the picture on one to three sides (outpainting),
+    whole: float = 0.1  # the whole picture; all others are strokes
+
+
+class InpaintingStage(FinetuneStage):
+    """The training of an inpainting model."""
+
+    config: InpaintingRecipe
+
+    @classmethod
+    def check_model(cls, pipe: Pipeline) -> None:
+        channels, latent = pipe.unet.config.in_channels, pipe.autoencoder.config.latent_channels
+        if channels not in (latent, 2 * latent + 1) or pipe.autoencoder.config.latent_channels != 4:
+            raise TrainingError(
+                f"the U-Net of {pipe.name!r} takes {channels} channels; give a text-to-image model (4) or an "
+                "inpainting model to go on with (9)"
+            )
+
+    @classmethod
+    def model(cls, recipe: Any, subject: Subject) -> Pipeline:
+        pipe = super().model(recipe, subject)
+        return pipe if pipe.unet.config.in_channels == 9 else rebuilt(pipe, unet=widened(pipe.unet, 9))
+
+    def mask(self, i: int, step: int) -> Mask:
+        """What is hidden of picture i in a step: [H, W]."""
+        width, height = self.lessons.sizes[i]
+        return random_mask(np.random.default_rng((self.config.seed, step, i, 11)), width, height, self.config)
+
+    def batch(self, step: int, share: Share) -> Any:
+        """Beside the latents, pictures and captions: mask and masked latent [N, 1 + C, h, w], in the U-Net's order."""
+        latents, rows, captions = super().batch(step, share)
+        return latents, rows, captions, torch.stack([self.beside(i, step) for i in rows])
+
+    @torch.no_grad()
+    def beside(self, i: int, step: int) -> Tensor:
+        """The mask, 1 where it hides, on the latent grid as diffusers has it there (the nearest pixel), and a sample of
+        the latent of the picture with gray in place of what is hidden: [1 + C, h, w].
+        """
+        autoencoder = self.pipe.autoencoder
+        first, grid = next(autoencoder.parameters()), autoencoder.config.downscale
+        shown = self.lessons.picture(i, self.lessons.version(i, step, self.config.seed))
+        mask = torch.from_numpy(self.mask(i, step)).float()
+        picture = torch.from_numpy(shown.copy()).permute(2, 0, 1).float() / 127.5 - 1
+        moments = autoencoder.encode((picture * (1 - mask))[None].to(first)).float().cpu()
+        mean, logvar = moments.chunk(2, dim=1)
+        noise = np.random.default_rng((self.config.seed, step, i, 12)).standard_normal(tuple(mean.shape), np.float32)
+        drawn = autoencoder.scale(mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.from_numpy(noise))
+        return torch.cat([mask[None, ::grid, ::grid], drawn[0]])
+
+    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        latents, rows, captions, channels = batch
+        condition = replace(self.condition(captions, rows, step), channels=channels.to(self.pipe.device))
+        return self.denoising(latents, rows, condition, share)
+
+    @contextmanager
+    def drawing(self) -> Iterator[Mapping[str, Any]]:
+        """Sheets show the first picture with a box in its middle drawn anew."""
+        width, height = self.lessons.sizes[0]
+        mask = Image.new("L", (width, height))
+        ImageDraw.Draw(mask).rectangle((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill=255)
+        with super().drawing() as told:
+            yield {**told, "image": Image.fromarray(self.lessons.picture(0)), "mask": mask}
+
+
+def widened(unet: UNet, channels: int) -> UNet:
+    """A U-Net that takes more input channels, of which it makes nothing yet: their weights are zero."""
+    config = replace(unet.config, in_channels=channels)
+    weights = dict(unet.state_dict())
+    first = weights["conv_in.weight"]
+    grown = first.new_zeros(len(first), channels, *first.shape[2:])
+    grown[:, : first.shape[1]] = first
+    with torch.device("meta"):
+        wide = UNet(config)
+    wide.load_state_dict({**weights, "conv_in.weight": grown}, assign=True)
+    return wide.eval().requires_grad_(False)
+
+
+def random_mask(rng: np.random.Generator, width: int, height: int, recipe: InpaintingRecipe) -> Mask:
+    """What is hidden of a picture: [height, width], never nothing."""
+    kind = rng.random()
+    if kind < recipe.whole:
+        return np.ones((height, width), bool)
+    mask = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(mask)
+    if kind < recipe.whole + recipe.borders:
+        _borders(rng, draw, width, height)
+    elif kind < recipe.whole + recipe.borders + recipe.boxes:
+        for _ in range(int(rng.integers(1, 4))):
+            w, h = (max(1, int(side * rng.uniform(0.1, 0.7))) for side in (width, height))
+            x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            draw.rectangle((x, y, x + w - 1, y + h - 1), fill=1)
+    else:
+        for _ in range(int(rng.integers(1, 5))):
+            _stroke(rng, draw, width, height)
+    hidden = np.asarray(mask).copy()
+    return hidden if hidden.any() else np.ones_like(hidden)
+
+
+def _borders(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
+    for side in rng.permutation(4)[: int(rng.integers(1, 4))]:
+        x, y = (max(1, int(length * rng.uniform(0.1, 0.4))) for length in (width, height))
+        box: Sequence[Sequence[int]] = (
+            (0, 0, x - 1, height - 1), (width - x, 0, width - 1, height - 1),
+            (0, 0, width - 1, y - 1), (0, height - y, width - 1, height - 1),
+        )  # fmt: skip
+        draw.rectangle(tuple(box[int(side)]), fill=1)  # type: ignore[arg-type]
+
+
+def _stroke(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
+    """A brush's bent line with round ends."""
+    side = min(width, height)
+    brush = max(1, int(side * rng.uniform(0.04, 0.16)))
+    x, y = rng.uniform(0, width), rng.uniform(0, height)
+    angle = rng.uniform(0, 2 * np.pi)
+    for _ in range(int(rng.integers(2, 9))):
+        angle += rng.uniform(-1.2, 1.2)
+        length = side * rng.uniform(0.08, 0.35)
+        to = (float(np.clip(x + length * np.cos(angle), 0, width)), float(np.clip(y + length * np.sin(angle), 0, height)))
+        draw.line((x, y, *to), fill=1, width=brush)
+        for at in ((x, y), to):
+            draw.ellipse((at[0] - brush / 2, at[1] - brush / 2, at[0] + brush / 2, at[1] + brush / 2), fill=1)
+        x, y = to

@@ -1,0 +1,245 @@
+"""What all trainings of a U-Net, or of something attached to one, have in common: pictures, captions, conditions, loss.
+
+Shapes: N rows, P pictures, C latent channels, h w latent size, T tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import darkroom
+from darkroom.data.buckets import Cut
+from darkroom.data.captions import Captions
+from darkroom.data.lessons import Lessons, open_lessons
+from darkroom.data.order import Order
+from darkroom.diffusion.condition import Batch
+from darkroom.errors import TrainingError
+from darkroom.pipeline import Pipeline
+from darkroom.prompts.chunks import Chunk
+from darkroom.prompts.embeddings import LearnedWord
+from darkroom.prompts.encoder import Encoded, PromptEncoder
+from darkroom.prompts.joint import JointEncoder
+
+from .classes import class_folder, draw_class
+from .kinds import Report, Subject
+from .latents import Latents
+from .loop import step_seed
+from .objective import DenoisingRecipe, denoising_loss
+from .parallel import Share
+
+TEXTS = 256  # encoded captions kept, where no text encoder learns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRecipe(DenoisingRecipe):
+    """What every training on pictures with captions has."""
+
+    scenes: int = 20_000  # how many of the built-in scenes, where no data is given
+    size: int = 0  # side of the pictures in pixels; with buckets, of the square whose area they have; 0: the model's
+    buckets: bool = False  # several sizes, by a picture's shape; else every picture is cut to a square
+    aspect: float = 2.0  # the longest side a bucket may have, in its shortest
+    enlarge: bool = True  # without: a picture smaller than its bucket gets a smaller one
+    cut: str = "centre"  # where a picture is cut; or "random"
+    flip: bool = False  # mirror half of the pictures' appearances
+    variants: int = 4  # where cuts are random or pictures mirrored: how many versions of each there are; 0: no end
+    template: str = "{}"  # around every caption: "a photo of {}"; several with | between them are taken by lot
+    prefix: str = ""  # before every caption
+    shuffle: bool = False  # put tags (between commas) in another order each time
+    keep_tags: int = 0  # that many first tags stay where they are
+    tag_dropout: float = 0.0  # fraction of tags left out
+    lines: bool = False  # each line of a caption's file is a caption of its own; else lines are joined
+    caption: str = ""  # of pictures that have none of their own, such as "a photo of sks dog"
+    class_prompt: str = ""  # prior preservation: what the subject is one of, such as "a photo of a dog"
+    class_data: str = ""  # a folder of pictures of that; none: the model itself draws them
+    class_pictures: int = 100  # how many it draws
+    prior_weight: float = 1.0  # of class pictures in the loss, against the subject's
+
+
+@dataclass
+class PictureStage(ABC):
+    """The loop's view of such a training. A subclass says what is trained, how the network answers, and what is made.
+
+    The class methods are called before there is a stage, in every process, with the folder of the run.
+    """
+
+    config: Any  # the subclass's own recipe
+    pipe: Pipeline
+    lessons: Lessons
+    latents: Latents
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    text_learns: ClassVar[bool] = False  # whether what is trained reaches into the text encoder
+
+    @classmethod
+    def open(
+        cls, recipe: Any, subject: Subject, output: Path, report: Report | None = None
+    ) -> tuple[Pipeline, Lessons]:
+        """The model that training begins with, in float32, and its pictures.
+
+        `report` is given in the first process of a run alone: what the others need is made there and then (class
+        pictures, a vocabulary). Raises TrainingError, CheckpointError.
+        """
+        pipe = cls.model(recipe, subject)
+        if report is not None and recipe.class_prompt and not recipe.class_data:
+            draw_class(pipe, recipe.class_prompt, recipe.class_pictures, recipe.seed, class_folder(output), report)
+        grid = pipe.autoencoder.config.downscale * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+        return pipe, lessons_at(recipe, subject, pipe.size[0], grid, output)
+
+    @classmethod
+    def model(cls, recipe: Any, subject: Subject) -> Pipeline:
+        """The model that training begins with. Raises TrainingError, CheckpointError."""
+        pipe = darkroom.load(subject.model, device=recipe.device, dtype="float32")
+        cls.check_model(pipe)
+        return pipe
+
+    @classmethod
+    def check_model(cls, pipe: Pipeline) -> None:
+        """Raise TrainingError for a model that can't be trained so."""
+        channels, latent = pipe.unet.config.in_channels, pipe.autoencoder.config.latent_channels
+        if channels != latent:
+            raise TrainingError(
+                f"the U-Net of {pipe.name!r} takes {channels} channels where a latent has {latent}; this trains "
+                "text-to-image models, so give one of those (or train inpainting)"
+            )
+
+    def __post_init__(self) -> None:
+        c, lessons = self.config, self.lessons
+        torch.manual_seed(step_seed(c.seed, -1))
+        self.order = Order(lessons.sizes, lessons.repeats, c.batch_size, c.seed, lessons.prior)
+        self.texts = Captions(
+            template=c.template, prefix=c.prefix, dropout=c.dropout, shuffle=c.shuffle, keep=c.keep_tags,
+            tag_dropout=c.tag_dropout, lines=c.lines,
+        )  # fmt: skip
+        prompts = self.pipe.prompts
+        self.encoders: Sequence[PromptEncoder] = prompts.encoders if isinstance(prompts, JointEncoder) else (prompts,)
+        self.words: tuple[LearnedWord, ...] = ()
+        self._frozen = lru_cache(TEXTS)(self._encode_frozen)
+        self.begin()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Make the modules that are trained."""
+
+    @abstractmethod
+    def write(self, output: Path) -> Path:
+        """Write what was made, in the form that diffusers and the others read; the modules hold the averages."""
+
+    @contextmanager
+    def drawing(self) -> Iterator[Mapping[str, Any]]:
+        """While this lasts, `pipe` draws with what is being trained; gives what to tell `Pipeline.generate`."""
+        self.pipe.prompts.clear()
+        try:
+            yield {}
+        finally:
+            self.pipe.prompts.clear()
+
+    def captions(self, rows: Sequence[int], step: int) -> list[str]:
+        """What is read with some pictures in a step. Class pictures have their prompt and nothing around it."""
+        found = self.texts.texts(self.lessons.captions, rows, step, self.config.seed)
+        prior = self.lessons.prior
+        return [text and self.lessons.captions[i] if prior[i] else text for i, text in zip(rows, found, strict=True)]
+
+    def batch(self, step: int, share: Share) -> Any:
+        """Latents [N, C, h, w], the pictures' numbers, their captions."""
+        whole = self.order.rows(step)
+        rows = [int(whole[i]) for i in share.of(range(len(whole)))]
+        return self.latents.draw(rows, step, self.config.seed), rows, self.captions(rows, step)
+
+    def condition(self, captions: Sequence[str], rows: Sequence[int], step: int) -> Batch:
+        """What the U-Net is told of some pictures. Captions are cut to one chunk."""
+        if self.text_learns or self.words:
+            text, pooled = self._encode([self._chunks(caption) for caption in captions])
+        else:
+            parts = [self._frozen(caption) for caption in captions]
+            text = torch.stack([part for part, _ in parts])
+            whole = [part for _, part in parts if part is not None]
+            pooled = torch.stack(whole) if whole else None
+        if pooled is None or not self.pipe.unet.config.told_sizes:
+            return Batch(text)
+        if self.pipe.zero_negative:  # the empty caption is what guidance leads away from, and means zeros there
+            told = torch.tensor([caption != "" for caption in captions], device=text.device)
+            text, pooled = text * told[:, None, None], pooled * told[:, None]
+        sizes = torch.tensor([self._sizes(i, step) for i in rows], dtype=torch.float32, device=text.device)
+        return Batch(text, pooled=pooled, sizes=sizes)
+
+    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loop's `Stage.loss`."""
+        latents, rows, captions = batch
+        return self.denoising(latents, rows, self.condition(captions, rows, step), share)
+
+    def denoising(
+        self, latents: Tensor, rows: Sequence[int], condition: Batch, share: Share
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`denoising_loss` of some pictures, class pictures weighed as the recipe says."""
+        x0 = latents.to(self.pipe.device)
+        return denoising_loss(self.pipe.denoiser, x0, condition, share, self.config, self._row_weights(rows))
+
+    def _row_weights(self, rows: Sequence[int]) -> Tensor | None:
+        """Prior preservation (Ruiz et al. 2022, arXiv 2208.12242, eq. 2): the mean error of the subject's pictures, and
+        `prior_weight` times that of class pictures. Half of all rows are class pictures (`data.order`).
+        """
+        if not any(self.lessons.prior):
+            return None
+        weights = {False: 2.0, True: 2.0 * self.config.prior_weight}
+        return torch.tensor([weights[bool(self.lessons.prior[i])] for i in rows])
+
+    def _chunks(self, caption: str) -> list[Chunk]:
+        """A caption's first chunk, as each text encoder is shown it."""
+        return [encoder.chunks(caption, "plain", self.words)[0] for encoder in self.encoders]
+
+    def _encode(self, rows: Sequence[Sequence[Chunk]]) -> Encoded:
+        """[N, T, D] and pooled [N, P] or None, float32; gradients reach text encoders and learned words."""
+        parts = [encoder.run([chunks[k] for chunks in rows]) for k, encoder in enumerate(self.encoders)]
+        return torch.cat([text for text, _ in parts], dim=-1), parts[-1][1]
+
+    @torch.no_grad()
+    def _encode_frozen(self, caption: str) -> Encoded:
+        """[T, D] and pooled [P], by itself and in float32: the same bits whatever else is in the batch."""
+        with torch.autocast(self.pipe.device.type, enabled=False):
+            text, pooled = self._encode([self._chunks(caption)])
+        return text[0], None if pooled is None else pooled[0]
+
+    def _sizes(self, i: int, step: int) -> tuple[float, ...]:
+        """What SDXL is told of a picture (Podell et al. 2023, arXiv 2307.01952, sec. 2.2)."""
+        crop = self.lessons.crop(i, self.lessons.version(i, step, self.config.seed))
+        (width, height), (left, top), size = crop.original, crop.corner, self.lessons.sizes[i]
+        return (height, width, top, left, size[1], size[0])
+
+
+def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, output: Path) -> Lessons:
+    """The pictures and captions of a recipe, for a model made for squares of `side` pixels in steps of `grid`."""
+    side = recipe.size or side
+    if side % grid:
+        raise TrainingError(f"size is {side}; this model takes pictures in steps of {grid} pixels")
+    cut = Cut(
+        buckets=recipe.buckets, grid=grid, aspect=recipe.aspect, enlarge=recipe.enlarge, crop=recipe.cut,
+        flip=recipe.flip, variants=recipe.variants, seed=recipe.seed,
+    )  # fmt: skip
+    prior = (recipe.class_data or str(class_folder(output))) if recipe.class_prompt else None
+    return open_lessons(
+        subject.data, (side, side), cut, prior=prior, caption=recipe.caption, prior_caption=recipe.class_prompt,
+        scenes=recipe.scenes, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def check_pictures(recipe: PictureRecipe) -> None:
+    """Raise TrainingError on options that can't be, or contradict each other."""
+    c = recipe
+    if c.size < 0 or c.size > 8192:
+        raise TrainingError(f"size is {c.size}; it must be a side in pixels up to 8192, or 0 for the model's own")
+    if c.times_from >= c.times_to:
+        raise TrainingError(f"times_from is {c.times_from:g} and times_to {c.times_to:g}; it must be below")
+    if c.class_data and not c.class_prompt:
+        raise TrainingError("class_data is given and class_prompt is not; say what those pictures show")
+    if c.class_prompt and c.batch_size < 2:
+        raise TrainingError("batch_size is 1; with class pictures half of a batch is theirs, so it must be 2 or more")
+    Cut(aspect=c.aspect, crop=c.cut, variants=c.variants)
+    Captions(template=c.template, dropout=c.dropout, keep=c.keep_tags, tag_dropout=c.tag_dropout)
