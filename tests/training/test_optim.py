@@ -1,14 +1,17 @@
-"""Optimizers against torch's own, and the shape of the learning rate."""
+"""Optimizers against torch's and transformers' own, and steps that change nothing."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from darkroom.training.optim import Muon, build, orthogonalize, rate
+from darkroom.training.config import OPTIMIZERS
+from darkroom.training.lean import pack, table, unpack
+from darkroom.training.optim import LossScale, Muon, build, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (64, 27), (1, 9)])
@@ -73,16 +76,113 @@ def test_what_goes_where() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, pytest.approx(0.004)]
     decays = [group["weight_decay"] for group in build("adamw", [network], 0.01, 0.1).param_groups]
     assert decays == [0.1, 0.0]
+    adapter = nn.ParameterDict({"up": torch.ones(4, 2), "magnitude": torch.ones(4, 1, 1, 1), "bias": torch.ones(3)})
+    assert [len(group["params"]) for group in build("adamw", [adapter], 0.01, 0.1).param_groups] == [1, 2]
     with pytest.raises(ValueError, match="'sgd'"):
         build("sgd", [network], 0.01)
 
 
-def test_the_rate_rises_stays_and_falls() -> None:
-    rates = [rate(step, 100, warmup=10, cooldown=0.4) for step in range(101)]
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert set(rates[10:61]) == {1.0}
-    assert rates[60:] == pytest.approx([1 - i / 40 for i in range(41)])
-    assert rate(101, 100, 10, 0.4) == 0.0
-    assert rate(0, 1, 0, 0.0) == 1.0
-    # Until its cool-down begins, a longer run is the same run.
-    assert rates[:61] == [rate(step, 200, 10, 0.4) for step in range(61)]
+def small_net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def test_adafactor_is_that_of_transformers() -> None:
+    from transformers.optimization import Adafactor as Theirs
+
+    ours, theirs = small_net(), small_net()
+    descend(build("adafactor", [ours], 0.01, 0.1), ours, 20)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim == 2], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1]},
+    ]
+    descend(Theirs(groups, lr=0.01, scale_parameter=False, relative_step=False), theirs, 20)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_of_eight_bits() -> None:
+    for signed in (True, False):
+        values = table(signed)
+        assert len(values) == 256
+        assert (values.diff() > 0).all()
+        assert {0.0, 1.0} <= set(values.tolist())
+    x = torch.randn(700, generator=torch.Generator().manual_seed(0)) * 1e-4
+    codes, scale = pack(x, table(True))
+    assert (codes.dtype, codes.shape, scale.shape) == (torch.uint8, (3, 256), (3, 1))
+    back = unpack(codes, scale, table(True), x)
+    assert back.shape == x.shape
+    assert (back - x).abs().max() < 0.01 * x.abs().max()
+    large = x.abs() > 0.1 * x.abs().max()
+    assert ((back - x).abs() / x.abs())[large].max() < 0.06
+    again = pack(back, table(True))
+    assert torch.equal(unpack(*again, table(True), x), back)
+    # What isn't zero stays so without a sign: an update is divided by it.
+    second, steep = table(False), torch.tensor([1.0, 1e-12, 0.0])
+    assert (unpack(*pack(steep, second), second, steep) > 0).tolist() == [True, True, False]
+    assert unpack(*pack(torch.zeros(5), second), second, torch.zeros(5)).tolist() == [0.0] * 5
+
+
+def wide_net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Linear(6, 800), nn.Tanh(), nn.Linear(800, 6), nn.Linear(6, 3))
+
+
+def test_eight_bits_follow_adamw_and_take_a_quarter(tmp_path: Path) -> None:
+    ours, theirs = wide_net(), wide_net()
+    kinds = [build(kind, [net], 1e-3, 0.01) for kind, net in (("adamw8bit", ours), ("adamw", theirs))]
+    for optimizer, net in zip(kinds, (ours, theirs), strict=True):
+        descend(optimizer, net, 30)
+    x = torch.linspace(-1, 1, 24).reshape(4, 6)
+    start = wide_net()(x)
+    moved = (theirs(x) - start).norm()
+    assert (ours(x) - theirs(x)).norm() < 0.05 * moved
+    large, small = ours[0].weight, ours[3].weight
+    size = sum(v.nbytes for v in kinds[0].state[large].values())
+    assert size < 0.26 * sum(v.nbytes for v in kinds[1].state[theirs[0].weight].values())
+    assert kinds[0].state[small]["first"].dtype == torch.float32
+    # To disk and back it goes on with the same bits.
+    torch.save([kinds[0].state_dict(), ours.state_dict()], tmp_path / "saved.pt")
+    state, weights = torch.load(tmp_path / "saved.pt", weights_only=True)
+    again = wide_net()
+    again.load_state_dict(weights)
+    resumed = build("adamw8bit", [again], 1e-3, 0.01)
+    resumed.load_state_dict(state)
+    descend(kinds[0], ours, 3)
+    descend(resumed, again, 3)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_bad_step_changes_nothing_of_any_optimizer(kind: str) -> None:
+    net = wide_net()
+    optimizer = build(kind, [net], 0.01, 0.1)
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    descend(optimizer, net, 2)
+    before = copy.deepcopy([optimizer.state_dict()["state"], net.state_dict()])
+    net(torch.full((1, 6), float("nan"))).sum().backward()
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    after = [optimizer.state_dict()["state"], net.state_dict()]
+    for number, values in before[0].items():
+        assert all(torch.equal(v, after[0][number][k]) for k, v in values.items()), (number, values.keys())
+    assert all(torch.equal(v, after[1][k]) for k, v in before[1].items())
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    descend(optimizer, net, 1)
+    assert not torch.equal(net[0].weight, before[1]["0.weight"])
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_the_scale_of_float16_falls_and_grows() -> None:
+    scale = LossScale(torch.device("cpu"))
+    scale.update(torch.ones(()))
+    assert scale.factor.item() == 32768
+    for _ in range(2000):
+        scale.update(torch.zeros(()))
+    assert scale.factor.item() == 65536
+    other = LossScale(torch.device("cpu"))
+    scale.update(torch.zeros(()))
+    other.load(scale.state())
+    assert (other.factor.item(), other.good_steps.item()) == (65536, 1)

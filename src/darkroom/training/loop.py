@@ -26,6 +26,7 @@ from .ema import Average
 from .log import Log
 from .opponents import Opponents
 from .parallel import Share, share, sum_over_ranks
+from .rates import rate
 
 
 class Stopped(KeyboardInterrupt):
@@ -162,9 +163,9 @@ class Trainer:
     def _advance(self, batches: Sequence[Any], asked: Callable[[], bool]) -> tuple[dict[str, Tensor], bool]:
         """One step; returns its figures, and whether all ranks shall stop after it."""
         config = self.config
-        factor = optim.rate(self.step, config.steps, config.warmup, config.cooldown)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        factor = rate(config, self.step)
+        for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = base * factor
         self.optimizer.zero_grad(set_to_none=True)
         self.opponents.clear()
         figures = self._gradients(batches)

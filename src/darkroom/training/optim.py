@@ -1,15 +1,18 @@
-"""Optimizers and learning rates."""
+"""Optimizers: Muon, AdamW, and which parameters they update how."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .config import OPTIMIZERS
 from .parallel import share, sum_over_ranks
+
+BETAS = (0.9, 0.98)  # AdamW's
 
 
 @torch.no_grad()
@@ -52,6 +55,26 @@ class Guarded(torch.optim.Optimizer):
         self.put(old, new)
         return new if p.device.type == "mps" else new.double()
 
+    def adam(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """AdamW's step for one parameter, its moments kept in float32 in `state`."""
+        if "first" not in state:
+            state["step"] = torch.zeros((), device=p.device)
+            state["first"], state["second"] = torch.zeros_like(p), torch.zeros_like(p)
+        first, second = self.adam_update(p, g, state["first"], state["second"], self.count(state, p), group)
+        self.put(state["first"], first)
+        self.put(state["second"], second)
+
+    def adam_update(
+        self, p: Tensor, g: Tensor, first: Tensor, second: Tensor, n: Tensor, group: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Update `p` in its step number `n`; returns the new moments (Loshchilov & Hutter 2017, arXiv 1711.05101)."""
+        b1, b2 = group["betas"]
+        first, second = first.lerp(g, 1 - b1), second.lerp(g * g, 1 - b2)
+        denominator = (second / (1 - b2**n).float()).sqrt_().add_(1e-8)
+        step = first * (-group["lr"] / (1 - b1**n)).float() / denominator
+        self.put(p, p * (1 - group["lr"] * group["weight_decay"]) + step)
+        return first, second
+
 
 class Muon(Guarded):
     """Momentum whose every update of a matrix is made orthogonal (convolutions count as matrices [out, in * kh * kw]).
@@ -68,7 +91,7 @@ class Muon(Guarded):
         lr: float,
         plain_lr: float,
         momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.98),
+        betas: tuple[float, float] = BETAS,
         weight_decay: float = 0.0,
     ) -> None:
         groups = [
@@ -86,7 +109,7 @@ class Muon(Guarded):
                 self._matrices(trained, group)
             else:
                 for p, g in trained:
-                    self._plain(p, g, self.state[p], group)
+                    self.adam(p, g, self.state[p], group)
 
     def _matrices(self, matrices: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         part, updates = share(), []
@@ -108,40 +131,68 @@ class Muon(Guarded):
             step = update.view_as(p)
             self.put(p, shrunk.add_(step, alpha=-group["lr"] * 0.2 * math.sqrt(max(update.shape))))
 
-    def _plain(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if "first" not in state:
-            state["step"] = torch.zeros((), device=p.device)
-            state["first"], state["second"] = torch.zeros_like(p), torch.zeros_like(p)
-        (b1, b2), n = group["betas"], self.count(state, p)
-        first = state["first"].lerp(g, 1 - b1)
-        second = state["second"].lerp(g * g, 1 - b2)
-        denominator = (second / (1 - b2**n).float()).sqrt_().add_(1e-8)
-        self.put(p, p + first * (-group["lr"] / (1 - b1**n)).float() / denominator)
-        self.put(state["first"], first)
-        self.put(state["second"], second)
+
+def build_for(
+    kind: str, modules: Mapping[str, nn.Module], lr: float, weight_decay: float, rates: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """`build` over modules of which some, by name, have a learning rate of their own."""
+    by_rate: dict[float, list[nn.Module]] = {}
+    for name, module in modules.items():
+        by_rate.setdefault(rates.get(name, lr), []).append(module)
+    first, *others = (build(kind, alike, rate, weight_decay) for rate, alike in by_rate.items())
+    for other in others:
+        for group in other.param_groups:
+            first.add_param_group(group)
+    return first
 
 
 def build(kind: str, modules: Iterable[nn.Module], lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """An optimizer over all parameters: "muon" or "adamw". Embeddings and biases never go through Muon."""
+    """An optimizer of `config.OPTIMIZERS` over all parameters that are trained.
+
+    Only matrices (convolutions, an adapter's factors) decay and go through Muon: norms, biases and embeddings never do.
+    """
+    from .lean import Adafactor, AdamW8bit
+
     plain: list[Tensor] = []
     matrices: list[Tensor] = []
     for module in modules:
         for owner in module.modules():
+            factors = isinstance(owner, nn.ParameterDict)
             for name, p in owner.named_parameters(recurse=False):
                 if p.requires_grad:
-                    is_matrix = p.ndim >= 2 and name == "weight" and not isinstance(owner, nn.Embedding)
+                    wide = sum(n > 1 for n in p.shape) >= 2
+                    is_matrix = wide and (factors or name == "weight") and not isinstance(owner, nn.Embedding)
                     (matrices if is_matrix else plain).append(p)
     if kind == "muon":
         return Muon(matrices, plain, lr, 0.4 * lr, weight_decay=weight_decay)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
     if kind == "adamw":
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), fused=True)
-    raise ValueError(f"optimizer {kind!r} is not 'muon' or 'adamw'")
+        return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
+    if kind == "adamw8bit":
+        return AdamW8bit(groups, {"lr": lr, "betas": BETAS})
+    if kind == "adafactor":
+        return Adafactor(groups, {"lr": lr})
+    raise ValueError(f"optimizer {kind!r} is none of {', '.join(OPTIMIZERS)}")
 
 
-def rate(step: int, steps: int, warmup: int, cooldown: float) -> float:
-    """The learning rate's factor at `step` of `steps`: linear warm-up, constant, then linear to 0 over the last
-    `cooldown` (a fraction). A run can be prolonged until its cool-down begins without changing what has been."""
-    start = steps * (1 - cooldown)
-    falling = (steps - step) / max(steps - start, 1) if step > start else 1.0
-    return max(0.0, min(1.0, (step + 1) / max(warmup, 1), falling))
+class LossScale:
+    """What a float16 loss is multiplied by, so that small gradients don't vanish (Micikevicius et al. 2017,
+    arXiv 1710.03740, sec. 3.2): halved after a step that was not finite, doubled after 2000 that were."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.factor = torch.full((), 65536.0, device=device)
+        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    def update(self, found_inf: Tensor) -> None:
+        """Learn from a step; nobody waits for it."""
+        torch._amp_update_scale_(self.factor, self.good_steps, found_inf, 2.0, 0.5, 2000)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it."""
+        return {"factor": self.factor, "good_steps": self.good_steps}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.factor.copy_(saved["factor"])
+        self.good_steps.copy_(saved["good_steps"])
