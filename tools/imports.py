@@ -40,7 +40,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "arguments": "adapters engine images",
         "pipeline": "adapters arguments diffusion engine formats images models prompts request result samplers sweeps",
         "loading": "embedded engine formats models pipeline prompts request",
-        "evaluate": "adapters data diffusion engine images models pipeline prompts request samplers",
+        "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps",
         "training": "adapters data diffusion engine evaluate formats hints images models pipeline prompts request "
         "samplers",
         "cli": "*",

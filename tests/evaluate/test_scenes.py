@@ -12,7 +12,8 @@ from PIL import Image
 
 from darkroom.data.scenes import KINDS, draw_scene, render_scene
 from darkroom.evaluate.judge import Verdict
-from darkroom.evaluate.scenes import SEED, Score, evaluate, psnr, reconstruct, scenes_of, score
+from darkroom.evaluate.reconstruction import psnr, reconstruct
+from darkroom.evaluate.scenes import SEED, Score, evaluate, scenes_of, score
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 

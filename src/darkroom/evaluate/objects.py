@@ -14,7 +14,8 @@ from darkroom.data.objects import CANVAS
 from darkroom.data.scenes import Scene, draw_object, render_scene
 
 from .judge import Known
-from .scenes import SEED, Score, reconstruct, scenes_of, score
+from .reconstruction import reconstruct
+from .scenes import SEED, Score, scenes_of, score
 
 if TYPE_CHECKING:
     from darkroom.adapters import Lora

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from darkroom.data.scenes import KINDS, Scene, draw_scene, render_scene
 
 from .judge import Known, Verdict, judge
+from .reconstruction import psnr, reconstruct
 
 if TYPE_CHECKING:
-    from darkroom.models.autoencoder import Autoencoder
     from darkroom.pipeline import Pipeline
 
 SEED = 1_000_003  # of the evaluation's scenes; no training uses it
@@ -46,24 +45,6 @@ def scenes_of(kind: str, held_out: bool, count: int) -> list[Scene]:
 def score(pictures: Pictures, scenes: Sequence[Scene], known: Known | None = None) -> Score:
     """Judge pictures against the scenes they should show, by the built-in objects or those that are `known`."""
     return Score.of([judge(p, s, known) for p, s in zip(pictures, scenes, strict=True)])
-
-
-def reconstruct(autoencoder: Autoencoder, pictures: Pictures, rows: int = 32) -> list[NDArray[np.uint8]]:
-    """Pictures through the autoencoder and back."""
-    done: list[NDArray[np.uint8]] = []
-    weight = next(autoencoder.parameters())
-    with torch.no_grad():
-        for i in range(0, len(pictures), rows):
-            stack = torch.from_numpy(np.stack(pictures[i : i + rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
-            back = autoencoder(stack.to(weight)).float().cpu().clamp(-1, 1)
-            done += list(((back + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return done
-
-
-def psnr(a: Pictures, b: Pictures) -> float:
-    """Peak signal-to-noise ratio in dB of 0..255 pictures, by the mean squared error over all of them."""
-    error = np.mean([np.mean((x.astype(np.float64) - y) ** 2) for x, y in zip(a, b, strict=True)])
-    return float(10 * np.log10(255**2 / max(float(error), 1e-12)))
 
 
 def evaluate(

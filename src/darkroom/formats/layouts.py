@@ -13,10 +13,12 @@ from typing import Literal, TypeAlias
 from ..models.config import AutoencoderConfig, ControlNetConfig, UNetConfig
 from .rules import Config, Place, Rule, translate
 
-Part: TypeAlias = Literal["unet", "autoencoder", "text_encoder", "text_encoder_2", "image_encoder", "controlnet"]
-Layout: TypeAlias = Literal["diffusers", "ldm", "openclip", "sdxl_clip", "sdxl_openclip", "taesd"]
+Part: TypeAlias = Literal[
+    "unet", "autoencoder", "text_encoder", "text_encoder_2", "image_encoder", "controlnet", "inception", "lpips"
+]
+Layout: TypeAlias = Literal["diffusers", "ldm", "openclip", "sdxl_clip", "sdxl_openclip", "taesd", "torchvision"]
 # openclip: the text encoder of an SD 2.x single file; sdxl_...: those of an SDXL single file; taesd: the original tiny
-# autoencoder, its two files as one
+# autoencoder, its two files as one; torchvision: its classifiers, and what was made of them
 
 PARTS: tuple[Part, ...] = ("unet", "autoencoder", "text_encoder")  # what every model has; SDXL has a fourth
 TITLES: Mapping[Part, str] = {
@@ -26,6 +28,8 @@ TITLES: Mapping[Part, str] = {
     "text_encoder_2": "second text encoder",
     "image_encoder": "image encoder",
     "controlnet": "ControlNet",
+    "inception": "Inception network",
+    "lpips": "LPIPS network",
 }
 
 
@@ -250,6 +254,14 @@ _OPEN_CLIP = (
     ),
 )
 
+# --- networks that judge -------------------------------------------------------------------------------------------
+
+_INCEPTION = (
+    *(Rule(f"conv{name[:2]}", f"Conv2d_{name}") for name in ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")),
+    *(Rule(f"mixed{n}", f"Mixed_{n}") for n in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")),
+)
+_LPIPS = (Rule("layers.{i}", "features.{i}"), Rule("heads.{i}", "lin{i}.model.1"))
+
 # --- all of them ---------------------------------------------------------------------------------------------------
 
 # part, layout -> what all its keys begin with, and its rules
@@ -269,6 +281,8 @@ _RULES: Mapping[tuple[Part, Layout], tuple[str, tuple[Rule, ...]]] = {
     ("text_encoder_2", "diffusers"): ("", _CLIP_PROJECTED),
     ("text_encoder_2", "sdxl_openclip"): ("conditioner.embedders.1.model.", _OPEN_CLIP),
     ("image_encoder", "diffusers"): ("", _CLIP_VISION),
+    ("inception", "torchvision"): ("", _INCEPTION),
+    ("lpips", "torchvision"): ("", _LPIPS),
 }
 
 
@@ -312,6 +326,7 @@ _ALIASES: Mapping[tuple[Part, Layout], tuple[tuple[str, str], ...]] = {
         (r"(\.mid\.attn_1\.)to_out\.0\.", r"\1proj_out."),
         (r"(\.mid\.attn_1\.)group_norm\.", r"\1norm."),
     ),
+    ("lpips", "torchvision"): ((r"^net\.slice\d\.", "features."),),  # the lpips package's own state
     ("text_encoder", "diffusers"): (_TEXT_MODEL,),
     ("text_encoder_2", "diffusers"): (_TEXT_MODEL,),
     ("text_encoder", "sdxl_clip"): (
@@ -335,6 +350,8 @@ _IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
     ("text_encoder", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.0\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
     ("text_encoder_2", "diffusers"): re.compile(_CLIP_EXTRAS),
     ("image_encoder", "diffusers"): re.compile(_CLIP_VISION_EXTRAS),
+    ("inception", "torchvision"): re.compile(r"fc\.|.*\.num_batches_tracked\Z"),
+    ("lpips", "torchvision"): re.compile(r"classifier\.|scaling_layer\.|lins\."),
     ("text_encoder_2", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.1\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
 }
 

@@ -14,9 +14,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
 
-from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig, VisionEncoderConfig
+from ..models.config import (
+    AutoencoderConfig,
+    InceptionConfig,
+    LpipsConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VisionEncoderConfig,
+)
 
-Config: TypeAlias = UNetConfig | AutoencoderConfig | TextEncoderConfig | VisionEncoderConfig
+Config: TypeAlias = (
+    UNetConfig | AutoencoderConfig | TextEncoderConfig | VisionEncoderConfig | InceptionConfig | LpipsConfig
+)
 Numbering: TypeAlias = Callable[[Config, int, int], Mapping[str, int]]  # (config, l, i) -> more template fields
 
 

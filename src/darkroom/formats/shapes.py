@@ -10,6 +10,8 @@ from ..errors import CheckpointError
 from ..models.config import (
     AutoencoderConfig,
     ControlNetConfig,
+    InceptionConfig,
+    LpipsConfig,
     TinyAutoencoderConfig,
     UNetConfig,
     VisionEncoderConfig,
@@ -30,6 +32,10 @@ def native_shapes(config: Config, where: str = "the configuration") -> dict[str,
         from ..models.autoencoder import Autoencoder as network
     elif isinstance(config, VisionEncoderConfig):
         from ..models.vision import VisionEncoder as network
+    elif isinstance(config, InceptionConfig):
+        from ..models.inception import Inception as network
+    elif isinstance(config, LpipsConfig):
+        from ..models.lpips import Lpips as network
     else:
         from ..models.text_encoder import TextEncoder as network
     try:

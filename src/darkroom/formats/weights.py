@@ -28,17 +28,18 @@ class Weights:
     layout: Layout
     ema: bool = False  # take the moving average: there is nothing else
     start: str | None = None  # what the part's keys begin with, where that is not what the layout says
-    second: Path | None = None  # layout "taesd": the decoder's file, where `path` is the encoder's
+    second: Path | None = None  # the rest of the tensors; layout "taesd": the decoder's, where `path` has the encoder's
 
     def open(self) -> TensorFile:
-        """The tensors, of two files as `encoder.` and `decoder.`"""
+        """The tensors; those of a tiny autoencoder's two files as `encoder.` and `decoder.`"""
+        first = open_tensors(self.path)
         if self.second is None:
-            return open_tensors(self.path)
-        encoder = open_tensors(self.path)
+            return first
         try:
-            return encoder.renamed("encoder.").joined(open_tensors(self.second).renamed("decoder."))
+            starts = ("encoder.", "decoder.") if self.layout == "taesd" else ("", "")
+            return first.renamed(starts[0]).joined(open_tensors(self.second).renamed(starts[1]))
         except BaseException:
-            encoder.close()
+            first.close()
             raise
 
     def keys(self, names: list[str], part: Part) -> dict[str, str]:

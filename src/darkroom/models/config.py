@@ -573,6 +573,22 @@ class VisionEncoderConfig:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class InceptionConfig:
+    """FID's Inception v3. There is only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LpipsConfig:
+    """LPIPS: the classifier whose answers are compared."""
+
+    net: str = "vgg"  # "vgg" (VGG-16) or "alex" (AlexNet)
+
+    def __post_init__(self) -> None:
+        if self.net not in ("vgg", "alex"):
+            raise ValueError(f"net is {self.net!r}; it is 'vgg' or 'alex'")
+
+
 SD15_AUTOENCODER = AutoencoderConfig()
 SD15_UNET = UNetConfig()
 SD15_TEXT_ENCODER = TextEncoderConfig()

@@ -1,0 +1,157 @@
+"""Networks that judge pictures, told by their content: CLIP, FID's Inception, LPIPS.
+
+| what      | its files                                                                                        |
+|-----------|--------------------------------------------------------------------------------------------------|
+| CLIP      | a transformers folder of a CLIPModel, or of a CLIPVisionModelWithProjection (pictures only)      |
+| Inception | pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, or torch-fidelity's of the same weights    |
+| LPIPS     | the lpips package's `vgg.pth` or `alex.pth` (`lin0.model.1.weight`, ...), and torchvision's      |
+|           | `vgg16-397923af.pth` or `alexnet-owt-7be5be79.pth`; or both in one file                          |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import CheckpointError
+from ..models.config import InceptionConfig, LpipsConfig
+from . import folder
+from .checkpoint import weight_files
+from .configs import network_config, read_json
+from .files import TensorFile, open_tensors
+from .hub import resolve
+from .layouts import Part
+from .rules import Config
+from .weights import Weights
+
+Kind = Literal["clip", "inception", "lpips"]
+KINDS: tuple[Kind, ...] = ("clip", "inception", "lpips")
+WHERE: Mapping[Kind, str] = {
+    "clip": "a folder of transformers, such as openai/clip-vit-large-patch14-336 on the hub",
+    "inception": "pt_inception-2015-12-05-6726825d.pth, which the project mseitzer/pytorch-fid publishes",
+    "lpips": "vgg.pth (or alex.pth) of the project richzhang/PerceptualSimilarity, and beside it torchvision's "
+    "vgg16-397923af.pth (or alexnet-owt-7be5be79.pth)",
+}
+_CLASSES_OF_2015 = 1008  # TensorFlow's network of that year; torchvision's own knows 1000
+_FIRST = {11: "alex", 3: "vgg"}  # the kernel of the first convolution
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A network that judges, and where its weights lie. Nothing of it is loaded."""
+
+    kind: Kind
+    path: Path
+    configs: Mapping[Part, Config]
+    weights: Mapping[Part, Weights] = field(repr=False)
+    pictures: Mapping[str, Any] = field(default_factory=dict, repr=False)  # CLIP's preprocessor_config.json
+    tokenizer: Path | None = None  # CLIP's, a folder
+
+    def config(self, part: Part) -> Config:
+        """A part's configuration, as `weights.PartTensors` asks for it."""
+        return self.configs[part]
+
+    @cached_property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits of the weights' SHA-256; reads the whole files the first time."""
+        digest = hashlib.sha256()
+        found = {path: None for w in self.weights.values() for path in (w.path, w.second) if path is not None}
+        for path in (part for whole in found for part in weight_files(whole)):
+            try:
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+        return digest.hexdigest()[:16]
+
+
+def open_features(sources: Sequence[str | Path]) -> dict[Kind, FeatureFile]:
+    """Find out what networks some files and folders hold, or "org/name" on the hub (CLIP only).
+
+    LPIPS may come as two files. Raises CheckpointError for what is no such network, half of one, or one twice.
+    """
+    found: dict[Kind, FeatureFile] = {}
+    heads: list[Path] = []
+    backbones: list[Path] = []
+    for source in sources:
+        path = resolve(source)
+        if path.is_dir():
+            _add(found, _clip(path))
+            continue
+        with open_tensors(path) as file:
+            names = set(file.names())
+            if "Mixed_5b.branch1x1.conv.weight" in names:
+                _add(found, _inception(path, file))
+            elif "lin0.model.1.weight" in names:
+                whole = any(name.startswith(("net.", "features.")) for name in names)
+                _add(found, _lpips(path, None)) if whole else heads.append(path)
+            elif "features.0.weight" in names:
+                backbones.append(path)
+            else:
+                first = ", ".join(file.names()[:3]) or "nothing"
+                raise CheckpointError(
+                    f"{path} is no Inception, LPIPS or CLIP network: its tensors are called {first}; "
+                    f"give {'; '.join(WHERE.values())}."
+                )
+    for i, path in enumerate(heads or backbones):
+        if not heads or i >= len(backbones):
+            what, other = ("heads of LPIPS", "classifier") if heads else ("classifier of LPIPS", "heads")
+            raise CheckpointError(f"{path} holds the {what}; give its {other} as well: {WHERE['lpips']}.")
+        _add(found, _lpips(path, backbones[i]))
+    return found
+
+
+def _add(found: dict[Kind, FeatureFile], file: FeatureFile) -> None:
+    if file.kind in found:
+        raise CheckpointError(f"{file.path} is a second {file.kind} network beside {found[file.kind].path}; give one.")
+    found[file.kind] = file
+
+
+def require(found: Mapping[Kind, FeatureFile], kind: Kind, what: str) -> FeatureFile:
+    """The network that `what` needs. CheckpointError, saying where to get it, where it was not given."""
+    if kind not in found:
+        raise CheckpointError(f"{what} needs a network that is not given; name it by --features: {WHERE[kind]}.")
+    return found[kind]
+
+
+def _inception(path: Path, file: TensorFile) -> FeatureFile:
+    if "fc.weight" in file and file.shape("fc.weight")[0] != _CLASSES_OF_2015:
+        raise CheckpointError(
+            f"{path} is an Inception network of {file.shape('fc.weight')[0]} classes; distances are known by "
+            f"TensorFlow's of {_CLASSES_OF_2015}: {WHERE['inception']}."
+        )
+    return FeatureFile("inception", path, {"inception": InceptionConfig()}, {"inception": Weights(path, "torchvision")})
+
+
+def _lpips(path: Path, backbone: Path | None) -> FeatureFile:
+    weights = Weights(path, "torchvision", second=backbone)
+    with weights.open() as file:
+        first = next((n for n in ("features.0.weight", "net.slice1.0.weight") if n in file), None)
+        shape = () if first is None else file.shape(first)
+    net = _FIRST.get(shape[-1]) if len(shape) == 4 else None
+    if net is None:
+        raise CheckpointError(f"{backbone or path} is neither VGG-16 nor AlexNet; give {WHERE['lpips']}.")
+    return FeatureFile("lpips", path, {"lpips": LpipsConfig(net)}, {"lpips": weights})
+
+
+def _clip(path: Path) -> FeatureFile:
+    content = read_json(path / "config.json")
+    kind = content.get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise CheckpointError(f"{path} is a {str(kind)[:60]!r}; it must be a CLIP: {WHERE['clip']}.")
+    where = str(path / "config.json")
+    configs: dict[Part, Config] = {"image_encoder": network_config("image_encoder", content, where)}
+    if kind == "clip":
+        text = content.get("text_config")
+        told = text if isinstance(text, dict) else {}
+        whole = {"projection_dim": content.get("projection_dim", 512), "architectures": ["CLIPTextModelWithProjection"]}
+        configs["text_encoder"] = network_config("text_encoder", told | whole, where)
+    weights = Weights(folder.weights_file(path), "diffusers")
+    about = path / "preprocessor_config.json"
+    tokenizer, _ = folder.tokenizer_files(path)
+    preparation = read_json(about) if about.is_file() else {}
+    return FeatureFile("clip", path, configs, dict.fromkeys(configs, weights), preparation, tokenizer)
