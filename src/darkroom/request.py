@@ -144,7 +144,8 @@ def _levels(value: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class UsedLora:
-    """A LoRA in a recipe: its file's name, the first 12 hexadecimal digits of its hash (A1111's), its strengths."""
+    """A LoRA in a recipe: its file's name, the first 12 hexadecimal digits of its hash (A1111's; "" where another
+    tool's recipe doesn't tell), its strengths."""
 
     name: str
     hash: str
@@ -155,7 +156,7 @@ class UsedLora:
     def words(self) -> str:
         """For people: "ink (0123456789ab) at 0.8"."""
         texts = "" if self.text_scale == self.scale else f", of the texts at {self.text_scale:g}"
-        return f"{self.name} ({self.hash}) at {self.scale:g}{texts}"
+        return f"{self.name} ({self.hash or 'no hash'}) at {self.scale:g}{texts}"
 
     @classmethod
     def checked(cls, value: object) -> UsedLora:

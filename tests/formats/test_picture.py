@@ -270,7 +270,17 @@ COMFY = {
     "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a bottle", "clip": ["4", 1]}},
     "7": {"class_type": "CLIPTextEncode", "inputs": {"text": ["12", 0], "clip": ["4", 1]}},
-    "10": {"class_type": "LoraLoader", "inputs": {"lora_name": "x", "model": ["4", 0], "clip": ["4", 1]}},
+    "10": {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "lora_name": "styles\\ink.v2.safetensors",
+            "strength_model": 0.8,
+            "strength_clip": 0.5,
+            "model": ["11", 0],
+            "clip": ["4", 1],
+        },
+    },
+    "11": {"class_type": "LoraLoaderModelOnly", "inputs": {"lora_name": "gold.safetensors", "model": ["4", 0]}},
     "12": {"class_type": "PrimitiveString", "inputs": {"value": "text, watermark"}},
 }
 COMFY_RECIPE = {
@@ -284,6 +294,10 @@ COMFY_RECIPE = {
     "model": "v1-5.safetensors",
     "width": 512,
     "height": 768,
+    "loras": [
+        {"name": "gold", "hash": "", "scale": 1.0, "text_scale": 1.0},
+        {"name": "ink.v2", "hash": "", "scale": 0.8, "text_scale": 0.5},
+    ],
 }
 
 
@@ -310,6 +324,15 @@ def test_comfyui_second_pass_and_nodes_in_between(tmp_path: Path) -> None:
     graph["3"] = {"class_type": "KSampler", "inputs": inputs}
     found = read_metadata(png_with(tmp_path, text_chunk("prompt", graph)))
     assert found.recipe == COMFY_RECIPE
+
+
+@pytest.mark.parametrize(("denoise", "strength"), [(1, None), (1.0, None), (0.55, 0.55), (0, None), ("no", None)])
+def test_comfyui_denoise_is_strength_with_exactly_its_steps(tmp_path: Path, denoise: Any, strength: Any) -> None:
+    inputs = COMFY["3"]["inputs"] | {"denoise": denoise}  # type: ignore[operator]
+    graph = COMFY | {"3": {"class_type": "KSampler", "inputs": inputs}}
+    recipe = read_metadata(png_with(tmp_path, text_chunk("prompt", graph))).recipe
+    assert recipe.get("strength") == strength
+    assert recipe.get("exact_steps") == (None if strength is None else True)
 
 
 def test_comfyui_custom_sampler(tmp_path: Path) -> None:
@@ -378,8 +401,20 @@ def test_comfyui_workflow_alone_and_in_webp(tmp_path: Path) -> None:
                 "inputs": [{"name": "clip", "link": 3}],
             },
             {"id": 7, "type": "CLIPTextEncode", "widgets_values": ["text, watermark"], "inputs": []},
+            {
+                "id": 10,
+                "type": "LoraLoader",
+                "widgets_values": ["ink.v2.safetensors", 0.8, 0.5],
+                "inputs": [{"name": "model", "link": 5}],
+            },
+            {
+                "id": 11,
+                "type": "LoraLoaderModelOnly",
+                "widgets_values": ["gold.safetensors", 1],
+                "inputs": [{"name": "model", "link": 7}],
+            },
         ],
-        "links": [[1, 4, 0, 3, 0, "MODEL"], [4, 6, 0, 3, 1, "C"], [6, 7, 0, 3, 2, "C"], [2, 5, 0, 3, 3, "L"]],
+        "links": [[1, 10, 0, 3, 0, "M"], [5, 11, 0, 10, 0, "M"], [7, 4, 0, 11, 0, "M"], [4, 6, 0, 3, 1, "C"], [6, 7, 0, 3, 2, "C"], [2, 5, 0, 3, 3, "L"]],
     }
     assert read_metadata(png_with(tmp_path, text_chunk("workflow", workflow))).recipe == COMFY_RECIPE
     exif = Image.Exif()
@@ -420,6 +455,9 @@ def test_invokeai_three_generations(tmp_path: Path) -> None:
         "width": 512,
         "height": 640,
         "model": {"name": "Deliberate", "hash": "blake3:ab"},
+        "loras": [{"model": {"name": "ink"}, "weight": 0.7}, {"lora": {"model_name": "old"}, "weight": 1}, {}, None],
+        "strength": 0.6,
+        "init_image": "a.png",
     }
     found = read_metadata(png_with(tmp_path, text_chunk("invokeai_metadata", new)))
     assert found.source == "invokeai"
@@ -436,6 +474,11 @@ def test_invokeai_three_generations(tmp_path: Path) -> None:
         "height": 640,
         "model": "Deliberate",
         "model_hash": "blake3:ab",
+        "loras": [
+            {"name": "ink", "hash": "", "scale": 0.7, "text_scale": 0.7},
+            {"name": "old", "hash": "", "scale": 1.0, "text_scale": 1.0},
+        ],
+        "strength": 0.6,
     }
     middle = {
         "model_weights": "stable-diffusion-1.4",

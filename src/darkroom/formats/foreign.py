@@ -38,6 +38,8 @@ _WIDGETS = {
     "CheckpointLoaderSimple": ("ckpt_name",),
     "CheckpointLoader": (None, "ckpt_name"),
     "UNETLoader": ("unet_name",),
+    "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
+    "LoraLoaderModelOnly": ("lora_name", "strength_model"),
     "EmptyLatentImage": ("width", "height"),
     "CLIPSetLastLayer": ("stop_at_clip_layer",),
 }
@@ -64,6 +66,10 @@ def read_comfyui(prompt: object, workflow: object = None) -> dict[str, Any]:
     }
     if recipe["schedule"] is None and sigmas.get("class_type") == "KarrasScheduler":
         recipe["schedule"] = "karras"
+    denoise = number(_value(graph, sigmas, "denoise"))
+    if denoise is not None and 0 < denoise < 1:  # ComfyUI takes all its steps below that
+        recipe |= {"strength": denoise, "exact_steps": True}
+    recipe["loras"] = _comfyui_loras(graph, guider) or None
     for node in _upstream(graph, guider, "model"):
         name = _value(graph, node, "ckpt_name", "unet_name", "model_name")
         if isinstance(name, str):
@@ -78,6 +84,23 @@ def read_comfyui(prompt: object, workflow: object = None) -> dict[str, Any]:
         if not isinstance(recipe[name], str):
             recipe[name] = None
     return {key: value for key, value in recipe.items() if value is not None}
+
+
+def _comfyui_loras(graph: Graph, guider: Node) -> list[dict[str, Any]]:
+    """The LoRAs on the way from the model to the sampler, in the order in which they were attached."""
+    found = []
+    for node in _upstream(graph, guider, "model"):
+        if isinstance(name := _value(graph, node, "lora_name"), str):
+            scale = number(_value(graph, node, "strength_model"))
+            texts = number(_value(graph, node, "strength_clip"))
+            found.append(_used_lora(re.split(r"[/\\]", name)[-1].rpartition(".")[0] or name, scale, texts))
+    return found[::-1]
+
+
+def _used_lora(name: str, scale: float | None, text_scale: float | None) -> dict[str, Any]:
+    """A LoRA as a recipe names it; these tools tell no hash of the kind that others have."""
+    scale = 1.0 if scale is None else scale
+    return {"name": name, "hash": "", "scale": scale, "text_scale": scale if text_scale is None else text_scale}
 
 
 def _nodes(graph: object) -> dict[str, Node]:
@@ -225,11 +248,30 @@ def _invoke_3(data: Mapping[str, Any]) -> dict[str, Any]:
         "width": whole(data.get("width")),
         "height": whole(data.get("height")),
         "clip_skip": whole(data.get("clip_skip")),
+        "loras": _invoke_loras(data.get("loras")) or None,
+        "strength": _part(data.get("strength")) if data.get("init_image") else None,
     }
     if isinstance(model, Mapping):
         recipe["model"] = model.get("name") or model.get("model_name")
         recipe["model_hash"] = model.get("hash")
     return _strings(recipe | _invoke_sampler(data.get("scheduler")))
+
+
+def _invoke_loras(loras: object) -> list[dict[str, Any]]:
+    """[{"model": {"name": ...}, "weight": 0.8}], before version 4 [{"lora": {"model_name": ...}, "weight": 0.8}]."""
+    found = []
+    for entry in loras[:_MAX_INPUTS] if isinstance(loras, list) else []:
+        model = entry.get("model") or entry.get("lora") if isinstance(entry, Mapping) else None
+        name = model.get("name") or model.get("model_name") if isinstance(model, Mapping) else None
+        if isinstance(name, str):
+            found.append(_used_lora(name, number(entry.get("weight")), None))
+    return found
+
+
+def _part(value: object) -> float | None:
+    """A number from 0 to 1."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
 
 
 def _invoke_2(data: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:

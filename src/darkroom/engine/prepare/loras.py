@@ -24,13 +24,13 @@ def with_loras(model: Model, request: Request, inputs: Inputs) -> tuple[Request,
     prompt, tags = take_tags(request.prompt, request.prompt_style)
     loras = list(inputs.loras)
     if request.loras:
-        given = {lora.adapter.hash[:12]: lora.adapter for lora in loras}
+        given = [lora.adapter for lora in loras]
         merged = {used_lora(lora) for lora in model.merged_loras}
-        named = {used.hash for used in request.loras}
-        loras = [lora for lora in loras if lora.adapter.hash[:12] not in named]
+        loras = [lora for lora in loras if not any(_is(lora.adapter, used) for used in request.loras)]
         for used in request.loras:
             if used not in merged:
-                loras.append(Scaled(given.get(used.hash) or _again(model, used), used.scale, used.text_scale))
+                adapter = next((one for one in given if _is(one, used)), None) or _again(model, used)
+                loras.append(Scaled(adapter, used.scale, used.text_scale))
     else:
         loras += [Scaled(model.find_lora(tag.name), tag.scale, tag.text_scale) for tag in tags]
     return replace(request, prompt=prompt), replace(inputs, loras=tuple(loras))
@@ -50,9 +50,14 @@ def used_lora(lora: Scaled) -> UsedLora:
     return UsedLora(lora.adapter.name, lora.adapter.hash[:12], lora.scale, lora.text_scale)
 
 
+def _is(adapter: Adapter, used: UsedLora) -> bool:
+    """Whether a recipe means this one: by its hash, or by its name where another tool's recipe has no hash."""
+    return adapter.hash[:12] == used.hash if used.hash else adapter.name == used.name
+
+
 def _again(model: Model, used: UsedLora) -> Adapter:
     """A LoRA of a recipe, from the model's folder."""
-    told = f"this recipe used the LoRA {used.name[:60]!r} (hash {used.hash[:12]}) at {used.scale:g}"
+    told = f"this recipe used the LoRA {used.name[:60]!r} (hash {used.hash[:12] or 'unknown'}) at {used.scale:g}"
     try:
         adapter = model.find_lora(used.name)
     except RequestError as error:
