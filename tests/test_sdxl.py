@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import darkroom
 from darkroom.errors import CheckpointError, RequestError
@@ -425,3 +427,70 @@ def test_info_tells_what_it_is(folder: Path, refiner_folder: Path) -> None:
     assert list(base["parts"]) == ["unet", "autoencoder", "text_encoder", "text_encoder_2"]
     assert list(second["parts"]) == ["unet", "autoencoder", "text_encoder"]
     assert base["picture_size"] == 64
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+_ORIGINAL = (  # diffusers' U-Net names -> the original ones that kohya's SDXL files have; two resnets a level
+    (r"down_blocks_(\d+)_attentions_(\d+)_", lambda x, i: f"input_blocks_{1 + 3 * x + i}_1_"),
+    (r"mid_block_attentions_(0)_", lambda i: "middle_block_1_"),
+    (r"up_blocks_(\d+)_attentions_(\d+)_", lambda x, i: f"output_blocks_{3 * x + i}_1_"),
+)
+
+
+def kohyas_name(part: str, name: str) -> str:
+    joined = name.replace(".", "_")
+    if part != "unet":
+        joined = joined if joined.startswith("text_model_") else f"text_model_{joined}"
+        return {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[part] + joined
+    for pattern, original in _ORIGINAL:
+        joined = re.sub("^" + pattern, lambda match, to=original: to(*map(int, match.groups())), joined)  # type: ignore[misc]
+    return f"lora_unet_{joined}"
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_a_lora_of_all_three_networks(pipe: Pipeline, reference: Any, tmp_path: Path, form: str) -> None:
+    """kohya's file has the original names of SDXL's blocks; ours, attached and merged, draws diffusers' picture."""
+    from diffusers import EulerDiscreteScheduler
+
+    generator, tensors = torch.Generator().manual_seed(8), {}
+    chosen = re.compile(
+        r"attn[12]\.to_(q|k|v|out\.0)$|ff\.net\.(0\.proj|2)$|proj_(in|out)$|self_attn\.\w+_proj$|mlp\.fc[12]$"
+    )
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for name, layer in getattr(reference, part).named_modules():
+            if not isinstance(layer, torch.nn.Linear) or not chosen.search(name):
+                continue
+            if part != "unet" and not name.startswith("text_model."):
+                name = f"text_model.{name}"
+            down = torch.randn(3, layer.in_features, generator=generator) * 0.2
+            up = torch.randn(layer.out_features, 3, generator=generator) * 0.2
+            if form == "peft":
+                tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
+            else:
+                key = kohyas_name(part, name)
+                tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+                tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, tmp_path / "xl.safetensors")
+    lora = pipe.loras.get(tmp_path / "xl.safetensors")
+    assert {part: len(updates) for part, updates in lora.adapter.parts.items()} == {
+        "unet": 6 * 2 * 10 + 6 * 2, "text_encoder": 4 * 6, "text_encoder_2": 4 * 6,
+    }  # fmt: skip
+    ours = with_scheduler(pipe, EULER)
+    given: dict[str, Any] = {"prompt": "a large red fox", "guidance_scale": 4.0}
+    options: dict[str, Any] = {"steps": 3, "seed": 3, "output": "pt"}
+    plain = ours.generate(**given, **options).images
+    got = ours.generate(**given, **options, loras=[tmp_path / "xl.safetensors"]).images
+    ours.merge_loras(tmp_path / "xl.safetensors")
+    merged = ours.generate(**given, **options).images
+    ours.unmerge_loras()
+    reference.scheduler = EulerDiscreteScheduler.from_config(EULER)
+    reference.load_lora_weights(str(tmp_path), weight_name="xl.safetensors")
+    try:
+        seed = torch.Generator("cpu").manual_seed(3)
+        expected = reference(**given, num_inference_steps=3, generator=seed, output_type="pt").images
+    finally:
+        reference.unload_lora_weights()
+    assert float((expected - plain).abs().max()) > 0.02
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-3)
