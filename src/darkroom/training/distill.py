@@ -31,6 +31,7 @@ from darkroom.models.unet import UNet
 from darkroom.pipeline import Pipeline
 
 from .finetune import rebuilt
+from .lora import chooser
 from .objective import DenoisingRecipe, noise_of, times_of
 from .parallel import Share
 from .stage import PictureRecipe, PictureStage
@@ -53,7 +54,7 @@ class DistillRecipe(PictureRecipe):
     huber: float = 0.001  # below differences of this size the loss is a square, above a distance
     rank: int = 64  # of "lora"
     alpha: float = 64.0  # of "lora": the difference is multiplied by alpha / rank
-    targets: str = "all"  # of "lora": the layers it changes; "attention", "linear" or "all"
+    targets: tuple[str, ...] = ("all",)  # of "lora": the layers it changes (`lora.chooser`)
     save_dtype: str = "float16"  # of the result; or "float32", "bfloat16"
 
 
@@ -82,7 +83,7 @@ class DistillStage(PictureStage):
         self.target: nn.Module | None = None
         if c.student == "lora":
             self.pipe = rebuilt(pipe, scheduler_config=config)
-            self.lora = init_lora(pipe.unet, c.rank, c.alpha, c.targets)
+            self.lora = init_lora(pipe.unet, c.rank, c.alpha, chooser(c.targets, "unet", pipe.unet))
             self.lora.attach(pipe.unet)
             self.student: nn.Module = self.lora
         else:

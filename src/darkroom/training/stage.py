@@ -23,6 +23,7 @@ from darkroom.data.lessons import Lessons, open_lessons
 from darkroom.data.order import Order
 from darkroom.diffusion.condition import Batch
 from darkroom.errors import TrainingError
+from darkroom.models.layers import set_checkpointing
 from darkroom.pipeline import Pipeline
 from darkroom.prompts.chunks import Chunk
 from darkroom.prompts.embeddings import LearnedWord
@@ -122,6 +123,8 @@ class PictureStage(ABC):
         self.encoders: Sequence[PromptEncoder] = prompts.encoders if isinstance(prompts, JointEncoder) else (prompts,)
         self.words: tuple[LearnedWord, ...] = ()
         self._frozen = lru_cache(TEXTS)(self._encode_frozen)
+        for network in self.pipe.loras.networks.values():  # gradients go through those that don't learn themselves, too
+            set_checkpointing(network, c.checkpointing)
         self.begin()
 
     @abstractmethod

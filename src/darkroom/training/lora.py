@@ -1,0 +1,171 @@
+"""A LoRA's training: on the U-Net, the text encoders or both, of any kind that `adapters` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from darkroom.adapters import Adapter, TrainableLora, init_lora
+from darkroom.adapters.train import KINDS, WHICH
+from darkroom.errors import TrainingError
+from darkroom.formats.lora import read_lora
+from darkroom.formats.lora_keys import Home, Homes
+from darkroom.formats.lora_save import FORMS, Form, save_lora
+
+from .loop import step_seed
+from .parallel import Share
+from .stage import PictureRecipe, PictureStage
+
+_VERSIONS = {768: "sd_v1", 1024: "sd_v2", 2048: "sdxl_base_v1-0"}  # kohya's names, by the width of the text
+_ARCHITECTURES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2", 2048: "stable-diffusion-xl-v1-base"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRecipe(PictureRecipe):
+    """A LoRA (Hu et al. 2021, arXiv 2106.09685)."""
+
+    kind: str = "lora"  # or "dora" (directions and magnitudes), "loha", "lokr" (LyCORIS' products)
+    rank: int = 4
+    alpha: float = 4.0  # the difference is multiplied by alpha / rank
+    conv_rank: int = 0  # of convolutions of more than one pixel; 0: as the others
+    rslora: bool = False  # multiply by alpha / sqrt(rank) instead
+    targets: tuple[str, ...] = ("attention",)  # the layers it changes: see `chooser`
+    train: str = "unet"  # or "text-encoder", or "both"
+    text_lr: float = 0.0  # learning rate of text encoders; 0: that of the U-Net
+    lora_dropout: float = 0.0  # fraction of a layer's inputs that the LoRA is not shown
+    rank_dropout: float = 0.0  # fraction of ranks left out in a step
+    init: str = ""  # a LoRA's file to go on from; what it changes keeps the kind, the rank and the alpha it has there
+    form: str = "diffusers"  # of the file; or "kohya"
+    trigger: str = ""  # the words that call it, noted in the file for people and their tools
+    save_dtype: str = "float32"  # of the result; or "float16", "bfloat16"
+
+
+class LoraStage(PictureStage):
+    """A LoRA's training. The hooks stay on the networks, since gradient checkpointing asks them on the way back."""
+
+    config: LoraRecipe
+
+    def begin(self) -> None:
+        c, networks = self.config, self.pipe.loras.networks
+        learning = {part: n for part, n in networks.items() if c.train in ("both", _name(part))}
+        self.before = read_lora(c.init, networks) if c.init else Adapter({})
+        self.loras: dict[str, TrainableLora] = {}
+        for part, network in networks.items():
+            if part in self.before.parts:
+                self.loras[part] = TrainableLora(self.before.parts[part], c.lora_dropout, c.rank_dropout)
+            elif part in learning:
+                self.loras[part] = self._begun(part, network)
+        for part, lora in self.loras.items():
+            lora.to(self.pipe.device).attach(networks[part])
+            if part in learning:
+                self.modules[part] = lora
+            else:  # kept as the file has it
+                lora.requires_grad_(False).eval()
+        self.text_learns = any(part != "unet" for part in self.loras)
+
+    def _begun(self, part: str, network: nn.Module) -> TrainableLora:
+        c = self.config
+        # Loaders of text encoders drop magnitudes, so those have plain factors there.
+        kind = "lora" if c.kind == "dora" and part != "unet" else c.kind
+        try:
+            return init_lora(
+                network, c.rank, c.alpha, chooser(c.targets, part, network), kind=kind, conv_rank=c.conv_rank or None,
+                rslora=c.rslora, dropout=c.lora_dropout, rank_dropout=c.rank_dropout,
+            )  # fmt: skip
+        except ValueError:
+            told, examples = ",".join(c.targets), ", ".join(list(Homes({part: network}).names.values())[:2])
+            raise TrainingError(
+                f"targets is {told[:100]!r}, which is no layer of the {part}; its layers are {examples}, ..."
+            ) from None
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates of modules that have another than the recipe's `lr`."""
+        lr = self.config.text_lr
+        return {part: lr for part in self.modules if part != "unet"} if lr else {}
+
+    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        for lora in self.loras.values():
+            lora.seed = step_seed(self.config.seed, step)
+        return super().loss(batch, step, share)
+
+    def write(self, output: Path) -> Path:
+        c = self.config
+        parts = {part: lora.adapter(part).parts[part] for part, lora in self.loras.items()}
+        return save_lora(
+            output / "lora.safetensors", Adapter(parts, metadata=self.before.metadata), self.pipe.loras.networks,
+            cast("Form", c.form), dtype=getattr(torch, c.save_dtype), metadata=self.notes(output.name),
+        )  # fmt: skip
+
+    def notes(self, name: str) -> dict[str, str]:
+        """What the file says of itself, under the keys of kohya's tools and of modelspec; the same for the same run."""
+        c, pipe, width = self.config, self.pipe, self.pipe.unet.config.cross_attention_dim
+        side = "x".join(map(str, self.lessons.sizes[0]))
+        notes = {
+            "ss_output_name": name,
+            "ss_sd_model_name": pipe.name,
+            "ss_sd_model_hash": pipe.model_hash,
+            "ss_base_model_version": _VERSIONS.get(width),
+            "ss_v2": str(width == 1024),
+            "ss_max_train_steps": str(c.steps),
+            "ss_learning_rate": f"{c.lr:g}",
+            "ss_text_encoder_lr": f"{c.text_lr or c.lr:g}" if self.text_learns else None,
+            "ss_batch_size_per_device": str(c.batch_size),
+            "ss_num_train_images": str(sum(self.lessons.repeats)),
+            "ss_resolution": side,
+            "ss_seed": str(c.seed),
+            "modelspec.title": name,
+            "modelspec.architecture": f"{_ARCHITECTURES[width]}/lora" if width in _ARCHITECTURES else None,
+            "modelspec.prediction_type": pipe.schedule.prediction_type.removesuffix("_prediction"),
+            "modelspec.resolution": side,
+            "modelspec.trigger_phrase": c.trigger or None,
+        }
+        return {key: text for key, text in notes.items() if text is not None}
+
+
+def chooser(targets: Sequence[str], part: str, network: nn.Module) -> Callable[[str], bool]:
+    """Which layers some targets mean: says yes to a layer's native name.
+
+    A target is "attention" (the four projections of every attention), "cross-attention", "linear" (all linear layers),
+    "convolutions" or "all"; or a pattern of layers' names, ours or diffusers', such as `*.attn2.*` or
+    `down_blocks.2.*.to_q`.
+    """
+    names = Homes({part: network}).names
+
+    def chosen(path: str) -> bool:
+        layer, spelled = network.get_submodule(path), names.get(Home(part, path), path)
+        return any(
+            WHICH[target](path, layer) if target in WHICH else fnmatchcase(path, target) or fnmatchcase(spelled, target)
+            for target in targets
+        )
+
+    return chosen
+
+
+def is_target(text: str) -> bool:
+    """Whether a text can be a target: a name of `WHICH`, or what can be a pattern of layers' names."""
+    return text in WHICH or "*" in text or "." in text
+
+
+def check_lora(recipe: LoraRecipe) -> None:
+    """Raise TrainingError on options that can't be, or contradict each other."""
+    c = recipe
+    for name, value, known in (("kind", c.kind, KINDS), ("form", c.form, FORMS)):
+        if value not in known:
+            raise TrainingError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    if c.train == "unet" and c.text_lr:
+        raise TrainingError(f"text_lr is {c.text_lr:g} and train is 'unet', so no text encoder learns; set train=both")
+    if c.rank_dropout and c.kind not in ("lora", "dora"):
+        raise TrainingError(f"rank_dropout is {c.rank_dropout:g}; {c.kind} has no ranks to leave out: use lora_dropout")
+
+
+def _name(part: str) -> str:
+    """A part's name, as `train` has it."""
+    return "unet" if part == "unet" else "text-encoder"
+
