@@ -128,7 +128,7 @@ def save_folder(
             write_safetensors(folder / _FILES[part], entries, {"format": "pt"})
             if part in tokenizers:
                 tokenizer_of(folder).mkdir()
-                _write_tokenizer(tokenizers[part], tokenizer_of(folder))
+                write_tokenizer(tokenizers[part], tokenizer_of(folder))
         schedulers = {"scheduler": scheduler_config, "low_res_scheduler": low_res_scheduler_config}
         for name, content in schedulers.items():
             if content is not None:
@@ -312,7 +312,8 @@ def _sdxl_index(index: Mapping[str, Any], encoders: list[str], zero_negative: bo
     return index | {"_class_name": _SDXL_PIPELINES.get(channels, "StableDiffusionXLPipeline")}
 
 
-def _write_tokenizer(tokenizer: TokenizerSource, folder: Path) -> None:
+def write_tokenizer(tokenizer: TokenizerSource, folder: Path) -> None:
+    """Write a tokenizer's files into a folder. CheckpointError where the source has none."""
     if not isinstance(tokenizer, Path):
         tokenizer.save(folder)
         return
@@ -326,6 +327,6 @@ def _write_tokenizer(tokenizer: TokenizerSource, folder: Path) -> None:
 def _tokenizer_texts(tokenizer: TokenizerSource) -> dict[str, str]:
     """The files of a tokenizer, name -> text."""
     with tempfile.TemporaryDirectory(prefix="darkroom-tokenizer-") as place:
-        _write_tokenizer(tokenizer, Path(place))
+        write_tokenizer(tokenizer, Path(place))
         files = (Path(place, name) for name in TOKENIZER_FILES)
         return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}

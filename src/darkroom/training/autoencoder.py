@@ -47,7 +47,7 @@ class AutoencoderRecipe(LoopConfig):
     l2: float = 1.0  # weight of the mean squared error
     l1: float = 0.1  # weight of the mean absolute error
     perceptual: float = 0.0  # weight of the distance in features
-    features: str = OWN  # whose: "own" (the embedded model's autoencoder's), or a file of VGG-16's or LPIPS' weights
+    features: str = OWN  # whose: "own" (of the embedded model's autoencoder), or LPIPS' files: vgg.pth,vgg16.pth
     adversarial: float = 0.0  # weight of the discriminator beside the reconstruction, times the adaptive one
     adversarial_from: float = 0.5  # fraction of the run after which the discriminator plays
     discriminator_width: int = 64  # of its first layer

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.errors import TrainingError
 from darkroom.models.autoencoder import Autoencoder, Encoder
 
 EPS = 1e-10
@@ -80,11 +79,30 @@ def own_features() -> EncoderFeatures:
     return EncoderFeatures(autoencoder.encoder)
 
 
+class LpipsDistance(nn.Module):
+    """LPIPS of a given network, in float32 whatever the rest is computed in: what it compares is nearly equal."""
+
+    def __init__(self, lpips: nn.Module) -> None:
+        super().__init__()
+        self.lpips = lpips
+
+    def forward(self, wanted: Tensor, given: Tensor) -> Tensor:
+        """As `PerceptualDistance.forward`. Pictures smaller than 32 pixels raise ValueError."""
+        with torch.autocast(given.device.type, enabled=False):
+            distances: Tensor = self.lpips(wanted.detach().float(), given.float())
+        return distances
+
+
 def open_distance(features: str) -> nn.Module:
     """What a recipe's `features` names: wanted and given pictures [N, 3, H, W] in -1..1 to distances [N].
 
-    Raises TrainingError for what is no such thing.
+    "own", or LPIPS' files with commas between them: its heads and torchvision's classifier (`formats.features`). Raises
+    CheckpointError for what is no such thing.
     """
     if features == OWN:
         return PerceptualDistance(own_features())
-    raise TrainingError(f"features is {features[:200]!r}, which is no file")
+    from darkroom.evaluate.networks import load_lpips
+    from darkroom.formats.features import open_features, require
+
+    found = open_features([part.strip() for part in features.split(",") if part.strip()])
+    return LpipsDistance(load_lpips(require(found, "lpips", "the perceptual term")))
