@@ -10,6 +10,7 @@ from darkroom.errors import TrainingError
 
 OPTIMIZERS = ("muon", "adamw", "adamw8bit", "adafactor")
 SCHEDULES = ("stable", "constant", "linear", "cosine", "restarts")
+SHARDINGS = ("none", "fsdp")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -35,6 +36,8 @@ class LoopConfig:
     snapshot_every: int = 1000  # steps between those
     ema_length: float = 0.0  # make the result from an average of that length, out of snapshots; 0: from that of `ema`
     precision: str = "bfloat16"  # of the products ("float32", "bfloat16", "float16"); weights and optimizer are float32
+    checkpointing: bool = False  # forget what blocks computed and compute it again: a third slower, far less memory
+    sharding: str = "none"  # "fsdp": every process keeps its part of weights, gradients, optimizer and average only
     compile: bool = False  # by torch.compile: slow to begin, faster after
     seed: int = 0
     validate_every: int = 0  # steps between losses on held-out rows; 0: never
@@ -49,8 +52,8 @@ class LoopConfig:
 
 # What may be another when a run is resumed: it decides when, where and how, not what is learned.
 FREE = frozenset({
-    "steps", "cooldown", "accumulate", "ema_length", "compile", "validate_every", "best", "sample_every", "save_every",
-    "log_every", "tensorboard", "keep", "device",
+    "steps", "cooldown", "accumulate", "ema_length", "checkpointing", "sharding", "compile", "validate_every", "best",
+    "sample_every", "save_every", "log_every", "tensorboard", "keep", "device",
 })  # fmt: skip
 
 
@@ -79,6 +82,7 @@ LOOP_RULES: tuple[Rule, ...] = (
     ("ema_lengths", "none, or two or more different lengths above 0 and below 0.28", _lengths),
     ("snapshot_every", "1 or more (steps)", lambda v: v >= 1),
     ("ema_length", "0, or above 0 and below 0.28", lambda v: 0 <= v < 0.28),
+    ("sharding", _one_of(SHARDINGS), lambda v: v in SHARDINGS),
     ("precision", _one_of(PRECISIONS), lambda v: v in PRECISIONS),
     ("seed", "0 or more, below 2^63", lambda v: 0 <= v < 2**63),
     ("validate_every", "0 or more (steps)", lambda v: v >= 0),
@@ -107,6 +111,12 @@ def check_loop(config: LoopConfig, workers: int = 1) -> None:
     rows = config.batch_size // workers
     if rows % config.accumulate:
         raise TrainingError(f"accumulate is {config.accumulate}; {rows} rows can't be computed in so many equal parts")
+    if config.sharding == "fsdp" and config.optimizer != "adamw":
+        raise TrainingError(
+            f"sharding is 'fsdp', and {config.optimizer} needs whole matrices; set optimizer=adamw or sharding=none"
+        )
+    if config.sharding == "fsdp" and config.sample_every:
+        raise TrainingError("sharding is 'fsdp', and no process has a whole network to draw with; set sample_every=0")
     if config.best and not config.validate_every:
         raise TrainingError("best is true and validate_every is 0; say how often the held-out loss shall be measured")
     if config.ema_length and not config.ema_lengths:

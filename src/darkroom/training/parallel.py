@@ -54,6 +54,11 @@ def share() -> Share:
     return _now
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor (`sharding`), in place; any other tensor itself."""
+    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over all ranks, in one exchange. Nothing happens for a single rank."""
     if share().world > 1 and tensors:
