@@ -207,7 +207,7 @@ class UsedControl:
 class Hires:
     """A second pass over a finished picture, larger: more detail than the model draws at once, and one composition."""
 
-    scale: float = 2.0  # above 1, up to 16: of each side
+    scale: float = 2.0  # 1..16: of each side
     strength: float = 0.7  # 0..1: how much of the enlarged picture is drawn anew
     steps: int | None = None  # 1..1000, of which steps * strength are taken; None: the first pass's
     upscaler: str = "latent"  # what is enlarged: the latent (bilinear), or the picture ("lanczos")
@@ -399,7 +399,9 @@ class Request:
         for name, low, high in (*sides, ("noise_level", 0, MAX_NOISE_LEVEL)):
             if getattr(self, name) is not None:
                 put(name, whole(name, getattr(self, name), low, high))
-        if self.overlap is not None and self.overlap >= (self.tile or 0):
+        if self.overlap is not None and self.tile is None:
+            raise RequestError("overlap is given without tile; give it too, or leave it out")
+        if self.overlap is not None and self.tile is not None and self.overlap >= self.tile:
             raise RequestError(f"overlap is {self.overlap}; it must be below tile, which is {self.tile}")
         if self.hires is not None:
             put("hires", Hires.checked(self.hires))

@@ -60,6 +60,14 @@ def test_texts_that_can_not_be(here: Path, text: str, sentence: str) -> None:
         controls([text], guess=False)
 
 
+def test_guess_mode_needs_a_network(command: Any, here: Path) -> None:
+    answer = command("generate", "x", "--control-guess")
+    assert (answer.code, answer.sentence) == (
+        2,
+        "--control-guess is given without --control; give it too, or leave it out",
+    )
+
+
 def test_hint(command: Any, here: Path) -> None:
     assert command("hint", "canny", "edges.png", "-o", "out.png").out.strip() == "out.png"
     assert Image.open(here / "out.png").size == (256, 256)

@@ -184,7 +184,7 @@ def test_unmatched_keys_are_listed_and_refused_unless_allowed(networks: Any, tmp
 def test_another_base_model_is_named(networks: Any, tmp_path: Path, width: int, said: str) -> None:
     path = write(tmp_path / "a.safetensors", pair(CROSS, width) | pair(SELF))
     for allowed in (False, True):
-        with pytest.raises(CheckpointError, match=rf"made for .*{said}.*; this model is models of text width 32"):
+        with pytest.raises(CheckpointError, match=rf"made for .*{said}.*; this model is a custom model .text width 32"):
             read_lora(path, networks, allow_unmatched=allowed)
 
 

@@ -26,6 +26,8 @@ _ENDINGS = (
 
 def controls(given: list[str] | None, guess: bool) -> list[Control]:
     """The ControlNets and hints that the options name. Raises `RequestError`, before anything is loaded."""
+    if guess and not given:
+        raise RequestError("--control-guess is given without --control; give it too, or leave it out")
     return [_control(text, guess) for text in given or ()]
 
 

@@ -381,7 +381,7 @@ def _check_base(scan: LoraFile, homes: Homes, doubtful: bool) -> None:
 def family(width: int) -> str:
     """Which models have a text of this width, for a sentence."""
     name = FAMILIES.get(width)
-    return f"{name} (text width {width})" if name else f"models of text width {width}"
+    return f"{name or 'a custom model'} (text width {width})"
 
 
 def unmatched_sentence(path: Path, names: Sequence[str], some: bool) -> str:

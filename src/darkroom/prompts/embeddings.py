@@ -73,7 +73,7 @@ def check_widths(word: LearnedWord, widths: tuple[int, ...]) -> None:
 def _family(widths: tuple[int, ...]) -> str:
     numbers = " and ".join(map(str, widths))
     known = _FAMILIES.get(widths)
-    return f"{known} (width {numbers})" if known else f"a text width of {numbers}"
+    return f"{known or 'a custom model'} (width {numbers})"
 
 
 def normal(text: str) -> str:

@@ -93,7 +93,7 @@ def _problems(net: ControlNet, name: str, model: Model) -> Iterator[str]:
     config, unet, this = net.config, model.unet.config, f"the ControlNet {name[:60]!r}"
     if config.cross_attention_dim != unet.cross_attention_dim:
         theirs, ours = (
-            f"{BASES.get(width, 'a model')} (texts of width {width})"
+            f"{BASES.get(width, 'a custom model')} (texts of width {width})"
             for width in (config.cross_attention_dim, unet.cross_attention_dim)
         )
         yield f"{this} is made for {theirs}, and this model is {ours}; take a ControlNet of the model's own kind"
