@@ -7,9 +7,10 @@ bit for bit on the CPU with the same number of threads.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,15 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from darkroom.errors import TrainingError
+from darkroom.models.layers import set_checkpointing
 
 from . import optim, state
 from .background import interruptible, prefetch
 from .config import LoopConfig, check_loop, check_recipe
-from .ema import Average
+from .ema import Average, plain, power
+from .exchange import Replicas, spread
 from .log import Log
 from .opponents import Opponents
 from .parallel import Share, share, sum_over_ranks
+from .posthoc import save_snapshot
 from .rates import rate
+from .utilisation import operations, peak
+
+MEASURED = 20  # after so many steps of a process its work is counted: shorter runs don't pay for it
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,8 +50,15 @@ def check_done(run: Path, steps: int) -> None:
 class Stage(Protocol):
     """What the loop trains. `modules` are saved, averaged and updated under their names.
 
-    A stage may also have `opponents`, modules under their names, and `opponents_lr`: see `opponents.Opponents`. Their
-    loss is a summand of the stage's.
+    A stage may also have `rates`: learning rates of modules that have another than the recipe's, by their names.
+
+    A stage may also have
+    - `opponents`, modules under their names, and `opponents_lr`: see `opponents.Opponents`. Their loss is a summand of
+      the stage's;
+    - `held_out(share) -> Sequence[batch]`: its share of rows that are never trained on, for `validate_every`;
+    - `sample(folder, step)`: draw a sheet of samples with the networks as they are, for `sample_every`. Both find the
+      averaged weights in the networks;
+    - `compiled`, the networks for torch.compile where they are others than `modules`.
     """
 
     @property
@@ -93,15 +107,36 @@ class Trainer:
         world, parts = self.rank.world, self.config.accumulate
         self.parts = [Share(self.rank.rank + world * i, world * parts) for i in range(parts)]
         self.device = torch.device(self.config.device)
-        self.parameters = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
         config = self.config
-        self.optimizer = optim.build(config.optimizer, stage.modules.values(), config.lr, config.weight_decay)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        for module in stage.modules.values():
+            set_checkpointing(module, config.checkpointing)
         self.opponents = Opponents(getattr(stage, "opponents", {}), getattr(stage, "opponents_lr", 0.0))
-        self.average = Average(stage.modules, config.ema)
+        self.spread: Replicas = spread(stage.modules, self.opponents.parameters, config.sharding, self.device)
+        rates: Mapping[str, float] = getattr(stage, "rates", {})
+        self.optimizer = optim.build_for(config.optimizer, stage.modules, config.lr, config.weight_decay, rates)
+        self.spread.adopt(self.optimizer)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = Average(stage.modules, plain(config.ema))
+        self.powers = {length: Average(stage.modules, power(length)) for length in config.ema_lengths}
+        self.scale = optim.LossScale(self.device) if config.precision == "float16" else None
         self.step = 0
         self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
+        self.best: dict[str, float] = {}  # the smallest held-out loss so far, "validation", and its "step"
         self._on_disk = -1  # the step of the newest checkpoint
+        self._held_out = self._hook("held_out")(self.rank) if config.validate_every else ()
+        if config.sample_every:
+            self._hook("sample")
+        if config.compile:
+            for module in getattr(stage, "compiled", stage.modules.values()):
+                compile_calls(module)
+
+    def _hook(self, name: str) -> Callable[..., Any]:
+        """A method that a stage needn't have. Raises TrainingError where this one hasn't."""
+        found: Callable[..., Any] | None = getattr(self.stage, name, None)
+        if found is None:
+            what = {"held_out": "validate_every", "sample": "sample_every"}[name]
+            raise TrainingError(f"{what} is {getattr(self.config, what)}; this training can't do that: leave it at 0")
+        return found
 
     def restore(self, resume: bool = True) -> None:
         """Go on with the newest checkpoint, if there is one. Raises TrainingError if there shall not be one."""
@@ -113,26 +148,43 @@ class Trainer:
                 f"{self.folder} holds a run at step {saved['step']}; resume it or choose another folder"
             )
         check_recipe(saved["recipe"], self.config, self.folder)
-        for name, module in self.stage.modules.items():
-            module.load_state_dict(saved["modules"][name])
+        where = state.checkpoints(self.folder)[-1]
+        state.check_fit(self.stage.modules, saved["modules"], where)
+        self.spread.load(saved["modules"])
         # The settings of the optimizer are the recipe's, its state is the checkpoint's.
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        values = self.spread.part_of_state(self.optimizer, saved["optimizer"]["state"])
+        self.optimizer.load_state_dict({"state": values, "param_groups": groups})
         self.opponents.load(saved.get("opponents", {}))
-        self.average.load(saved["ema"])
+        self.average.load(self.spread.part(saved["ema"]))
+        for length, average in self.powers.items():
+            average.load(self.spread.part(saved["powers"][length]))
+        if self.scale is not None:
+            self.scale.load(saved["scale"])
+        self.best = saved.get("best", {})
         self.step = self._on_disk = saved["step"]
         self.skipped.fill_(saved["skipped"])
+        if self.rank.rank == 0 and self.best.get("step") == self.step:
+            state.keep_best(self.folder, self.step)  # whoever killed the run may have come between
 
     def save(self) -> None:
-        """Write a checkpoint, unless this step has one. Raises TrainingError."""
-        if self.rank.rank == 0 and self.step != self._on_disk:
-            state.save(self.folder, self.step, {
-                "step": self.step, "skipped": int(self.skipped), "recipe": asdict(self.config),
-                "modules": {n: m.state_dict() for n, m in self.stage.modules.items()},
-                "optimizer": self.optimizer.state_dict(), "ema": self.average.weights,
-                "opponents": self.opponents.state(),
-            }, self.config.keep)  # fmt: skip
-            self._on_disk = self.step
+        """Write a checkpoint, unless this step has one; all ranks do so at one step. Raises TrainingError."""
+        if self.step == self._on_disk:
+            return
+        whole = {
+            "modules": self.spread.whole(self.spread.weights()), "optimizer": self.spread.whole_state(self.optimizer),
+            "ema": self.spread.whole(self.average.weights), "opponents": self.opponents.state(),
+            "powers": {length: self.spread.whole(a.weights) for length, a in self.powers.items()},
+        }  # fmt: skip
+        if self.rank.rank == 0:
+            known = {
+                "step": self.step, "skipped": int(self.skipped), "recipe": asdict(self.config), "best": self.best,
+                "scale": None if self.scale is None else self.scale.state(),
+            }  # fmt: skip
+            state.save(self.folder, self.step, {**known, **whole}, self.config.keep)
+            if self.best.get("step") == self.step:
+                state.keep_best(self.folder, self.step)
+        self._on_disk = self.step
 
     def run(self, until: int | None = None) -> int:
         """Train to the end, to step `until`, or to an interruption; returns the step reached."""
@@ -141,14 +193,23 @@ class Trainer:
         if self.rank.rank == 0:
             (self.folder / "recipe.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
         end = min(config.steps, until if until is not None else config.steps)
-        last_saved = time.monotonic()
-        with Log(self.folder, self.step) as log, interruptible() as asked, self._batches(end) as batches:
+        first, last_saved = self.step, time.monotonic()
+        folder = self.folder if self.rank.rank == 0 else None
+        with (
+            Log(folder, config, self.step) as log,
+            interruptible() as asked,
+            self._batches(end) as batches,
+        ):
             for parts in batches:
-                figures, stopping = self._advance(parts, asked)
+                due = time.monotonic() - last_saved > config.save_every
+                figures, stopping, saving = self._advance(parts, asked, due)
                 log.add(figures)
-                if self.rank.rank == 0 and (self.step % config.log_every == 0 or self.step == end or stopping):
-                    log.write(self.step, config, self.optimizer, self.skipped)
-                if time.monotonic() - last_saved > config.save_every:
+                found = self._look()
+                if self.step % config.log_every == 0 or self.step == end or stopping or found:
+                    log.write(self.step, self.optimizer, self.skipped, **found)
+                if self.step == first + MEASURED:
+                    log.work, log.peak = self._measure()
+                if saving or self.best.get("step") == self.step:
                     self.save()
                     last_saved = time.monotonic()
                 if stopping:
@@ -156,47 +217,134 @@ class Trainer:
             self.save()
         return self.step
 
+    def _look(self) -> dict[str, float]:
+        """What is due after this step: snapshots, a sheet of samples, the held-out loss, which is returned."""
+        config, found = self.config, {}
+
+        def due(every: int) -> bool:
+            return every > 0 and (self.step % every == 0 or self.step == config.steps)
+
+        if self.powers and due(config.snapshot_every):
+            whole = {length: self.spread.whole(a.weights) for length, a in self.powers.items()}
+            if self.rank.rank == 0:
+                save_snapshot(self.folder, self.step, whole)
+        if due(config.sample_every) and self.rank.rank == 0:
+            with self._averaged():
+                self._hook("sample")(self.folder / "samples", self.step)
+        if due(config.validate_every):
+            found["validation"] = self._validate()
+            if found["validation"] < self.best.get("validation", math.inf):
+                self.best = {"step": self.step, **found}
+        return found
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The networks are as a result would be meanwhile: averaged, and not training."""
+        training = [m for m in self.stage.modules.values() if m.training]
+        with torch.no_grad(), self.average.in_place():
+            for module in training:
+                module.eval()
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.train()
+
+    def _validate(self) -> float:
+        """The mean loss of the averaged networks on the held-out rows, with noise that is always the same."""
+        if not self._held_out:
+            raise TrainingError(f"validate_every is {self.config.validate_every}, and no rows are held out")
+        total = torch.zeros((), device=self.device)
+        with self._averaged():
+            for i, batch in enumerate(self._held_out):
+                torch.manual_seed(step_seed(self.config.seed, -2 - i))
+                with self._autocast():
+                    total += self.stage.loss(batch, self.step, self.rank)[0] / len(self._held_out)
+        sum_over_ranks([total])
+        return float(total) / self.rank.world
+
+    def _measure(self) -> tuple[float, float]:
+        """The operations of a step in this process, counted on a few of its rows, and the most its device can do in a
+        second."""
+        ranks = max(self.rank.world * len(self.parts), self.config.batch_size // 4)
+        part = Share(self.rank.rank, ranks)
+        batch = self.stage.batch(self.step, part)
+
+        def work() -> None:
+            # Counting takes layers apart, which is slow in half precision on a CPU.
+            with self._autocast() if self.device.type != "cpu" else nullcontext():
+                self.stage.loss(batch, self.step, part)[0].backward()  # type: ignore[no-untyped-call]
+
+        counted = operations(work) * ranks / self.rank.world
+        dtype = getattr(torch, self.config.precision)
+        return counted, peak(self.device, dtype) if self.rank.rank == 0 else math.inf
+
     def _batches(self, end: int) -> AbstractContextManager[Iterator[list[Any]]]:
         """The batches of every part, step by step, made in another thread."""
         return prefetch(lambda step: [self.stage.batch(step, part) for part in self.parts], self.step, end)
 
-    def _advance(self, batches: Sequence[Any], asked: Callable[[], bool]) -> tuple[dict[str, Tensor], bool]:
-        """One step; returns its figures, and whether all ranks shall stop after it."""
+    def _advance(
+        self, batches: Sequence[Any], asked: Callable[[], bool], due: bool
+    ) -> tuple[dict[str, Tensor], bool, bool]:
+        """One step; returns its figures, whether all ranks shall stop after it, and whether they shall save."""
         config = self.config
         factor = rate(config, self.step)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
-        self.optimizer.zero_grad(set_to_none=True)
+        self.spread.clear()
         self.opponents.clear()
         figures = self._gradients(batches)
-        stopping = self._exchange(asked())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        stopping, saving = self._exchange(asked(), due)
+        if self.scale is not None:
+            learning = [*self.spread.parameters, *self.opponents.parameters]
+            torch._foreach_mul_([p.grad for p in learning if p.grad is not None], 1 / self.scale.factor)
+        norm = self.spread.clip(config.clip)
         good = torch.isfinite(norm) & torch.isfinite(self.opponents.clip(config.clip)).to(norm.device)
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # see optim.py
         self.optimizer.step()
         self.opponents.step(factor, good)
-        self.average.update(self.step, good)
+        for average in (self.average, *self.powers.values()):
+            average.update(self.step, good)
+        if self.scale is not None:
+            self.scale.update((~good).float())
         self.skipped += ~good
         self.step += 1
-        return {"good": good, "norm": norm, **figures}, stopping
+        return {"good": good, "norm": norm, **figures}, stopping, saving
 
     def _gradients(self, batches: Sequence[Any]) -> dict[str, Tensor]:
         """Add this rank's gradients of a step up, part by part; returns the loss and the stage's figures, averaged."""
         means: dict[str, Tensor] = {}
         for part, batch in zip(self.parts, batches, strict=True):
             torch.manual_seed(step_seed(self.config.seed, self.step))  # every part draws for the whole batch
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            with self._autocast():
                 loss, figures = self.stage.loss(batch, self.step, part)
-            (loss / part.world).backward()  # type: ignore[no-untyped-call]
+            if part is self.parts[-1]:
+                self.spread.arm()
+            mean = loss / (len(self.parts) * self.spread.divisor)
+            (mean if self.scale is None else mean * self.scale.factor).backward()  # type: ignore[no-untyped-call]
             for key, value in {"loss": loss.detach(), **figures}.items():
                 means[key] = value / len(self.parts) + means.get(key, 0)
         return means
 
-    def _exchange(self, asked: bool) -> bool:
-        """Sum the gradients of all ranks. Whether anybody was asked to stop travels with them: all stop at one step."""
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Products are of the recipe's precision inside; weights and what they are updated by stay float32."""
+        precision = self.config.precision
+        return nullcontext() if precision == "float32" else torch.autocast(self.device.type, getattr(torch, precision))
+
+    def _exchange(self, asked: bool, due: bool) -> tuple[bool, bool]:
+        """Sum the gradients of all ranks. With them travels what all must do at one step: to stop, if anybody was asked
+        to, and to save, if rank 0 thinks that it is time."""
         if self.rank.world == 1:
-            return asked
-        stopping = torch.tensor(float(asked), device=self.device)
-        learning = [*self.parameters, *self.opponents.parameters]
-        sum_over_ranks([p.grad for p in learning if p.grad is not None] + [stopping])
-        return bool(stopping)
+            return asked, due
+        flags = torch.tensor([float(asked), float(due and self.rank.rank == 0)], device=self.device)
+        self.spread.exchange(flags)
+        stopping, saving = flags.tolist()
+        return bool(stopping), bool(saving)
+
+
+def compile_calls(module: nn.Module) -> None:
+    """Let torch.compile have what a network is called by."""
+    module.compile()
+    for name in ("encode", "decode"):
+        if hasattr(module, name):
+            setattr(module, name, torch.compile(getattr(module, name)))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from darkroom.errors import TrainingError
 from darkroom.formats.disk import sync_folder
@@ -16,13 +19,24 @@ from darkroom.formats.disk import sync_folder
 NAME = re.compile(r"step-(\d{9})\.pt")
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write `state` as the checkpoint of `step`; older ones beyond `keep` go. Raises TrainingError if the disk is full.
+BEST = "best.pt"  # in a run's folder: the checkpoint with the smallest held-out loss
 
-    Written beside its place, synced, then renamed: whoever kills us, the last whole checkpoint is there.
-    """
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write `state` as the checkpoint of `step`; older ones beyond `keep` go. Raises TrainingError on a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / f"step-{step:09d}.pt", folder / ".partial"
+    path = write(folder / f"step-{step:09d}.pt", state)
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(path: Path, state: dict[str, Any]) -> Path:
+    """Write `state` into a file: beside its place, synced, then renamed. Whoever kills us, the old files are whole.
+
+    Raises TrainingError, and leaves nothing, where the disk is full.
+    """
+    temporary = path.parent / ".partial"
     try:
         with temporary.open("wb") as f:
             torch.save(state, f)
@@ -31,12 +45,22 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
+        raise TrainingError(f"checkpoint {path} could not be written: {_first_line(error)}") from error
     temporary.rename(path)
-    sync_folder(folder)
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    sync_folder(path.parent)
     return path
+
+
+def keep_best(folder: Path, step: int) -> None:
+    """Keep the checkpoint of `step` as the best one, whatever becomes of it under its own name."""
+    path, temporary = folder / f"step-{step:09d}.pt", folder / ".best"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    temporary.rename(folder / BEST)
+    sync_folder(folder)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -58,12 +82,50 @@ def steps_done(run: Path) -> int:
 
 
 def load_last(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint's state, or None. Only tensors and plain values are read from it."""
+    """The newest checkpoint's state, or None. Only tensors and plain values are read from it. Raises TrainingError."""
     found = checkpoints(folder)
     if not found:
         return None
     try:
-        state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
+        return read(found[-1])
+    except TrainingError as error:
+        older = f"; delete it to go on from {found[-2].name}" if found[1:] else "; delete it to begin again"
+        raise TrainingError(f"{error}{older}") from error
+
+
+def load_best(folder: Path) -> dict[str, Any]:
+    """The state of the checkpoint with the smallest held-out loss. Raises TrainingError."""
+    if not (folder / BEST).is_file():
+        raise TrainingError(f"{folder} has no best checkpoint; set validate_every, and hold rows out, to find one")
+    return read(folder / BEST)
+
+
+def read(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """What `write` wrote, on the CPU; with `mmap` its tensors are read when they are used. Raises TrainingError."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise TrainingError(f"checkpoint {found[-1]} can't be read: {error}") from error
+        raise TrainingError(f"checkpoint {path} can't be read: {_first_line(error)}") from error
     return state
+
+
+def check_fit(modules: Mapping[str, nn.Module], weights: Mapping[str, Any], path: Path) -> None:
+    """Raise TrainingError, with the first tensor that differs, unless a checkpoint's weights are those of `modules`."""
+    for name, module in modules.items():
+        ours, theirs = module.state_dict(), weights.get(name, {})
+        for key in [*ours, *theirs]:
+            here, there = ours.get(key), theirs.get(key)
+            if here is None or there is None or here.shape != there.shape:
+                raise TrainingError(
+                    f"{path} is of another architecture: {name}.{key} is {_shape(there)} there and {_shape(here)} here"
+                )
+    if extra := sorted(set(weights) - set(modules)):
+        raise TrainingError(f"{path} is of another architecture: it has {extra[0]}, which is not trained here")
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else str(list(tensor.shape))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
