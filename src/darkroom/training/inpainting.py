@@ -63,10 +63,9 @@ class InpaintingStage(FinetuneStage):
         width, height = self.lessons.sizes[i]
         return random_mask(np.random.default_rng((self.config.seed, step, i, 11)), width, height, self.config)
 
-    def batch(self, step: int, share: Share) -> Any:
+    def shown(self, rows: Sequence[int], step: int) -> Any:
         """Beside the latents, pictures and captions: mask and masked latent [N, 1 + C, h, w], in the U-Net's order."""
-        latents, rows, captions = super().batch(step, share)
-        return latents, rows, captions, torch.stack([self.beside(i, step) for i in rows])
+        return *super().shown(rows, step), torch.stack([self.beside(i, step) for i in rows])
 
     @torch.no_grad()
     def beside(self, i: int, step: int) -> Tensor:

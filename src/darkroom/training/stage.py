@@ -13,7 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import darkroom
@@ -36,7 +38,9 @@ from .latents import Latents
 from .loop import step_seed
 from .objective import DenoisingRecipe, denoising_loss
 from .parallel import Share
+from .samples import draw_sheet
 
+NEVER = 1 << 40  # the step of what is validated: training has none of that number
 TEXTS = 256  # encoded captions kept, where no text encoder learns
 
 
@@ -63,6 +67,8 @@ class PictureRecipe(DenoisingRecipe):
     class_data: str = ""  # a folder of pictures of that; none: the model itself draws them
     class_pictures: int = 100  # how many it draws
     prior_weight: float = 1.0  # of class pictures in the loss, against the subject's
+    held_out: int = 0  # pictures that are never learned from, for the losses of `validate_every`
+    prompts: tuple[str, ...] = ()  # of the sheets of `sample_every`; none: the first captions
 
 
 @dataclass
@@ -114,7 +120,9 @@ class PictureStage(ABC):
     def __post_init__(self) -> None:
         c, lessons = self.config, self.lessons
         torch.manual_seed(step_seed(c.seed, -1))
-        self.order = Order(lessons.sizes, lessons.repeats, c.batch_size, c.seed, lessons.prior)
+        self.held_out, self.learned = _parted(lessons, c.held_out, c.seed)
+        sizes, repeats, prior = ([of[i] for i in self.learned] for of in (lessons.sizes, lessons.repeats, lessons.prior))
+        self.order = Order(sizes, repeats, c.batch_size, c.seed, prior)
         self.texts = Captions(
             template=c.template, prefix=c.prefix, dropout=c.dropout, shuffle=c.shuffle, keep=c.keep_tags,
             tag_dropout=c.tag_dropout, lines=c.lines,
@@ -137,7 +145,7 @@ class PictureStage(ABC):
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
-        """While this lasts, `pipe` draws with what is being trained; gives what to tell `Pipeline.generate`."""
+        """While this lasts, `pipe` draws with what is being trained; gives fields of a Request and of Inputs to go with."""
         self.pipe.prompts.clear()
         try:
             yield {}
@@ -151,10 +159,31 @@ class PictureStage(ABC):
         return [text and self.lessons.captions[i] if prior[i] else text for i, text in zip(rows, found, strict=True)]
 
     def batch(self, step: int, share: Share) -> Any:
-        """Latents [N, C, h, w], the pictures' numbers, their captions."""
+        """The loop's `Stage.batch`."""
         whole = self.order.rows(step)
-        rows = [int(whole[i]) for i in share.of(range(len(whole)))]
+        return self.shown([int(self.learned[whole[i]]) for i in share.of(range(len(whole)))], step)
+
+    def shown(self, rows: Sequence[int], step: int) -> Any:
+        """What a step shows of some pictures of one size: latents [N, C, h, w], the pictures' numbers, their captions.
+
+        A pure function of its arguments; a subclass adds what else the network is shown.
+        """
         return self.latents.draw(rows, step, self.config.seed), rows, self.captions(rows, step)
+
+    def validation(self) -> list[Any]:
+        """Batches, each of one size, whose loss says how well it goes: of the pictures that are held out, or of the
+        first ones where none are. Always the same; draw their noise from one seed too.
+        """
+        n, rows = self.config.batch_size, self.held_out or self.learned[: self.config.batch_size]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i in rows:
+            by_size.setdefault(self.lessons.sizes[i], []).append(int(i))
+        batches = [same[k : k + n] for same in by_size.values() for k in range(0, len(same), n)]
+        return [self.shown(batch, NEVER) for batch in batches]
+
+    def sheet(self) -> Image.Image:
+        """Pictures of fixed prompts and seeds side by side, drawn by the ordinary engine with what is being trained."""
+        return draw_sheet(self)
 
     def condition(self, captions: Sequence[str], rows: Sequence[int], step: int) -> Batch:
         """What the U-Net is told of some pictures. Captions are cut to one chunk."""
@@ -217,6 +246,16 @@ class PictureStage(ABC):
         return (height, width, top, left, size[1], size[0])
 
 
+def _parted(lessons: Lessons, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """The numbers of `count` pictures that are held out, drawn by lot, and of all others. Raises TrainingError."""
+    own = [i for i in range(len(lessons)) if not lessons.prior[i]]
+    if count >= len(own):
+        raise TrainingError(f"held_out is {count}, and there are {len(own)} pictures; leave some to learn from")
+    away = sorted(int(i) for i in np.random.default_rng((seed, 13)).permutation(own)[:count])
+    gone = set(away)
+    return away, [i for i in range(len(lessons)) if i not in gone]
+
+
 def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, output: Path) -> Lessons:
     """The pictures and captions of a recipe, for a model made for squares of `side` pixels in steps of `grid`."""
     side = recipe.size or side
@@ -236,6 +275,8 @@ def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, ou
 def check_pictures(recipe: PictureRecipe) -> None:
     """Raise TrainingError on options that can't be, or contradict each other."""
     c = recipe
+    if c.held_out < 0:
+        raise TrainingError(f"held_out is {c.held_out}; it must be 0 or more pictures")
     if c.size < 0 or c.size > 8192:
         raise TrainingError(f"size is {c.size}; it must be a side in pixels up to 8192, or 0 for the model's own")
     if c.times_from >= c.times_to:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from darkroom import hints
 from darkroom.diffusion.control import ControlBatch
+from darkroom.engine.inputs import Control
 from darkroom.errors import TrainingError
 from darkroom.formats.control import save_controlnet
 from darkroom.formats.embedding import save_embedding
@@ -122,7 +123,7 @@ class InversionStage(PictureStage):
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
         with super().drawing() as told:
-            yield {**told, "embeddings": [LearnedWord((self.config.word,), (self.word().detach().clone(),))]}
+            yield {**told, "embeddings": (LearnedWord((self.config.word,), (self.word().detach().clone(),)),)}
 
 
 class ControlNetStage(PictureStage):
@@ -149,9 +150,8 @@ class ControlNetStage(PictureStage):
         made = hints.make(self.config.hint, Image.fromarray(shown))
         return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 255
 
-    def batch(self, step: int, share: Share) -> Any:
-        latents, rows, captions = super().batch(step, share)
-        return latents, rows, captions, torch.stack([self.hint(i, step) for i in rows])
+    def shown(self, rows: Sequence[int], step: int) -> Any:
+        return *super().shown(rows, step), torch.stack([self.hint(i, step) for i in rows])
 
     def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         latents, rows, captions, shown = batch
@@ -159,6 +159,13 @@ class ControlNetStage(PictureStage):
         control = ControlBatch(self.net, tuple(range(n)), shown.to(self.pipe.device), (1.0,) * n, (False,) * n)
         condition = replace(self.condition(captions, rows, step), controls=(control,))
         return self.denoising(latents, rows, condition, share)
+
+    @contextmanager
+    def drawing(self) -> Iterator[Mapping[str, Any]]:
+        """Sheets are steered by the hint of the first picture."""
+        hint = hints.make(self.config.hint, Image.fromarray(self.lessons.picture(0)))
+        with super().drawing() as told:
+            yield {**told, "controls": (Control(self.net, hint),)}
 
     def write(self, output: Path) -> Path:
         return save_controlnet(output / "controlnet", self.net.state_dict(), self.net.config, torch.float16)
