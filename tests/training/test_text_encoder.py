@@ -66,7 +66,7 @@ def test_transformers_opens_it_with_the_same_loss_and_embeddings(made: Path) -> 
     torch.testing.assert_close(texts, expected.text_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scale * texts @ pictures.T, expected.logits_per_text, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(loss, expected.loss, rtol=1e-4, atol=1e-5)
-    assert figures["scale"] == pytest.approx(float(theirs.logit_scale.exp()), rel=1e-4)
+    assert figures["scale"] == pytest.approx(float(theirs.logit_scale.detach().exp()), rel=1e-4)
 
 
 def test_transformers_prepares_pictures_and_captions_alike(made: Path) -> None:
@@ -124,6 +124,8 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         torch.load(next((tmp_path / n).glob("*.pt")), weights_only=True)["modules"]["clip"] for n in ("one", "two")
     )
     for name, value in one.items():
+        if name.endswith("attention.k.bias"):
+            continue  # softmax doesn't see it: its gradient is nothing but rounding
         torch.testing.assert_close(value, two[name], rtol=2e-3, atol=2e-5, msg=name)
     logs = [[json.loads(line)["loss"] for line in (tmp_path / n / "log.jsonl").open()] for n in ("one", "two")]
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)

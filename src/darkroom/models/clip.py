@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .text_encoder import TextEncoder
 from .vision import VisionEncoder
 
-LARGEST = 100.0  # of the scale: more makes training unstable (their sec. 2.5)
+LARGEST = 100.0  # of the scale, to which training clips it: more makes it unstable (their sec. 2.5)
 
 
 class Clip(nn.Module):
@@ -35,8 +35,8 @@ class Clip(nn.Module):
 
     def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures [N, 3, S, S], normalised, and token ids [N, T] -> both embedded [N, P] at unit length, and the
-        scale [1], at most 100."""
-        return self.see(pixels), self.read(ids), self.logit_scale.float().exp().clamp(max=LARGEST)
+        scale [1]."""
+        return self.see(pixels), self.read(ids), self.logit_scale.float().exp()
 
     def see(self, pixels: Tensor) -> Tensor:
         """Pictures [N, 3, S, S], normalised -> [N, P] float32 of unit length."""
