@@ -126,7 +126,7 @@ class Pipeline:
 
     @property
     def defaults(self) -> Mapping[str, float]:
-        """The steps and the guidance scale that suit this model, where its folder says so (`darkroom.json`)."""
+        """What suits this model, where its folder says so (`darkroom.json`): steps, guidance_scale, refine_strength."""
         return self.checkpoint.defaults if self.checkpoint else {}
 
     @cached_property
@@ -362,7 +362,7 @@ class Pipeline:
             image: a PIL picture or a path.
             prompt: what the picture shows; with an empty one nothing but the picture guides.
             scale: the factor for each side, above 0; None: 2, or an upscaling model's own.
-            strength: of refinement, 0 to 1: how much is drawn anew; None: 0.3.
+            strength: of refinement, 0 to 1: how much is drawn anew; None: what the model's folder recommends, or 0.3.
             tile, overlap: the windows' side and what neighbours share, in pixels of the result; None: the model's own
                 size, and a quarter of it. An upscaling model sees pictures up to 512x512 whole.
             noise_level: of an upscaling model, 0 to 350: how much noise the picture is given before; None: 20.

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 import darkroom
 from darkroom.errors import CheckpointError
@@ -30,6 +31,16 @@ def test_they_hold_where_a_request_names_none(folder):
     assert (request.steps, request.guidance_scale) == (2, 0.0)
 
 
+def test_refinement_has_a_strength_of_its_own(folder):
+    photo = Image.new("RGB", (64, 64), "red")
+    assert darkroom.load(folder).upscale(photo, steps=10, seed=1, output="latent").requests[0].strength == 0.3
+    (folder / "darkroom.json").write_text(json.dumps({"refine_strength": 0.1}))
+    pipe = darkroom.load(folder)
+    assert pipe.upscale(photo, steps=10, seed=1, output="latent").requests[0].strength == 0.1
+    assert pipe.upscale(photo, steps=10, seed=1, strength=0.2, output="latent").requests[0].strength == 0.2
+    assert pipe.generate("a fox", image=photo, steps=2, seed=1, output="latent").requests[0].strength == 0.75
+
+
 @pytest.mark.parametrize("name", ["again", "again.safetensors"])
 def test_saving_keeps_them(folder, tmp_path, name):
     saved = darkroom.load(folder).save(tmp_path / name)
@@ -44,6 +55,7 @@ def test_saving_keeps_them(folder, tmp_path, name):
         '{"steps": true}',
         '{"guidance_scale": NaN}',
         '{"guidance_scale": "7"}',
+        '{"refine_strength": 1.1}',
         '{"x": 1}',
         "[1]",
     ],

@@ -37,9 +37,10 @@ def upscale(
     """Make a picture larger, and print the path of its file.
 
     An upscaling model makes it four times as large; any other enlarges it and draws detail, in windows of the model's
-    own size that agree (--tile, --overlap), as much as --strength says (0.3).
+    own size that agree (--tile, --overlap), as much as --strength says (0.3, or what the
+    model's folder recommends).
 
-    darkroom upscale fox.png --scale 2 --prompt "a large fox on a yellow background"
+    darkroom upscale fox.png --scale 2
     """
     if not Path(options.path(picture)).exists():
         raise RequestError(f"{picture[:200]!r} does not exist; give the path of a picture")

@@ -57,17 +57,22 @@ def parse_json(raw: bytes | str, where: str) -> dict[str, Any]:
 
 
 def checked_defaults(content: Any, where: str) -> dict[str, float]:
-    """The settings a model wants where a request names none: "steps" (1..1000) and "guidance_scale" (0..100).
+    """The settings a model wants where a request names none: "steps" (1..1000), "guidance_scale" (0..100) and
+    "refine_strength" (0..1), of pictures that are enlarged.
 
     CheckpointError, naming `where`, for anything else.
     """
     if not isinstance(content, dict):
         raise CheckpointError(f"{where} has defaults {content!r}; they are an object.")
+    known: dict[str, tuple[tuple[type, ...], int, int]] = {
+        "steps": ((int,), 1, 1000), "guidance_scale": ((int, float), 0, 100), "refine_strength": ((int, float), 0, 1),
+    }  # fmt: skip
     for name, value in content.items():
-        kinds, low, high = {"steps": ((int,), 1, 1000), "guidance_scale": ((int, float), 0, 100)}.get(name, ((), 0, 0))
+        kinds, low, high = known.get(name, ((), 0, 0))
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             raise CheckpointError(
-                f"{where} has the default {name}={value!r}; there may be steps (1 to 1000), guidance_scale (0 to 100)."
+                f"{where} has the default {name}={value!r}; there may be steps (1 to 1000), guidance_scale (0 to 100), "
+                f"refine_strength (0 to 1)."
             )
     return content
 

@@ -152,7 +152,7 @@ def test_an_upscaler_takes_any_size_whole_or_in_windows(upscaler: Pipeline) -> N
         ({"scale": 2}, "4 times"),
         ({"strength": 0.5}, "strength is 0.5"),
         ({"noise_level": 351}, "noise_level is 351"),
-        ({"overlap": 8}, "overlap is 8"),
+        ({"overlap": 8}, "overlap is given without tile"),
         ({"image": picture(1, 1)}, "1x1 pixels, 4 times as large 4x4"),
         ({"mask": picture(8, 8)}, "mask"),
     ],

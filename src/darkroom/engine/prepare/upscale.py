@@ -19,7 +19,7 @@ from .common import Model, assemble, complete, guidance, noise_of
 from .inpaint import Beside
 
 NOISE_LEVEL, UPSCALER_GUIDANCE = 20, 9.0  # diffusers' defaults
-SCALE, STRENGTH = 2, 0.3  # of refinement
+SCALE, STRENGTH = 2, 0.3  # of refinement, where the model's folder says no other
 LARGEST_WHOLE = 512  # of upscalers: a small picture up to this wide and high is seen whole
 
 
@@ -87,7 +87,7 @@ def upscaling(
     width, height = (round(side * factor) for side in size)
     check_size(size, factor, (width, height))
     if own is None:
-        strength = STRENGTH if strength is None else strength
+        strength = model.defaults.get("refine_strength", STRENGTH) if strength is None else strength
         tile = max(model.size) if tile is None else tile
     return {"width": width, "height": height, "strength": strength, "tile": tile}
 
