@@ -414,7 +414,14 @@ def test_comfyui_workflow_alone_and_in_webp(tmp_path: Path) -> None:
                 "inputs": [{"name": "model", "link": 7}],
             },
         ],
-        "links": [[1, 10, 0, 3, 0, "M"], [5, 11, 0, 10, 0, "M"], [7, 4, 0, 11, 0, "M"], [4, 6, 0, 3, 1, "C"], [6, 7, 0, 3, 2, "C"], [2, 5, 0, 3, 3, "L"]],
+        "links": [
+            [1, 10, 0, 3, 0, "M"],
+            [5, 11, 0, 10, 0, "M"],
+            [7, 4, 0, 11, 0, "M"],
+            [4, 6, 0, 3, 1, "C"],
+            [6, 7, 0, 3, 2, "C"],
+            [2, 5, 0, 3, 3, "L"],
+        ],
     }
     assert read_metadata(png_with(tmp_path, text_chunk("workflow", workflow))).recipe == COMFY_RECIPE
     exif = Image.Exif()
