@@ -19,8 +19,8 @@ from darkroom.errors import TrainingError
 from darkroom.evaluate import scenes
 from darkroom.training import autoencoder_run, card, embedded, finish, state
 from darkroom.training.cache import fingerprint
-from darkroom.training.loop import Stopped
 from darkroom.training.kinds import Subject
+from darkroom.training.loop import Stopped
 from darkroom.training.recipes import EmbeddedRecipe, cpu, override
 from darkroom.training.scratch import autoencoder_file
 from darkroom.training.tuning import train_pictures

@@ -21,6 +21,7 @@ from darkroom.training.kinds import Subject
 from darkroom.training.loop import Stopped
 from darkroom.training.parallel import Share
 from darkroom.training.recipes import check
+from darkroom.training.samples import draw_sheet
 from darkroom.training.tuning import stage_of, tune
 
 SETTINGS: dict[str, Any] = {
@@ -47,7 +48,8 @@ def test_u_net_and_text_encoder_learn_on_buckets_and_diffusers_draws_the_same(
     pictures: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = FinetuneRecipe(**SETTINGS, train="both", text_lr=0.001, buckets=True, zero_snr=True,
-                            prediction="v_prediction", held_out=1)  # fmt: skip
+                            prediction="v_prediction", held_out=1,
+                            validate_every=4, sample_every=8)  # fmt: skip
     subject = Subject(str(tiny_model), str(pictures))
     made = tune(recipe, subject, tmp_path / "run")
     before, after = load(tiny_model), load(made)
@@ -67,15 +69,19 @@ def test_u_net_and_text_encoder_learn_on_buckets_and_diffusers_draws_the_same(
     assert len(set(lessons.sizes)) > 1
     stage = stage_of(recipe, pipe, lessons, tmp_path / "run" / "cache")
     assert stage.rates == {"text_encoder": 0.001}  # type: ignore[attr-defined]
-    assert len(stage.held_out) == 1
+    assert len(stage.away) == 1
     seen = {i for step in range(20) for i in stage.batch(step, Share())[1]}
-    assert seen == set(range(6)) - set(stage.held_out)
-    (shown,) = stage.validation()
-    assert shown[1] == stage.held_out
-    assert torch.equal(shown[0], stage.validation()[0][0])
-    sheet = stage.sheet()
+    assert seen == set(range(6)) - set(stage.away)
+    (shown,) = stage.held_out(Share())
+    assert shown[1] == stage.away
+    assert all(torch.equal(shown[0], stage.held_out(Share(rank, 2))[0][0]) for rank in (0, 1))
+    sheet = draw_sheet(stage)
     assert sheet.size == (4 * 64, 64)
-    assert sheet.tobytes() == stage.sheet().tobytes()
+    assert sheet.tobytes() == draw_sheet(stage).tobytes()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "validation" in row] == [4, 8]
+    assert any("error_3" in row for row in rows)
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["step-000000008.png"]
 
 
 def test_class_pictures_are_drawn_once_and_weigh_as_the_script_of_diffusers_has_it(
@@ -158,7 +164,7 @@ def test_an_inpainting_model_begins_as_the_other_and_diffusers_knows_it(
     again, lessons = InpaintingStage.open(recipe, Subject(str(made), str(pictures)), tmp_path)  # it can go on
     stage = stage_of(recipe, again, lessons, tmp_path / "run" / "cache")
     assert again.unet.config.in_channels == 9
-    assert stage.sheet().size == (4 * 64, 64)
+    assert draw_sheet(stage).size == (4 * 64, 64)
     _, rows, _, channels = stage.batch(1, Share())
     assert channels.shape == (4, 5, 8, 8)
     assert set(channels[:, 0].unique().tolist()) <= {0.0, 1.0}

@@ -123,7 +123,8 @@ def test_rows_and_weights_multiply() -> None:
 
     def loss(rows: Tensor | None) -> float:
         torch.manual_seed(3)
-        return float(denoising_loss(Denoiser(Silent(), schedule), x0, Batch(torch.zeros(4, 1, 1)), Share(), recipe, rows)[0])
+        text, network = Batch(torch.zeros(4, 1, 1)), Silent()
+        return float(denoising_loss(Denoiser(network, schedule), x0, text, Share(), recipe, rows)[0])
 
     parts = [loss(4 * torch.eye(4)[i]) for i in range(4)]
     assert loss(None) == pytest.approx(sum(parts) / 4, rel=1e-5)

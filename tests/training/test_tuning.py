@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors import safe_open
 
 import darkroom
-from darkroom.data.lessons import FolderLessons, SceneLessons
+from darkroom.data.lessons import SceneLessons, open_lessons
 from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import TrainingError
 from darkroom.training.kinds import KINDS as ALL
 from darkroom.training.kinds import Subject
+from darkroom.training.lora import LoraRecipe
 from darkroom.training.recipes import check, override
 from darkroom.training.stage import PictureRecipe
-from darkroom.training.lora import LoraRecipe
 from darkroom.training.tune import ControlNetRecipe, InversionRecipe
 from darkroom.training.tuning import STAGES, tune
 
@@ -54,7 +54,7 @@ KINDS: list[PictureRecipe] = [
 
 
 @pytest.mark.parametrize("recipe", KINDS, ids=lambda r: type(r).__name__)
-def test_a_tuning_learns_and_its_file_draws_what_was_trained(recipe: PictureRecipe, folder: Path, tmp_path: Path) -> None:
+def test_a_tuning_learns_and_its_file_draws_it(recipe: PictureRecipe, folder: Path, tmp_path: Path) -> None:
     subject = Subject(None, str(folder))
     made = tune(recipe, subject, tmp_path / "run")
     assert tune(recipe, subject, tmp_path / "run") == made  # finished: nothing is done again
@@ -110,11 +110,11 @@ def test_folder_pictures_are_scaled_and_cut_around_the_middle(tmp_path: Path) ->
     values = np.zeros((40, 80, 3), np.uint8)
     values[:, 20:60] = 200
     Image.fromarray(values).save(tmp_path / "a.png")
-    lessons = FolderLessons.of(tmp_path, (32, 32))
+    lessons = open_lessons(str(tmp_path), (32, 32))
     assert lessons.picture(0).shape == (32, 32, 3)
     assert lessons.picture(0)[16, 16, 0] == 200
     (tmp_path / "a.txt").write_text("other words")
-    assert FolderLessons.of(tmp_path, (32, 32)).key != lessons.key
+    assert open_lessons(str(tmp_path), (32, 32)).key != lessons.key
 
 
 def test_scene_lessons_are_the_scenes() -> None:
@@ -151,4 +151,4 @@ def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(folder: Path, 
 def test_deep_and_transparent_pictures_are_read_as_everywhere_else(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((32, 32), 32768, np.uint16))
     deep.save(tmp_path / "a.png")
-    assert abs(int(FolderLessons.of(tmp_path, (32, 32)).picture(0)[0, 0, 0]) - 127) <= 1
+    assert abs(int(open_lessons(str(tmp_path), (32, 32)).picture(0)[0, 0, 0]) - 127) <= 1

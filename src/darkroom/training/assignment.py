@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 def assign(cost: NDArray[np.float64]) -> NDArray[np.int64]:
     """For each row of cost [n, n] its column, each used once, so that the sum of the costs is least.
 
-    Shortest augmenting paths (Jonker and Volgenant 1987, Computing 38, 325-340): rows come in one by one, and each makes
-    room for itself along the cheapest chain of moves; the prices of rows and columns keep every reduced cost at 0 or
-    above. O(n^3), a few milliseconds for 64 rows. All costs must be finite.
+    Shortest augmenting paths (Jonker and Volgenant 1987, Computing 38, 325-340): rows come in one by one, and each
+    makes room for itself along the cheapest chain of moves; the prices of rows and columns keep every reduced cost at 0
+    or above. O(n^3), a few milliseconds for 64 rows. All costs must be finite.
     """
     n = len(cost)
     row_price, column_price = np.zeros(n), np.zeros(n)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,7 +150,8 @@ def _stroke(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, hei
     for _ in range(int(rng.integers(2, 9))):
         angle += rng.uniform(-1.2, 1.2)
         length = side * rng.uniform(0.08, 0.35)
-        to = (float(np.clip(x + length * np.cos(angle), 0, width)), float(np.clip(y + length * np.sin(angle), 0, height)))
+        end = np.clip((x + length * np.cos(angle), y + length * np.sin(angle)), 0, (width, height))
+        to = (float(end[0]), float(end[1]))
         draw.line((x, y, *to), fill=1, width=brush)
         for at in ((x, y), to):
             draw.ellipse((at[0] - brush / 2, at[1] - brush / 2, at[0] + brush / 2, at[1] + brush / 2), fill=1)

@@ -1,8 +1,8 @@
 """What every training of a U-Net, or of something attached to one, minimises.
 
 The network is asked about x0 + sigma noise, and the squared distance of its own output (noise, v, x0 or velocity:
-`diffusion.scalings`) from what the perfect one would say is weighed by the noise level. Everything else here is a choice
-in a recipe: which noise levels, which noise, which weight.
+`diffusion.scalings`) from what the perfect one would say is weighed by the noise level. Everything else here is a
+choice in a recipe: which noise levels, which noise, which weight.
 
 Shapes: N rows, C latent channels, h w latent size.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,14 +51,14 @@ class DenoisingRecipe(LoopConfig):
 def weight_of(recipe: DenoisingRecipe, scaling: Scaling, sigma: Tensor) -> Tensor | None:
     """The weights [N] on the squared error of the network's own output at noise levels sigma [N]; None: all 1.
 
-    With SNR = sigma^-2, whatever the network predicts (Hang et al. 2023, sec. 3.2, compare predictions in the same way):
+    With SNR = sigma^-2, whatever the network predicts:
 
     - "constant": 1, on the network's own output; for epsilon the simple loss of Ho et al. 2020 (2006.11239, eq. 14).
     - "min-snr": the error of x0 weighs min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556, eq. 8): on epsilon's
       min(SNR, gamma) / SNR, on v's min(SNR, gamma) / (SNR + 1).
     - "snr-plus-one": the error of x0 weighs min(SNR + 1, gamma): Salimans and Ho 2022 (arXiv 2202.00512, sec. 4), cut
       off as Min-SNR is. On v's it is 1 where noise rules (docs/decisions/0008).
-    - "debiased": the error of x0 weighs sqrt(SNR) (Yu et al. 2023, arXiv 2310.08442, eq. 11): on epsilon's 1 / sqrt(SNR).
+    - "debiased": the error of x0 weighs sqrt(SNR), on epsilon's 1 / sqrt(SNR) (Yu et al. 2023, arXiv 2310.08442).
 
     An error of the output is an error of x0 times c_out (Karras et al. 2022, arXiv 2206.00364, eq. 7), hence c_out^2.
     """
@@ -97,7 +98,7 @@ def noise_of(recipe: DenoisingRecipe, x0: Tensor, share: Share) -> Tensor:
 
     `noise_offset` adds a number for each channel of each picture, so that a model learns what is as bright or dark all
     over (Guttenberg 2023, "Diffusion with offset noise", crosslabs.org). `immiscible` deals the noises out so that the
-    sum of squared distances to the pictures is least (Li et al. 2024, arXiv 2406.12303, algorithm 1), among the rows
+    sum of squared distances to the pictures is least (Li et al. 2024, arXiv 2406.12303), among the rows
     that are computed together: other numbers of processes or parts, other partners.
     """
     rows = len(x0) * share.world
@@ -122,7 +123,7 @@ def denoising_loss(
     """The mean over rows of weight * |network's output - target|^2, at timesteps spread over the schedule.
 
     The target is made of the noise without `perturbation`, which the network is shown in addition: as if its own
-    earlier answers had been off (Ning et al. 2023, arXiv 2301.11706, eq. 8).
+    earlier answers had been off (Ning et al. 2023, arXiv 2301.11706).
 
     Args:
         x0: this process's latents [N, C, h, w], scaled as the U-Net sees them, float32.
@@ -154,7 +155,7 @@ def bands(sigma: Tensor, error: Tensor) -> dict[str, Tensor]:
     """The errors [N] by band of noise level, for the log: for each band a pair [2], their sum and how many they are."""
     edges = (0.0, *BANDS, float("inf"))
     found = {}
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = ((sigma >= low) & (sigma < high)).float()
         name = f"error_{low:g}" if high == edges[-1] else f"error_{low:g}_{high:g}"
         found[name] = torch.stack([(inside * error).sum(), inside.sum()])

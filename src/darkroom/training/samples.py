@@ -20,7 +20,7 @@ PICTURES = 4  # in a sheet, where the recipe names no prompts
 
 @torch.no_grad()
 def draw_sheet(stage: PictureStage) -> Image.Image:
-    """The pictures of a stage's prompts, side by side; picture i has seed i. Whatever is drawn with is as it was after."""
+    """The pictures of a stage's prompts, side by side; picture i has seed i. Afterwards all networks are as before."""
     learning = [module for module in stage.modules.values() if module.training]
     for module in learning:
         module.eval()

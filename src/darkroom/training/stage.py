@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import darkroom
@@ -120,8 +119,9 @@ class PictureStage(ABC):
     def __post_init__(self) -> None:
         c, lessons = self.config, self.lessons
         torch.manual_seed(step_seed(c.seed, -1))
-        self.held_out, self.learned = _parted(lessons, c.held_out, c.seed)
-        sizes, repeats, prior = ([of[i] for i in self.learned] for of in (lessons.sizes, lessons.repeats, lessons.prior))
+        self.away, self.learned = parted(lessons, c.held_out, c.seed)
+        told = (lessons.sizes, lessons.repeats, lessons.prior)
+        sizes, repeats, prior = ([of[i] for i in self.learned] for of in told)
         self.order = Order(sizes, repeats, c.batch_size, c.seed, prior)
         self.texts = Captions(
             template=c.template, prefix=c.prefix, dropout=c.dropout, shuffle=c.shuffle, keep=c.keep_tags,
@@ -145,7 +145,7 @@ class PictureStage(ABC):
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
-        """While this lasts, `pipe` draws with what is being trained; gives fields of a Request and of Inputs to go with."""
+        """While this lasts, `pipe` draws with what is being trained; gives fields of Request and Inputs to go with."""
         self.pipe.prompts.clear()
         try:
             yield {}
@@ -170,20 +170,30 @@ class PictureStage(ABC):
         """
         return self.latents.draw(rows, step, self.config.seed), rows, self.captions(rows, step)
 
-    def validation(self) -> list[Any]:
-        """Batches, each of one size, whose loss says how well it goes: of the pictures that are held out, or of the
-        first ones where none are. Always the same; draw their noise from one seed too.
+    def held_out(self, share: Share) -> list[Any]:
+        """The loop's hook: batches, each of one size, of the pictures that are held out; of the first ones where none
+        are, whose loss with the same noise is steadier than that of the log. Always the same batches.
         """
-        n, rows = self.config.batch_size, self.held_out or self.learned[: self.config.batch_size]
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for i in rows:
+        n, by_size = self.config.batch_size, dict[tuple[int, int], list[int]]()
+        for i in self.away or self.learned[:n]:
             by_size.setdefault(self.lessons.sizes[i], []).append(int(i))
         batches = [same[k : k + n] for same in by_size.values() for k in range(0, len(same), n)]
-        return [self.shown(batch, NEVER) for batch in batches]
+        even = [(rows * share.world)[: -(-len(rows) // share.world) * share.world] for rows in batches]
+        return [self.shown([rows[k] for k in share.of(range(len(rows)))], NEVER) for rows in even]
 
-    def sheet(self) -> Image.Image:
-        """Pictures of fixed prompts and seeds side by side, drawn by the ordinary engine with what is being trained."""
-        return draw_sheet(self)
+    def sample(self, folder: Path, step: int) -> None:
+        """The loop's hook: keep a sheet of samples."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step-{step:09d}.png"
+        draft = path.with_suffix(".part")
+        draw_sheet(self).save(draft, "PNG")
+        draft.replace(path)
+
+    @property
+    def compiled(self) -> list[nn.Module]:
+        """The loop's hook: what torch.compile is for."""
+        others = [module for module in self.modules.values() if module is not self.pipe.unet]
+        return [self.pipe.unet, *others]
 
     def condition(self, captions: Sequence[str], rows: Sequence[int], step: int) -> Batch:
         """What the U-Net is told of some pictures. Captions are cut to one chunk."""
@@ -246,7 +256,7 @@ class PictureStage(ABC):
         return (height, width, top, left, size[1], size[0])
 
 
-def _parted(lessons: Lessons, count: int, seed: int) -> tuple[list[int], list[int]]:
+def parted(lessons: Lessons, count: int, seed: int) -> tuple[list[int], list[int]]:
     """The numbers of `count` pictures that are held out, drawn by lot, and of all others. Raises TrainingError."""
     own = [i for i in range(len(lessons)) if not lessons.prior[i]]
     if count >= len(own):

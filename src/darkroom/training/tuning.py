@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from darkroom.data.lessons import Lessons
 from darkroom.errors import TrainingError
@@ -28,6 +28,7 @@ from .latents import fill, latents_of, place
 from .loop import check_done, train
 from .lora import LoraRecipe, LoraStage
 from .parallel import launch, launched, share
+from .posthoc import result
 from .recipes import check
 from .scratch import ScratchStage
 from .stage import PictureRecipe, PictureStage
@@ -109,7 +110,7 @@ def tune(
     on.
     """
     stage = train_pictures(recipe, subject, output, workers, report)
-    saved = cast("dict[str, Any]", state.load_last(output))
+    saved = result(output, recipe)
     for name, module in stage.modules.items():
         module.load_state_dict(saved["ema"][name])
     report("writing what was made", None, 0)

@@ -17,7 +17,7 @@ LEAST = len(byte_symbols()) * 2 + 2  # tokens without a merge: bytes, bytes that
 
 
 def learn_tokenizer(captions: Sequence[str], size: int, max_length: int = 77) -> Tokenizer:
-    """A tokenizer of at most `size` tokens by byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909), in CLIP's form.
+    """A tokenizer of at most `size` tokens in CLIP's form, by byte-pair encoding (Sennrich et al., arXiv 1508.07909).
 
     Any text can be told in it, since every byte has a token. Pairs that come once are not merged. Raises TrainingError
     where `size` is too small for the bytes.
