@@ -92,7 +92,7 @@ class InversionStage(PictureStage):
         start = start + 0.01 * table.std() * torch.randn(start.shape).to(start) * (torch.arange(c.vectors) > 0)[:, None]
         self.word = Vectors(start, c.keep_norm)
         self.modules["word"] = self.word
-        self.words = (self.learned(),)
+        self.words = (self.word_now(),)
 
     def check_word(self) -> None:
         """Raise TrainingError for a word that the model knows already: prompts would lose that one, and diffusers
@@ -105,12 +105,12 @@ class InversionStage(PictureStage):
                 f"such as <{word.strip('<>')}-1>"
             )
 
-    def learned(self) -> LearnedWord:
+    def word_now(self) -> LearnedWord:
         """The word as it is now; gradients go to its vectors."""
         return LearnedWord((self.config.word,), (self.word(),))
 
     def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
-        self.words = (self.learned(),)
+        self.words = (self.word_now(),)
         return super().loss(batch, step, share)
 
     def captions(self, rows: Sequence[int], step: int) -> list[str]:
