@@ -7,9 +7,11 @@ Shapes: N pictures, H W height and width of a crop, C latent channels, h w laten
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,7 +20,8 @@ from darkroom.models.config import AutoencoderConfig
 from darkroom.models.discriminator import PatchDiscriminator
 
 from .adversarial import adaptive_weight, deceiver_loss, discriminator_loss
-from .crops import Crops
+from .crops import SHOWN, Crops
+from .latents import stacked
 from .loop import LoopConfig, step_seed
 from .parallel import Share
 from .perceptual import OWN
@@ -41,6 +44,7 @@ class AutoencoderRecipe(LoopConfig):
     flip: bool = False  # mirror half of one's own pictures
     whole_from: float = 0.8  # fraction of the run after which whole pictures are used (as many pixels a batch)
     decoder_from: float = 1.0  # fraction of the run after which only the decoder goes on, and the latents are final
+    held_out: int = 0  # pictures that are never learned from, for `validate_every` and `sample_every`
     collages: float = 0.2  # fraction of pictures off the grid, with emoji that are no object of ours (scenes)
     # The loss.
     kl: float = 1e-6  # weight of the KL term, a sum over a latent
@@ -105,6 +109,24 @@ class AutoencoderStage:
         """Pictures [N, 3, H, W] in -1..1."""
         return self.crops.batch(step, share)
 
+    def validation(self) -> list[Tensor]:
+        """Whole pictures that no step shows, one by one. The discriminator has no part in their loss."""
+        return [stacked([picture]) for picture in self.crops.held_out()]
+
+    def sheet(self) -> Image.Image:
+        """Eight of them above what the autoencoder makes of their latents' means."""
+        shown = [stacked([picture]) for picture in islice(self.crops.held_out(), SHOWN)]
+        with torch.no_grad():
+            back = [self.autoencoder(picture.to(self.config.device)).cpu() for picture in shown]
+        sheet = Image.new("RGB", (sum(p.shape[3] for p in shown), 2 * max(p.shape[2] for p in shown)))
+        x = 0
+        for pair in zip(shown, back, strict=True):
+            for row, picture in enumerate(pair):
+                pixels = ((picture[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+                sheet.paste(Image.fromarray(pixels), (x, row * sheet.height // 2))
+            x += pair[0].shape[3]
+        return sheet
+
     def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         pictures = batch.to(c.device)
@@ -122,7 +144,7 @@ class AutoencoderStage:
             figures["distance"] = distance.detach()
             reconstruction = reconstruction + c.perceptual * distance
         loss = reconstruction + c.kl * kl
-        if self.discriminator is not None:
+        if self.discriminator is not None and torch.is_grad_enabled():
             against, told = self._against(pictures, y, reconstruction, step)
             loss, figures = loss + against, figures | told
         return loss, figures
@@ -142,9 +164,7 @@ class AutoencoderStage:
             return nothing, dict.fromkeys(("deception", "weight", "discriminator"), nothing)
         still = {name: p.detach() for name, p in judge.named_parameters()}
         deception = deceiver_loss(functional_call(judge, still, (y,)))
-        weight = nothing
-        if torch.is_grad_enabled():
-            weight = adaptive_weight(reconstruction, deception, self.autoencoder.decoder.conv_out.weight)
+        weight = adaptive_weight(reconstruction, deception, self.autoencoder.decoder.conv_out.weight)
         losing = discriminator_loss(judge(pictures), judge(y.detach()))
         figures = {"deception": deception.detach(), "weight": weight, "discriminator": losing.detach()}
         return c.adversarial * weight * deception + losing, figures

@@ -24,12 +24,14 @@ from darkroom.errors import TrainingError
 
 from .latents import stacked
 from .parallel import Share
+from .stage import parted
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderRecipe
 
 Pixels = NDArray[np.uint8]
 WIDEST = 2.0  # the longest side of a picture's bucket, in its shortest
+SHOWN = 8  # pictures that are looked at on the way, where none are held out
 MEASURED = 10_000_000  # the scene from which those are counted that nothing learns from
 
 
@@ -55,6 +57,10 @@ class Crops(ABC):
     @abstractmethod
     def some(self, count: int) -> Iterator[Pixels]:
         """At most so many whole pictures [H, W, 3], always the same ones, to measure latents over."""
+
+    @abstractmethod
+    def held_out(self) -> Iterator[Pixels]:
+        """Whole pictures [H, W, 3] that no step shows, always the same; where none are held out, some others."""
 
 
 def whole_rows(recipe: AutoencoderRecipe) -> int:
@@ -97,6 +103,9 @@ class SceneCrops(Crops):
     def some(self, count: int) -> Iterator[Pixels]:
         return (render_scene(draw_scene(self.recipe.seed, MEASURED + i)) for i in range(count))
 
+    def held_out(self) -> Iterator[Pixels]:
+        return self.some(self.recipe.held_out or SHOWN)
+
 
 class LessonCrops(Crops):
     """Pictures of one's own, each scaled to about `size` x `size` pixels in its own shape, and crops of them."""
@@ -104,14 +113,16 @@ class LessonCrops(Crops):
     def __init__(self, recipe: AutoencoderRecipe, lessons: Lessons) -> None:
         super().__init__(recipe)
         self.lessons = lessons
-        self.order = Order(lessons.sizes, lessons.repeats, recipe.batch_size, recipe.seed)
+        self.away, self.learned = parted(lessons, recipe.held_out, recipe.seed)
+        sizes, repeats = ([of[i] for i in self.learned] for of in (lessons.sizes, lessons.repeats))
+        self.order = Order(sizes, repeats, recipe.batch_size, recipe.seed)
 
     def pictures(self, step: int, rows: Sequence[int], whole: bool) -> list[Pixels]:
         c = self.recipe
         chosen = self.order.rows(step)
         found = []
         for row in rows:
-            i = int(chosen[row])
+            i = self.learned[int(chosen[row])]
             picture = self.lessons.picture(i, self.lessons.version(i, step, c.seed))
             if not whole:
                 rng = np.random.default_rng((c.seed, step, row, 2))
@@ -121,8 +132,11 @@ class LessonCrops(Crops):
         return found
 
     def some(self, count: int) -> Iterator[Pixels]:
-        every = max(len(self.lessons) // count, 1)
-        return (self.lessons.picture(i) for i in range(0, len(self.lessons), every)[:count])
+        every = max(len(self.learned) // count, 1)
+        return (self.lessons.picture(i) for i in self.learned[::every][:count])
+
+    def held_out(self) -> Iterator[Pixels]:
+        return (self.lessons.picture(i) for i in self.away or self.learned[:SHOWN])
 
 
 def open_crops(recipe: AutoencoderRecipe, data: str) -> LessonCrops:

@@ -157,6 +157,7 @@ _RULES: tuple[Rule, ...] = (
     ("temperature", "between 0.01 and 10", lambda v: 0.01 <= v <= 10),
     ("tokens", "between 3 and 1024", lambda v: 3 <= v <= 1024),
     ("patch", "1 or more", lambda v: v >= 1),
+    ("held_out", "0 or more", lambda v: v >= 0),
     ("scenes", "1 or more", lambda v: 1 <= v <= 10**8),
     ("dropout", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("gamma", "above 0", lambda v: v > 0),
@@ -233,6 +234,11 @@ def _check_autoencoder(recipe: AutoencoderRecipe, workers: int) -> None:
         raise TrainingError("l1, l2 and perceptual are all 0; one of them must say what a good picture is")
     if c.adversarial and c.adversarial_from >= 1:
         raise TrainingError(f"adversarial is {c.adversarial}, and adversarial_from is 1: the discriminator never plays")
+    if c.adversarial and c.sharding != "none":
+        raise TrainingError(
+            f"adversarial is {c.adversarial}, and its weight needs the whole of the last layer, which sharding="
+            f"{c.sharding} spreads; set sharding=none"
+        )
     if c.adversarial and c.crop < (least := smallest(c.discriminator_layers)):
         raise TrainingError(
             f"crop is {c.crop}; with {c.discriminator_layers} discriminator_layers it must be {least} or more"

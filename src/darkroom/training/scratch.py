@@ -26,6 +26,7 @@ from .kinds import Report, Subject
 from .stage import PictureStage, lessons_at
 from .unet import DEFAULTS, UNetRecipe, networks, scheduler_config
 from .vocabulary import learn_tokenizer
+from .warm import open_text
 
 TOKENIZER = "tokenizer"
 
@@ -45,18 +46,16 @@ class ScratchStage(PictureStage):
         lessons = lessons_at(recipe, subject, recipe.size, c.downscale * 2 ** (len(recipe.widths) - 1), output)
         given, built = None, recipe
         if recipe.text_encoder:
-            given = darkroom.load(recipe.text_encoder, device=recipe.device, dtype="float32")
-            if given.text_encoder_2 is not None:
-                raise TrainingError(f"text_encoder is {recipe.text_encoder!r}, which has two; give a model with one")
-            built = replace(recipe, text_width=given.text_encoder.config.hidden_size)
-        tokenizer = given.tokenizer if given else _tokenizer(recipe, subject, lessons, output, report is not None)
+            given = open_text(recipe.text_encoder, recipe.device)
+            built = replace(recipe, text_width=given[0].config.hidden_size)
+        tokenizer = given[1] if given else _tokenizer(recipe, subject, lessons, output, report is not None)
         try:
             unet, text_encoder = networks(built, tokenizer, c.latent_channels, c.downscale)
         except ValueError as error:
             raise TrainingError(f"the recipe's networks can't be built: {error}") from None
         pipe = Pipeline(
             unet=unet.to(recipe.device), autoencoder=autoencoder,
-            text_encoder=given.text_encoder if given else text_encoder.to(recipe.device),
+            text_encoder=given[0] if given else text_encoder.to(recipe.device),
             tokenizer=tokenizer, scheduler_config=scheduler_config(recipe), name=output.name,
         )  # fmt: skip
         return pipe, lessons

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from darkroom.data.captions import Captions
@@ -29,6 +30,9 @@ from darkroom.prompts.tokenizer import Tokenizer
 from .loop import LoopConfig, step_seed
 from .parallel import Share
 from .parallel import share as ranks
+from .stage import parted
+
+FOUND = 64  # pictures among which a sheet's captions look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class TextEncoderRecipe(LoopConfig):
     lines: bool = False  # each line of a caption's file is a caption of its own; else lines are joined
     caption: str = ""  # of pictures that have none of their own
     scenes: int = 40_000  # how many of the built-in scenes
+    held_out: int = 0  # pictures that are never learned from, for `validate_every` and `sample_every`
 
 
 def network(recipe: TextEncoderRecipe, tokenizer: Tokenizer) -> Clip:
@@ -89,10 +94,14 @@ class TextEncoderStage:
     lessons: Lessons
     order: Order = field(init=False)
     texts: Captions = field(init=False)
+    held_out: list[int] = field(init=False)
+    learned: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         c = self.config
-        self.order = Order(self.lessons.sizes, self.lessons.repeats, c.batch_size, c.seed)
+        self.held_out, self.learned = parted(self.lessons, c.held_out, c.seed)
+        sizes, repeats = ([of[i] for i in self.learned] for of in (self.lessons.sizes, self.lessons.repeats))
+        self.order = Order(sizes, repeats, c.batch_size, c.seed)
         self.texts = captions_of(c)
 
     @property
@@ -101,11 +110,34 @@ class TextEncoderStage:
 
     def batch(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
         """Pictures [N, 3, S, S], normalised, and the token ids [N, T] of their captions."""
-        c, chosen = self.config, self.order.rows(step)
-        rows = [int(chosen[i]) for i in share.of(range(len(chosen)))]
-        pictures = [self.lessons.picture(i, self.lessons.version(i, step, c.seed)) for i in rows]
-        texts = self.texts.texts(self.lessons.captions, rows, step, c.seed)
+        chosen = self.order.rows(step)
+        return self.shown([self.learned[int(chosen[i])] for i in share.of(range(len(chosen)))], step)
+
+    def shown(self, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
+        """Some pictures of the lessons and their captions' ids, as a step shows them."""
+        seed = self.config.seed
+        pictures = [self.lessons.picture(i, self.lessons.version(i, step, seed)) for i in rows]
+        texts = self.texts.texts(self.lessons.captions, rows, step, seed)
         return pixels_of(pictures), torch.tensor([self.tokenizer.padded(text) for text in texts])
+
+    def validation(self) -> list[tuple[Tensor, Tensor]]:
+        """What is held out (else the first pictures), in batches of the size of a step's."""
+        n, rows = self.config.batch_size, self.held_out or self.learned[: self.config.batch_size]
+        return [self.shown(rows[k : k + n], 0) for k in range(0, len(rows), n)]
+
+    def sheet(self) -> Image.Image:
+        """Eight of those pictures in the first column; in its row, the five that its caption finds first."""
+        rows = (self.held_out or self.learned)[:FOUND]
+        pixels, ids = (x.to(self.config.device) for x in self.shown(rows, 0))
+        with torch.no_grad():
+            order = (self.clip.read(ids) @ self.clip.see(pixels).T).argsort(dim=1, descending=True).cpu()
+        pictures, side = [Image.fromarray(self.lessons.picture(i)) for i in rows], self.config.size
+        sheet = Image.new("RGB", (6 * side + side // 8, min(len(rows), 8) * side), "white")
+        for y in range(min(len(rows), 8)):
+            sheet.paste(pictures[y], (0, y * side))
+            for x, i in enumerate(order[y, :5].tolist()):
+                sheet.paste(pictures[i], ((x + 1) * side + side // 8, y * side))
+        return sheet
 
     def loss(self, batch: tuple[Tensor, Tensor], step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss of the rows of all processes together, the same in each of them.
@@ -117,7 +149,8 @@ class TextEncoderStage:
             self.clip.logit_scale.clamp_(max=math.log(LARGEST))
         pixels, ids = (x.to(self.config.device) for x in batch)
         pictures, texts, scale = self.clip(pixels, ids)
-        pictures, texts = gather(pictures), gather(texts)
+        if share.world > 1:
+            pictures, texts = gather(pictures), gather(texts)
         loss = contrastive_loss(pictures, texts, scale)
         found = (texts @ pictures.T).detach().argmax(dim=1) == torch.arange(len(texts), device=texts.device)
         return loss, {"found": found.float().mean(), "scale": scale.detach().mean()}

@@ -46,7 +46,7 @@ class UNetRecipe(PictureRecipe):
     groups: int = 16
     text_width: int = 192
     text_layers: int = 2
-    text_encoder: str = ""  # a model whose text encoder and tokenizer are taken as they are; none: they learn as well
+    text_encoder: str = ""  # a model's or a CLIP's folder, whose text encoder is taken as it is; none: one learns
     vocabulary: int = 4096  # at most that many tokens are made from the captions (the built-in scenes have their own)
     scenes: int = 40_000
     weight: str = "snr-plus-one"

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+import darkroom
+from darkroom.errors import TrainingError
+from darkroom.formats.configs import network_config, read_json
+from darkroom.formats.folder import weights_file
 from darkroom.formats.layouts import Part
 from darkroom.formats.rules import Config
 from darkroom.formats.vae import open_vae
 from darkroom.formats.weights import Weights, native_state
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import TinyAutoencoderConfig
+from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.tiny_autoencoder import TinyAutoencoder
+from darkroom.prompts.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,3 +52,27 @@ def open_autoencoder(source: str) -> Autoencoder:
     state = native_state(_One("autoencoder", vae.weights, vae.config), "autoencoder", expected, torch.float32)
     network.load_state_dict(state, assign=True)
     return network
+
+
+def open_text(source: str, device: str) -> tuple[TextEncoder, Tokenizer]:
+    """A finished text encoder with its tokenizer, frozen: of a model, or of a CLIP's folder. CheckpointError otherwise.
+
+    Its projection stays behind: a U-Net reads what comes before.
+    """
+    place = Path(source)
+    if not (place / "config.json").is_file():
+        pipe = darkroom.load(source, device=device, dtype="float32")
+        if pipe.text_encoder_2 is not None:
+            raise TrainingError(f"text_encoder is {source!r}, which has two; give a model with one")
+        return pipe.text_encoder, pipe.tokenizer
+    content = read_json(place / "config.json")
+    if content.get("model_type") not in ("clip", "clip_text_model"):
+        raise TrainingError(f"text_encoder is {source!r}, which is no CLIP and no model")
+    config = replace(network_config("text_encoder", content, str(place / "config.json")), projection=False)
+    with torch.device("meta"):
+        network = TextEncoder(config)
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    weights = Weights(weights_file(place), "diffusers")
+    state = native_state(_One("text_encoder", weights, config), "text_encoder", expected, torch.float32)
+    network.load_state_dict(state, assign=True)
+    return network.to(device).eval().requires_grad_(False), Tokenizer.from_folder(place)
