@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from darkroom.data.lessons import FolderLessons, Lessons
+from darkroom.data.lessons import Lessons, open_lessons
 from darkroom.formats.layouts import table
 from darkroom.pipeline import Pipeline
 from darkroom.training.stage import PictureRecipe, PictureStage
@@ -47,7 +47,7 @@ class Given:
 
 def stage_over(recipe: PictureRecipe, pipe: Pipeline, folder: Path) -> PictureStage:
     """A training's stage over the pictures of a folder, with random latents."""
-    lessons = FolderLessons.of(folder, pipe.size)
+    lessons = open_lessons(str(folder), pipe.size)
     side = pipe.size[0] // pipe.autoencoder.config.downscale
     channels = pipe.autoencoder.config.latent_channels
     latents = torch.randn(len(lessons), channels, side, side, generator=torch.Generator().manual_seed(3))

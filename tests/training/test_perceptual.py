@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkroom.data.scenes import draw_scene
+from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import TrainingError
-from darkroom.training.latents import pictures_of
+from darkroom.training.latents import stacked
 from darkroom.training.perceptual import OWN, PerceptualDistance, open_distance
 
 
@@ -20,7 +20,7 @@ def distance() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def pictures() -> Tensor:
-    return pictures_of(draw_scene(3, i) for i in range(2))[:, :, 16:80, 16:80]
+    return stacked([render_scene(draw_scene(3, i)) for i in range(2)])[:, :, 16:80, 16:80]
 
 
 def blurred(pictures: Tensor, sigma: float) -> Tensor:

@@ -82,15 +82,6 @@ class FileLessons(Lessons):
         return self.cut.of((example.width, example.height), self.sizes[i], example.digest, version)
 
 
-class FolderLessons(FileLessons):
-    """The pictures of a folder, each scaled until it covers the size, and cut to it."""
-
-    @classmethod
-    def of(cls, folder: str | Path, size: Size, cut: Cut = PLAIN) -> FileLessons:
-        """Scan a folder. Raises TrainingError."""
-        return open_lessons(str(folder), size, cut)  # type: ignore[return-value]
-
-
 @dataclass(frozen=True)
 class SceneLessons(Lessons):
     """The first built-in scenes of a seed, at their own size of 128 x 128 pixels."""

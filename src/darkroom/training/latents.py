@@ -1,6 +1,6 @@
 """Latents of training pictures: encoded, and kept on disk as moments.
 
-Shapes: P pictures, N rows of a batch, C latent channels, h w latent size.
+Shapes: N rows of a batch, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
@@ -18,20 +18,16 @@ from torch import Tensor
 
 from darkroom.data.buckets import LIVE
 from darkroom.data.lessons import Lessons
-from darkroom.data.scenes import Scene, draw_scene, render_scene
-from darkroom.errors import CheckpointError, TrainingError
-from darkroom.formats.files import open_tensors
-from darkroom.formats.writer import Entry, whole_file, write_safetensors
+from darkroom.errors import TrainingError
 from darkroom.models.autoencoder import Autoencoder
 
+from .background import interruptible
 from .cache import Cache, fingerprint, key_of, missing, stacked_rows
-from .loop import Stopped, interruptible
+from .loop import Stopped
 from .parallel import Share
 
 Pixels = NDArray[np.uint8]
-ROWS = (
-    8  # pictures encoded at once on a GPU. On a CPU it is one, so that a latent's bits don't depend on its neighbours
-)
+ROWS = 8  # pictures encoded at once on a GPU; on a CPU it is one: there a latent's bits don't depend on its neighbours
 
 
 class Latents(Protocol):
@@ -54,9 +50,9 @@ class LatentStore:
     Raises Stopped where some are missing: `fill` makes them, and was interrupted.
     """
 
-    def __init__(self, folder: Path, lessons: Lessons, autoencoder: Autoencoder) -> None:
+    def __init__(self, folder: Path, lessons: Lessons, autoencoder: Autoencoder, bfloat16: bool = False) -> None:
         self.lessons = lessons
-        self.cache = Cache(place(folder, autoencoder))
+        self.cache = Cache(place(folder, autoencoder, bfloat16))
         self._keys = keys(lessons)
         if absent := missing(self.cache, self._keys):
             raise Stopped(
@@ -90,17 +86,18 @@ class LiveLatents:
         return means + deviations * _noise(rows, step, seed, means.shape[1:])
 
 
-def latents_of(lessons: Lessons, autoencoder: Autoencoder, folder: Path) -> Latents:
+def latents_of(lessons: Lessons, autoencoder: Autoencoder, folder: Path, bfloat16: bool = False) -> Latents:
     """The latents of pictures: those of a cache that `fill` has filled, or live where versions have no end."""
     if lessons.cut.versions == LIVE:
         return LiveLatents(lessons, autoencoder)
-    return LatentStore(folder, lessons, autoencoder)
+    return LatentStore(folder, lessons, autoencoder, bfloat16)
 
 
-def place(folder: Path, autoencoder: Autoencoder) -> Path:
+def place(folder: Path, autoencoder: Autoencoder, bfloat16: bool = False) -> Path:
     """Where in a cache's folder the latents of an autoencoder lie: under a hash of its weights and its scaling."""
     c = autoencoder.config
     told = f"{fingerprint(autoencoder)} {c.scaling_factor} {c.shift_factor} {c.latents_mean} {c.latents_std}"
+    told += " bfloat16" if bfloat16 else ""
     return folder / f"latents-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
@@ -119,27 +116,30 @@ def fill(
     autoencoder: Autoencoder,
     part: Share = Share(),
     report: Callable[[int, int], None] = lambda done, total: None,
+    bfloat16: bool = False,
 ) -> None:
     """Encode this process's part of what a cache lacks of some pictures; killed at any moment, it goes on from there.
 
-    SIGINT and SIGTERM end it early, with all on disk that was done.
-    `report` is told of pictures done and to do. Raises TrainingError for a full disk, and for a picture that the
-    autoencoder makes NaN of.
+    SIGINT and SIGTERM end it early, with all on disk that was done. `report` is told of pictures done and to do.
+    `bfloat16` is quicker, and good enough for thousands of pictures of which none comes often; such latents are kept
+    apart. Raises TrainingError for a full disk, and for a picture that the autoencoder makes NaN of.
     """
     if lessons.cut.versions == LIVE:
         return
-    cache = Cache(place(folder, autoencoder))
+    cache = Cache(place(folder, autoencoder, bfloat16))
     cache.sweep()
     wanted, versions = keys(lessons), lessons.cut.versions
-    absent = sorted(missing(cache, wanted), key=lambda k: lessons.sizes[k // versions])
-    absent = absent[part.rank :: part.world]
+    # Shared out before looking at what is there: another process may have begun to write.
+    absent = [k for k in missing(cache, wanted) if int(wanted[k][:8], 16) % part.world == part.rank]
+    absent.sort(key=lambda k: lessons.sizes[k // versions])
     done = 0
     with interruptible() as asked, cache.writer() as writer:
         for rows in _of_one_size(absent, lambda k: lessons.sizes[k // versions]):
             if asked():
                 break
             pictures = [lessons.picture(*divmod(k, versions)) for k in rows]
-            means, deviations = (torch.cat(part) for part in zip(*moments_of(autoencoder, pictures), strict=True))
+            found = moments_of(autoencoder, pictures, bfloat16)
+            means, deviations = (torch.cat(part) for part in zip(*found, strict=True))
             if not bool((means.isfinite() & deviations.isfinite()).all()):
                 raise TrainingError(
                     f"the autoencoder makes NaN or infinity of a picture with the caption "
@@ -152,12 +152,16 @@ def fill(
 
 
 @torch.no_grad()
-def moments_of(autoencoder: Autoencoder, pictures: Iterable[Pixels]) -> Iterator[tuple[Tensor, Tensor]]:
+def moments_of(
+    autoencoder: Autoencoder, pictures: Iterable[Pixels], bfloat16: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Mean and deviation of the latents of pictures [H, W, 3] of one size, in batches [n, C, h, w] float16, scaled."""
     device = next(autoencoder.parameters()).device
     waiting = iter(pictures)
     while batch := list(islice(waiting, 1 if device.type == "cpu" else ROWS)):
-        mean, logvar = autoencoder.encode(stacked(batch).to(device)).float().chunk(2, dim=1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            moments = autoencoder.encode(stacked(batch).to(device))
+        mean, logvar = moments.float().chunk(2, dim=1)
         low = autoencoder.scale(mean)
         high = autoencoder.scale(mean + torch.exp(0.5 * logvar.clamp(-30, 20)))
         yield low.half().cpu(), (high - low).half().cpu()
@@ -181,48 +185,6 @@ def _noise(rows: Sequence[int] | NDArray[np.int64], step: int, seed: int, shape:
     return torch.from_numpy(np.stack(drawn))
 
 
-def pictures_of(scenes: Iterable[Scene]) -> Tensor:
-    """[P, 3, 128, 128] in -1..1."""
-    return stacked([render_scene(s) for s in scenes])
-
-
 def stacked(pictures: Sequence[Pixels]) -> Tensor:
     """Pictures [H, W, 3] of one size as [P, 3, H, W] in -1..1."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.no_grad()
-def encode_pictures(
-    autoencoder: Autoencoder, pictures: Iterable[Pixels], rows: int = 64, bfloat16: bool = False
-) -> Iterator[Tensor]:
-    """Latent means of pictures [H, W, 3] of one size in batches: [rows, C, h, w] float16, scaled.
-
-    `bfloat16` is quicker, and good enough for thousands of pictures of which none comes often.
-    """
-    device = next(autoencoder.parameters()).device
-    waiting = iter(pictures)
-    while batch := list(islice(waiting, rows)):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            moments = autoencoder.encode(stacked(batch).to(device))
-        yield autoencoder.scale(moments.float().chunk(2, dim=1)[0]).half().cpu()
-
-
-def encode_scenes(autoencoder: Autoencoder, seed: int, start: int, count: int, rows: int = 64) -> Iterator[Tensor]:
-    """Latent means of the training scenes start, start + 1, ... in batches: [rows, C, h, w] float16, scaled."""
-    scenes = (render_scene(draw_scene(seed, i)) for i in range(start, start + count))
-    return encode_pictures(autoencoder, scenes, rows, bfloat16=True)
-
-
-def write_latents(path: Path, latents: Tensor) -> None:
-    """Keep latents in a file, whole or not at all."""
-    with whole_file(path) as draft:
-        write_safetensors(draft, [Entry("latents", tuple(latents.shape), latents.dtype, lambda: latents)], {})
-
-
-def read_latents(path: Path) -> Tensor:
-    """What `write_latents` wrote. Raises TrainingError."""
-    try:
-        with open_tensors(path) as file:
-            return file.load("latents")
-    except CheckpointError as error:
-        raise TrainingError(f"latents {path} can't be read; delete them to make them anew: {error}") from error
