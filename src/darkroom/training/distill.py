@@ -176,7 +176,9 @@ class DistillStage(PictureStage):
 
     def write(self, output: Path) -> Path:
         if self.lora is None:
-            return self.pipe.save(output / "model", dtype=self.config.save_dtype, defaults=self.suggested)
+            return self.pipe.save(
+                output / "model", dtype=self.config.save_dtype, defaults={**self.pipe.defaults, **self.suggested}
+            )
         networks = {"unet": self.pipe.unet}
         about = {"darkroom_sampler": "lcm", "darkroom_grid": str(self.config.grid)}
         dtype = getattr(torch, self.config.save_dtype)

@@ -168,4 +168,3 @@ def check_lora(recipe: LoraRecipe) -> None:
 def _name(part: str) -> str:
     """A part's name, as `train` has it."""
     return "unet" if part == "unet" else "text-encoder"
-
