@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from darkroom.training.adversarial import adaptive_weight, deceiver_loss, discriminator_loss
 from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, network
 from darkroom.training.crops import SceneCrops
+from darkroom.training.loop import train
 from darkroom.training.parallel import Share
 
 RECIPE = AutoencoderRecipe(
@@ -88,3 +90,36 @@ def test_nothing_of_it_counts_before_its_start() -> None:
     assert game.discriminator is not None
     assert all(p.grad is None for p in game.discriminator.parameters())
     assert alone.opponents == {}
+
+
+def test_a_resumed_game_equals_an_uninterrupted_one_in_bfloat16(tmp_path: Path) -> None:
+    changes = {"steps": 4, "precision": "bfloat16", "adversarial_from": 0.25, "warmup": 0}
+    train(stage(**changes), tmp_path / "straight")
+    train(stage(**changes), tmp_path / "parts", until=2)
+    train(stage(**changes), tmp_path / "parts")
+    one, other = (torch.load(tmp_path / n / "step-000000004.pt", weights_only=True) for n in ("straight", "parts"))
+    for part in ("modules", "ema"):
+        for name, value in one[part]["autoencoder"].items():
+            assert torch.equal(value, other[part]["autoencoder"][name]), name
+    for name, value in one["opponents"]["modules"]["discriminator"].items():
+        assert torch.equal(value, other["opponents"]["modules"]["discriminator"][name]), name
+        assert value.isfinite().all()
+    fresh = stage(**changes).discriminator
+    assert fresh is not None
+    assert not torch.equal(one["opponents"]["modules"]["discriminator"]["net.0.weight"], fresh.net[0].weight)
+    assert one["skipped"] == 0
+
+
+def test_held_out_pictures_are_judged_without_the_discriminator() -> None:
+    game = stage(held_out=3)
+    batches = game.validation()
+    assert [tuple(b.shape) for b in batches] == [(1, 3, 128, 128)] * 3
+    with torch.no_grad():
+        torch.manual_seed(0)
+        loss, figures = game.loss(batches[0], 9, Share())
+        torch.manual_seed(0)
+        alone, _ = stage(adversarial=0.0).loss(batches[0], 9, Share())
+    assert torch.equal(loss, alone)
+    assert "discriminator" not in figures
+    sheet = game.sheet()
+    assert sheet.size == (3 * 128, 256)

@@ -254,6 +254,8 @@ def test_a_decoder_alone_goes_on_from_another_s_file(trained: Path, folder: Path
         ({"batch_size": 2}, "which makes 0 whole pictures of 64 pixels a side"),
         ({"adversarial": 0.5, "crop": 16, "batch_size": 16}, "with 3 discriminator_layers it must be 24 or more"),
         ({"adversarial": 0.5, "adversarial_from": 1.0}, "never plays"),
+        ({"adversarial": 0.5, "sharding": "fsdp"}, "set sharding=none"),
+        ({"perceptual": 0.5, "features": "vgg.pth", "crop": 16, "batch_size": 16}, "LPIPS compares pictures of 32"),
         ({"adversarial": -1.0}, "adversarial is -1.0; it must be 0 or more"),
         ({"l2": float("nan")}, "l2 is nan"),
         ({"widths": ()}, "between 1 and 8 widths"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from darkroom.data.scenes import draw_scene, render_scene
-from darkroom.errors import TrainingError
+from darkroom.errors import CheckpointError
+from darkroom.models.config import LpipsConfig
+from darkroom.models.lpips import Lpips
 from darkroom.training.latents import stacked
 from darkroom.training.perceptual import OWN, PerceptualDistance, open_distance
 
@@ -75,6 +79,35 @@ def test_the_formula_by_hand() -> None:
     torch.testing.assert_close(PerceptualDistance(Features())(a, b), torch.tensor([1.6]))
 
 
+def test_lpips_files_are_read_as_they_are_published(tmp_path: Path, pictures: Tensor) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    net = Lpips(LpipsConfig("alex"))
+    for head in net.heads:
+        head.weight.data.abs_()
+    found = {name: value.contiguous() for name, value in net.state_dict().items()}
+    names = {"layers.": ("features.", ""), "heads.": ("lin", ".model.1")}
+    whole: dict[str, Tensor] = {}
+    for name, value in found.items():
+        start = next(s for s in names if name.startswith(s))
+        number, _, kind = name.removeprefix(start).partition(".")
+        whole[f"{names[start][0]}{number}{names[start][1]}.{kind}"] = value
+    heads = {name: value for name, value in whole.items() if name.startswith("lin")}
+    save_file(heads, tmp_path / "alex.safetensors")
+    save_file({n: v for n, v in whole.items() if n not in heads}, tmp_path / "alexnet.safetensors")
+    distance = open_distance(f"{tmp_path / 'alex.safetensors'}, {tmp_path / 'alexnet.safetensors'}")
+    given = blurred(pictures, 1.0).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = distance(pictures, given)
+    assert answer.dtype == torch.float32
+    torch.testing.assert_close(answer.detach(), net(pictures, given).detach(), rtol=1e-4, atol=1e-6)
+    answer.sum().backward()
+    assert given.grad is not None
+    assert given.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in distance.parameters())
+
+
 def test_what_is_no_file_of_weights_is_named() -> None:
-    with pytest.raises(TrainingError, match=r"'vgg\.pth'"):
+    with pytest.raises(CheckpointError, match=r"vgg\.pth"):
         open_distance("vgg.pth")

@@ -57,7 +57,7 @@ class PatchDiscriminator(nn.Module):
 
 def smallest(layers: int) -> int:
     """The least side, in pixels, of what a patch discriminator of so many halving layers takes."""
-    return 3 * 2**layers
+    return int(3 * 2**layers)
 
 
 def _groups(width: int) -> int:

@@ -40,4 +40,5 @@ def adaptive_weight(reconstruction: Tensor, deception: Tensor, last: Tensor) -> 
     # autograd may hand out one tensor twice, or a view of one: what is summed in place must be ours.
     both = [wanted.float().clone(), against.float().clone()]
     sum_over_ranks(both)
-    return (both[0].norm() / (both[1].norm() + TINY)).clamp(0.0, LARGEST).detach()
+    weight: Tensor = (both[0].norm() / (both[1].norm() + TINY)).clamp(0.0, LARGEST)
+    return weight.detach()

@@ -20,9 +20,10 @@ from darkroom.models.config import AutoencoderConfig
 from darkroom.models.discriminator import PatchDiscriminator
 
 from .adversarial import adaptive_weight, deceiver_loss, discriminator_loss
+from .config import LoopConfig
 from .crops import SHOWN, Crops
 from .latents import stacked
-from .loop import LoopConfig, step_seed
+from .loop import step_seed
 from .parallel import Share
 from .perceptual import OWN
 

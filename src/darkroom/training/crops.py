@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +114,7 @@ class LessonCrops(Crops):
         super().__init__(recipe)
         self.lessons = lessons
         self.away, self.learned = parted(lessons, recipe.held_out, recipe.seed)
-        sizes, repeats = ([of[i] for i in self.learned] for of in (lessons.sizes, lessons.repeats))
+        sizes, repeats = [lessons.sizes[i] for i in self.learned], [lessons.repeats[i] for i in self.learned]
         self.order = Order(sizes, repeats, recipe.batch_size, recipe.seed)
 
     def pictures(self, step: int, rows: Sequence[int], whole: bool) -> list[Pixels]:
@@ -170,7 +170,7 @@ def _large_enough(lessons: FileLessons, crop: int) -> FileLessons:
             "larger pictures"
         )
     told = [(e.path, f"{e.width}x{e.height} pixels hold no crop of {crop}") for e in small]
-    chosen = {
+    chosen: dict[str, Any] = {
         name: [getattr(lessons, name)[i] for i in good]
         for name in ("captions", "repeats", "sizes", "digests", "prior", "examples")
     }

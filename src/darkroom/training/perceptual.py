@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.models.autoencoder import Autoencoder, Encoder
+from darkroom.models.autoencoder import Autoencoder, DownLevel, Encoder
+from darkroom.models.layers import ResnetBlock
 
 EPS = 1e-10
 OWN = "own"  # names the features that come with the package
@@ -32,7 +33,9 @@ class EncoderFeatures(nn.Module):
     def forward(self, pictures: Tensor) -> list[Tensor]:
         x, seen = self.encoder.conv_in(pictures), []
         for level in self.encoder.down:
+            assert isinstance(level, DownLevel)
             for resnet in level.resnets:
+                assert isinstance(resnet, ResnetBlock)
                 y = F.silu(resnet.norm2(resnet.conv1(F.silu(resnet.norm1(x)))))
                 seen.append(y)
                 y = resnet.conv2(y)

@@ -23,6 +23,7 @@ from .distill import DistillRecipe, check_distill
 from .finetune import PREDICTIONS, TRAINED, FinetuneRecipe, check_finetune
 from .lora import LoraRecipe, check_lora, is_target
 from .objective import TIMES, WEIGHTS
+from .perceptual import OWN
 from .stage import PictureRecipe, check_pictures
 from .unet import UNetRecipe
 
@@ -232,6 +233,8 @@ def _check_autoencoder(recipe: AutoencoderRecipe, workers: int) -> None:
         )
     if not (c.l1 or c.l2 or c.perceptual):
         raise TrainingError("l1, l2 and perceptual are all 0; one of them must say what a good picture is")
+    if c.perceptual and c.features != OWN and c.crop < 32:
+        raise TrainingError(f"crop is {c.crop}; LPIPS compares pictures of 32 pixels or more")
     if c.adversarial and c.adversarial_from >= 1:
         raise TrainingError(f"adversarial is {c.adversarial}, and adversarial_from is 1: the discriminator never plays")
     if c.adversarial and c.sharding != "none":

@@ -32,7 +32,7 @@ def embed(
     device = clip.logit_scale.device
     seen = [clip.see(pixels_of(pictures[i : i + ROWS]).to(device)) for i in range(0, len(pictures), ROWS)]
     ids = torch.tensor([tokenizer.padded(caption) for caption in captions])
-    read = [clip.read(part.to(device)) for part in ids.split(ROWS)]
+    read = [clip.read(part.to(device)) for part in torch.split(ids, ROWS)]
     return torch.cat(seen).cpu(), torch.cat(read).cpu()
 
 

@@ -27,7 +27,8 @@ from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.vision import VisionEncoder
 from darkroom.prompts.tokenizer import Tokenizer
 
-from .loop import LoopConfig, step_seed
+from .config import LoopConfig
+from .loop import step_seed
 from .parallel import Share
 from .parallel import share as ranks
 from .stage import parted
@@ -100,7 +101,8 @@ class TextEncoderStage:
     def __post_init__(self) -> None:
         c = self.config
         self.held_out, self.learned = parted(self.lessons, c.held_out, c.seed)
-        sizes, repeats = ([of[i] for i in self.learned] for of in (self.lessons.sizes, self.lessons.repeats))
+        sizes = [self.lessons.sizes[i] for i in self.learned]
+        repeats = [self.lessons.repeats[i] for i in self.learned]
         self.order = Order(sizes, repeats, c.batch_size, c.seed)
         self.texts = captions_of(c)
 
