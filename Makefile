@@ -48,11 +48,13 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 	$(RUN) benchmarks/cold_start.py
 	$(RUN) benchmarks/step.py
 	$(RUN) benchmarks/lora.py
+	$(RUN) benchmarks/data.py
 
 bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
 	$(RUN) benchmarks/cold_start.py --rounds 1
 	$(RUN) benchmarks/step.py --architecture tiny --size 64 --rounds 2
 	$(RUN) benchmarks/lora.py --smoke
+	$(RUN) benchmarks/data.py --smoke
 
 embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; interrupt and call again to go on)
 	$(RUN) -m darkroom train embedded --output runs/embedded
