@@ -114,12 +114,14 @@ def train(
         from dataclasses import asdict
 
         print(json.dumps(asdict(recipe), indent=2))
+        _tell_memory(recipe, model, _started(workers) or workers or 1)
         return 0
     workers = _started(workers) or workers or _workers(recipe)
     for part in recipes.parts(recipe):
         recipes.check(part, workers)
     if not resume:
         _refuse_old(folder)
+    _tell_memory(recipe, model, workers)
     try:
         with _Line() as line:
             print(what.train(recipe, Subject(model, data), folder, workers, line.stage))
@@ -132,6 +134,25 @@ def train(
     except OSError as error:
         raise TrainingError(f"{str(error.filename or folder)!r} can't be used: {error.strerror or error}") from error
     return 0
+
+
+def _tell_memory(recipe: Any, model: str | None, workers: int) -> None:
+    """Say on stderr what a run will take, where that is known, and whether the device has so much."""
+    from darkroom.training.memory import device_memory, gigabytes
+    from darkroom.training.rehearsal import rehearse
+
+    estimate = rehearse(recipe, model, workers)
+    if estimate is None:
+        return
+    each = " in each process" if workers > 1 else ""
+    complain(f"memory: about {estimate}{each}")
+    there = device_memory(recipe.device)
+    needed = estimate.total * (workers if recipe.device == "cpu" else 1)
+    if there is not None and needed > there:
+        complain(
+            f"that is {gigabytes(needed)} GB, and {recipe.device} has {gigabytes(there)}; set checkpointing=true, "
+            "accumulate, optimizer=adamw8bit, or a smaller batch_size or size"
+        )
 
 
 def _folder(text: str) -> Path:

@@ -94,11 +94,7 @@ class ControlNet(Encoder):
         Its zero convolutions are zero, so that at first it changes nothing (sec. 3.1). The hint embedding is random.
         Without `attention` it has no transformers: smaller, and enough for hints that say where things are.
         """
-        copied = {field.name: getattr(unet.config, field.name) for field in fields(UNetConfig)}
-        if not attention:
-            levels = len(unet.config.block_out_channels)
-            copied |= {"attention_levels": (False,) * levels, "mid_block_attention": False}
-        net = cls(ControlNetConfig(**{**copied, "time_cond_proj_dim": None, "hint_widths": hint_widths}))
+        net = cls(config_for(unet.config, attention, hint_widths))
         weight = next(unet.parameters())
         net.to(device=weight.device, dtype=weight.dtype)
         state: Mapping[str, Tensor] = unet.state_dict()
@@ -107,6 +103,15 @@ class ControlNet(Encoder):
                 if name in state:
                     tensor.copy_(state[name])
         return net
+
+
+def config_for(unet: UNetConfig, attention: bool, hint_widths: tuple[int, ...]) -> ControlNetConfig:
+    """What `ControlNet.from_unet` configures, by the U-Net's configuration alone."""
+    copied = {field.name: getattr(unet, field.name) for field in fields(UNetConfig)}
+    if not attention:
+        levels = len(unet.block_out_channels)
+        copied |= {"attention_levels": (False,) * levels, "mid_block_attention": False}
+    return ControlNetConfig(**{**copied, "time_cond_proj_dim": None, "hint_widths": hint_widths})
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:

@@ -1,0 +1,184 @@
+"""How much memory a training run will need, said before it begins.
+
+A step is rehearsed on tensors without values (torch's fake tensors): every operation says how large its answer is, and
+the largest sum of what is alive at one time is counted. Nothing is loaded and nothing computed.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from darkroom.models.layers import set_checkpointing
+
+from . import optim
+from .config import LoopConfig
+
+PROCESS = 0.4e9  # bytes of a process that has imported torch and computed something; a CUDA context takes as much
+WIDTH = 128  # of the small networks on which an optimizer shows what it keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes on the device of one process."""
+
+    weights: int  # of all networks, those that are trained and those that are not
+    gradients: int
+    optimizer: int  # its state
+    average: int  # of the weights, or several
+    activations: int  # the most that the way forward and back holds beside all these
+    update: int  # the most that the optimizer's step holds beside all these
+
+    @property
+    def total(self) -> int:
+        """The most at one time, with the process itself; what kernels take for themselves comes on top."""
+        lasting = self.weights + self.gradients + self.optimizer + self.average
+        return lasting + max(self.activations, self.update) + int(PROCESS)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{f.name} {gigabytes(getattr(self, f.name))}" for f in fields(self))
+        return f"{gigabytes(self.total)} GB ({parts})"
+
+
+def gigabytes(count: float) -> str:
+    """Bytes in 10^9, to two digits behind the point."""
+    return f"{count / 1e9:.2f}"
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Inside, networks and tensors can be made at any size: they have shapes, and no memory."""
+    with FakeTensorMode():
+        yield
+
+
+def estimate(
+    config: LoopConfig,
+    trained: Mapping[str, nn.Module],
+    frozen: Iterable[nn.Module],
+    loss: Callable[[], Tensor],
+    world: int = 1,
+) -> Estimate:
+    """What a run takes in each of `world` processes. To be called inside `without_values`.
+
+    Args:
+        config: tells precision, checkpointing, sharding, optimizer and average.
+        trained: the networks that learn, and
+        frozen: those that are only used; a network that is in both counts once.
+        loss: one part's way forward, on tensors made inside `without_values`.
+    """
+    networks = {id(m): m for m in (*trained.values(), *frozen)}
+    shards = world if config.sharding == "fsdp" else 1
+    learned = [p for m in trained.values() for p in m.parameters() if p.requires_grad]
+    everything = {id(t): t for m in networks.values() for t in (*m.parameters(), *m.buffers())}
+    trained_bytes, values = size_of(learned), sum(p.numel() for p in learned)
+    weights = size_of(everything.values())
+    kept, moved, most = cost(config.optimizer)
+    return Estimate(
+        weights=weights - trained_bytes + trained_bytes // shards,
+        gradients=trained_bytes // shards,
+        optimizer=int(kept * values) // shards,
+        average=trained_bytes // shards * (1 + len(config.ema_lengths)),
+        activations=_rehearsed(config, networks.values(), learned, loss),
+        update=int(moved * values + most * max((p.numel() for p in learned), default=0)) // shards,
+    )
+
+
+def cost(optimizer: str) -> tuple[float, float, float]:
+    """What an optimizer keeps of each value, in bytes, and the most its step holds besides: of each value, and of each
+    value of the largest parameter. Seen on two small networks."""
+    (few, state, least), (many, _, most) = ((n, *_observed(optimizer, n)) for n in (2, 8))
+    size = WIDTH**2
+    of_all = (most - least) / ((many - few) * size)
+    return state / (few * size), of_all, max(0.0, least / size - few * of_all)
+
+
+def _observed(optimizer: str, layers: int) -> tuple[int, int]:
+    """The bytes of an optimizer's state on so many equal matrices, and of what its step makes on the way."""
+    with torch.random.fork_rng(devices=[]):
+        network = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
+    steps = optim.build(optimizer, [network], 1e-3)
+    for _ in range(2):  # the first one makes the state
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        with (live := Live()):
+            steps.step()
+    state = [v for values in steps.state.values() for v in values.values() if isinstance(v, Tensor)]
+    return size_of(state), live.most
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def device_memory(device: str) -> int | None:
+    """Bytes that a device has in all; None where nobody can say."""
+    place = torch.device(device)
+    if place.type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(place).total_memory)
+    if place.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all storages made inside that are alive.
+
+    Attributes:
+        now: at this moment.
+        most: at the moment when they were most.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen = {t.untyped_storage()._cdata for t in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(answer):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return answer
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _rehearsed(
+    config: LoopConfig, networks: Iterable[nn.Module], learned: list[nn.Parameter], loss: Callable[[], Tensor]
+) -> int:
+    """The most that one part's way forward and back holds beside weights and gradients."""
+    for network in networks:
+        set_checkpointing(network, config.checkpointing)
+    known = [t for m in networks for t in (*m.parameters(), *m.buffers())]
+    for p in learned:
+        p.grad = torch.zeros_like(p)
+        known.append(p.grad)
+    with Live(known) as live:
+        # What half precision holds is the same in either of its forms.
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "float32"):
+            end = loss()
+        end.backward()  # type: ignore[no-untyped-call]
+    return live.most
