@@ -55,9 +55,9 @@ class Stage(Protocol):
     A stage may also have
     - `opponents`, modules under their names, and `opponents_lr`: see `opponents.Opponents`. Their loss is a summand of
       the stage's;
-    - `held_out(share) -> Sequence[batch]`: its share of rows that are never trained on, for `validate_every`;
-    - `sample(folder, step)`: draw a sheet of samples with the networks as they are, for `sample_every`. Both find the
-      averaged weights in the networks;
+    - `validation() -> Sequence[batch]`: what is never trained on, always the same, for `validate_every`;
+    - `sheet() -> Image`: samples drawn with the networks as they are, for `sample_every`. For both the networks have
+      the averaged weights;
     - `compiled`, the networks for torch.compile where they are others than `modules`.
     """
 
@@ -123,9 +123,9 @@ class Trainer:
         self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
         self.best: dict[str, float] = {}  # the smallest held-out loss so far, "validation", and its "step"
         self._on_disk = -1  # the step of the newest checkpoint
-        self._held_out = self._hook("held_out")(self.rank) if config.validate_every else ()
+        self._validation = self._hook("validation")() if config.validate_every else ()
         if config.sample_every:
-            self._hook("sample")
+            self._hook("sheet")
         if config.compile:
             for module in getattr(stage, "compiled", stage.modules.values()):
                 compile_calls(module)
@@ -134,7 +134,7 @@ class Trainer:
         """A method that a stage needn't have. Raises TrainingError where this one hasn't."""
         found: Callable[..., Any] | None = getattr(self.stage, name, None)
         if found is None:
-            what = {"held_out": "validate_every", "sample": "sample_every"}[name]
+            what = {"validation": "validate_every", "sheet": "sample_every"}[name]
             raise TrainingError(f"{what} is {getattr(self.config, what)}; this training can't do that: leave it at 0")
         return found
 
@@ -230,7 +230,7 @@ class Trainer:
                 save_snapshot(self.folder, self.step, whole)
         if due(config.sample_every) and self.rank.rank == 0:
             with self._averaged():
-                self._hook("sample")(self.folder / "samples", self.step)
+                self._draw()
         if due(config.validate_every):
             found["validation"] = self._validate()
             if found["validation"] < self.best.get("validation", math.inf):
@@ -250,18 +250,29 @@ class Trainer:
                 for module in training:
                     module.train()
 
+    def _draw(self) -> None:
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        draft = folder / ".partial.png"
+        self._hook("sheet")().save(draft)
+        draft.replace(folder / f"step-{self.step:09d}.png")
+
     def _validate(self) -> float:
-        """The mean loss of the averaged networks on the held-out rows, with noise that is always the same."""
-        if not self._held_out:
-            raise TrainingError(f"validate_every is {self.config.validate_every}, and no rows are held out")
+        """The mean loss of the averaged networks on what is held out, with noise that is always the same."""
+        if not self._validation:
+            raise TrainingError(f"validate_every is {self.config.validate_every}, and nothing is held out")
+        # Ranks that hold whole networks share the batches; those of a sharded one all do all.
+        world = self.rank.world if self.config.sharding == "none" else 1
         total = torch.zeros((), device=self.device)
         with self._averaged():
-            for i, batch in enumerate(self._held_out):
-                torch.manual_seed(step_seed(self.config.seed, -2 - i))
-                with self._autocast():
-                    total += self.stage.loss(batch, self.step, self.rank)[0] / len(self._held_out)
-        sum_over_ranks([total])
-        return float(total) / self.rank.world
+            for i, batch in enumerate(self._validation):
+                if world == 1 or i % world == self.rank.rank:
+                    torch.manual_seed(step_seed(self.config.seed, -2 - i))
+                    with self._autocast():
+                        total += self.stage.loss(batch, self.step, Share())[0] / len(self._validation)
+        if world > 1:
+            sum_over_ranks([total])
+        return float(total)
 
     def _measure(self) -> tuple[float, float]:
         """The operations of a step in this process, counted on a few of its rows, and the most its device can do in a

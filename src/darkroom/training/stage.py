@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import darkroom
@@ -170,7 +171,7 @@ class PictureStage(ABC):
         """
         return self.latents.draw(rows, step, self.config.seed), rows, self.captions(rows, step)
 
-    def held_out(self, share: Share) -> list[Any]:
+    def validation(self) -> list[Any]:
         """The loop's hook: batches, each of one size, of the pictures that are held out; of the first ones where none
         are, whose loss with the same noise is steadier than that of the log. Always the same batches.
         """
@@ -178,16 +179,11 @@ class PictureStage(ABC):
         for i in self.away or self.learned[:n]:
             by_size.setdefault(self.lessons.sizes[i], []).append(int(i))
         batches = [same[k : k + n] for same in by_size.values() for k in range(0, len(same), n)]
-        even = [(rows * share.world)[: -(-len(rows) // share.world) * share.world] for rows in batches]
-        return [self.shown([rows[k] for k in share.of(range(len(rows)))], NEVER) for rows in even]
+        return [self.shown(rows, NEVER) for rows in batches]
 
-    def sample(self, folder: Path, step: int) -> None:
-        """The loop's hook: keep a sheet of samples."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step-{step:09d}.png"
-        draft = path.with_suffix(".part")
-        draw_sheet(self).save(draft, "PNG")
-        draft.replace(path)
+    def sheet(self) -> Image.Image:
+        """The loop's hook: a sheet of samples."""
+        return draw_sheet(self)
 
     @property
     def compiled(self) -> list[nn.Module]:
