@@ -101,10 +101,16 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_progress_line(tmp_path: Path) -> None:
-    from darkroom.cli.train import progress
+    from darkroom.cli.progress import progress
 
     assert progress("encoding scenes", None, 0) == "encoding scenes ..."
     assert progress("unet", tmp_path, 100) == "unet ..."
-    rows = [{"step": s, "loss": 0.5, "samples_per_second": 41.6, "seconds": s * 60.0} for s in (10, 20)]
+    rows = [{"step": s, "loss": 0.5, "samples_per_second": 41.6, "left": 6000.0 - s * 60} for s in (10, 20)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert progress("unet", tmp_path, 100) == "unet  step 20 of 100  loss 0.5000  42 samples/s  1:20:00 left"
+    more = {"step": 30, "loss": 0.4, "psnr": 31.26, "samples_per_second": 4.25, "utilisation": 0.384, "left": 59.6}
+    (tmp_path / "log.jsonl").write_text(json.dumps({**more, "validation": 0.5, "skipped": 3}) + "\n")
+    assert progress("unet", tmp_path, 100) == (
+        "unet  step 30 of 100  loss 0.4000  held out 0.5000  31.3 dB  4.2 samples/s  38% of the device  3 skipped  "
+        "1:00 left"
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from darkroom.cli import INTERRUPTED, complain, new_app, options
+from darkroom.cli.progress import Line
 from darkroom.errors import RequestError, TrainingError
 from darkroom.request import choice, whole
 from darkroom.training.kinds import KINDS, LEFT_OUT, PRESETS, Subject
@@ -123,7 +124,7 @@ def train(
         _refuse_old(folder)
     _tell_memory(recipe, model, workers)
     try:
-        with _Line() as line:
+        with Line() as line:
             print(what.train(recipe, Subject(model, data), folder, workers, line.stage))
         left_out = folder / LEFT_OUT
         if left_out.is_file() and (count := left_out.read_text(encoding="utf-8").count("\n")):
@@ -200,69 +201,3 @@ def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:
             continue
         return workers
     return 1
-
-
-class _Line:
-    """One line on a terminal: the stage, its step, loss, samples a second, time left. Nothing in a pipe.
-
-    It reads the run's log, which is written by whichever process trains.
-    """
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._run: Path | None = None
-        self._steps = 0
-        self._width = 0
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> _Line:
-        if sys.stderr.isatty():
-            self._thread = threading.Thread(target=self._work, daemon=True, name="darkroom-progress")
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._show("")
-
-    def stage(self, text: str, run: Path | None, steps: int) -> None:
-        """A stage begins: `run` has its log, if it is one."""
-        self._text, self._run, self._steps = text, run, steps
-
-    def _work(self) -> None:
-        while not self._done.wait(0.5):
-            self._show(progress(self._text, self._run, self._steps))
-
-    def _show(self, text: str) -> None:
-        text = text[: shutil.get_terminal_size((80, 24)).columns - 1]
-        print("\r" + text.ljust(self._width) + ("" if text else "\r"), end="", file=sys.stderr, flush=True)
-        self._width = len(text)
-
-
-def progress(text: str, run: Path | None, steps: int) -> str:
-    """What the line says of a stage."""
-    from darkroom.training.card import read_log
-
-    rows = read_log(run) if run is not None else []
-    if not rows:
-        return f"{text} ..." if text else ""
-    row = rows[-1]
-    parts = [text, f"step {row['step']:,} of {steps:,}", f"loss {row.get('loss', float('nan')):.4f}"]
-    if "psnr" in row:
-        parts.append(f"{row['psnr']:.1f} dB")
-    speed = float(row.get("samples_per_second", 0))
-    parts.append(f"{speed:.0f} samples/s")
-    before = rows[-2] if rows[1:] and rows[-2]["seconds"] < row["seconds"] else {"step": 0, "seconds": 0.0}
-    pace = (row["seconds"] - before["seconds"]) / max(row["step"] - before["step"], 1)
-    if rows[1:] and pace > 0:
-        parts.append(f"{_clock(pace * (steps - row['step']))} left")
-    return "  ".join(parts)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

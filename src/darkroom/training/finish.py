@@ -24,7 +24,7 @@ from darkroom.prompts.tokenizer import Tokenizer
 from darkroom.prompts.vocabulary import build_vocabulary
 
 from . import autoencoder as ae
-from . import state, unet
+from . import posthoc, unet
 from .loop import LoopConfig
 
 FINISHED = "autoencoder.safetensors"  # in an autoencoder's run: its normalised average
@@ -54,12 +54,9 @@ def load_ema(run: Path) -> dict[str, nn.Module]:
     return modules_of(run, checkpoint_of(run))
 
 
-def checkpoint_of(run: Path) -> dict[str, Any]:
-    """A run's newest checkpoint. Raises TrainingError if there is none."""
-    saved = state.load_last(run)
-    if saved is None:
-        raise TrainingError(f"{run} holds no checkpoint; train first")
-    return saved
+def checkpoint_of(run: Path, config: LoopConfig | None = None) -> dict[str, Any]:
+    """The checkpoint that a run's result is made from, as `config` has it (None: as it was begun): `posthoc.result`."""
+    return posthoc.result(run, config)
 
 
 def modules_of(run: Path, saved: Mapping[str, Any]) -> dict[str, nn.Module]:

@@ -61,7 +61,7 @@ def run_text_encoder(
     if state.steps_done(output) < recipe.steps:
         launch(_work, workers, recipe, subject, output)
         check_done(output, recipe.steps)
-    clip.load_state_dict(checkpoint_of(output)["ema"]["clip"])
+    clip.load_state_dict(checkpoint_of(output, recipe)["ema"]["clip"])
     clip.eval().requires_grad_(False)
     tokenizer = Tokenizer.from_folder(output / _TOKENIZER)
     made = save_clip(
