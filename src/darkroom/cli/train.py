@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
-import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
