@@ -49,12 +49,15 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 	$(RUN) benchmarks/step.py
 	$(RUN) benchmarks/lora.py
 	$(RUN) benchmarks/data.py
+	$(RUN) benchmarks/train_step.py
 
 bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
 	$(RUN) benchmarks/cold_start.py --rounds 1
 	$(RUN) benchmarks/step.py --architecture tiny --size 64 --rounds 2
 	$(RUN) benchmarks/lora.py --smoke
 	$(RUN) benchmarks/data.py --smoke
+	$(RUN) benchmarks/train_step.py --architecture tiny --size 64 --batch 4 --rounds 2
+	$(RUN) benchmarks/memory.py --architecture tiny --size 64
 
 embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; interrupt and call again to go on)
 	$(RUN) -m darkroom train embedded --output runs/embedded

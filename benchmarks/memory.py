@@ -48,7 +48,7 @@ class Step:
         if training == "lora":
             unet.requires_grad_(False)
             lora = init_lora(unet, 4, 4.0, "attention")
-            lora.to(config.device).attach(unet)
+            lora.attach(unet)
             self.modules = {"lora": lora}
 
     def batch(self, step: int, share: Share) -> tuple[Tensor, Tensor, Tensor]:
