@@ -164,7 +164,8 @@ class DistillStage(PictureStage):
         if self.target is None or step <= self._followed or not torch.is_grad_enabled():
             return
         with torch.no_grad():
-            ours, theirs = list(self.target.parameters()), list(self.student.parameters())
+            ours: list[Tensor] = list(self.target.parameters())
+            theirs: list[Tensor] = list(self.student.parameters())
             torch._foreach_lerp_(ours, theirs, 1 - self.config.target_ema)
         self._followed = step
 
@@ -250,8 +251,9 @@ def _twice(values: Tensor) -> Tensor:
 
 def _joined(first: Batch, second: Batch) -> Batch:
     """The rows of one batch, then those of another."""
-    both = {}
-    for name in ("text", "pooled", "sizes"):
-        a, b = getattr(first, name), getattr(second, name)
-        both[name] = None if a is None or b is None else torch.cat([a, b])
-    return Batch(**both)
+
+    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    text = torch.cat([first.text, second.text])
+    return Batch(text, pooled=both(first.pooled, second.pooled), sizes=both(first.sizes, second.sizes))

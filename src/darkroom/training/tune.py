@@ -61,7 +61,8 @@ class Vectors(nn.Module):
     def forward(self) -> Tensor:
         if self.lengths is None:
             return self.vectors
-        return self.lengths * functional.normalize(self.vectors, dim=-1)
+        kept: Tensor = self.lengths * functional.normalize(self.vectors, dim=-1)
+        return kept
 
 
 class InversionStage(PictureStage):
