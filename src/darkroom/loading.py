@@ -51,7 +51,7 @@ def load(
     Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
     device or dtype that can't be.
     """
-    place = _device(device)
+    place = device_named(device)
     numbers = _dtype(dtype, place)
     if source is None and not MODEL.exists():
         raise CheckpointError(
@@ -137,7 +137,8 @@ def _fill(
     network.to(device)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that a user means. Raises RequestError."""
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)

@@ -41,10 +41,10 @@ def test_a_new_object(command: Command, model: Path, tmp_path: Path) -> None:
 
 
 def test_scores_of_a_new_object_as_a_table() -> None:
-    from darkroom.cli.evaluate import object_as_text
+    from darkroom.cli.evaluate import as_text
 
     score = {"background": 1.0, "objects": 0.5, "layout": 0.25, "right": 0.125}
-    text = object_as_text({"word": "<coin>", "pictures_a_row": 8, "rows": {"new, after": score}})
+    text = as_text({"word": "<coin>", "pictures_a_row": 8, "rows": {"new, after": score}})
     assert [line.split() for line in text.splitlines()][1:] == [
         ["new,", "after", "100.0%", "50.0%", "25.0%", "12.5%"],
         [],

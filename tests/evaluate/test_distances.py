@@ -112,10 +112,10 @@ def test_kid_is_the_sum_over_pairs() -> None:
 
 def test_kid_has_no_bias() -> None:
     """Of two samples of one distribution the mean is 0 within its error; of others it is what the kernel says."""
-    same = [kernel_distance(gaussian(s, 40, 2), gaussian(s + 1000, 40, 2), subsets=10)[0] for s in range(80)]
+    same = [kernel_distance(gaussian(s, 40, 2), gaussian(s + 1000, 40, 2), subsets=5)[0] for s in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(len(same))
     assert min(same) < 0 < max(same)
-    far = kernel_distance(gaussian(1, 400, 2), gaussian(2, 400, 2, shift=1.0))
+    far = kernel_distance(gaussian(1, 400, 2), gaussian(2, 400, 2, shift=1.0), subsets=20)
     assert far[0] > 5 * far[1]
     with pytest.raises(RequestError, match="one has 3 pictures"):
         kernel_distance(gaussian(1, 3, 2), gaussian(2, 9, 2))
@@ -133,8 +133,8 @@ def test_cmmd_is_the_sum_over_pairs_times_a_thousand() -> None:
     assert cmmd(x, x[::-1] * 3) == pytest.approx(0, abs=1e-9)  # lengths and order don't count
     one, other = np.array([[1.0, 0]]), np.array([[0, 1.0]])
     assert cmmd(one, other) == pytest.approx(2000 * (1 - np.exp(-2 / 200)))
-    many = gaussian(3, 2500, 3)  # more than one block of rows
-    assert cmmd(many, many[:1200]) == pytest.approx(cmmd(many[:1200], many), rel=1e-6)
+    many = gaussian(3, 1100, 3)  # more than one block of rows
+    assert cmmd(many, many[:40]) == pytest.approx(cmmd(many[:40], many), rel=1e-6)
 
 
 def test_clip_score_is_a_hundred_times_the_cosine() -> None:

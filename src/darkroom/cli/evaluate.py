@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from darkroom.cli import new_app, options
 from darkroom.errors import RequestError
-from darkroom.request import MAX_IMAGES, real, whole
+from darkroom.request import MAX_IMAGES, choice, real, whole
 
 if TYPE_CHECKING:
     from darkroom.cli.display import Display
     from darkroom.engine.engine import Progress
+    from darkroom.evaluate.objects import NewObject
+    from darkroom.pipeline import Pipeline
 
 app = new_app()
+MOST = 1_000_000  # pictures to draw
+FEW = 10_000  # pictures under which FID is warned of
 COLUMNS = ("background", "objects", "layout", "right")
 
 
@@ -25,9 +30,52 @@ def evaluate(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A model (folder, file, ORG/NAME). [default: embedded]")
     ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="M,M",
+            help="Of adherence, reconstruction, fid, kid, cmmd, clip, memorisation. [default: adherence]",
+            show_default=False,
+        ),
+    ] = "adherence",
     count: Annotated[
-        int, typer.Option("--count", "-n", metavar="N", parser=options.whole_number, help="Pictures a category.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            "--count",
+            "-n",
+            metavar="N",
+            parser=options.whole_number,
+            help="Pictures to draw, a category. [default: 100; with --data one for each of its pictures]",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Pictures to compare with, or pytorch-fid's .npz. [default: the built-in scenes]"
+        ),
+    ] = None,
+    pictures: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Measure these pictures; no model is asked.")
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A network that judges: Inception, CLIP or LPIPS; may come several times."),
+    ] = None,
+    resize: Annotated[
+        str, typer.Option(metavar="R", help="How Inception gets its pictures: tensorflow or pytorch-fid.")
+    ] = "tensorflow",
+    keep: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Keep drawn pictures here; the same command goes on with them.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Keep features here, so that nothing is looked at twice.")
+    ] = None,
+    statistics: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the data's statistics (.npz) for later --data.")
+    ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Of memorisation: a picture of the closest pairs.")
+    ] = None,
     object_: Annotated[
         str | None,
         typer.Option("--object", metavar="NOUN", help="Judge a new object instead, and what it cost the old ones."),
@@ -57,50 +105,97 @@ def evaluate(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Judge pictures of the built-in scenes: seen and held-out combinations, beside the ceiling and chance.
+    """Measure a model or a folder of pictures.
 
-    A picture is right when its background, its objects, their number, size and places are all as the caption says.
+    Adherence judges pictures of the built-in scenes, seen and held-out combinations, beside the ceiling and chance: one
+    is right when its background, its objects, their number, size and places are all as the caption says. The other
+    metrics work with any pictures (docs/evaluation.md).
     """
+    chosen = tuple(dict.fromkeys(part.strip() for part in metrics.split(",") if part.strip()))
+    judged = object_ is not None or "adherence" in chosen
     with options.named_as_options():
-        whole("--count", count, 1, MAX_IMAGES)
+        if count is not None:
+            whole("--count", count, 1, MAX_IMAGES if judged else MOST)
         if steps is not None:
             whole("--steps", steps, 1, 1000)
         if guidance is not None:
             real("--guidance", guidance, 0, 100)
+        choice("--resize", resize, ("tensorflow", "pytorch-fid"))
     if object_ is None and (given := [n for n, v in (("--glyph", glyph), ("--word", word), ("--before", before)) if v]):
         raise RequestError(f"{given[0]} tells of a new object; name it with --object")
+    if pictures is not None and model is not None:
+        raise RequestError(f"--pictures measures pictures that are there, and {model!r} would draw others; give one")
     from darkroom.cli.display import Display
 
     files = options.loras(lora)
     with Display("loading the model") as display:
         from darkroom.adapters import Lora
+        from darkroom.evaluate.measure import Asked, measure
+        from darkroom.formats.features import open_features
 
-        asked: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "sampler": sampler}
-        asked |= {"loras": [Lora(file, scale) for file, scale in files], "embeddings": embedding or []}
-        if object_ is not None:
-            from darkroom.evaluate.objects import NewObject, evaluate_object
-            from darkroom.training.card import score_as_json
-
-            new = NewObject.of(object_, word, glyph)
-            pipe = options.load(model, device, dtype, False, threads)
+        asked = Asked(
+            [m for m in chosen if m != "adherence" or pictures is not None],
+            data=data,
+            pictures=pictures,
+            count=count,
+            features=open_features(features or []),
+            like=resize,
+            keep=None if keep is None else Path(keep),
+            cache=None if cache is None else Path(cache),
+            statistics=None if statistics is None else Path(statistics),
+            sheet=None if sheet is None else Path(sheet),
+        )
+        drawing: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "sampler": sampler}
+        drawing |= {"loras": [Lora(file, scale) for file, scale in files], "embeddings": embedding or []}
+        known = None if object_ is None else new_object(object_, word, glyph)
+        pipe = None if pictures is not None else options.load(model, device, dtype, False, threads)
+        scores: dict[str, Any] = {}
+        if known is not None and pipe is not None:
             earlier = None if before is None else options.load(before, device, dtype, False, threads)
-            stages = 4 if files or earlier is not None else 3
-            stage, step = watching(display, count, stages)
-            rows = evaluate_object(pipe, new, count, before=earlier, progress=stage, on_progress=step, **asked)
-            scores: dict[str, Any] = {"object": object_, "word": new.word, "pictures_a_row": count}
-            scores["rows"] = {name: score_as_json(row) for name, row in rows.items()}
-        else:
-            from darkroom.data.objects import CANVAS
-            from darkroom.data.scenes import KINDS
-            from darkroom.evaluate.scenes import evaluate as judge_all
-            from darkroom.training.card import scores_as_json
+            scores = of_object(display, pipe, known, count or 100, earlier, drawing)
+        elif "adherence" in chosen and pipe is not None:
+            scores = adherence(display, pipe, count or 100, drawing)
+        if known is None and asked.metrics:
+            from darkroom.loading import device_named
 
-            pipe = options.load(model, device, dtype, False, threads)
-            stage, step = watching(display, count, 2 * len(KINDS))
-            table = judge_all(pipe, count, stage, width=CANVAS, height=CANVAS, on_progress=step, **asked)
-            scores = scores_as_json(table)
-    told = object_as_text if object_ is not None else as_text
-    print(json.dumps(scores, indent=2) if as_json else told(scores))
+            def report(what: str, done: int, total: int) -> None:
+                display.steps(done, total, what)
+
+            with options.named_as_options():
+                place = device_named(device)
+            scores |= measure(asked, pipe, report, place, **drawing)
+    print(json.dumps(scores, indent=2) if as_json else as_text(scores))
+
+
+def new_object(noun: str, word: str | None, glyph: str | None) -> NewObject:
+    """What `--object` and its companions tell. Raises `darkroom.Error`."""
+    from darkroom.evaluate.objects import NewObject
+
+    return NewObject.of(noun, word, glyph)
+
+
+def of_object(
+    display: Display, pipe: Pipeline, new: NewObject, count: int, before: Pipeline | None, drawing: dict[str, Any]
+) -> dict[str, Any]:
+    """The scores of a new object."""
+    from darkroom.evaluate.objects import evaluate_object
+    from darkroom.training.card import score_as_json
+
+    stage, step = watching(display, count, 4 if drawing["loras"] or before is not None else 3)
+    rows = evaluate_object(pipe, new, count, before=before, progress=stage, on_progress=step, **drawing)
+    table = {name: score_as_json(row) for name, row in rows.items()}
+    return {"object": new.noun, "word": new.word, "pictures_a_row": count, "rows": table}
+
+
+def adherence(display: Display, pipe: Pipeline, count: int, drawing: dict[str, Any]) -> dict[str, Any]:
+    """The scores on the built-in scenes."""
+    from darkroom.data.objects import CANVAS
+    from darkroom.data.scenes import KINDS
+    from darkroom.evaluate.scenes import evaluate as judge_all
+    from darkroom.training.card import scores_as_json
+
+    stage, step = watching(display, count, 2 * len(KINDS))
+    return scores_as_json(judge_all(pipe, count, stage, width=CANVAS, height=CANVAS, on_progress=step, **drawing))
 
 
 def watching(display: Display, count: int, stages: int) -> tuple[Callable[[str], None], Callable[[Progress], None]]:
@@ -121,22 +216,45 @@ def watching(display: Display, count: int, stages: int) -> tuple[Callable[[str],
 
 
 def as_text(scores: dict[str, Any]) -> str:
-    """The scores as a table: a row a category and kind of picture, per cent."""
-    lines = [f"{'':26}" + "".join(f"{name:>12}" for name in COLUMNS)]
-    for kind, rows in scores["categories"].items():
-        for row, score in rows.items():
-            lines.append(f"{kind:10}{row:16}" + _per_cent(score))
-        lines.append("")
-    count, psnr = scores["pictures_a_category"], scores["autoencoder_psnr"]
-    lines.append(f"{count} pictures a row; the autoencoder reconstructs with {psnr:.2f} dB PSNR")
-    return "\n".join(lines)
+    """What was measured: tables of the judge's scores in per cent, and a line for each other metric."""
+    lines: list[str] = []
+    if "categories" in scores or "rows" in scores:
+        lines.append(f"{'':26}" + "".join(f"{name:>12}" for name in COLUMNS))
+    for kind, rows in scores.get("categories", {}).items():
+        lines += [*(f"{kind:10}{row:16}" + _per_cent(score) for row, score in rows.items()), ""]
+    if "categories" in scores:
+        count, psnr = scores["pictures_a_category"], scores["autoencoder_psnr"]
+        lines.append(f"{count} pictures a row; the autoencoder reconstructs with {psnr:.2f} dB PSNR")
+    if "rows" in scores:
+        lines += [f"{row:26}" + _per_cent(score) for row, score in scores["rows"].items()]
+        lines += ["", f"{scores['pictures_a_row']} pictures a row; new: {scores['word']}"]
+    return "\n".join([*lines, *_measured(scores)])
 
 
-def object_as_text(scores: dict[str, Any]) -> str:
-    """The scores of a new object as a table, per cent."""
-    lines = [f"{'':26}" + "".join(f"{name:>12}" for name in COLUMNS)]
-    lines += [f"{row:26}" + _per_cent(score) for row, score in scores["rows"].items()]
-    return "\n".join([*lines, "", f"{scores['pictures_a_row']} pictures a row; new: {scores['word']}"])
+def _measured(scores: dict[str, Any]) -> Iterator[str]:
+    if kept := scores.get("reconstruction"):
+        lpips = f", LPIPS {kept['lpips']:.4f}" if "lpips" in kept else ""
+        count = kept["pictures"]
+        yield f"reconstruction of {count} pictures: PSNR {kept['psnr']:.2f} dB, SSIM {kept['ssim']:.4f}{lpips}"
+    if "pictures" in scores:
+        yield f"{scores['pictures']} pictures, compared with {scores['compared_with']}"
+    if "fid" in scores:
+        few = " (of few pictures: it says more about their number than about them)" if scores["pictures"] < FEW else ""
+        yield f"FID {scores['fid']:.3f}{few}"
+    if "kid" in scores:
+        yield f"KID {scores['kid']['mean']:.5f} +- {scores['kid']['deviation']:.5f}"
+    if "cmmd" in scores:
+        yield f"CMMD {scores['cmmd']:.4f}"
+    if "clip" in scores:
+        yield f"CLIP score {scores['clip']:.2f} (100 cos)"
+    if copies := scores.get("memorisation"):
+        yield (
+            f"memorisation: {100 * copies['suspicious']:.1f}% of {copies['pictures']} pictures are nearer to one of "
+            f"{copies['training_pictures']} training pictures than {copies['threshold']:.4f}, as 1% of those are to "
+            f"each other (seen by {copies['seen_by']})"
+        )
+        for pair in copies["closest"][:5]:
+            yield f"  {pair['distance']:.4f}  {pair['picture']}  {pair['training']}"
 
 
 def _per_cent(score: dict[str, float]) -> str:

@@ -145,5 +145,6 @@ def _templates(glyphs: Glyphs, nouns: tuple[str, ...], base: Known | None = None
         rows, columns = ((glyph[3] > 0.1).any(dim=d).nonzero().flatten() for d in (1, 0))
         ink = glyph[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
         thumbs.append(_thumb(ink, torch.zeros(4)))
-    colours, alphas = torch.stack(thumbs).split((3, 1), dim=1)
+    stacked = torch.stack(thumbs)
+    colours, alphas = stacked[:, :3], stacked[:, 3:]
     return (colours, alphas) if base is None else (torch.cat([base.colours, colours]), torch.cat([base.alphas, alphas]))

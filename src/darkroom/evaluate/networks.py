@@ -78,7 +78,8 @@ class InceptionSeer:
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Array]) -> Vectors:
         ready = torch.cat([self.prepare(picture) for picture in pictures])
-        return self.network(ready.to(self.device)).cpu().numpy()
+        features: Vectors = self.network(ready.to(self.device)).cpu().numpy()
+        return features
 
     def prepare(self, picture: Array) -> Tensor:
         """[H, W, 3] of 0..255 to [1, 3, 299, 299] as the network takes it."""

@@ -64,7 +64,7 @@ def evaluate_object(
     """
     known = Known.of(new.glyphs)
     old, scenes = scenes_of("single", False, count), new.scenes(count)
-    taught = {"loras": loras, "embeddings": embeddings}
+    taught: dict[str, Any] = {"loras": loras, "embeddings": embeddings}
     rows: dict[str, Score] = {}
     for what, wanted in (("new", scenes), ("old", old)):
         for when, model, more in (("before", before or pipe, {}), ("after", pipe, taught)):

@@ -15,19 +15,33 @@ from .config import InceptionConfig
 Size = int | tuple[int, int]
 
 
+class KeptNorm(nn.Module):
+    """Batch normalisation by the statistics of a training that is over: [N, C, h, w] -> the same."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.001)
+
+
 class Conv(nn.Module):
     """A convolution without bias, normalisation by kept statistics, and ReLU: [N, C, h, w] -> [N, C', h', w']."""
 
     def __init__(self, c_in: int, c_out: int, kernel: Size, stride: int = 1, padding: Size = 0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, eps=0.001)
-        self.bn.num_batches_tracked = None  # counts the batches of a training; nothing here asks for it
+        self.bn = KeptNorm(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        bn = self.bn
-        x = F.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-        return F.relu(x)
+        return F.relu(self.bn(self.conv(x)))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -168,4 +182,5 @@ class Inception(nn.Module):
         x = self.mixed6a(self.mixed5d(self.mixed5c(self.mixed5b(x))))
         x = self.mixed6e(self.mixed6d(self.mixed6c(self.mixed6b(x))))
         x = self.mixed7c(self.mixed7b(self.mixed7a(x)))
-        return x.mean(dim=(2, 3))
+        y: Tensor = x.mean(dim=(2, 3))
+        return y

@@ -51,7 +51,7 @@ class Lpips(nn.Module):
         """
         if min(*a.shape[2:], *b.shape[2:]) < 32:
             raise ValueError(f"pictures of {a.shape[3]}x{a.shape[2]} pixels given; LPIPS needs 32 a side")
-        total = a.new_zeros(len(a))
+        total: Tensor = a.new_zeros(len(a))
         for x, y, head in zip(self.features(a), self.features(b), self.heads, strict=True):
             total = total + head((_unit(x) - _unit(y)).square()).mean(dim=(1, 2, 3))
         return total
@@ -74,4 +74,5 @@ class Lpips(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     """Each pixel's channels at unit length."""
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPS)
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / (length + EPS)
