@@ -111,7 +111,8 @@ def test_it_learns_one_s_own_pictures_and_diffusers_draws_the_same(
         "a red fox", num_inference_steps=3, guidance_scale=3.0, generator=torch.Generator().manual_seed(3),
         output_type="np",
     ).images[0]  # fmt: skip
-    assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < 1e-3
+    # diffusers rounds a flow model's timesteps to whole ones.
+    assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < (1e-2 if prediction == "flow" else 1e-3)
 
 
 def test_a_given_text_encoder_stays_as_it_is(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
+from PIL import Image
+
 from darkroom.errors import TrainingError
 from darkroom.pipeline import Pipeline
 
+from .background import interruptible
 from .kinds import Report
-from .loop import Stopped, interruptible, step_seed
+from .loop import Stopped, step_seed
 
 NOTE = "drawn.json"  # in the folder: of which model and prompt the pictures are
 
@@ -44,6 +47,7 @@ def draw_class(pipe: Pipeline, prompt: str, count: int, seed: int, folder: Path,
                 raise Stopped(f"stopped after {i} of {count} class pictures in {folder}; the same command goes on")
             report(f"drawing class pictures, {i + 1} of {count}", None, 0)
             drawn = pipe.generate(prompt, seed=_seed(seed, i)).images[0]
+            assert isinstance(drawn, Image.Image)
             draft = path.with_suffix(".part")
             drawn.save(draft, "PNG")
             draft.rename(path)

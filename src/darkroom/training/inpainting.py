@@ -138,7 +138,7 @@ def _borders(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, he
             (0, 0, x - 1, height - 1), (width - x, 0, width - 1, height - 1),
             (0, 0, width - 1, y - 1), (0, height - y, width - 1, height - 1),
         )  # fmt: skip
-        draw.rectangle(tuple(box[int(side)]), fill=1)  # type: ignore[arg-type]
+        draw.rectangle(tuple(box[int(side)]), fill=1)
 
 
 def _stroke(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:

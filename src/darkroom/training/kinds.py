@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from .loop import LoopConfig
+    from .config import LoopConfig
     from .recipes import EmbeddedRecipe
 
 Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps

@@ -22,7 +22,7 @@ from darkroom.diffusion.scalings import Scaling
 from darkroom.diffusion.schedule import Schedule
 
 from .assignment import assign
-from .loop import LoopConfig
+from .config import LoopConfig
 from .parallel import Share
 
 WEIGHTS = ("constant", "min-snr", "snr-plus-one", "debiased")

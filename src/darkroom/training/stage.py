@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +39,12 @@ from .loop import step_seed
 from .objective import DenoisingRecipe, denoising_loss
 from .parallel import Share
 from .samples import draw_sheet
+from .texts import TextStore
+from .texts import place as texts_place
 
 NEVER = 1 << 40  # the step of what is validated: training has none of that number
+INDEX = "pictures.sqlite"  # in a run's folder: what was found in the files of its pictures
+KEPT_TEXTS = 4096  # captions whose encodings are kept on disk; where there are more, each is encoded when it comes
 TEXTS = 256  # encoded captions kept, where no text encoder learns
 
 
@@ -83,7 +87,7 @@ class PictureStage(ABC):
     lessons: Lessons
     latents: Latents
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    text_learns: ClassVar[bool] = False  # whether what is trained reaches into the text encoder
+    text_learns: bool = False  # whether what is trained reaches into the text encoder
 
     @classmethod
     def open(
@@ -121,9 +125,10 @@ class PictureStage(ABC):
         c, lessons = self.config, self.lessons
         torch.manual_seed(step_seed(c.seed, -1))
         self.away, self.learned = parted(lessons, c.held_out, c.seed)
-        told = (lessons.sizes, lessons.repeats, lessons.prior)
-        sizes, repeats, prior = ([of[i] for i in self.learned] for of in told)
-        self.order = Order(sizes, repeats, c.batch_size, c.seed, prior)
+        self.order = Order(
+            [lessons.sizes[i] for i in self.learned], [lessons.repeats[i] for i in self.learned], c.batch_size, c.seed,
+            [lessons.prior[i] for i in self.learned],
+        )  # fmt: skip
         self.texts = Captions(
             template=c.template, prefix=c.prefix, dropout=c.dropout, shuffle=c.shuffle, keep=c.keep_tags,
             tag_dropout=c.tag_dropout, lines=c.lines,
@@ -143,6 +148,19 @@ class PictureStage(ABC):
     @abstractmethod
     def write(self, output: Path) -> Path:
         """Write what was made, in the form that diffusers and the others read; the modules hold the averages."""
+
+    def keep_texts(self, cache: Path, ahead: bool) -> None:
+        """Where no text encoder learns and the texts of a run are few, take them from a cache's folder from now on;
+        `ahead`: encode those that are missing first.
+        """
+        known = [self.texts.all(caption) for caption in set(self.lessons.captions)]
+        if self.text_learns or self.words or len(known) > KEPT_TEXTS or any(texts is None for texts in known):
+            return
+        encoders = [encoder.text_encoder for encoder in self.encoders]
+        store = TextStore(texts_place(cache, encoders, self.pipe.unet.config.told_sizes), self._encode_frozen)
+        if ahead:
+            store.fill(text for texts in known for text in texts or ())
+        self._frozen = lru_cache(TEXTS)(lambda caption: _on(self.pipe.device, store(caption)))
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
@@ -262,6 +280,11 @@ def parted(lessons: Lessons, count: int, seed: int) -> tuple[list[int], list[int
     return away, [i for i in range(len(lessons)) if i not in gone]
 
 
+def _on(device: torch.device, encoded: Encoded) -> Encoded:
+    text, pooled = encoded
+    return text.to(device), None if pooled is None else pooled.to(device)
+
+
 def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, output: Path) -> Lessons:
     """The pictures and captions of a recipe, for a model made for squares of `side` pixels in steps of `grid`."""
     side = recipe.size or side
@@ -274,7 +297,7 @@ def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, ou
     prior = (recipe.class_data or str(class_folder(output))) if recipe.class_prompt else None
     return open_lessons(
         subject.data, (side, side), cut, prior=prior, caption=recipe.caption, prior_caption=recipe.class_prompt,
-        scenes=recipe.scenes, seed=recipe.seed,
+        scenes=recipe.scenes, seed=recipe.seed, index=output / INDEX,
     )  # fmt: skip
 
 

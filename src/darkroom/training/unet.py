@@ -64,6 +64,7 @@ def scheduler_config(recipe: UNetRecipe) -> dict[str, Any]:
         return {
             "_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000,
             "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": recipe.shift,
+            "steps_offset": 1,
         }  # fmt: skip
     changed = {"prediction_type": recipe.prediction, "rescale_betas_zero_snr": recipe.zero_snr}
     return {**SCHEDULER_CONFIG, **changed}

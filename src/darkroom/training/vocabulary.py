@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as Backend
@@ -37,14 +38,13 @@ def learn_tokenizer(captions: Sequence[str], size: int, max_length: int = 77) ->
         show_progress=False,
     )
     backend.train_from_iterator((without_surrogates(caption) for caption in captions), trainer)
-    merges = [" ".join(pair) for pair in _merges(backend)]
+    merges = _merges(backend)
     # The library counts its alphabet otherwise (a byte that never ends a word is not there), we have all of it.
     merges = merges[: size - LEAST]
     return Tokenizer(vocabulary_of(merges), merges, max_length=max_length)
 
 
-def _merges(backend: Backend) -> list[tuple[str, str]]:
-    import json
-
+def _merges(backend: Backend) -> list[str]:
+    """ "left right" each, in order; earlier versions of the library keep them so, later ones in pairs."""
     found = json.loads(backend.to_str())["model"]["merges"]
-    return [tuple(pair.split(" ", 1)) if isinstance(pair, str) else (pair[0], pair[1]) for pair in found]
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in found]
