@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from darkroom.errors import TrainingError
 from darkroom.training import state
+from darkroom.training.config import check_loop
+from darkroom.training.exchange import buckets
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share, launch, share, sum_over_ranks
+from darkroom.training.parallel import Share, launch, launched, share, sum_over_ranks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyStage, toy_config
@@ -24,6 +29,21 @@ TOY = Path(__file__).parent / "toy.py"
 def start(folder: Path, steps: int, optimizer: str, seconds: float = 0.0, fail_at: int = -1) -> subprocess.Popen[str]:
     arguments = [str(v) for v in (TOY, folder, steps, 2, optimizer, seconds, fail_at)]
     return subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def as_torchrun(folder: Path, *arguments: object) -> list[subprocess.Popen[str]]:
+    """Two ranks of the toy, started as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, *(str(v) for v in (TOY, folder, *arguments))]
+    return [
+        subprocess.Popen(
+            command, env={**os.environ, **told, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
 
 
 def assert_close(folder: Path, steps: int, optimizer: str, other: Path) -> None:
@@ -88,3 +108,54 @@ def test_an_error_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
     process = start(tmp_path, 12, "adamw", fail_at=4)
     assert process.communicate()[1] == "said: the data is gone\n"
     assert process.returncode == 1
+
+
+def test_ranks_of_torchrun_shard_the_network_and_any_number_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "changing"
+    for until, processes in ((5, 2), (8, 1), (12, 2)):
+        if processes == 1:
+            train(ToyStage(toy_config(steps=12, optimizer="adamw")), folder, until=until)
+        else:
+            ranks = as_torchrun(folder, 12, 2, "adamw", 0, -1, "fsdp", until)
+            assert [rank.communicate()[1] for rank in ranks] == ["", ""]
+            assert [rank.returncode for rank in ranks] == [0, 0]
+        assert state.steps_done(folder) == until
+    assert_close(folder, 12, "adamw", tmp_path / "one")
+    ours, alone = (state.load_last(place) for place in (folder, tmp_path / "one"))
+    assert ours is not None
+    assert alone is not None
+    assert ours["optimizer"]["param_groups"] == alone["optimizer"]["param_groups"]
+    for i, values in alone["optimizer"]["state"].items():
+        for key, value in values.items():
+            torch.testing.assert_close(ours["optimizer"]["state"][i][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_an_error_in_a_rank_of_torchrun_is_told_once(tmp_path: Path) -> None:
+    ranks = as_torchrun(tmp_path, 12, 2, "adamw", 0, 4)
+    told = [rank.communicate()[1] for rank in ranks]
+    assert sorted(told) == ["", "said: the data is gone\n"]
+    assert [rank.returncode for rank in ranks] == [1, 1]
+
+
+def test_buckets_hold_every_parameter_once_last_first() -> None:
+    parameters = [torch.zeros(n) for n in (5, 5, 100, 1)] + [torch.zeros(3, dtype=torch.bfloat16)]
+    sizes = [[b.numel() for b in bucket] for bucket in buckets(parameters, size=48)]
+    assert sizes == [[3], [1], [100], [5, 5]]
+    assert [p.numel() for p in next(iter(buckets(parameters[:4], size=10**6)))] == [1, 100, 5, 5]
+
+
+def test_what_torchrun_says_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched() is None
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "host", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == 4
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(TrainingError, match="WORLD_SIZE is 'many'"):
+        launched()
+
+
+def test_what_needs_whole_matrices_is_not_sharded() -> None:
+    with pytest.raises(TrainingError, match="muon needs whole matrices"):
+        check_loop(toy_config(sharding="fsdp", optimizer="muon"))
+    with pytest.raises(TrainingError, match="sharding is 'half'"):
+        check_loop(toy_config(sharding="half"))

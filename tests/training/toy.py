@@ -1,6 +1,6 @@
 """A network so small that its training takes no time; run as a program it trains in several processes.
 
-python toy.py FOLDER STEPS WORKERS OPTIMIZER [SECONDS_A_STEP]
+python toy.py FOLDER STEPS WORKERS OPTIMIZER [SECONDS_A_STEP [FAIL_AT [SHARDING UNTIL]]]
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from darkroom.errors import TrainingError
+from darkroom.models.layers import Block
 from darkroom.training.loop import LoopConfig, train
-from darkroom.training.parallel import Share, launch
+from darkroom.training.parallel import Share, launch, together
 
 
 def toy_config(**changes: Any) -> LoopConfig:
@@ -26,10 +29,20 @@ def toy_config(**changes: Any) -> LoopConfig:
     return LoopConfig(**{**known, **changes})
 
 
+class Hidden(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(6, 11), nn.Linear(11, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.narrow(F.silu(self.wide(x)))
+        return y
+
+
 def toy_network() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return nn.Sequential(nn.Embedding(16, 6), nn.Linear(6, 10), nn.SiLU(), nn.Linear(10, 4))
+        return nn.Sequential(nn.Embedding(16, 6), Hidden())
 
 
 @dataclass
@@ -61,18 +74,31 @@ class ToyStage:
             loss = loss * float("nan")
         return loss, {"figure": loss.detach()}
 
+    def validation(self) -> list[Tensor]:
+        n = self.config.batch_size
+        return [torch.arange(n), torch.arange(n) + 16 - n]
 
-def work(folder: str, steps: int, optimizer: str, seconds: float, fail_at: int) -> None:
-    config = toy_config(steps=steps, optimizer=optimizer, save_every=0.05)
-    train(ToyStage(config, seconds=seconds, fail_at=fail_at), Path(folder))
+    def sheet(self) -> Image.Image:
+        shade = int(255 * torch.sigmoid(self.network(torch.tensor([3]))[0, 0]))
+        return Image.new("L", (4, 4), shade)
+
+
+def work(
+    folder: str, steps: int, optimizer: str, seconds: float, fail_at: int, sharding: str, until: int | None
+) -> None:
+    sharded = sharding == "fsdp"
+    config = toy_config(steps=steps, optimizer=optimizer, save_every=0.05, sharding=sharding, checkpointing=sharded)
+    train(ToyStage(config, seconds=seconds, fail_at=fail_at), Path(folder), until=until)
 
 
 if __name__ == "__main__":
     folder, steps, workers, optimizer, *rest = sys.argv[1:]
     seconds = float(rest[0]) if rest else 0.0
     fail_at = int(rest[1]) if rest[1:] else -1
+    sharding, until = (rest[2], int(rest[3])) if rest[2:] else ("none", None)
     torch.set_num_threads(1)
     try:
-        launch(work, int(workers), folder, int(steps), optimizer, seconds, fail_at)
+        with together():
+            launch(work, int(workers), folder, int(steps), optimizer, seconds, fail_at, sharding, until)
     except TrainingError as error:
         sys.exit(f"said: {error}")
