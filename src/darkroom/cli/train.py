@@ -18,7 +18,7 @@ from darkroom.request import choice, whole
 from darkroom.training.kinds import KINDS, LEFT_OUT, PRESETS, Subject
 
 if TYPE_CHECKING:
-    from darkroom.training.loop import LoopConfig
+    from darkroom.training.config import LoopConfig
     from darkroom.training.recipes import EmbeddedRecipe
 
 app = new_app()

@@ -41,7 +41,7 @@ class Replicas:
         self._sent: list[tuple[list[Tensor], Tensor, Any]] = []  # gradients, their flat copy, its exchange
         for i, bucket in enumerate(self._buckets):
             for p in bucket:
-                p.register_post_accumulate_grad_hook(partial(self._made, i))
+                p.register_post_accumulate_grad_hook(partial(self._made, i))  # type: ignore[no-untyped-call]
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """The live values of every module, this rank's part of them."""

@@ -132,7 +132,7 @@ def device_memory(device: str) -> int | None:
     return None
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages made inside that are alive.
 
     Attributes:
@@ -141,7 +141,7 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._seen = {t.untyped_storage()._cdata for t in known}
 
@@ -181,4 +181,5 @@ def _rehearsed(
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "float32"):
             end = loss()
         end.backward()  # type: ignore[no-untyped-call]
-    return live.most
+    most: int = live.most
+    return most

@@ -56,7 +56,8 @@ def share() -> Share:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor (`sharding`), in place; any other tensor itself."""
-    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
+    part: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:

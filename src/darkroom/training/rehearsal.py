@@ -27,8 +27,9 @@ from .finetune import FinetuneRecipe
 from .inpainting import InpaintingRecipe
 from .lora import LoraRecipe, chooser
 from .memory import Estimate, estimate, without_values
-from .stage import PictureRecipe
 from .tune import ControlNetRecipe, InversionRecipe, Vectors
+
+Rehearsed = LoraRecipe | FinetuneRecipe | InversionRecipe | ControlNetRecipe
 
 
 def rehearse(recipe: Any, model: str | None = None, world: int = 1) -> Estimate | None:
@@ -39,7 +40,7 @@ def rehearse(recipe: Any, model: str | None = None, world: int = 1) -> Estimate 
     if isinstance(recipe, AutoencoderRecipe) and model is None and not recipe.adversarial and not recipe.perceptual:
         with without_values():
             return _autoencoder(recipe, world)
-    if isinstance(recipe, LoraRecipe | FinetuneRecipe | InversionRecipe | ControlNetRecipe):
+    if isinstance(recipe, Rehearsed):
         checkpoint = open_checkpoint(MODEL if model is None else model)
         with without_values():
             return _on_pictures(recipe, checkpoint, world)
@@ -60,7 +61,7 @@ def _autoencoder(recipe: AutoencoderRecipe, world: int) -> Estimate:
     return estimate(recipe, {"autoencoder": network}, (), lambda: network(pictures).float().square().mean(), world)
 
 
-def _on_pictures(recipe: PictureRecipe, checkpoint: Checkpoint, world: int) -> Estimate:
+def _on_pictures(recipe: Rehearsed, checkpoint: Checkpoint, world: int) -> Estimate:
     """A training of a model's networks, or of something attached to them, on cached latents."""
     config = checkpoint.unet_config
     if isinstance(recipe, InpaintingRecipe):
