@@ -90,3 +90,71 @@ def test_the_sheet_of_glyphs(command: Command, tmp_path: Path) -> None:
     assert answer.code == 2
     assert "is no font" in answer.sentence
     assert not (tmp_path / "other.webp").exists()
+
+
+def pictures(folder: Path) -> Path:
+    """Three to learn from, one of them without a caption; one broken."""
+    folder.mkdir()
+    for i, size in enumerate([(160, 120), (120, 160), (128, 128)]):
+        Image.new("RGB", size, (40 * i, 9, 7)).save(folder / f"{i}.png")
+    (folder / "0.txt").write_text("one")
+    (folder / "1.txt").write_text("two")
+    (folder / "broken.png").write_text("no picture")
+    return folder
+
+
+def test_scan_says_what_there_is(command: Command, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    answer = command("data", "scan", data, "--size", 128, "--buckets", "--grid", 32, "--json")
+    assert answer.code == 0
+    told = json.loads(answer.out)
+    assert told["pictures"] == told["draws_in_a_round"] == 3
+    assert told["without_caption"] == [str(data / "2.png")]
+    assert told["sizes"] == [
+        {"width": 96, "height": 160, "pictures": 1}, {"width": 128, "height": 128, "pictures": 1},
+        {"width": 160, "height": 96, "pictures": 1},
+    ]  # fmt: skip
+    assert [row["path"] for row in told["left_out"]] == [str(data / "broken.png")]
+    plain = command("data", "scan", data).out
+    assert "3 pictures" in plain
+    assert "1 without a caption" in plain
+    assert "broken.png: can't be read" in plain
+
+
+def test_scan_and_pack_refuse_in_a_sentence(command: Command, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    for arguments in (
+        ("scan", tmp_path / "none"), ("scan", data, "--size", 8), ("scan", data, "--aspect", 0.2),
+        ("scan", data, "--size", 40, "--buckets"), ("pack", data, "-o", data),
+        ("pack", tmp_path / "x.tar", "-o", tmp_path / "y"),
+        ("encode", data, "-o", tmp_path / "run", "--for", "autoencoder"),
+        ("encode", data, "-o", tmp_path / "run", "--for", "nothing"),
+    ):  # fmt: skip
+        answer = command("data", *arguments)
+        assert answer.code == 2, arguments
+        assert answer.err.count("\n") == 1, answer.err
+
+
+def test_packed_shards_are_scanned_as_the_folder_is(command: Command, tmp_path: Path) -> None:
+    data, shards = pictures(tmp_path / "data"), tmp_path / "shards"
+    assert command("data", "pack", data, "-o", shards, "--count", 2).paths == [shards]
+    assert sorted(path.name for path in shards.iterdir()) == ["000000.tar", "000001.tar", "shards.json"]
+    about = json.loads((shards / "shards.json").read_text())
+    assert about["pictures"] == 3
+    assert "broken.png" in about["left_out"][0]["path"]
+    told = json.loads(command("data", "scan", shards, "--json").out)
+    assert (told["pictures"], len(told["without_caption"])) == (3, 1)
+    assert command("data", "pack", data, "-o", shards).code == 2
+    assert command("data", "pack", data, "-o", shards, "--overwrite").code == 0
+    assert not (shards / "000001.tar").exists()
+
+
+def test_encode_does_what_comes_before_training(command: Command, tmp_path: Path) -> None:
+    data, run = pictures(tmp_path / "data"), tmp_path / "run"
+    answer = command("data", "encode", data, "-o", run, "--set", "flip=true", "--set", "variants=2")
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("6 latents in")
+    assert "broken.png" in (run / "left-out.txt").read_text()
+    before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
+    assert command("data", "encode", data, "-o", run, "--set", "flip=true", "--set", "variants=2").code == 0
+    assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before

@@ -1,27 +1,190 @@
-"""`darkroom data`: training pictures."""
+"""`darkroom data`: training pictures, looked at, packed, encoded, rendered."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import new_app, options
-from darkroom.errors import RequestError
+from darkroom.cli import INTERRUPTED, complain, new_app, options, visible
+from darkroom.errors import RequestError, TrainingError
 from darkroom.request import choice, whole
+
+if TYPE_CHECKING:
+    from darkroom.data.lessons import Lessons
 
 app = new_app()
 
 KINDS = ("single", "count", "relation")
 METADATA = "metadata.jsonl"
+SHARDS = "shards.json"
 _MOST = 1_000_000
 
 
 @app.callback()
 def _data() -> None:
-    """Make training pictures: the built-in scenes and their captions."""
+    """Training pictures: look at your own, pack and encode them; render the built-in scenes."""
+
+
+@app.command()
+def scan(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
+    size: Annotated[
+        int, typer.Option(metavar="N", parser=options.whole_number, help="Side in pixels that will be trained at.")
+    ] = 512,
+    buckets: Annotated[bool, typer.Option("--buckets", help="Several sizes, by the pictures' shapes.")] = False,
+    grid: Annotated[
+        int, typer.Option(metavar="N", parser=options.whole_number, help="Sides of buckets are multiples of it.")
+    ] = 64,
+    aspect: Annotated[float, typer.Option(metavar="X", help="The longest side of a bucket, in its shortest.")] = 2.0,
+    enlarge: Annotated[
+        bool, typer.Option("--enlarge/--no-enlarge", help="Without: pictures are never made larger.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Say what there is to learn from, what would be left out and why, which captions are missing, which sizes come.
+
+    darkroom data scan my-pictures/ --size 512 --buckets
+    """
+    with options.named_as_options():
+        whole("--size", size, 16, 8192)
+        whole("--grid", grid, 1, 1024)
+    from darkroom.data.buckets import Cut
+    from darkroom.data.lessons import open_lessons
+
+    cut = Cut(buckets=buckets, grid=grid, aspect=aspect, enlarge=enlarge)
+    lessons = open_lessons(data, (size, size), cut)
+    if as_json:
+        print(json.dumps(_told(data, lessons), indent=2))
+        return
+    draws = sum(lessons.repeats)
+    print(f"{len(lessons):,} pictures to learn from" + (f", {draws:,} in a round" if draws > len(lessons) else ""))
+    without = [lessons.name(i) for i in range(len(lessons)) if not lessons.captions[i]]
+    if without:
+        print(f"{len(without):,} without a caption, {visible(without[0])} the first")
+    bar = max(Counter(lessons.sizes).values())
+    for (width, height), count in sorted(Counter(lessons.sizes).items()):
+        print(f"  {width:>5} x {height:<5} {count:>7,}  {'#' * -(-40 * count // bar)}")
+    if lessons.left_out:
+        print(f"{len(lessons.left_out):,} left out:")
+    for path, why in lessons.left_out:
+        print(f"  {visible(str(path))}: {visible(why)}")
+
+
+def _told(data: str, lessons: Lessons) -> dict[str, Any]:
+    """What `scan --json` prints."""
+    return {
+        "data": data,
+        "pictures": len(lessons),
+        "draws_in_a_round": sum(lessons.repeats),
+        "without_caption": [lessons.name(i) for i in range(len(lessons)) if not lessons.captions[i]],
+        "sizes": [{"width": w, "height": h, "pictures": n} for (w, h), n in sorted(Counter(lessons.sizes).items())],
+        "left_out": [{"path": str(path), "reason": why} for path, why in lessons.left_out],
+    }
+
+
+@app.command()
+def pack(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of pictures, or shards to pack anew.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the shards.")],
+    megabytes: Annotated[
+        int, typer.Option(metavar="N", parser=options.whole_number, help="Size of a shard, about.")
+    ] = 1000,
+    count: Annotated[
+        int,
+        typer.Option("--count", "-n", metavar="N", parser=options.whole_number, help="Pictures in a shard, at most."),
+    ] = 10_000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards packed before.")] = False,
+) -> None:
+    """Pack pictures and their captions into WebDataset shards: 000000.tar, 000001.tar, ..., and shards.json.
+
+    darkroom data pack my-pictures/ -o shards/
+    """
+    with options.named_as_options():
+        whole("--megabytes", megabytes, 1, 1_000_000)
+        whole("--count", count, 1, _MOST)
+    folder = _new_folder(output, SHARDS, overwrite)
+    from darkroom.cli.display import Display
+    from darkroom.data.shards import write_shards
+    from darkroom.data.sources import scan_any
+    from darkroom.formats.writer import whole_folder
+
+    with Display("looking at pictures") as display:
+        found = scan_any(data)
+        with whole_folder(folder.absolute(), SHARDS) as draft:
+            written = write_shards(found.examples, draft, megabytes * 1_000_000, count)
+            about = {
+                "shards": [path.name for path in written],
+                "pictures": len(found.examples),
+                "left_out": [{"path": str(path), "reason": why} for path, why in found.left_out],
+            }
+            (draft / SHARDS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        display.close()
+        display.answer(str(folder))
+        if found.left_out:
+            complain(f"{len(found.left_out):,} left out; {SHARDS} says which and why")
+
+
+@app.command()
+def encode(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the run will live.")],
+    kind: Annotated[str, typer.Option("--for", metavar="KIND", help="What will be trained.")] = "lora",
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="What will be tuned. [default: the embedded model]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="The settings that training will have; may be repeated."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", parser=options.whole_number, help="Processes that share the work.")
+    ] = 1,
+) -> int:
+    """Encode pictures ahead: all that `darkroom train KIND` with the same arguments would do before its first step.
+
+    darkroom data encode my-pictures/ --for lora -o runs/my-style --workers 2
+    """
+    from darkroom.training.kinds import KINDS as TRAININGS
+    from darkroom.training.kinds import Subject
+
+    with options.named_as_options():
+        choice("--for", kind, tuple(TRAININGS))
+        whole("--workers", workers, 1, 256)
+    from darkroom.training.cache import Cache
+    from darkroom.training.latents import place
+    from darkroom.training.loop import Stopped
+    from darkroom.training.recipes import override
+    from darkroom.training.tuning import CACHE, STAGES, encode_ahead, stage_of
+
+    recipe: Any = override(TRAININGS[kind].recipe_of(), settings or [])
+    if type(recipe) not in STAGES:
+        raise RequestError(f"{kind} trains on no latents of pictures; nothing is to be encoded for it")
+    folder = Path(options.path(output))
+    try:
+        pipe, lessons = encode_ahead(recipe, Subject(model, data), folder, workers)
+        stage_of(recipe, pipe, lessons, folder / CACHE, ahead=True)
+    except Stopped as stop:
+        complain(str(stop))
+        return INTERRUPTED
+    except OSError as error:
+        raise TrainingError(f"{str(error.filename or folder)!r} can't be used: {error.strerror or error}") from error
+    print(f"{len(Cache(place(folder / CACHE, pipe.autoencoder))):,} latents in {folder / CACHE}")
+    return 0
+
+
+def _new_folder(output: str, marker: str, overwrite: bool) -> Path:
+    """A folder to write to: a new or empty one, or with --overwrite one that we wrote. Raises RequestError."""
+    folder = Path(options.path(output))
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{output[:200]!r} is not a folder: choose another output")
+    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / marker).is_file()):
+        hint = ", or add --overwrite" if (folder / marker).is_file() else ""
+        raise RequestError(f"{output[:200]!r} is not empty: choose another folder{hint}")
+    return folder
 
 
 @app.command()
@@ -46,12 +209,7 @@ def render(
         whole("--seed", seed, 0, 2**63 - 1)
         if kind is not None:
             choice("--kind", kind, KINDS)
-    folder = Path(options.path(output))
-    if folder.exists() and not folder.is_dir():
-        raise RequestError(f"{output[:200]!r} is not a folder: choose another output")
-    if folder.is_dir() and any(folder.iterdir()) and not (overwrite and (folder / METADATA).is_file()):
-        hint = ", or add --overwrite" if (folder / METADATA).is_file() else ""
-        raise RequestError(f"{output[:200]!r} is not empty: choose another folder{hint}")
+    folder = _new_folder(output, METADATA, overwrite)
     from dataclasses import asdict
 
     from PIL import Image

@@ -58,6 +58,10 @@ class Lessons(ABC):
     def crop(self, i: int, version: int = 0) -> Crop:
         """What of picture i that version shows, for a network that is told of it."""
 
+    def name(self, i: int) -> str:
+        """What to call picture i."""
+        return f"picture {i}"
+
     def version(self, i: int, step: int, seed: int) -> int:
         """Which version of picture i a step shows; 0 where there is one only."""
         return self.cut.version(i, step, seed)
@@ -76,6 +80,10 @@ class FileLessons(Lessons):
     def picture(self, i: int, version: int = 0) -> NDArray[np.uint8]:
         """As above. Raises TrainingError where the file is no longer what it was."""
         return read_cut(self.examples[i], self.sizes[i], self.crop(i, version))
+
+    def name(self, i: int) -> str:
+        """Its file, or its place in a shard."""
+        return self.examples[i].name
 
     def crop(self, i: int, version: int = 0) -> Crop:
         example = self.examples[i]

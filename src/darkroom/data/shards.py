@@ -138,9 +138,9 @@ def _samples(file: Path) -> Iterator[tuple[Any, ...]]:
             if parts.setdefault(match[2].lower(), member) is not member:
                 twice.append(member)
     with_picture = [
-        (member, parts)
+        (shown, parts)
         for parts in samples.values()
-        if (member := next((parts[s[1:]] for s in SUFFIXES if s[1:] in parts), None)) is not None
+        if (shown := next((parts[s[1:]] for s in SUFFIXES if s[1:] in parts), None)) is not None
     ]
 
     def read(member: Member) -> bytes:

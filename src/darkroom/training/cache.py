@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,9 @@ MAX_SECONDS = 30.0  # of work in a file: what is lost when a process is killed
 STALE = 3600.0  # seconds after which an unfinished file is nobody's
 _KEY, _SUM = 32, 8  # hexadecimal digits
 
-Arrays = Mapping[str, NDArray[np.float16]]
+Array = NDArray[np.float16] | NDArray[np.float32]
+Arrays = Mapping[str, Array]
+_DTYPES = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 
 
 def key_of(*parts: object) -> str:
@@ -51,10 +54,10 @@ def fingerprint(module: nn.Module) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an entry's arrays lie: for each name the first byte and the shape; and their checksum."""
+    """Where an entry's arrays lie: for each name the first byte, the shape and the type; and their checksum."""
 
     path: Path
-    spots: tuple[tuple[str, int, tuple[int, ...]], ...]
+    spots: tuple[tuple[str, int, tuple[int, ...], str], ...]
     total: int
 
 
@@ -84,21 +87,21 @@ class Cache:
     def __len__(self) -> int:
         return len(self._places)
 
-    def get(self, key: str) -> dict[str, NDArray[np.float16]]:
+    def get(self, key: str) -> dict[str, NDArray[Any]]:
         """The arrays under a key. Raises KeyError where there is none, TrainingError where they have been damaged."""
         place = self._places[key]
-        arrays: dict[str, NDArray[np.float16]] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         total = 0
         try:
             with open(place.path, "rb", buffering=0) as file:
-                for name, offset, shape in place.spots:
-                    size = 2 * int(np.prod(shape))
+                for name, offset, shape, dtype in place.spots:
+                    size = _DTYPES[dtype].itemsize * int(np.prod(shape))
                     file.seek(offset)
                     data = file.read(size)
                     total = zlib.crc32(data, total)
                     if len(data) != size:
                         raise _damaged(place.path)
-                    arrays[name] = np.frombuffer(data, np.float16).reshape(shape)
+                    arrays[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
         except OSError as error:
             raise TrainingError(f"the cache {place.path} can't be read ({error.strerror})") from error
         if total != place.total:
@@ -130,11 +133,11 @@ class Cache:
         keys, sums = metadata.get("keys", ""), metadata.get("sums", "")
         n = len(keys) // _KEY
         good = len(keys) == n * _KEY and len(sums) == n * _SUM and slots
-        if not good or any(s.dtype != "float16" or not s.shape or s.shape[0] != n for s in slots):
+        if not good or any(s.dtype not in _DTYPES or not s.shape or s.shape[0] != n for s in slots):
             raise TrainingError(f"{path} is no part of a cache; delete it, or choose another folder")
         slots = sorted(slots, key=lambda s: s.name)
         for i in range(n):
-            spots = tuple((s.name, s.offset + i * (s.bytes // n), s.shape[1:]) for s in slots)
+            spots = tuple((s.name, s.offset + i * (s.bytes // n), s.shape[1:], s.dtype) for s in slots)
             key, total = keys[i * _KEY : (i + 1) * _KEY], int(sums[i * _SUM : (i + 1) * _SUM], 16)
             self._places.setdefault(key, _Place(path, spots, total))
 
@@ -153,12 +156,12 @@ class Writer:
 
     def add(self, key: str, arrays: Arrays) -> None:
         """Add an entry, written at the latest when the writer is left. Raises TrainingError where the disk is full."""
-        shape = {name: array.shape for name, array in arrays.items()}
+        shape = {name: (array.shape, array.dtype) for name, array in arrays.items()}
         if self._waiting:
             before = next(iter(self._waiting.values()))
             size = sum(array.nbytes for array in before.values()) * len(self._waiting)
             if (
-                {name: array.shape for name, array in before.items()} != shape
+                {name: (array.shape, array.dtype) for name, array in before.items()} != shape
                 or len(self._waiting) >= MAX_ENTRIES
                 or size >= MAX_BYTES
                 or time.monotonic() - self._began > MAX_SECONDS
@@ -199,7 +202,7 @@ class Writer:
             self.flush()  # what has been computed is kept, also when the user interrupts
 
 
-def stacked_rows(rows: Sequence[NDArray[np.float16]]) -> Tensor:
+def stacked_rows(rows: Sequence[Array]) -> Tensor:
     """Arrays of one shape as one float32 tensor."""
     return torch.from_numpy(np.stack(rows)).float()
 

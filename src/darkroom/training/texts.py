@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from darkroom.prompts.encoder import Encoded
 
@@ -26,13 +26,11 @@ def place(folder: Path, text_encoders: Sequence[nn.Module], told: object = "") -
 
 
 class TextStore:
-    """Captions through frozen text encoders: from disk where they are there, computed where not.
-
-    Either way an answer has been rounded to float16, so that its bits do not depend on whether it was kept.
+    """Captions through frozen text encoders: from disk where they are there, computed where not; the same bits.
 
     Args:
         place: the folder of a cache, as `place` names it.
-        encode: a caption to [T, D] and [P] or None, always the same for the same caption.
+        encode: a caption to [T, D] and [P] or None, float32; always the same for the same caption.
     """
 
     def __init__(self, place: Path, encode: Callable[[str], Encoded]) -> None:
@@ -40,16 +38,12 @@ class TextStore:
         self.encode = encode
 
     def __call__(self, caption: str) -> Encoded:
-        """[T, D] and [P] or None, float32 on the CPU."""
+        """[T, D] and [P] or None, float32; on the CPU where it was kept."""
         key = key_of(caption)
         if key not in self.cache:
-            text, pooled = self._rounded(caption)
-            return text.float(), None if pooled is None else pooled.float()
-        found = self.cache.get(key)
-        pooled = found.get("pooled")
-        return torch.from_numpy(found["text"].copy()).float(), (
-            None if pooled is None else torch.from_numpy(pooled.copy()).float()
-        )
+            return self.encode(caption)
+        found = {name: torch.from_numpy(array.copy()) for name, array in self.cache.get(key).items()}
+        return found["text"], found.get("pooled")
 
     def fill(self, captions: Iterable[str], part: Share = Share()) -> None:
         """Encode this process's part of what is missing; SIGINT and SIGTERM end it early. Raises TrainingError."""
@@ -57,17 +51,10 @@ class TextStore:
         self.cache.sweep()
         mine = [text for text in texts if int(key_of(text)[:8], 16) % part.world == part.rank]
         absent = [mine[i] for i in missing(self.cache, (key_of(text) for text in mine))]
-        with interruptible() as asked, self.cache.writer() as writer:
+        with interruptible() as asked, self.cache.writer() as writer, torch.no_grad():
             for caption in absent:
                 if asked():
                     break
-                text, pooled = self._rounded(caption)
-                arrays = {"text": text.numpy()}
-                if pooled is not None:
-                    arrays["pooled"] = pooled.numpy()
-                writer.add(key_of(caption), arrays)
-
-    @torch.no_grad()
-    def _rounded(self, caption: str) -> tuple[Tensor, Tensor | None]:
-        text, pooled = self.encode(caption)
-        return text.detach().half().cpu(), None if pooled is None else pooled.detach().half().cpu()
+                text, pooled = self.encode(caption)
+                parts = {"text": text} if pooled is None else {"text": text, "pooled": pooled}
+                writer.add(key_of(caption), {name: t.float().cpu().numpy() for name, t in parts.items()})

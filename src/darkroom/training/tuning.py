@@ -96,9 +96,11 @@ def inpainting(preset: str = "cpu") -> InpaintingRecipe:
     return on(InpaintingRecipe(steps=10_000, batch_size=8, lr=1e-5, optimizer="adamw", warmup=200), preset)
 
 
-def stage_of(recipe: PictureRecipe, pipe: Pipeline, lessons: Lessons, cache: Path) -> PictureStage:
-    """A run's stage, over latents that are there. Raises TrainingError."""
-    return STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, cache))
+def stage_of(recipe: PictureRecipe, pipe: Pipeline, lessons: Lessons, cache: Path, ahead: bool = False) -> PictureStage:
+    """A run's stage, over latents that are there; `ahead`: encode its texts now. Raises TrainingError."""
+    stage = STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, cache))
+    stage.keep_texts(cache, ahead)
+    return stage
 
 
 def tune(
@@ -127,27 +129,46 @@ def train_pictures(
 ) -> PictureStage:
     """`tune` without its last step: train to the end, and return the stage as it began. `cache` is where latents are
     kept (default: in the output folder)."""
+    cache = cache or output / CACHE
+    pipe, lessons = encode_ahead(recipe, subject, output, workers, report, cache)
+    stage = stage_of(recipe, pipe, lessons, cache, ahead=state.steps_done(output) < recipe.steps)
+    report("training", output, recipe.steps)
+    if state.steps_done(output) < recipe.steps:
+        if _alone(workers):
+            train(stage, output)
+        else:
+            launch(_work, workers, recipe, subject, output, cache)
+        check_done(output, recipe.steps)
+    return stage
+
+
+def encode_ahead(
+    recipe: PictureRecipe,
+    subject: Subject,
+    output: Path,
+    workers: int = 1,
+    report: Report = lambda *_: None,
+    cache: Path | None = None,
+) -> tuple[Pipeline, Lessons]:
+    """All that comes before the first step: pictures looked at, a run's folder claimed, latents on disk unless an
+    interruption came. Returns the model and its pictures. Raises TrainingError, CheckpointError.
+    """
     check(recipe, workers)
     cache = cache or output / CACHE
     pipe, lessons = STAGES[type(recipe)].open(recipe, subject, output, report)
     output.mkdir(parents=True, exist_ok=True)
     (output / LEFT_OUT).write_text("".join(f"{path}: {why}\n" for path, why in lessons.left_out), encoding="utf-8")
     _claim(output, f"{lessons.key} {pipe.model_hash or place(cache, pipe.autoencoder).name}\n")
-    alone = workers == 1 and launched() is None
     report("encoding pictures", None, 0)
-    if alone:
+    if _alone(workers):
         fill(cache, lessons, pipe.autoencoder)
     else:
         launch(_encode, workers, recipe, subject, output, cache)
-    stage = stage_of(recipe, pipe, lessons, cache)
-    report("training", output, recipe.steps)
-    if state.steps_done(output) < recipe.steps:
-        if alone:
-            train(stage, output)
-        else:
-            launch(_work, workers, recipe, subject, output, cache)
-        check_done(output, recipe.steps)
-    return stage
+    return pipe, lessons
+
+
+def _alone(workers: int) -> bool:
+    return workers == 1 and launched() is None
 
 
 def _claim(output: Path, belongs: str) -> None:
