@@ -40,6 +40,27 @@ def test_a_new_object(command: Command, model: Path, tmp_path: Path) -> None:
     assert rows["new, after"]["right"] == 0
 
 
+def test_pictures_are_measured_and_kept(command: Command, model: Path, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(256, size=(40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(data / f"{i}.png")
+        (data / f"{i}.txt").write_text("a fox")
+    asked = ("--metrics", "reconstruction,memorisation", "--data", data, "--steps", 1, "--keep", tmp_path / "kept")
+    answer = command("evaluate", model, *asked, "--json", "--sheet", tmp_path / "pairs.png")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.json["reconstruction"]["pictures"] == answer.json["pictures"] == 4
+    assert answer.json["memorisation"]["training_pictures"] == 4
+    assert len(list((tmp_path / "kept").glob("*.png"))) == 4
+    assert (tmp_path / "pairs.png").is_file()
+    folders = command("evaluate", "--pictures", tmp_path / "kept", "--data", data, "--metrics", "memorisation")
+    assert folders.out.startswith(f"4 pictures, compared with {data}\nmemorisation: ")
+
+
 def test_scores_of_a_new_object_as_a_table() -> None:
     from darkroom.cli.evaluate import as_text
 
@@ -73,6 +94,12 @@ def test_scores_as_a_table() -> None:
         (["--guidance", "nan"], "--guidance is nan"),
         (["--sampler", "eulr"], "eulr"),
         (["--word", "<x>"], "--word tells of a new object; name it with --object"),
+        (["--metrics", "fud"], "metrics has 'fud'"),
+        (["--metrics", "fid"], "fid needs a network that is not given; name it by --features: pt_inception"),
+        (["--metrics", "memorisation"], "name them by --data"),
+        (["--resize", "bicubic"], "--resize is 'bicubic'"),
+        (["--features", "/nowhere.pth"], "/nowhere.pth does not exist"),
+        (["--pictures", "x"], "would draw others; give one"),
         (["--object", "fox"], "'fox' is one of the built-in objects"),
         (["--object", "blarg", "--glyph", "nowhere.png"], "nowhere.png"),
         (["/nowhere"], "/nowhere"),
