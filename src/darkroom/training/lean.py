@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .optim import Guarded
 
+_CPU = torch.device("cpu")
 BLOCK = 256  # values that share a scale
 SMALL = 4096  # a parameter of fewer values keeps its moments in float32
 
@@ -35,7 +36,7 @@ class AdamW8bit(Guarded):
                     self._step(p, p.grad, self.state[p], group)
 
     def _step(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        signed, unsigned = table(True).to(p.device), table(False).to(p.device)
+        signed, unsigned = table(True, p.device), table(False, p.device)
         if "step" not in state:
             blocks = -(-p.numel() // BLOCK)
             state["step"] = torch.zeros((), device=p.device)
@@ -60,7 +61,7 @@ class AdamW8bit(Guarded):
 
 
 @cache
-def table(signed: bool) -> Tensor:
+def table(signed: bool, device: torch.device = _CPU) -> Tensor:
     """The 256 numbers of 8 bits that follow a dynamic tree, rising, 0 and 1 among them (with a sign or without).
 
     The zeros before the first one of the code are a decimal exponent; the bits after it divide 0.1 to 1 evenly.
@@ -71,7 +72,7 @@ def table(signed: bool) -> Tensor:
         edges = torch.linspace(0.1, 1, 2 ** (bits - exponent) + 1, dtype=torch.float64)
         middles = (edges[:-1] + edges[1:]) / 2 * 10.0**-exponent
         numbers += [sign * float(m) for m in middles for sign in ((1, -1) if signed else (1,))]
-    return torch.tensor(sorted(numbers), dtype=torch.float32)
+    return torch.tensor(sorted(numbers), dtype=torch.float32, device=device)
 
 
 def pack(x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

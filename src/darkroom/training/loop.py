@@ -310,7 +310,9 @@ class Trainer:
             learning = [*self.spread.parameters, *self.opponents.parameters]
             torch._foreach_mul_([p.grad for p in learning if p.grad is not None], 1 / self.scale.factor)
         norm = self.spread.clip(config.clip)
-        good = torch.isfinite(norm) & torch.isfinite(self.opponents.clip(config.clip)).to(norm.device)
+        good = torch.isfinite(norm)
+        if self.opponents.parameters:
+            good &= torch.isfinite(self.opponents.clip(config.clip))
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # see optim.py
         self.optimizer.step()
         self.opponents.step(factor, good)
@@ -347,7 +349,7 @@ class Trainer:
         to, and to save, if rank 0 thinks that it is time."""
         if self.rank.world == 1:
             return asked, due
-        flags = torch.tensor([float(asked), float(due and self.rank.rank == 0)], device=self.device)
+        flags = torch.tensor([float(asked), float(due and self.rank.rank == 0)])  # on the CPU: no GPU is waited for
         self.spread.exchange(flags)
         stopping, saving = flags.tolist()
         return bool(stopping), bool(saving)
