@@ -56,7 +56,8 @@ def share() -> Share:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor (`sharding`), in place; any other tensor itself."""
-    part: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
+    own = getattr(tensor.detach(), "to_local", None)
+    part: Tensor = tensor if own is None else own()
     return part
 
 
