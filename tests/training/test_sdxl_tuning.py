@@ -19,6 +19,7 @@ from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.unet import UNet
 from darkroom.pipeline import Pipeline
 from darkroom.prompts.tokenizer import Tokenizer
+from darkroom.training.distill import DistillRecipe
 from darkroom.training.finetune import FinetuneRecipe, FinetuneStage
 from darkroom.training.kinds import Subject
 from darkroom.training.lora import LoraRecipe
@@ -135,3 +136,20 @@ def test_a_word_needs_a_model_with_one_text_encoder(model: Path, pictures: Path,
     settings = {key: value for key, value in SETTINGS.items() if key != "save_dtype"}
     with pytest.raises(TrainingError, match="two text encoders"):
         tune(replace(InversionRecipe(**settings), word="blorb"), Subject(str(model), str(pictures)), tmp_path / "run")
+
+
+def test_a_distilled_one_is_drawn_with_by_diffusers(model: Path, pictures: Path, tmp_path: Path) -> None:
+    recipe = DistillRecipe(**SETTINGS, guidance=(2.0, 6.0))
+    made = tune(recipe, Subject(str(model), str(pictures)), tmp_path / "run")
+    from diffusers import StableDiffusionXLPipeline
+
+    theirs = StableDiffusionXLPipeline.from_pretrained(made, torch_dtype=torch.float32, add_watermarker=False)
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        "a red fox", num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator().manual_seed(3),
+        output_type="np", height=64, width=64,
+    ).images[0]  # fmt: skip
+    pipe = darkroom.load(made, device="cpu", dtype="float32")
+    ours = pipe.generate("a red fox", guidance_scale=5.0, seed=3, output="pt").images
+    assert isinstance(ours, torch.Tensor)
+    assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < 2e-3
