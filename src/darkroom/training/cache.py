@@ -35,7 +35,7 @@ _KEY, _SUM = 32, 8  # hexadecimal digits
 
 Array = NDArray[np.float16] | NDArray[np.float32]
 Arrays = Mapping[str, Array]
-_DTYPES = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
+_DTYPES: Mapping[str, np.dtype[Any]] = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 
 
 def key_of(*parts: object) -> str:
