@@ -94,6 +94,8 @@ def test_scores_as_a_table() -> None:
         (["--guidance", "nan"], "--guidance is nan"),
         (["--sampler", "eulr"], "eulr"),
         (["--word", "<x>"], "--word tells of a new object; name it with --object"),
+        (["--metrics", ","], "--metrics is empty"),
+        (["--data", "x"], "--data is of no use to adherence; name other --metrics"),
         (["--metrics", "fud"], "metrics has 'fud'"),
         (["--metrics", "fid"], "fid needs a network that is not given; name it by --features: pt_inception"),
         (["--metrics", "memorisation"], "name them by --data"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from darkroom.errors import CheckpointError, RequestError
@@ -24,6 +25,12 @@ from darkroom.models.inception import Inception
 
 def noise(seed: int, height: int = 40, width: int = 33) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def write(folder: Path, model: Any) -> None:
+    """What `save_pretrained` writes, in a tenth of its time."""
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(model.config.to_json_string(use_diff=False))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     folder = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(folder)
+    write(folder, model)
     Tokenizer.default().save(folder)
     about = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 28}, "image_mean": [0.5, 0.4, 0.3],
              "image_std": [0.2, 0.3, 0.25], "resample": 3}  # fmt: skip
@@ -83,7 +90,7 @@ def test_a_clip_of_pictures_only_refuses_texts(clip: tuple[Path, Any], tmp_path:
 
     _, model = clip
     vision = CLIPVisionModelWithProjection(model.config.vision_config)
-    vision.save_pretrained(tmp_path)
+    write(tmp_path, vision)
     seer = ClipSeer(open_features([tmp_path])["clip"])
     assert seer([noise(1)]).shape == (1, model.config.vision_config.projection_dim)
     with pytest.raises(CheckpointError, match="sees pictures only; texts need a whole CLIP"):

@@ -123,6 +123,10 @@ def evaluate(
         choice("--resize", resize, ("tensorflow", "pytorch-fid"))
     if object_ is None and (given := [n for n, v in (("--glyph", glyph), ("--word", word), ("--before", before)) if v]):
         raise RequestError(f"{given[0]} tells of a new object; name it with --object")
+    if not chosen:
+        raise RequestError("--metrics is empty; name one or more, such as reconstruction")
+    if data is not None and chosen == ("adherence",):
+        raise RequestError("--data is of no use to adherence; name other --metrics, such as reconstruction")
     if pictures is not None and model is not None:
         raise RequestError(f"--pictures measures pictures that are there, and {model!r} would draw others; give one")
     from darkroom.cli.display import Display
