@@ -111,14 +111,14 @@ def test_a_resumed_game_equals_an_uninterrupted_one_in_bfloat16(tmp_path: Path) 
 
 
 def test_held_out_pictures_are_judged_without_the_discriminator() -> None:
-    game = stage(held_out=3)
+    game, plain = stage(held_out=3), stage(adversarial=0.0)
     batches = game.validation()
     assert [tuple(b.shape) for b in batches] == [(1, 3, 128, 128)] * 3
     with torch.no_grad():
         torch.manual_seed(0)
         loss, figures = game.loss(batches[0], 9, Share())
         torch.manual_seed(0)
-        alone, _ = stage(adversarial=0.0).loss(batches[0], 9, Share())
+        alone, _ = plain.loss(batches[0], 9, Share())
     assert torch.equal(loss, alone)
     assert "discriminator" not in figures
     sheet = game.sheet()
