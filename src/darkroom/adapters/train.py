@@ -123,7 +123,8 @@ class TrainableLora(nn.Module):
             if not self.on:
                 return None
             update, x = self.update(number), inputs[0]
-            if not (self.training and (self.dropout or self.rank_dropout)):
+            learning = self.training and torch.is_grad_enabled()
+            if not (learning and (self.dropout or self.rank_dropout)):
                 return output + update(layer, x, scale, answer=output)
             generator = torch.Generator(x.device).manual_seed((self.seed * 65_537 + number) % 2**63)
             if self.rank_dropout:
