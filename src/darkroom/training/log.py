@@ -111,7 +111,7 @@ def _board(folder: Path, step: int) -> Any:
         raise TrainingError(
             "tensorboard is true, and TensorBoard isn't installed; pip install 'darkroom-diffusion[train]', or leave it"
         ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _mean(summed: Tensor, steps: float) -> float | None:

@@ -10,13 +10,14 @@ Times are steps, counted from 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from darkroom.errors import TrainingError
 
@@ -47,7 +48,7 @@ def mixture(saved: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
     return np.asarray(factors)
 
 
-def save_snapshot(run: Path, step: int, averages: dict[float, Weights]) -> None:
+def save_snapshot(run: Path, step: int, averages: Mapping[float, Mapping[str, Mapping[str, Tensor]]]) -> None:
     """Keep averages, by their lengths, in float16; whole or not at all. Raises TrainingError if the disk is full."""
     half = {
         length: {n: {k: v.half() if v.is_floating_point() else v for k, v in s.items()} for n, s in weights.items()}
