@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from darkroom.data.glyphs import SHEET_COLUMNS, SHEET_SIDE
-from darkroom.data.objects import BACKGROUNDS, CANVAS, GRID, OBJECTS, RELATIONS
+from darkroom.data.objects import BACKGROUNDS, CANVAS, GRID, OBJECTS, RELATIONS, vocabulary, with_article
 from darkroom.data.scenes import (
     COLOURS,
     KINDS,
     MARGIN,
     NOUNS,
+    PLACES,
     Placed,
     Scene,
     draw_collage,
@@ -176,3 +177,26 @@ def test_collages_are_reproducible_and_unlike_scenes() -> None:
     assert not np.array_equal(picture, draw_collage(1, 3, []))
     other = np.zeros((96, 96, 4), np.float32)
     assert all(draw_collage(1, i, [other]).std() >= 0 for i in range(40))  # glyphs beyond every border
+
+
+def test_a_pair_is_also_told_by_its_places() -> None:
+    told = {scene.relation: scene for i in range(60) if (scene := draw_scene(3, i, "relation")).relation}
+    assert set(told) == set(RELATIONS)
+    for relation, scene in told.items():
+        first, second = scene.objects
+        usual, placed = scene.captions
+        here, there = PLACES[relation]
+        assert usual == scene.caption
+        assert f"{here} {with_article(first.noun)}" in placed
+        assert f"{there} {with_article(second.noun)}" in placed
+        assert placed.partition(" on a")[2] == usual.partition(" on a")[2]
+        # The picture keeps what it says.
+        axis = "x" if here in ("left", "right") else "y"
+        assert (getattr(first, axis) < getattr(second, axis)) == (here in ("left", "above"))
+        assert set(placed.split()) <= set(vocabulary())
+
+
+def test_other_scenes_have_one_caption() -> None:
+    for kind in ("single", "count"):
+        scene = draw_scene(3, 1, kind)
+        assert scene.captions == (scene.caption,)

@@ -97,12 +97,13 @@ class SceneLessons(Lessons):
     seed: int = 0
 
     @classmethod
-    def of(cls, count: int, seed: int) -> SceneLessons:
-        """`count` scenes."""
-        captions = [draw_scene(seed, i).caption for i in range(count)]
+    def of(cls, count: int, seed: int, lines: bool = False) -> SceneLessons:
+        """`count` scenes; with `lines` every way to say what a scene shows, each on a line of its own."""
+        drawn = (draw_scene(seed, i) for i in range(count))
+        captions = ["\n".join(scene.captions) if lines else scene.caption for scene in drawn]
         digests = [hashlib.sha256(f"scene {seed} {i}".encode()).hexdigest() for i in range(count)]
         size = (128, 128)
-        key = _key("scenes", [f"{seed} {count}"])
+        key = _key("scenes", [f"{seed} {count}", *(["lines"] if lines else [])])
         return cls(captions, [1] * count, [size] * count, digests, [False] * count, key, seed=seed)
 
     def picture(self, i: int, version: int = 0) -> NDArray[np.uint8]:
@@ -122,6 +123,7 @@ def open_lessons(
     prior_caption: str = "",
     scenes: int = 20_000,
     seed: int = 0,
+    lines: bool = False,
     index: Path | None = None,
 ) -> Lessons:
     """The training pictures that `data` names, each cut to `size` (width, height) or to the bucket nearest its shape.
@@ -130,7 +132,7 @@ def open_lessons(
         data: a folder; WebDataset shards ("shards/", "a-{000..015}.tar", "*.tar"); None: the built-in scenes.
         prior: class pictures, named likewise.
         caption: of a picture that has none of its own; `prior_caption`: of such a class picture.
-        scenes, seed: which of the built-in scenes.
+        scenes, seed: which of the built-in scenes; `lines`: with all their captions, a line each.
         index: a file that remembers what was found, so that the next time is quicker.
 
     Raises TrainingError in one sentence for what can't be learned from.
@@ -141,7 +143,7 @@ def open_lessons(
                 "the built-in scenes are of 128x128 pixels and suit the embedded model only; name a folder of pictures "
                 "by --data"
             )
-        return SceneLessons.of(scenes, seed)
+        return SceneLessons.of(scenes, seed, lines)
     examples, left_out = _cut(scan_any(data, index), size, cut)
     sizes = [cut.bucket((e.width, e.height), size) for e in examples]
     classes = [False] * len(examples)

@@ -19,6 +19,13 @@ from .objects import BACKGROUNDS, CANVAS, COUNTS, GRID, OBJECTS, OPPOSITE, RELAT
 
 KINDS = ("single", "count", "relation")
 MARGIN = GRID  # pixels of background left free at every border and between objects
+# What a relation says of the places of its first and its second object.
+PLACES = {
+    "to the left of": ("left", "right"),
+    "to the right of": ("right", "left"),
+    "above": ("above", "below"),
+    "below": ("below", "above"),
+}
 NOUNS = tuple(OBJECTS)
 COLOURS = tuple(BACKGROUNDS)
 
@@ -49,6 +56,21 @@ class Scene:
         if any(_tenth(o.noun, self.background) for o in self.objects):
             return True
         return bool(self.relation) and triple_held_out(self.objects[0].noun, self.relation, self.objects[1].noun)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The caption; and of a pair one that says each place before its noun, the noun first in the alphabet first.
+
+        "a fox to the left of a cat on a red background": "right a cat left a fox on a red background". A text encoder
+        that reads from left to right learns from the second kind what the first kind means (docs/decisions/0012).
+        """
+        if not self.relation:
+            return (self.caption,)
+        first, second = (with_article(o.noun) for o in self.objects)
+        here, there = PLACES[self.relation]
+        placed = sorted([f"{here} {first}", f"{there} {second}"], key=lambda words: words.partition(" ")[2].split()[1:])
+        tail = self.caption.removeprefix(f"{first} {self.relation} {second}")
+        return self.caption, " ".join(placed) + tail
 
 
 def _tenth(*words: str) -> bool:

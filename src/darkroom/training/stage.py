@@ -65,7 +65,8 @@ class PictureRecipe(DenoisingRecipe):
     shuffle: bool = False  # put tags (between commas) in another order each time
     keep_tags: int = 0  # that many first tags stay where they are
     tag_dropout: float = 0.0  # fraction of tags left out
-    lines: bool = False  # each line of a caption's file is a caption of its own; else lines are joined
+    # Each line of a caption's file is a caption of its own; else lines are joined. A built-in scene has one or two.
+    lines: bool = False
     caption: str = ""  # of pictures that have none of their own, such as "a photo of sks dog"
     class_prompt: str = ""  # prior preservation: what the subject is one of, such as "a photo of a dog"
     class_data: str = ""  # a folder of pictures of that; none: the model itself draws them
@@ -297,7 +298,7 @@ def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, ou
     prior = (recipe.class_data or str(class_folder(output))) if recipe.class_prompt else None
     return open_lessons(
         subject.data, (side, side), cut, prior=prior, caption=recipe.caption, prior_caption=recipe.class_prompt,
-        scenes=recipe.scenes, seed=recipe.seed, index=output / INDEX,
+        scenes=recipe.scenes, seed=recipe.seed, lines=recipe.lines, index=output / INDEX,
     )  # fmt: skip
 
 
