@@ -41,8 +41,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "pipeline": "adapters arguments diffusion engine formats images models prompts request result samplers sweeps",
         "loading": "embedded engine formats models pipeline prompts request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps",
-        "training": "adapters data diffusion engine evaluate formats hints images models pipeline prompts request "
-        "samplers",
+        "training": "adapters data diffusion embedded engine evaluate formats hints images models pipeline prompts "
+        "request samplers",
         "cli": "*",
         "__init__": "*",
         "__main__": "cli",
