@@ -34,7 +34,7 @@ COMMANDS = {
     "convert": "Write a model as a diffusers folder or as a single file.",
     "train": "Train networks, or tune a model on pictures.",
     "evaluate": "Judge whether pictures show what the prompts say.",
-    "data": "Render training pictures.",
+    "data": "Scan, pack, encode or render training pictures.",
     "samplers": "List the samplers.",
 }
 
