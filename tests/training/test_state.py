@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,49 @@ def test_a_broken_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "step-000000007.pt").write_bytes(content)
     with pytest.raises(TrainingError, match=r"step-000000007\.pt can't be read"):
         state.load_last(tmp_path)
+
+
+def test_the_one_before_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
+    for step in (1, 2):
+        state.save(tmp_path, step, {"weights": torch.ones(500)})
+    newest = tmp_path / "step-000000002.pt"
+    newest.write_bytes(newest.read_bytes()[:-700])
+    with pytest.raises(TrainingError, match=r"can't be read: .*; delete it to go on from step-000000001\.pt"):
+        state.load_last(tmp_path)
+    newest.unlink()
+    assert state.load_last(tmp_path) is not None
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """Files may not grow beyond 64 kB: the write fails half-way, as it does on a full disk."""
+    state.save(tmp_path, 1, {"step": 1, "weights": torch.ones(1000)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    try:
+        with pytest.raises(TrainingError, match=r"step-000000002\.pt could not be written"):
+            state.save(tmp_path, 2, {"step": 2, "weights": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["step-000000001.pt"]
+    saved = state.load_last(tmp_path)
+    assert saved is not None
+    assert saved["weights"].sum() == 1000
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_one_stays(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr("os.link", refuse)
+    for step in (1, 2, 3, 4):
+        state.save(tmp_path, step, {"step": step}, keep=1)
+        if step in (1, 2):
+            state.keep_best(tmp_path, step)
+    assert names(tmp_path) == ["best.pt", "step-000000004.pt"]
+    assert state.load_best(tmp_path) == {"step": 2}
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
