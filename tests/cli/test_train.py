@@ -95,7 +95,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    assert err.startswith("darkroom: stopped at step ")
+    assert err.splitlines()[-1].startswith("darkroom: stopped at step ")
     assert err.endswith("; the same command goes on\n")
     assert len(list(tmp_path.glob("step-*.pt"))) == 1
 
