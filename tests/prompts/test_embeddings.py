@@ -202,7 +202,7 @@ def test_chunks_that_differ_by_a_word_are_not_taken_for_one():
 
 def test_words_of_another_model():
     enc = encoder()
-    with pytest.raises(RequestError, match=r"'w' is for Stable Diffusion 1.x \(width 768\), and this model is a custom"):
+    with pytest.raises(RequestError, match=r"'w' is for Stable Diffusion 1.x \(width 768\), and this model is a cu"):
         enc.encode("w", words=[word("w", width=768)])
     enc.encode("a fox", words=[word("w", width=768)])  # not used
     sd2 = encoder(widths=(1024,))

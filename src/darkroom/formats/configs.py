@@ -18,11 +18,11 @@ from ..models.config import (
     VisionEncoderConfig,
 )
 from .layouts import Part
-from .rules import Config
+from .rules import ToldConfig
 
 MAX_JSON = 1 << 20  # bytes of a configuration file; published ones have about 2000
 
-_CLASSES: dict[Part, type[Config]] = {
+_CLASSES: dict[Part, type[ToldConfig]] = {
     "unet": UNetConfig,
     "autoencoder": AutoencoderConfig,
     "text_encoder": TextEncoderConfig,
@@ -64,12 +64,11 @@ def checked_defaults(content: Any, where: str) -> dict[str, float]:
     """
     if not isinstance(content, dict):
         raise CheckpointError(f"{where} has defaults {content!r}; they are an object.")
-    known: dict[str, tuple[tuple[type, ...], int, int]] = {
-        "steps": ((int,), 1, 1000), "guidance_scale": ((int, float), 0, 100), "refine_strength": ((int, float), 0, 1),
-    }  # fmt: skip
+    known = {"steps": 1000, "guidance_scale": 100, "refine_strength": 1}
     for name, value in content.items():
-        kinds, low, high = known.get(name, ((), 0, 0))
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        whole = name == "steps"
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if name not in known or not number or not int(whole) <= value <= known[name]:
             raise CheckpointError(
                 f"{where} has the default {name}={value!r}; there may be steps (1 to 1000), guidance_scale (0 to 100), "
                 f"refine_strength (0 to 1)."

@@ -23,9 +23,9 @@ from ..models.config import (
     VisionEncoderConfig,
 )
 
-Config: TypeAlias = (
-    UNetConfig | AutoencoderConfig | TextEncoderConfig | VisionEncoderConfig | InceptionConfig | LpipsConfig
-)
+ToldConfig: TypeAlias = UNetConfig | AutoencoderConfig | TextEncoderConfig | VisionEncoderConfig
+"""What a `config.json` describes."""
+Config: TypeAlias = ToldConfig | InceptionConfig | LpipsConfig
 Numbering: TypeAlias = Callable[[Config, int, int], Mapping[str, int]]  # (config, l, i) -> more template fields
 
 

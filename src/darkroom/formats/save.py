@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
 from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer, tokenizer_of
 from .layouts import Layout, Part, table
-from .rules import Config, Place
+from .rules import Place, ToldConfig
 from .single import METADATA
 from .weights import in_file_shape
 from .writer import Entry, whole_file, whole_folder, write_json, write_safetensors
@@ -108,7 +108,7 @@ def save_folder(
     negative prompt means zeros.
     """
     target = Path(os.path.abspath(path))
-    configs: dict[Part, Config] = {
+    configs: dict[Part, ToldConfig] = {
         "unet": unet_config, "autoencoder": autoencoder_config, "text_encoder": text_encoder_config,
     }  # fmt: skip
     states: dict[Part, State] = {"unet": unet, "autoencoder": autoencoder, "text_encoder": text_encoder}
@@ -210,7 +210,7 @@ def save_single_file(
 
 
 def entries_of(
-    part: Part, layout: Layout, state: State, config: Config, dtype: torch.dtype | None, path: Path
+    part: Part, layout: Layout, state: State, config: ToldConfig, dtype: torch.dtype | None, path: Path
 ) -> list[Entry]:
     """A network's tensors as a layout has them."""
     tensors: Tensors = _Given(state) if isinstance(state, Mapping) else state

@@ -25,7 +25,7 @@ from darkroom.prompts.vocabulary import build_vocabulary
 
 from . import autoencoder as ae
 from . import posthoc, unet
-from .loop import LoopConfig
+from .config import LoopConfig
 
 FINISHED = "autoencoder.safetensors"  # in an autoencoder's run: its normalised average
 SUBJECT = "subject.json"  # in an autoencoder's run: what it began with

@@ -51,7 +51,7 @@ class Guarded(torch.optim.Optimizer):
     def count(self, state: dict[str, Any], p: Tensor) -> Tensor:
         """Count this step in state["step"], unless it is a bad one; the new count, in float64 where there is that."""
         old = state["step"] = state["step"].to(p.device)
-        new = old + 1
+        new: Tensor = old + 1
         self.put(old, new)
         return new if p.device.type == "mps" else new.double()
 

@@ -39,8 +39,8 @@ class EmbeddedRecipe:
     evaluate: int = 100  # pictures a category in the scores of the card; 0: none
 
 
-# What makes a model learn the order of the nouns in a caption (docs/decisions/0012): captions that say the places first,
-# and more of high noise, where the order alone decides what goes where.
+# What makes a model learn the order of the nouns in a caption (docs/decisions/0012): captions that say the places
+# first, and more of high noise, where the order alone decides what goes where.
 PLACED: dict[str, Any] = {"lines": True, "times": "logit-normal", "times_mean": 0.5, "times_std": 1.4}
 
 
