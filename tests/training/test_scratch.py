@@ -19,7 +19,7 @@ from darkroom.training.parallel import Share
 from darkroom.training.recipes import check, override
 from darkroom.training.scratch import ScratchStage
 from darkroom.training.tuning import stage_of, tune
-from darkroom.training.unet import UNetRecipe, networks, scheduler_config
+from darkroom.training.unet import DEFAULTS, UNetRecipe, networks, scheduler_config
 from darkroom.training.vocabulary import LEAST, learn_tokenizer
 
 UNET = UNetRecipe(
@@ -108,8 +108,8 @@ def test_it_learns_one_s_own_pictures_and_diffusers_draws_the_same(
     theirs = StableDiffusionPipeline.from_pretrained(made, torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     expected = theirs(
-        "a red fox", num_inference_steps=3, guidance_scale=3.0, generator=torch.Generator().manual_seed(3),
-        output_type="np",
+        "a red fox", num_inference_steps=3, guidance_scale=DEFAULTS["guidance_scale"],
+        generator=torch.Generator().manual_seed(3), output_type="np",
     ).images[0]  # fmt: skip
     # diffusers rounds a flow model's timesteps to whole ones.
     assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < (1e-2 if prediction == "flow" else 1e-3)
