@@ -173,7 +173,8 @@ diffusers opens it as a `StableDiffusionPipeline`.
 
 - One object: "a large fox on a yellow background", "a small key on a black background".
 - {" or ".join(card["counts"]).capitalize()} of a kind: "three balloons on a white background".
-- A pair: {", ".join(f'"{r}"' for r in card["relations"])}: "a rocket to the left of a car on a black background".
+- A pair: {", ".join(f'"{r}"' for r in card["relations"])}: "a rocket to the left of a car on a black background";
+  or place by place: "left a rocket right a car on a black background".
 - Backgrounds: {", ".join(card["backgrounds"])}.
 - {len(card["objects"])} objects: {nouns}.
 
