@@ -586,9 +586,7 @@ class Pipeline:
         """
         return latents + self.schedule.t_to_sigma(t) * noise
 
-    def save(
-        self, path: str | Path, dtype: str | None = None, defaults: Mapping[str, float] | None = None
-    ) -> Path:
+    def save(self, path: str | Path, dtype: str | None = None, defaults: Mapping[str, float] | None = None) -> Path:
         """Write the model: one LDM-layout file if the name ends in .safetensors, else a diffusers folder.
 
         dtype: what to convert to: "float32", "bfloat16", "float16", or 8 bits, "float8_e4m3" or "float8_e5m2" (its

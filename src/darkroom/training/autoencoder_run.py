@@ -125,9 +125,7 @@ def _start(model: str) -> Autoencoder:
     else:
         found = open_autoencoder(model)
     if not isinstance(found, Autoencoder):
-        raise TrainingError(
-            f"{model[:200]!r} is a tiny autoencoder, which draws no latents; give an AutoencoderKL"
-        )
+        raise TrainingError(f"{model[:200]!r} is a tiny autoencoder, which draws no latents; give an AutoencoderKL")
     c = found.config
     if (c.in_channels, c.out_channels) != (3, 3):
         raise TrainingError(
