@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 import darkroom
+from darkroom import hints
 from darkroom.data.objects import OBJECTS
 from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.embedded import MODEL
@@ -56,3 +58,52 @@ def test_it_draws_what_the_caption_says_far_more_often_than_by_chance(pipe):
     assert score(pictures, scenes).background == 1.0
     assert score(pictures, scenes).right >= 0.5
     assert score(pictures, [*scenes[1:], scenes[0]]).right <= 0.1
+
+
+def test_it_knows_who_stands_where(pipe):
+    scenes = scenes_of("relation", True, 12)  # held out: never trained on
+    pictures = [np.asarray(p) for p in pipe.generate([s.caption for s in scenes], seed=1).images]
+    found = score(pictures, scenes)
+    assert found.right >= 0.5
+    assert found.layout == found.objects  # what has both objects has them in their places
+
+
+def test_diffusers_draws_the_same_with_what_comes_with_it(pipe):
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    names = "controlnet-edges", "lora/sepia.safetensors", "word/blue-heart.safetensors"
+    edges, sepia, word = (MODEL.parent / name for name in names)
+    theirs = StableDiffusionControlNetPipeline.from_pretrained(
+        MODEL, safety_checker=None, controlnet=ControlNetModel.from_pretrained(edges).float()
+    )
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_lora_weights(sepia.parent, weight_name=sepia.name)
+    theirs.load_textual_inversion(str(word))
+    hint = hints.make("canny", Image.fromarray(render_scene(draw_scene(5, 1))))
+    prompt = "a small <blue-heart> on a white background"
+    (expected,) = theirs(
+        prompt, image=hint, num_inference_steps=4, guidance_scale=2.0, output_type="np",
+        generator=torch.Generator("cpu").manual_seed(3),
+    ).images  # fmt: skip
+    found = pipe.generate(
+        prompt, steps=4, guidance_scale=2.0, seed=3, output="pt", controls=[darkroom.Control("embedded:edges", hint)],
+        loras=[darkroom.Lora("embedded:sepia")], embeddings=["embedded:blue-heart"],
+    ).images[0]  # fmt: skip
+    assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() < 1e-3
+
+
+def test_its_controlnet_keeps_edges(pipe):
+    scenes = [draw_scene(991, i, "single", None) for i in range(6)]
+    shown = [hints.make("canny", Image.fromarray(render_scene(scene))) for scene in scenes]
+    kept = {}
+    for scale in (0.0, 1.0):
+        near = []
+        for scene, hint in zip(scenes, shown, strict=True):
+            (drawn,) = pipe.generate(
+                scene.caption, seed=1, controls=[darkroom.Control("embedded:edges", hint, scale)]
+            ).images
+            found = hints.make("canny", drawn).convert("L").filter(ImageFilter.MaxFilter(3))
+            wanted = np.asarray(hint.convert("L")) > 0
+            near.append((wanted & (np.asarray(found) > 0)).sum() / wanted.sum())
+        kept[scale] = np.mean(near)
+    assert kept[1.0] > 0.7 > 0.5 > kept[0.0]
