@@ -50,6 +50,17 @@ def test_an_optimizer_shows_what_it_keeps(optimizer: str, least: float, most: fl
     assert of_largest >= 0
 
 
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor"])
+def test_an_optimizer_is_looked_at_with_values_wherever_the_question_comes_from(optimizer: str) -> None:
+    from darkroom.training import lean
+
+    lean.table.cache_clear()
+    with memory.without_values():
+        inside = memory.cost(optimizer)
+    assert inside == memory.cost(optimizer)
+    assert type(lean.table(True)) is torch.Tensor
+
+
 def test_the_rehearsal_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of the same network with values holds as much, with checkpointing and without."""
     from darkroom.models.config import UNetConfig

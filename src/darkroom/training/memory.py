@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -97,7 +97,8 @@ def estimate(
 def cost(optimizer: str) -> tuple[float, float, float]:
     """What an optimizer keeps of each value, in bytes, and the most its step holds besides: of each value, and of each
     value of the largest parameter. Seen on two small networks."""
-    (few, state, least), (many, _, most) = ((n, *_observed(optimizer, n)) for n in (2, 8))
+    with unset_fake_temporarily():  # an optimizer in 8 bits looks at its numbers
+        (few, state, least), (many, _, most) = ((n, *_observed(optimizer, n)) for n in (2, 8))
     size = WIDTH**2
     of_all = (most - least) / ((many - few) * size)
     return state / (few * size), of_all, max(0.0, least / size - few * of_all)
