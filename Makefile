@@ -58,6 +58,7 @@ bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, n
 	$(RUN) benchmarks/data.py --smoke
 	$(RUN) benchmarks/train_step.py --architecture tiny --size 64 --batch 4 --rounds 2
 	$(RUN) benchmarks/memory.py --architecture tiny --size 64
+	$(RUN) benchmarks/edges.py --count 1
 
 embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; interrupt and call again to go on)
 	$(RUN) -m darkroom train embedded --output runs/embedded

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from darkroom.errors import CheckpointError, RequestError
+from darkroom.formats.clip import MEAN, STD
 from darkroom.formats.features import FeatureFile
 from darkroom.formats.layouts import Part
 from darkroom.formats.weights import native_state
@@ -34,8 +35,6 @@ from .pictures import Array, Pictures
 ROWS = 16  # pictures at once
 CHUNK = 256  # pictures whose features are kept in one file
 SIDE = 299  # pixels that Inception sees on each side
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Vectors = NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -116,7 +115,7 @@ class ClipSeer:
         self.file, self.device, self.side = file, device, config.image_size
         self.network = load_network(file, "image_encoder", VisionEncoder, device)
         about = file.pictures
-        self.mean, self.std = (_three(about, n, v) for n, v in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
+        self.mean, self.std = (_three(about, n, v) for n, v in (("image_mean", MEAN), ("image_std", STD)))
         size = about.get("size", self.side)
         size = size.get("shortest_edge", size.get("height", self.side)) if isinstance(size, dict) else size
         self.shortest = size if isinstance(size, int) and self.side <= size <= 4096 else self.side

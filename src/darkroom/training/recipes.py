@@ -51,7 +51,15 @@ def cpu() -> EmbeddedRecipe:
             steps=6000, batch_size=16, lr=0.005, optimizer="muon", whole_from=0.8, cooldown=0.4, warmup=50
         ),
         unet=UNetRecipe(
-            steps=10_000, batch_size=64, lr=0.003, optimizer="muon", cooldown=0.4, warmup=100, scenes=96_000, **PLACED
+            steps=10_000,
+            batch_size=64,
+            lr=0.003,
+            optimizer="muon",
+            cooldown=0.4,
+            warmup=100,
+            scenes=96_000,
+            encode_precision="bfloat16",
+            **PLACED,
         ),
     )
 
@@ -174,6 +182,7 @@ _RULES: tuple[Rule, ...] = (
     ("patch", "1 or more", lambda v: v >= 1),
     ("held_out", "0 or more", lambda v: v >= 0),
     ("scenes", "1 or more", lambda v: 1 <= v <= 10**8),
+    ("encode_precision", "'float32' or 'bfloat16'", lambda v: v in ("float32", "bfloat16")),
     ("dropout", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("gamma", "above 0", lambda v: v > 0),
     ("weight", " or ".join(map(repr, WEIGHTS)), lambda v: v in WEIGHTS),

@@ -14,8 +14,7 @@ from typing import Any
 import darkroom
 from darkroom.data.lessons import Lessons
 from darkroom.errors import TrainingError
-from darkroom.formats.save import save_folder
-from darkroom.pipeline import DTYPES, Pipeline
+from darkroom.pipeline import Pipeline
 from darkroom.prompts.tokenizer import Tokenizer
 
 from . import state
@@ -69,20 +68,7 @@ class ScratchStage(PictureStage):
             module.requires_grad_(True)
 
     def write(self, output: Path) -> Path:
-        pipe = self.pipe
-        return save_folder(
-            output / "model",
-            unet=pipe.unet.state_dict(),
-            autoencoder=pipe.autoencoder.state_dict(),
-            text_encoder=pipe.text_encoder.state_dict(),
-            unet_config=pipe.unet.config,
-            autoencoder_config=pipe.autoencoder.config,
-            text_encoder_config=pipe.text_encoder.config,
-            scheduler_config=pipe.scheduler_config,
-            tokenizer=pipe.tokenizer,
-            dtype=DTYPES[self.config.save_dtype],
-            defaults=DEFAULTS,
-        )
+        return self.pipe.save(output / "model", dtype=self.config.save_dtype, defaults=DEFAULTS)
 
 
 def autoencoder_file(source: str | None, folder: Path) -> Path:

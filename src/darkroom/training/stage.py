@@ -52,6 +52,7 @@ TEXTS = 256  # encoded captions kept, where no text encoder learns
 class PictureRecipe(DenoisingRecipe):
     """What every training on pictures with captions has."""
 
+    encode_precision: str = "float32"  # in which latents are made; "bfloat16" is quicker, and enough for many pictures
     scenes: int = 20_000  # how many of the built-in scenes, where no data is given
     size: int = 0  # side of the pictures in pixels; with buckets, of the square whose area they have; 0: the model's
     buckets: bool = False  # several sizes, by a picture's shape; else every picture is cut to a square

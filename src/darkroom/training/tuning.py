@@ -98,7 +98,7 @@ def inpainting(preset: str = "cpu") -> InpaintingRecipe:
 
 def stage_of(recipe: PictureRecipe, pipe: Pipeline, lessons: Lessons, cache: Path, ahead: bool = False) -> PictureStage:
     """A run's stage, over latents that are there; `ahead`: encode its texts now. Raises TrainingError."""
-    stage = STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, cache))
+    stage = STAGES[type(recipe)](recipe, pipe, lessons, latents_of(lessons, pipe.autoencoder, cache, _half(recipe)))
     stage.keep_texts(cache, ahead)
     return stage
 
@@ -161,10 +161,14 @@ def encode_ahead(
     _claim(output, f"{lessons.key} {pipe.model_hash or place(cache, pipe.autoencoder).name}\n")
     report("encoding pictures", None, 0)
     if _alone(workers):
-        fill(cache, lessons, pipe.autoencoder)
+        fill(cache, lessons, pipe.autoencoder, bfloat16=_half(recipe))
     else:
         launch(_encode, workers, recipe, subject, output, cache)
     return pipe, lessons
+
+
+def _half(recipe: PictureRecipe) -> bool:
+    return recipe.encode_precision == "bfloat16"
 
 
 def _alone(workers: int) -> bool:
@@ -181,7 +185,7 @@ def _claim(output: Path, belongs: str) -> None:
 
 def _encode(recipe: PictureRecipe, subject: Subject, output: Path, cache: Path) -> None:
     pipe, lessons = STAGES[type(recipe)].open(recipe, subject, output)
-    fill(cache, lessons, pipe.autoencoder, share())
+    fill(cache, lessons, pipe.autoencoder, share(), bfloat16=_half(recipe))
 
 
 def _work(recipe: PictureRecipe, subject: Subject, output: Path, cache: Path) -> None:
