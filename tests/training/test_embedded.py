@@ -55,7 +55,7 @@ def output(recipe: EmbeddedRecipe, tmp_path_factory: pytest.TempPathFactory) -> 
     told: list[str] = []
     assert embedded.train_embedded(recipe, folder, report=lambda text, *_: told.append(text)) == folder / "model"
     assert told == [
-        "autoencoder", "normalising latents", "encoding pictures", "training", "writing the model",
+        "autoencoder", "normalising latents", "encoding pictures", "training", "writing what was made",
     ]  # fmt: skip
     return folder
 
@@ -133,19 +133,26 @@ def test_a_longer_autoencoder_run_is_finished_anew(output: Path, tmp_path: Path)
         embedded.finish_autoencoder(run)
 
 
-def test_exporting_needs_runs_of_the_right_kind(output: Path, tmp_path: Path) -> None:
+def test_an_autoencoder_is_made_from_its_own_run_only(output: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no checkpoint"):
-        finish.load_ema(tmp_path)
-    with pytest.raises(TrainingError, match="no U-Net's run"):
-        embedded.export(output / "autoencoder", output / "autoencoder", tmp_path / "model")
-    with pytest.raises(TrainingError, match="no autoencoder's run"):
-        embedded.export(output / "unet", output / "unet", tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-    assert set(finish.load_ema(output / "unet")) == {"unet", "text_encoder"}
-    made = embedded.export(output / "autoencoder", output / "unet", tmp_path / "model")
-    for path in (output / "model").rglob("*"):
-        if path.is_file():
-            assert (made / path.relative_to(output / "model")).read_bytes() == path.read_bytes()
+        embedded.finish_autoencoder(tmp_path)
+    with pytest.raises(TrainingError, match="no autoencoder's run, but one of text_encoder, unet"):
+        embedded.finish_autoencoder(output / "unet")
+
+
+def test_the_model_is_written_as_the_recipe_says(output: Path, recipe: EmbeddedRecipe, tmp_path: Path) -> None:
+    """Another prediction is another run, from the same latents; another precision only another ending."""
+    for name in ("autoencoder", "latents"):
+        (tmp_path / name).symlink_to(output / name)
+    settings = ["unet.prediction=sample", "unet.zero_snr=false", "unet.save_dtype=float32"]
+    made = embedded.train_embedded(override(recipe, settings), tmp_path)
+    pipe = darkroom.load(made, device="cpu")
+    assert pipe.schedule.prediction_type == "sample"
+    assert pipe.scheduler_config["rescale_betas_zero_snr"] is False
+    saved = state.load_last(tmp_path / "unet")
+    assert saved is not None
+    for name, tensor in pipe.unet.state_dict().items():
+        assert torch.equal(tensor.float(), saved["ema"]["unet"][name]), name
 
 
 def test_an_interruption_is_told_with_its_step(

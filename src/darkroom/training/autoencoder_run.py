@@ -24,20 +24,12 @@ from darkroom.models.autoencoder import Autoencoder
 from . import state
 from .autoencoder import AutoencoderRecipe, AutoencoderStage, network
 from .crops import Crops, LessonCrops, SceneCrops, open_crops
-from .finish import (
-    FINISHED,
-    SUBJECT,
-    checkpoint_of,
-    load_autoencoder,
-    modules_of,
-    recipe_of,
-    save_autoencoder,
-    step_of_file,
-)
+from .finish import FINISHED, SUBJECT, autoencoder_of, load_autoencoder, recipe_of, save_autoencoder, step_of_file
 from .kinds import LEFT_OUT, Report, Subject
 from .loop import check_done, train
 from .parallel import launch
 from .perceptual import open_distance
+from .posthoc import result
 from .recipes import check
 from .scaling import fold, measure, tell
 from .warm import open_autoencoder
@@ -90,10 +82,8 @@ def finish_autoencoder(run: Path) -> Autoencoder:
     steps = [state.step_of(p) for p in state.checkpoints(run)]
     if path.is_file() and (not steps or step_of_file(path) == steps[-1]):
         return load_autoencoder(path)
-    saved = checkpoint_of(run)
-    autoencoder = modules_of(run, saved).get("autoencoder")
-    if not isinstance(autoencoder, Autoencoder):
-        raise TrainingError(f"{run} is no autoencoder's run")
+    saved = result(run)
+    autoencoder = autoencoder_of(run, saved)
     recipe = recipe_of(AutoencoderRecipe, saved["recipe"])
     if recipe.scaling != "kept":
         subject = Subject(data=_noted(run).get("data"))

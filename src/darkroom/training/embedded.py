@@ -20,10 +20,10 @@ from . import autoencoder as ae
 from . import unet
 from .autoencoder_run import finish_autoencoder, train_autoencoder
 from .card import write_cards
-from .finish import export_networks, scene_tokenizer
+from .finish import scene_tokenizer
 from .kinds import Report, Subject
 from .recipes import EmbeddedRecipe, check
-from .tuning import train_pictures
+from .tuning import train_pictures, write_result
 
 
 def run_embedded(
@@ -43,10 +43,9 @@ def train_embedded(recipe: EmbeddedRecipe, output: Path, workers: int = 1, repor
     report("autoencoder", first, recipe.autoencoder.steps)
     train_autoencoder(recipe.autoencoder, first, workers)
     report("normalising latents", None, 0)
-    autoencoder = finish_autoencoder(first)
-    train_pictures(recipe.unet, Subject(str(first)), second, workers, report, cache=output / "latents")
-    report("writing the model", None, 0)
-    model = export_networks(autoencoder, second, output / "model")
+    finish_autoencoder(first)
+    stage = train_pictures(recipe.unet, Subject(str(first)), second, workers, report, cache=output / "latents")
+    model = write_result(stage, second, output, report)
     if recipe.evaluate:
         report("evaluating", None, 0)
     write_cards(output, model, recipe.evaluate, workers)
@@ -70,8 +69,3 @@ def check_embedded(recipe: EmbeddedRecipe, workers: int = 1) -> None:
         raise TrainingError(f"the recipe's networks can't be built: {error}") from None
     if levels != 4:
         raise TrainingError(f"autoencoder.widths has {levels} levels; it needs 4, for latents of an eighth the size")
-
-
-def export(autoencoder_run: Path, unet_run: Path, target: Path) -> Path:
-    """`export_networks` of two runs. Raises TrainingError, CheckpointError."""
-    return export_networks(finish_autoencoder(autoencoder_run), unet_run, target)

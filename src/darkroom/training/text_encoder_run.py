@@ -21,10 +21,11 @@ from darkroom.models.clip import Clip
 from darkroom.prompts.tokenizer import Tokenizer
 
 from . import state
-from .finish import checkpoint_of, scene_tokenizer
+from .finish import scene_tokenizer
 from .kinds import LEFT_OUT, Report, Subject
 from .loop import check_done, train
 from .parallel import launch
+from .posthoc import result
 from .recipes import check
 from .retrieval import score_scenes
 from .text_encoder import TextEncoderRecipe, TextEncoderStage, captions_of, network
@@ -61,7 +62,7 @@ def run_text_encoder(
     if state.steps_done(output) < recipe.steps:
         launch(_work, workers, recipe, subject, output)
         check_done(output, recipe.steps)
-    clip.load_state_dict(checkpoint_of(output, recipe)["ema"]["clip"])
+    clip.load_state_dict(result(output, recipe)["ema"]["clip"])
     clip.eval().requires_grad_(False)
     tokenizer = Tokenizer.from_folder(output / _TOKENIZER)
     made = save_clip(

@@ -111,8 +111,12 @@ def tune(
     Raises TrainingError, CheckpointError; Stopped when SIGINT or SIGTERM came: all is saved then, the same call goes
     on.
     """
-    stage = train_pictures(recipe, subject, output, workers, report)
-    saved = result(output, recipe)
+    return write_result(train_pictures(recipe, subject, output, workers, report), output, output, report)
+
+
+def write_result(stage: PictureStage, run: Path, output: Path, report: Report = lambda *_: None) -> Path:
+    """Write what a finished run has made, in the folder `output`. Raises TrainingError, CheckpointError."""
+    saved = result(run, stage.config)
     for name, module in stage.modules.items():
         module.load_state_dict(saved["ema"][name])
     report("writing what was made", None, 0)
