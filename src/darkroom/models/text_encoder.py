@@ -131,7 +131,7 @@ class TextEncoder(nn.Module):
         eos = self.config.eos_token_id
         # A config of transformers' first versions says 2 for the id that is the highest of CLIP's vocabulary.
         ends = ids.argmax(dim=1) if eos == 2 else (ids == eos).int().argmax(dim=1)
-        last = self.final_norm(states[-1])[torch.arange(len(ids), device=ids.device), ends]
+        last = self.final_norm(states[-1])[torch.arange(ids.shape[0], device=ids.device), ends]
         pooled: Tensor = self.projection(last)
         return hidden, pooled
 

@@ -256,7 +256,7 @@ class Encoder(nn.Module):
         if self.size_embed is not None and pooled is not None and sizes is not None:
             width = config.addition_time_embed_dim or 0
             each = timestep_embedding(sizes.flatten(), width, config.flip_sin_to_cos, config.freq_shift)
-            together = torch.cat([pooled.float(), each.view(len(sizes), -1)], dim=1)  # [N, P + S width]
+            together = torch.cat([pooled.float(), each.view(sizes.shape[0], -1)], dim=1)  # [N, P + S width]
             time = time + self.size_embed(together.to(dtype))
         return time
 
@@ -313,7 +313,7 @@ class UNet(Encoder):
         self._check(x, timesteps, text, class_labels, time_cond, pooled, sizes)
         dtype = self.conv_in.weight.dtype
         text = text.to(dtype)
-        time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, time_cond, pooled, sizes)
+        time = self.embed_time(timesteps.to(x.device).expand(x.shape[0]), class_labels, time_cond, pooled, sizes)
         skips, x = self.encode(self.conv_in(x.to(dtype)), time, text, identity)
         if down_residuals is not None:
             if len(down_residuals) != len(skips):
