@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,18 @@ from .layers import Block, ResnetBlock, Upsample, attend
 EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
 MAX_PERIOD = 10_000.0  # longest wavelength of the timestep embedding, over 2 pi
 NONE: Mapping[str, Tensor] = {}
+SHALLOW = 1  # blocks of the finest level that run where deep features are reused: so many down, one more up
+
+
+@dataclass(slots=True, eq=False)
+class Deep:
+    """What all but the outermost blocks of a U-Net make of its input: [N, C, H, W], in front of the last two blocks.
+
+    It changes slowly from step to step (Ma et al. 2023, DeepCache, arXiv 2312.00858, sec. 3.2). A call that is given
+    features runs the outermost blocks only; a call that is given none leaves them here.
+    """
+
+    features: Tensor | None = None
 
 
 def timestep_embedding(timesteps: Tensor, width: int, cosines_first: bool = True, freq_shift: float = 0.0) -> Tensor:
@@ -154,15 +167,20 @@ class DownLevel(nn.Module):
         self.attentions = _transformers(config, level, count)
         self.downsample = nn.Conv2d(c, c, 3, stride=2, padding=1) if level < len(widths) - 1 else None
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, identity: Tensor | None = None) -> list[Tensor]:
-        """The outputs of every resnet (and transformer) and of the halving: the skips; the last one goes on."""
+    def forward(
+        self, x: Tensor, time: Tensor, text: Tensor, identity: Tensor | None = None, blocks: int | None = None
+    ) -> list[Tensor]:
+        """The outputs of every resnet (and transformer) and of the halving: the skips; the last one goes on.
+
+        With `blocks`, only so many resnets (and transformers) run.
+        """
         skips = []
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
+        for i in range(len(self.resnets) if blocks is None else blocks):
+            x = self.resnets[i](x, time)
             if self.attentions is not None:
                 x = self.attentions[i](x, text, identity)
             skips.append(x)
-        if self.downsample is not None:
+        if self.downsample is not None and blocks is None:
             skips.append(self.downsample(x))
         return skips
 
@@ -198,11 +216,23 @@ class UpLevel(nn.Module):
         self.upsample = Upsample(c) if level > 0 else None
 
     def forward(
-        self, x: Tensor, time: Tensor, text: Tensor, skips: list[Tensor], identity: Tensor | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        text: Tensor,
+        skips: list[Tensor],
+        identity: Tensor | None = None,
+        deep: Deep | None = None,
     ) -> Tensor:
-        """Takes its skips from the end of `skips`; the next one there gives the size to grow to."""
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat((x, skips.pop()), dim=1), time)
+        """Takes its skips from the end of `skips`; the next one there gives the size to grow to.
+
+        With `deep`, of the finest level: where it has features x is them, else it is given them.
+        """
+        last = len(self.resnets) - 1 - SHALLOW
+        for i in range(last if deep is not None and deep.features is not None else 0, len(self.resnets)):
+            if deep is not None and i == last:
+                deep.features = x
+            x = self.resnets[i](torch.cat((x, skips.pop()), dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[i](x, text, identity)
         if self.upsample is not None:
@@ -299,6 +329,7 @@ class UNet(Encoder):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         identity: Mapping[str, Tensor] = NONE,
+        deep: Deep | None = None,
     ) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], computed in the dtype of the weights; any H and W.
 
@@ -308,13 +339,19 @@ class UNet(Encoder):
         middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding; `pooled` [N, P] and `sizes` [N, S] are
         the pooled text and the sizes in pixels that SDXL is told, and only it. Raises ValueError on shapes that don't
         fit. `identity`: for the named levels ("down.0", "mid", "up.0" the coarsest, ...), the rows [N] (bool) in which
-        self-attention there is the identity (perturbed-attention guidance).
+        self-attention there is the identity (perturbed-attention guidance). `deep`: features of an earlier call that
+        this one reuses (and it takes no residuals), or where to leave its own.
         """
         self._check(x, timesteps, text, class_labels, time_cond, pooled, sizes)
         dtype = self.conv_in.weight.dtype
         text = text.to(dtype)
         time = self.embed_time(timesteps.to(x.device).expand(x.shape[0]), class_labels, time_cond, pooled, sizes)
-        skips, x = self.encode(self.conv_in(x.to(dtype)), time, text, identity)
+        x, finest = self.conv_in(x.to(dtype)), len(self.up) - 1
+        if deep is not None and deep.features is not None:
+            skips = [x, *self.down[0](x, time, text, identity.get("down.0"), SHALLOW)]
+            x = self.up[finest](deep.features, time, text, skips, identity.get(f"up.{finest}"), deep)
+            return self._out(x)
+        skips, x = self.encode(x, time, text, identity)
         if down_residuals is not None:
             if len(down_residuals) != len(skips):
                 raise ValueError(f"{len(down_residuals)} down_residuals given; this U-Net has {len(skips)} skips")
@@ -322,7 +359,10 @@ class UNet(Encoder):
         if mid_residual is not None:
             x = _add(x, mid_residual)
         for i, level in enumerate(self.up):
-            x = level(x, time, text, skips, identity.get(f"up.{i}"))
+            x = level(x, time, text, skips, identity.get(f"up.{i}"), deep if i == finest else None)
+        return self._out(x)
+
+    def _out(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return y
 
