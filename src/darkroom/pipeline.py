@@ -196,6 +196,8 @@ class Pipeline:
         pag_levels: Sequence[str] | None = None,
         threshold: float | None = None,
         threshold_mimic: float | None = None,
+        cache_interval: int = 1,
+        token_merging: float = 0.0,
         on_progress: Callable[[Progress], None] | None = None,
         output: Output = "pil",
         deterministic: bool | None = None,
@@ -256,6 +258,10 @@ class Pipeline:
                 how much that falls with every training timestep; the U-Net's levels it perturbs, None: the middle.
             threshold, threshold_mimic: dynamic thresholding (arXiv 2205.11487, sec. 2.3): a percentile, such as 0.995,
                 and the guidance scale whose range is kept, None: 1. docs/guidance.md tells of all of these.
+            cache_interval: faster and lossy: the U-Net's deep features are computed in every n-th evaluation and reused
+                in between (arXiv 2312.00858). 1: never reused. 2 or 3 are modest. Not with ControlNets.
+            token_merging: faster and lossy, for large pictures: 0 to 0.75, the fraction of the finest self-attention's
+                tokens that are merged into similar ones (arXiv 2303.17604). docs/faster.md has what both cost.
             on_progress: called with a Progress(step, steps, preview, index) after every step of every picture.
             output: "pil", "pt" (float32 [N, 3, H, W] in 0..1) or "latent" ([N, C, h, w], scaled as the U-Net sees it).
             deterministic: one picture in a U-Net call, so that a seed gives the same bits in any company; None: on a
@@ -282,6 +288,8 @@ class Pipeline:
             pag_levels=None if pag_levels is None else tuple(pag_levels),
             threshold=threshold,
             threshold_mimic=threshold_mimic,
+            cache_interval=cache_interval,
+            token_merging=token_merging,
             sampler=sampler,
             schedule=schedule,
             seed=seed,

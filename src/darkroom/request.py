@@ -34,6 +34,8 @@ FILLS = ("original", "fill", "noise")
 UPSCALERS = ("latent", "lanczos")
 MAX_SCALE = 16.0  # of a second pass
 MAX_MARGIN = 1024  # pixels around a mask, and of its edge
+MAX_CACHE_INTERVAL = 100
+MAX_MERGING = 0.75  # of four neighbouring tokens one stays
 MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
 # Fields that say something about a picture that is given.
 OF_AN_IMAGE = ("strength", "exact_steps", "fill", "only_masked", "mask_padding", "mask_blur", "outpaint")
@@ -296,6 +298,9 @@ class Request:
     negative_crop: tuple[int, int] | None = None
     negative_target_size: tuple[int, int] | None = None
     negative_aesthetic_score: float | None = None  # None: 2.5
+    # Faster, and lossy (docs/faster.md).
+    cache_interval: int = 1  # 1..100: deep features are computed in every n-th evaluation only; 1: in every one
+    token_merging: float = 0.0  # 0..0.75: how many tokens of the finest self-attention are merged; 0: none
     loras: tuple[UsedLora, ...] = ()  # in a recipe: what was attached, by files and by <lora:...> in the prompt
     controls: tuple[UsedControl, ...] = ()  # in a recipe: the ControlNets that steered
     strength: float | None = None  # 0..1, of a picture given: how much of its making is done anew; None: 0.75
@@ -374,6 +379,8 @@ class Request:
         for name in SCORES:
             if getattr(self, name) is not None:
                 put(name, real(name, getattr(self, name), 0.0, 10.0))
+        put("cache_interval", whole("cache_interval", self.cache_interval, 1, MAX_CACHE_INTERVAL))
+        put("token_merging", real("token_merging", self.token_merging, 0.0, MAX_MERGING))
         if not isinstance(self.loras, tuple | list):
             raise RequestError(f"loras is {_shown(self.loras)}; it must be a list")
         put("loras", tuple(UsedLora.checked(lora) for lora in self.loras))

@@ -73,6 +73,8 @@ def asked(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Calla
 @pytest.mark.parametrize(
     ("arguments", "name", "value"),
     [
+        ("--cache-interval 3", "cache_interval", 3),
+        ("--token-merging 0.5", "token_merging", 0.5),
         ("--guidance-interval 0.3,5", "guidance_interval", (0.3, 5)),
         ("--guidance-interval 1,inf", "guidance_interval", (1, float("inf"))),
         ("--pag 3 --pag-adaptive 0.01", "pag_adaptive_scale", 0.01),
@@ -95,6 +97,8 @@ def test_what_is_said_arrives(asked: Callable[..., Request], arguments: str, nam
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ("--cache-interval 0", "--cache-interval is 0; it must be from 1 to 100"),
+        ("--token-merging 0.9", "--token-merging is 0.9; it must be from 0 to 0.75"),
         ("--guidance-interval 5", "--guidance-interval is '5'; give two noise levels, such as 0.3,5"),
         ("--guidance-interval 5,1", "its first number must be below its second"),
         ("--guidance-interval a,b", "--guidance-interval is 'a,b'"),

@@ -102,6 +102,8 @@ FIELDS = {
     "start": (0.25, "Starts at: 0.25"),
     "stop": (0.8, "Stops at: 0.8"),
     "noise_level": (20, "Noise level: 20"),
+    "cache_interval": (3, "Cache interval: 3"),
+    "token_merging": (0.5, "Token merging ratio: 0.5"),
     "original_size": ([1024, 768], 'Original size: "1024, 768"'),
     "negative_crop": ([0, 8], 'Negative crop: "0, 8"'),
     "aesthetic_score": (6.5, "Aesthetic score: 6.5"),

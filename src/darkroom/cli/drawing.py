@@ -155,6 +155,14 @@ def drawing(
     hires_upscaler: Annotated[
         str | None, typer.Option(metavar="HOW", help="What is enlarged: latent or lanczos. [default: latent]")
     ] = None,
+    cache_interval: Annotated[
+        int,
+        typer.Option(metavar="N", parser=options.whole_number, help="Faster, lossy: deep features every N-th step."),
+    ] = 1,
+    token_merging: Annotated[
+        float,
+        typer.Option(metavar="X", parser=options.real_number, help="Faster, lossy: 0 to 0.75 of the finest tokens."),
+    ] = 0.0,
     original_size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Told to SDXL: what the picture was cut out of. [default: --size]")
     ] = None,
@@ -216,6 +224,8 @@ def drawing(
             pag_levels=tuple(pag_levels.split(",")) if pag_levels is not None else None,
             threshold=threshold,
             threshold_mimic=threshold_mimic,
+            cache_interval=cache_interval,
+            token_merging=token_merging,
             image_guidance_scale=image_guidance,
             sampler=sampler,
             schedule=schedule,

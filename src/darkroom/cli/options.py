@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # What `darkroom.Request` calls the fields that have an option of another name.
 _FIELDS = {
     "aesthetic_score": "--aesthetic-score",
+    "cache_interval": "--cache-interval",
     "clip_skip": "--clip-skip",
     "crop": "--crop",
     "exact_steps": "--exact-steps",
@@ -65,6 +66,7 @@ _FIELDS = {
     "threads": "--threads",
     "threshold": "--threshold",
     "threshold_mimic": "--threshold-mimic",
+    "token_merging": "--token-merging",
     "tolerance": "--tolerance",
     "width": "--size: width",
 }

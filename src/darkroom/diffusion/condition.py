@@ -10,6 +10,7 @@ from torch import Tensor
 
 from darkroom.adapters import Scaled
 from darkroom.diffusion.control import ControlBatch, ControlInput, collate_controls
+from darkroom.models.unet import Deep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,8 @@ class Condition:
     loras: tuple[Scaled, ...] = ()  # attached to the U-Net for this row
     controls: tuple[ControlInput, ...] = ()  # ControlNets that steer this row
     negative: bool = False  # a negative prompt's: what guidance leads away from
+    merging: float = 0.0  # the fraction of the finest self-attention's tokens that are merged
+    deep: Deep | None = None  # features [C, h, w] to reuse, or where to leave this call's
 
     def at(self, sigma: float) -> Condition:
         """Itself: this condition holds at every noise level."""
@@ -70,6 +73,8 @@ class Batch:
     identity: Mapping[str, Tensor] | None = None  # level -> [N] bool: for which rows its self-attention is the identity
     loras: tuple[tuple[Scaled, ...], ...] | None = None  # N times a row's own; None where no row has any
     controls: tuple[ControlBatch, ...] = ()  # by network, each with its rows
+    merging: float = 0.0  # of all rows
+    deep: tuple[Deep | None, ...] | None = None  # each row's; None where no row has any
 
 
 def group_key(condition: Condition) -> Hashable:
@@ -82,6 +87,8 @@ def group_key(condition: Condition) -> Hashable:
         condition.guidance_scale is None,
         None if condition.pooled is None else tuple(condition.pooled.shape),
         None if condition.sizes is None else len(condition.sizes),
+        condition.merging,
+        condition.deep is not None and condition.deep.features is not None,
     )
 
 
@@ -121,7 +128,8 @@ def collate(
     loras = tuple(c.loras for c in conditions) if any(c.loras for c in conditions) else None
     text = _stack([c.text for c in conditions], device, dtype)
     controls = collate_controls([c.controls for c in conditions])
-    return Batch(text, channels, labels, scales, pooled, sizes, identity or None, loras, controls)
+    deep = tuple(c.deep for c in conditions) if any(c.deep for c in conditions) else None
+    return Batch(text, channels, labels, scales, pooled, sizes, identity or None, loras, controls, first.merging, deep)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -5,7 +5,8 @@ N rows, C latent channels, C' extra input channels, H W latent size, T tokens, D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from darkroom.diffusion.condition import Batch, Condition, collate, to_device
 from darkroom.diffusion.control import residuals
 from darkroom.diffusion.scalings import Scaling, scaling_for
 from darkroom.diffusion.schedule import Schedule
-from darkroom.models.unet import timestep_embedding
+from darkroom.models.merging import merging
+from darkroom.models.unet import Deep, timestep_embedding
 
 Sigma = Tensor | Sequence[float] | float
 
@@ -88,8 +90,15 @@ class Denoiser:
             extra = {"down_residuals": control[0], "mid_residual": control[1], **extra}
         labels = batch.class_labels
         # Compiled code passes over hooks that came after it; a plain call of `forward` is not compiled.
-        network = self.unet if batch.loras is None else self.unet.forward
-        with attached(self.unet, "unet", batch.loras or ()):
+        network = self.unet if batch.loras is None and not batch.merging else self.unet.forward
+        size = (latent.shape[-2], latent.shape[-1])
+        with (
+            attached(self.unet, "unet", batch.loras or ()),
+            merging(self.unet, batch.merging, size),
+            _reusing(batch, device, dtype) as deep,
+        ):
+            if deep is not None:
+                extra = {"deep": deep, **extra}
             output: Tensor = network(
                 latent,
                 timesteps.to(device),
@@ -105,6 +114,22 @@ class Denoiser:
         if width is None:
             raise ValueError("conditions carry a guidance_scale, but this U-Net does not take one as an input")
         return timestep_embedding((scales - 1) * 1000, width, cosines_first=False, freq_shift=1)
+
+
+@contextmanager
+def _reusing(batch: Batch, device: torch.device, dtype: torch.dtype) -> Iterator[Deep | None]:
+    """The rows' deep features as one call's; afterwards each row has what the call left."""
+    if batch.deep is None:
+        yield None
+        return
+    rows = [None if row is None else row.features for row in batch.deep]
+    given = [features.to(device=device, dtype=dtype) for features in rows if features is not None]
+    deep = Deep(torch.stack(given) if given else None)
+    yield deep
+    if not given and deep.features is not None:
+        for row, features in zip(batch.deep, deep.features, strict=True):
+            if row is not None:
+                row.features = features.clone()  # a row on its own: a view would keep the whole batch in memory
 
 
 def _rows(values: Sigma, x: Tensor) -> Tensor:

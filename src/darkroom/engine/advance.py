@@ -6,7 +6,7 @@ C H W: a latent's channels, height and width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from darkroom.diffusion.condition import Condition, group_key
 from darkroom.errors import Error, RequestError
 from darkroom.samplers.state import SamplerState
 
-from .job import Job
+from .job import Job, Kept
 from .memory import out_of_memory, release
 from .scheduler import share
 
@@ -32,6 +32,7 @@ class Moved:
 
     state: SamplerState
     denoised: Tensor
+    kept: Mapping[tuple[int, int], Kept]  # the job's next `kept`
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class _Question:
     """One row: what a branch of a job's guidance asks of a window of its state, then the network's answer."""
 
     job: Job
-    part: int  # which window; 0 where there is only the whole
+    place: tuple[int, int]  # which window (0 where there is only the whole), which branch
     x: Tensor  # [C, H, W]
     condition: Condition
     answer: Tensor | None = None  # [C, H, W]
@@ -73,13 +74,13 @@ def advance(jobs: Sequence[Job], denoise: Denoise, largest: int, alone: bool = F
     tick = Tick()
     questions = {job.id: _questions(job) for job in jobs}
     rows = [question for asked in questions.values() for question in asked]
-    keys = [(question.job.id, question.part, question.key) if alone else question.key for question in rows]
+    keys = [(question.job.id, question.place[0], question.key) if alone else question.key for question in rows]
     for call in share(keys, max(len(asked) for asked in questions.values()) if alone else largest):
         _ask([rows[i] for i in call], denoise, tick, alone)
     for job in jobs:
         if job.id not in tick.failed:
             try:
-                tick.moved[job.id] = _step(job, [_answered(q) for q in questions[job.id]])
+                tick.moved[job.id] = _step(job, questions[job.id])
             except Exception as error:
                 tick.failed[job.id] = _sentence(error, job)
     _drop_non_finite(jobs, tick)
@@ -90,17 +91,32 @@ def _questions(job: Job) -> list[_Question]:
     """What a job asks now: all its branches about its first window, then about the next."""
     x, windows, branches = job.state.x, job.windows, job.branches()
     if windows is None:
-        return [_Question(job, 0, x, condition) for condition in branches]
+        shown = [(0, x, branches)]
+    else:
+        shown = [
+            (part, windows.cut(x, place), tuple(windows.narrow(condition, place) for condition in branches))
+            for part, place in enumerate(windows.places)
+        ]
     return [
-        _Question(job, part, windows.cut(x, place), windows.narrow(condition, place))
-        for part, place in enumerate(windows.places)
-        for condition in branches
+        _Question(job, (part, branch), seen, job.shortened(condition, (part, branch)))
+        for part, seen, asked in shown
+        for branch, condition in enumerate(asked)
     ]
 
 
 def _answered(question: _Question) -> Tensor:
     assert question.answer is not None
     return question.answer
+
+
+def _kept(questions: Sequence[_Question]) -> dict[tuple[int, int], Kept]:
+    """What the answers left behind for the next ones."""
+    asked = {question.place: question.condition for question in questions}
+    return {
+        place: Kept(c.deep.features, c.text, c.identity)
+        for place, c in asked.items()
+        if c.deep is not None and c.deep.features is not None
+    }
 
 
 def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bool) -> None:
@@ -133,16 +149,16 @@ def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bo
         tick.failed[ids[0]] = _sentence(failure, questions[0].job)
 
 
-def _step(job: Job, answers: Sequence[Tensor]) -> Moved:
+def _step(job: Job, questions: Sequence[_Question]) -> Moved:
     """Guidance combines the branches' answers, what is known is restored, the sampler takes its step."""
-    state = job.state
+    state, answers = job.state, [_answered(question) for question in questions]
     if job.windows is not None:
         branches = len(answers) // job.windows.count
         answers = [job.windows.join(answers[branch::branches]) for branch in range(branches)]
     denoised = job.guidance.combine(answers, state.x, job.level)
     if job.known is not None:
         denoised = job.known.restore(denoised)
-    return Moved(job.sampler.step(state, denoised, job.sigmas, job.noise), denoised)
+    return Moved(job.sampler.step(state, denoised, job.sigmas, job.noise), denoised, _kept(questions))
 
 
 def _drop_non_finite(jobs: Sequence[Job], tick: Tick) -> None:

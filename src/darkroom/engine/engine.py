@@ -136,7 +136,7 @@ class Engine:
                 events.append(self._failure(job, error))
                 continue
             before, moved = job.state.interval, tick.moved[job.id]
-            job.state = moved.state
+            job.state, job.kept = moved.state, moved.kept
             if job.state.interval > before:
                 step = job.before + job.crossed
                 events.append(Progress(job.id, step, job.total, self._preview(job, moved.denoised)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from darkroom.diffusion.condition import Condition
 from darkroom.diffusion.control import Controls
@@ -13,6 +15,7 @@ from darkroom.diffusion.known import Known
 from darkroom.diffusion.windows import Windows
 from darkroom.engine.inputs import Inputs
 from darkroom.masks import Composite
+from darkroom.models.unet import Deep
 from darkroom.request import Request
 from darkroom.samplers.state import Noise, Sampler, SamplerState
 
@@ -26,6 +29,19 @@ class Next:
     steps: int
     output: str  # what becomes of it in the end
     upscaler: str  # how the first one's result is enlarged
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A branch's deep features from an earlier evaluation, and what it was asked then."""
+
+    features: Tensor  # [C, h, w]
+    text: Tensor
+    identity: tuple[str, ...]
+
+    def serves(self, condition: Condition) -> bool:
+        """Whether a branch is still the one that the features are of."""
+        return self.text is condition.text and self.identity == condition.identity
 
 
 @dataclass
@@ -51,6 +67,7 @@ class Job:
     controls: Controls | None = None  # what steers the U-Net
     windows: Windows | None = None  # which parts of it the U-Net is shown; None: the whole
     known: Known | None = None  # what is not to change
+    kept: Mapping[tuple[int, int], Kept] = field(default_factory=dict)  # deep features by (window, branch)
     composite: Composite | None = None  # where in which picture the result belongs
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
     next: Next | None = None  # the pass that its result goes into
@@ -84,6 +101,17 @@ class Job:
         """The conditions to ask the network now, one row each; `guidance.combine` makes one of their answers."""
         asked = self.guidance.branches(self.level)
         return asked if self.controls is None else self.controls.steer(asked, self.state.evaluations)
+
+    def shortened(self, condition: Condition, place: tuple[int, int]) -> Condition:
+        """A branch's condition of a window, with what the request saves: see `cache_interval`, `token_merging`."""
+        request = self.request
+        if request.token_merging:
+            condition = replace(condition, merging=request.token_merging)
+        if request.cache_interval > 1:
+            kept = self.kept.get(place) if self.state.evaluations % request.cache_interval else None
+            old = kept.features if kept is not None and kept.serves(condition) else None
+            condition = replace(condition, deep=Deep(old))
+        return condition
 
     @property
     def rows(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from darkroom.errors import RequestError
 from darkroom.prompts.tags import take_tags
+from darkroom.request import MAX_MERGING
 
 # A1111's name of a sampler and of a schedule, by our id (ComfyUI's).
 SAMPLER_NAMES = {
@@ -300,6 +301,12 @@ def _write_interval(value: object) -> object:
     return ", ".join("inf" if end is None else plain(end) for end in value) if isinstance(value, list | tuple) else None
 
 
+def _merging(text: str) -> float | None:
+    """A1111 goes on to 0.9, where it merges no more than at 0.75."""
+    value = number(text)
+    return value if value is None else min(value, MAX_MERGING)
+
+
 def _nothing(text: str, pairs: Mapping[str, str], prompt: str) -> None:
     return None
 
@@ -323,6 +330,7 @@ ROWS = (
     one("VAE", "vae", str),
     Row("Denoising strength", ("strength",), _write_strength, _read_strength),
     one("Clip skip", "clip_skip", whole, lambda value: value if isinstance(value, int) and value > 1 else None),
+    one("Token merging ratio", "token_merging", _merging, _told(0)),
     Row("RNG", (), lambda r: "CPU" if r.get("seed") is not None else None, _nothing),
     one("Mask blur", "mask_blur", whole),
     one("Masked content", "fill", _FILLS.get, lambda value: _told("original")(_FILL_NAMES.get(value, value))),
@@ -340,6 +348,7 @@ ROWS = (
     Row("Lora hashes", ("loras",), _write_loras, _read_loras),
     Row("TI hashes", ("embeddings",), _write_words, _read_words),
     # No key of A1111's:
+    one("Cache interval", "cache_interval", whole, _told(1)),
     one("CFG rescale", "guidance_rescale", number, _told(0)),
     one("CFG interval", "guidance_interval", _interval, _write_interval),
     one("CFG projection", "guidance_projection", number),

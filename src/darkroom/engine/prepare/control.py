@@ -40,6 +40,10 @@ def steered(model: Model, job: Job, controls: tuple[Control, ...]) -> Job:
     """A job with its controls, and a recipe that names them. Raises RequestError for one that doesn't fit the model."""
     if not controls:
         return job
+    if job.request.cache_interval > 1:
+        raise RequestError(
+            f"cache_interval is {job.request.cache_interval}, which doesn't go with ControlNets; leave it out, or them"
+        )
     used, windows = [], []
     count = evaluations(job)
     for control in controls:
