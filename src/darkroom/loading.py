@@ -17,11 +17,15 @@ from .formats.vae import with_vae
 from .models.autoencoder import Autoencoder
 from .models.config import TinyAutoencoderConfig
 from .models.text_encoder import TextEncoder
+from .models.int8 import has_int8, to_int8
 from .models.tiny_autoencoder import TinyAutoencoder
 from .models.unet import UNet
 from .pipeline import DTYPES, Pipeline
 from .prompts.tokenizer import Tokenizer
 from .request import choice
+
+
+QUANTIZED = ("int8",)
 
 
 def load(
@@ -33,6 +37,7 @@ def load(
     lora_dir: str | Path | None = None,
     vae: str | Path | None = None,
     preview: str | Path | None = None,
+    quantize: str | None = None,
 ) -> Pipeline:
     """Load a model.
 
@@ -47,12 +52,15 @@ def load(
         vae: another autoencoder in place of the model's own: a diffusers folder, a diffusers, LDM or TAESD file, or a
             name on the hub (docs/models.md).
         preview: an autoencoder for previews, best a tiny one; None: previews are made without a network.
+        quantize: "int8": the U-Net multiplies in 8 bits, on a CPU: faster and lossy (docs/faster.md). None: it doesn't.
 
     Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
     device or dtype that can't be.
     """
     place = device_named(device)
     numbers = _dtype(dtype, place)
+    if quantize is not None:
+        _check_quantize(quantize, place, compile)
     if source is None and not MODEL.exists():
         raise CheckpointError(
             f"the embedded model is missing from this installation ({MODEL}); install the package again, "
@@ -73,9 +81,24 @@ def load(
         ) from error
     if compile:
         pipe.unet.compile()
+    if quantize is not None:
+        to_int8(pipe.unet)
     own = HOME / "lora" if source is None and (HOME / "lora").is_dir() else None
     pipe.loras.folder = own if lora_dir is None else Path(lora_dir)
     return pipe
+
+
+def _check_quantize(name: str, device: torch.device, compile: bool) -> None:
+    """Raise RequestError where a U-Net can't compute in these numbers."""
+    choice("quantize", name, QUANTIZED)
+    if device.type != "cpu":
+        raise RequestError(
+            f"quantize is {name!r}, which runs on a CPU, and device is '{device}'; leave one of them out"
+        )
+    if compile:
+        raise RequestError(f"quantize is {name!r}, which torch.compile can't follow; leave out one of the two")
+    if not has_int8():
+        raise RequestError(f"quantize is {name!r}, and this build of torch multiplies no 8-bit numbers; leave it out")
 
 
 def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Tokenizer:

@@ -150,8 +150,7 @@ def test_a_step_that_is_interrupted_is_taken_again(tiny_pipe: Pipeline, monkeypa
     monkeypatch.setattr(engine, "_denoise", denoise)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            while engine.jobs:
-                engine.step()
+            run(engine)
     assert torch.equal(run(engine)[id], solo(tiny_pipe, wanted))
 
 

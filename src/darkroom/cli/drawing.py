@@ -194,6 +194,7 @@ def drawing(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     compile: options.Compile = False,
+    quantize: options.Quantize = None,
     threads: options.Threads = None,
 ) -> Asked:
     """The options that all commands which draw have in common, checked as far as no model is needed for it."""
@@ -259,7 +260,7 @@ def drawing(
 
             if schedule.lower() != AUTOMATIC:
                 spacing_name(schedule)
-        return options.load(model, device, dtype, compile, threads, lora_dir, vae)
+        return options.load(model, device, dtype, compile, threads, lora_dir, vae, quantize=quantize)
 
     return Asked(request, load, inputs)
 
