@@ -17,7 +17,7 @@ from .formats.vae import with_vae
 from .models.autoencoder import Autoencoder
 from .models.config import TinyAutoencoderConfig
 from .models.text_encoder import TextEncoder
-from .models.int8 import has_int8, to_int8
+from .models.int8 import int8_problem, to_int8
 from .models.tiny_autoencoder import TinyAutoencoder
 from .models.unet import UNet
 from .pipeline import DTYPES, Pipeline
@@ -59,8 +59,7 @@ def load(
     """
     place = device_named(device)
     numbers = _dtype(dtype, place)
-    if quantize is not None:
-        _check_quantize(quantize, place, compile)
+    _check_quantize(quantize, place, compile)
     if source is None and not MODEL.exists():
         raise CheckpointError(
             f"the embedded model is missing from this installation ({MODEL}); install the package again, "
@@ -88,17 +87,15 @@ def load(
     return pipe
 
 
-def _check_quantize(name: str, device: torch.device, compile: bool) -> None:
-    """Raise RequestError where a U-Net can't compute in these numbers."""
-    choice("quantize", name, QUANTIZED)
-    if device.type != "cpu":
+def _check_quantize(quantize: str | None, device: torch.device, compile: bool) -> None:
+    """Raise RequestError where the networks can't be rounded in this way."""
+    if quantize is None:
+        return
+    choice("quantize", quantize, QUANTIZED)
+    if (reason := int8_problem(device, compile)) is not None:
         raise RequestError(
-            f"quantize is {name!r}, which runs on a CPU, and device is '{device}'; leave one of them out"
+            f"quantize is {quantize!r}, which takes a CPU, and no torch.compile, and {reason}; leave it out"
         )
-    if compile:
-        raise RequestError(f"quantize is {name!r}, which torch.compile can't follow; leave out one of the two")
-    if not has_int8():
-        raise RequestError(f"quantize is {name!r}, and this build of torch multiplies no 8-bit numbers; leave it out")
 
 
 def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Tokenizer:

@@ -58,7 +58,7 @@ def asked(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Calla
     """The request that a command line makes, without a model."""
     seen: list[Request] = []
     pipe = SimpleNamespace(device=torch.device("cpu"), inputs=lambda **given: None)
-    monkeypatch.setattr(options, "load", lambda *given: pipe)
+    monkeypatch.setattr(options, "load", lambda *given, **named: pipe)
     monkeypatch.setattr("darkroom.engine.Engine", lambda pipe, deterministic: None)
     monkeypatch.setattr(command_file, "draw", lambda engine, requests, *rest: seen.extend(requests) or 0)
 

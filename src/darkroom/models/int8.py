@@ -121,6 +121,12 @@ def to_int8(unet: UNet) -> int:
     return made
 
 
-def has_int8() -> bool:
-    """Whether this torch can: one with oneDNN."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv_pointwise")  # type: ignore[no-untyped-call]
+def int8_problem(device: torch.device, compile: bool = False) -> str | None:
+    """What keeps a U-Net from computing in 8 bits, in words; None: nothing."""
+    if device.type != "cpu":
+        return f"the device is '{device}'"
+    if compile:
+        return "compile is asked for"
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qconv_pointwise"):  # type: ignore[no-untyped-call]
+        return "this build of torch multiplies no 8-bit numbers"
+    return None
