@@ -32,6 +32,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "hints": "images request",
         "adapters": "models request",
         "diffusion": "adapters models",
+        "backends": "adapters models",
         "prompts": "adapters models",
         "formats": "adapters embedded models prompts request",  # networks on `meta`; tokenizers
         "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
@@ -39,7 +40,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "result": "formats images request",
         "arguments": "adapters engine images",
         "pipeline": "adapters arguments diffusion engine formats images models prompts request result samplers sweeps",
-        "loading": "embedded engine formats models pipeline prompts request",
+        "loading": "backends embedded engine formats models pipeline prompts request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps",
         "training": "adapters data diffusion embedded engine evaluate formats hints images models pipeline prompts "
         "request samplers",

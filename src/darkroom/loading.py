@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .backends import BACKENDS, Networks, networks
 from .embedded import HOME, MODEL
 from .engine.memory import out_of_memory
 from .engine.preview import Previewer
@@ -16,10 +17,8 @@ from .formats.layouts import Part
 from .formats.vae import with_vae
 from .models.autoencoder import Autoencoder
 from .models.config import TinyAutoencoderConfig
-from .models.text_encoder import TextEncoder
 from .models.int8 import int8_problem, to_int8
 from .models.tiny_autoencoder import TinyAutoencoder
-from .models.unet import UNet
 from .pipeline import DTYPES, Pipeline
 from .prompts.tokenizer import Tokenizer
 from .request import choice
@@ -34,6 +33,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     compile: bool = False,
+    backend: str = "auto",
     lora_dir: str | Path | None = None,
     vae: str | Path | None = None,
     preview: str | Path | None = None,
@@ -47,6 +47,7 @@ def load(
         device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
         compile: compile the U-Net with torch.compile when it is first used.
+        backend: what runs the networks: "native" (torch), "openvino" (on a CPU, docs/openvino.md), "auto": native.
         lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>. None: the embedded model's own
             for that model, none for others.
         vae: another autoencoder in place of the model's own: a diffusers folder, a diffusers, LDM or TAESD file, or a
@@ -55,9 +56,11 @@ def load(
         quantize: "int8": the U-Net multiplies in 8 bits, on a CPU: faster and lossy (docs/faster.md). None: it doesn't.
 
     Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
-    device or dtype that can't be.
+    device, dtype or backend that can't be.
     """
-    place = device_named(device)
+    choice("backend", backend, BACKENDS)
+    place = device_named("cpu" if backend == "openvino" and device == "auto" else device)
+    kinds = _networks(backend, place, compile)
     numbers = _dtype(dtype, place)
     _check_quantize(quantize, place, compile)
     if source is None and not MODEL.exists():
@@ -69,7 +72,7 @@ def load(
     previewing = None if preview is None else with_vae(checkpoint, preview)
     checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
     try:
-        pipe = _build(checkpoint, place, numbers)
+        pipe = _build(checkpoint, place, numbers, kinds)
         if previewing is not None:
             pipe.previewer = Previewer(pipe.autoencoder, _autoencoder(previewing, place, numbers))
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -108,17 +111,17 @@ def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Token
     return Tokenizer.default(checkpoint.pad_token)
 
 
-def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Pipeline:
+def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kinds: Networks) -> Pipeline:
     with torch.device("meta"):
-        unet = UNet(checkpoint.unet_config)
-        text_encoder = TextEncoder(checkpoint.text_encoder_config)
+        unet = kinds.unet(checkpoint.unet_config)
+        text_encoder = kinds.text_encoder(checkpoint.text_encoder_config)
     _fill(unet, checkpoint, "unet", device, dtype)
-    autoencoder = _autoencoder(checkpoint, device, dtype)
+    autoencoder = _autoencoder(checkpoint, device, dtype, kinds)
     _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
     text_encoder_2 = None
     if checkpoint.text_encoder_2_config is not None:
         with torch.device("meta"):
-            text_encoder_2 = TextEncoder(checkpoint.text_encoder_2_config)
+            text_encoder_2 = kinds.text_encoder(checkpoint.text_encoder_2_config)
         _fill(text_encoder_2, checkpoint, "text_encoder_2", device, dtype)
     return Pipeline(
         unet=unet,
@@ -134,10 +137,22 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> 
     )
 
 
-def _autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def _networks(backend: str, device: torch.device, compile: bool) -> Networks:
+    """The classes of a backend. Raises RequestError where it can't be."""
+    if backend == "openvino" and device.type != "cpu":
+        raise RequestError(f"backend is 'openvino', which runs on the CPU, and device is '{device}'; leave one of them")
+    if backend == "openvino" and compile:
+        raise RequestError("backend is 'openvino', which compiles the networks itself, and compile is true; leave one")
+    return networks(backend)
+
+
+def _autoencoder(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kinds: Networks | None = None
+) -> Autoencoder:
     config = checkpoint.autoencoder_config
     with torch.device("meta"):
-        autoencoder = TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else Autoencoder(config)
+        kind = (kinds or Networks()).autoencoder
+        autoencoder = TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else kind(config)
     # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
     upcast = dtype == torch.float16 and config.force_upcast
     _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)

@@ -7,10 +7,21 @@ adds them to the weights for good, or until it is undone; `init_lora` makes one 
 from __future__ import annotations
 
 from .adapter import Adapter, Scaled
-from .attach import attached
+from .attach import Group, attached, attached_to
 from .merge import Merged
 from .request import Lora
 from .train import TrainableLora, init_lora
 from .updates import Update
 
-__all__ = ["Adapter", "Lora", "Merged", "Scaled", "TrainableLora", "Update", "attached", "init_lora"]
+__all__ = [
+    "Adapter",
+    "Group",
+    "Lora",
+    "Merged",
+    "Scaled",
+    "TrainableLora",
+    "Update",
+    "attached",
+    "attached_to",
+    "init_lora",
+]

@@ -195,6 +195,7 @@ def drawing(
     dtype: options.Dtype = "auto",
     compile: options.Compile = False,
     quantize: options.Quantize = None,
+    backend: options.Backend = "auto",
     threads: options.Threads = None,
 ) -> Asked:
     """The options that all commands which draw have in common, checked as far as no model is needed for it."""
@@ -260,7 +261,7 @@ def drawing(
 
             if schedule.lower() != AUTOMATIC:
                 spacing_name(schedule)
-        return options.load(model, device, dtype, compile, threads, lora_dir, vae, quantize=quantize)
+        return options.load(model, device, dtype, compile, threads, lora_dir, vae, backend, quantize=quantize)
 
     return Asked(request, load, inputs)
 

@@ -31,6 +31,7 @@ _FIELDS = {
     "crop": "--crop",
     "exact_steps": "--exact-steps",
     "fill": "--fill",
+    "backend": "--backend",
     "device": "--device",
     "dtype": "--dtype",
     "guidance_interval": "--guidance-interval",
@@ -101,6 +102,7 @@ Vae = Annotated[
 Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(metavar="T", help="auto, float32, bfloat16, float16.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks: a slow start, faster steps.")]
+Backend = Annotated[str, typer.Option(metavar="B", help="auto, native, openvino: what runs the networks.")]
 Quantize = Annotated[
     str | None, typer.Option(metavar="Q", help="int8: the U-Net multiplies in 8 bits. Faster on a CPU, lossy.")
 ]
@@ -235,6 +237,7 @@ def load(
     threads: int | None,
     lora_dir: str | None = None,
     vae: str | None = None,
+    backend: str = "auto",
     *,
     quantize: str | None = None,
 ) -> Pipeline:
@@ -250,7 +253,14 @@ def load(
         torch.set_num_threads(threads)
     with named_as_options():
         return darkroom.load(
-            model, device=device, dtype=dtype, compile=compile, lora_dir=lora_dir, vae=vae, quantize=quantize
+            model,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            backend=backend,
+            lora_dir=lora_dir,
+            vae=vae,
+            quantize=quantize,
         )
 
 

@@ -1,0 +1,195 @@
+"""Runs a network's methods by OpenVINO on the processor: graphs, the network's weights in them, compiled, called."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Group, attached_to
+from .convert import Method, graph_of
+from .factors import ROWS, Layout, add_side_paths, expressible, factors, layout_of, strengths
+from .library import core, openvino
+
+HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+SMALL = 256 << 20  # bytes of weights up to which a network is compiled for single shapes: a quarter faster, in half a
+# second; in a large one the products outweigh what a known shape saves, and each copy has the weights once more
+OFTEN = 50  # calls of one shape that are worth compiling for it
+SHARE = 8  # one part of so many of the machine's memory may hold a network's compiled copies beyond the second
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Compiled:
+    """A compiled graph with the inputs it has, and what its memory is borrowed from."""
+
+    request: Any
+    names: frozenset[str]
+    weights: Sequence[Tensor]
+    lent: Mapping[str, Tensor] = field(default_factory=dict)  # the LoRA factors that are set
+    adapters: tuple[int, ...] = ()  # and whose they are
+
+
+class Runner:
+    """What one network has compiled. One call at a time: OpenVINO has all threads of it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._graphs: dict[str, Any] = {}  # by the method's name, without weights
+        self._compiled: OrderedDict[object, _Compiled] = OrderedDict()  # the latest last
+        self._seen: dict[str, set[str]] = {}  # layers that adapters have touched, by method
+        self._calls: Counter[object] = Counter()
+        self._weights: list[Tensor] = []  # as they were compiled: kept, they stay the same ones (`models.packed`)
+        self._stamp: object = None
+        self._told: set[str] = set()
+
+    def __reduce__(self) -> tuple[type[Runner], tuple[()]]:
+        return Runner, ()  # a copy of a network compiles its own
+
+    def __call__(
+        self, network: nn.Module, kind: Callable[[Any], nn.Module], method: Method, inputs: Mapping[str, Tensor]
+    ) -> list[Tensor] | None:
+        """The method's answers for a network's weights as they are now, in their dtype; None: do it natively.
+
+        `kind` is the native class, made of `network.config` to be traced. Adapters that are attached are obeyed.
+        """
+        groups = attached_to(network)
+        if (reason := self._hindrance(network, groups, inputs)) is not None:
+            if reason not in self._told:
+                self._told.add(reason)
+                log.warning("%s: torch does it, not OpenVINO", reason)
+            return None
+        with self._lock:
+            self._forget_old_weights(network)
+            if method.name not in self._graphs:
+                self._graphs[method.name] = graph_of(kind, network.config, method)
+            return self._run(network, method, dict(inputs), groups)
+
+    def _hindrance(self, network: nn.Module, groups: Sequence[Group], inputs: Mapping[str, Tensor]) -> str | None:
+        """Why OpenVINO can't do it, if it can't."""
+        weights = list(network.parameters())
+        if weights[0].device.type != "cpu" or weights[0].dtype not in HINTS:
+            return f"weights are {weights[0].dtype} on {weights[0].device}"
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*weights, *inputs.values())):
+            return "gradients are asked for"
+        if not expressible(groups, network):
+            return "an adapter is attached that isn't plain LoRA (merge it, and it is in the weights)"
+        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+        if hooks != len({path for group in groups for path in group.updates}):
+            return "hooks are on the layers"
+        return None
+
+    def _forget_old_weights(self, network: nn.Module) -> None:
+        """Compile anew when weights have changed: a merged LoRA, another dtype."""
+        stamp = [(weight.data_ptr(), weight._version) for weight in network.parameters()]
+        if stamp != self._stamp:
+            self._compiled.clear()
+            self._stamp = stamp
+            self._weights = list(network.parameters())
+
+    def _run(
+        self, network: nn.Module, method: Method, inputs: dict[str, Tensor], groups: Sequence[Group]
+    ) -> list[Tensor]:
+        graph = self._graphs[method.name]
+        known = {name for parameter in graph.get_parameters() for name in parameter.output(0).get_names()}
+        layout = layout_of(groups, known, self._seen.get(method.name, ()))
+        if layout is not None:
+            self._seen[method.name] = set(layout.paths)
+            inputs[ROWS] = strengths(groups, layout, len(next(iter(inputs.values()))))
+        compiled = self._compiled_for(network, method, inputs, layout)
+        adapters = tuple(id(group.updates) for group in groups)
+        if layout is not None and compiled.adapters != adapters:
+            compiled.lent = factors(groups, layout, network)
+            compiled.adapters = adapters
+            for name, tensor in compiled.lent.items():
+                compiled.request.set_tensor(name, openvino().Tensor(tensor.numpy(), shared_memory=True))
+        given = {name: _plain(tensor) for name, tensor in inputs.items() if name in compiled.names}
+        for name, array in given.items():
+            compiled.request.set_tensor(name, openvino().Tensor(array, shared_memory=True))
+        compiled.request.infer()
+        dtype = next(network.parameters()).dtype
+        return [torch.from_numpy(np.array(output.data)).to(dtype) for output in compiled.request.output_tensors]
+
+    def _compiled_for(
+        self, network: nn.Module, method: Method, inputs: Mapping[str, Tensor], layout: Layout | None
+    ) -> _Compiled:
+        """The graph compiled for these shapes, or for all: see SMALL and OFTEN."""
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in inputs.items())
+        threads = torch.get_num_threads()
+        every, one = (method.name, layout, threads), (method.name, layout, threads, shapes)
+        key: object = every
+        size = sum(weight.nbytes for weight in network.parameters())
+        if size <= SMALL:
+            self._calls[one] += 1
+            first = not any(isinstance(other, tuple) and other[:3] == every for other in self._compiled)
+            if one in self._compiled or first or self._calls[one] > OFTEN:
+                key = one
+        if key not in self._compiled:
+            while len(self._compiled) >= max(_memory() // SHARE // max(size, 1), 2) or len(self._compiled) >= 32:
+                self._compiled.popitem(last=False)
+            self._compiled[key] = self._compile(network, method, dict(shapes) if key is one else {}, layout, threads)
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
+
+    def _compile(
+        self,
+        network: nn.Module,
+        method: Method,
+        shapes: Mapping[str, Sequence[int]],
+        layout: Layout | None,
+        threads: int,
+    ) -> _Compiled:
+        library = openvino()
+        graph = self._graphs[method.name].clone()
+        if layout is not None:
+            add_side_paths(graph, layout, network)
+        weights = {name: weight.detach().contiguous() for name, weight in network.named_parameters()}
+        for parameter in list(graph.get_parameters()):
+            (name,) = parameter.output(0).get_names()
+            if name in weights:
+                parameter.output(0).replace(_constant(weights[name]))
+                graph.remove_parameter(parameter)
+            elif name in shapes:
+                parameter.set_partial_shape(library.PartialShape(list(shapes[name])))
+        graph.validate_nodes_and_infer_types()
+        hint = HINTS[next(iter(weights.values())).dtype]
+        options = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        request = core().compile_model(graph, "CPU", options).create_infer_request()
+        names = frozenset(name for parameter in graph.get_parameters() for name in parameter.output(0).get_names())
+        return _Compiled(request, names, list(weights.values()))
+
+
+def _constant(weight: Tensor) -> Any:
+    """A weight in its own memory as the output of a node, in float32."""
+    library = openvino()
+    if weight.dtype == torch.float32:
+        tensor = library.Tensor(weight.numpy(), shared_memory=True)
+        return library.op.Constant(tensor, shared_memory=True).output(0)
+    bits = weight.view(torch.int16).numpy()
+    tensor = library.Tensor(bits, library.Shape(list(weight.shape)), library.Type.bf16)
+    return library.opset15.convert(library.op.Constant(tensor, shared_memory=True), "f32").output(0)
+
+
+def _plain(tensor: Tensor) -> Any:
+    """A tensor as an array that OpenVINO takes: float32 or a whole number, its rows one after another."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).detach().contiguous().numpy()
+
+
+def _memory() -> int:
+    """Bytes of the machine."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 8 << 30
