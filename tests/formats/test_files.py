@@ -96,6 +96,43 @@ def test_conversion_leaves_whole_numbers_alone_and_refuses_overflow(tmp_path):
             file.load("large", torch.float16)
 
 
+def test_a_tensor_of_many_pieces_is_converted_as_a_whole_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("darkroom.formats.files.PIECE", 64)
+    tensors = {"x": torch.randn(7, 37), "bits": torch.rand(300) > 0.5, "one": torch.tensor(3.0)}
+    tensors["half"] = tensors["x"].half()
+    scales = torch.rand(7) + 0.5
+    eighth = tensors["x"].to(torch.float8_e4m3fn)
+    save_file(tensors | {"a.weight": eighth, "a.weight_scale": scales}, tmp_path / "x")
+    torch.save(tensors | {"turned": tensors["x"].T}, tmp_path / "y")
+    for path in (tmp_path / "x", tmp_path / "y"):
+        with open_tensors(path) as file:
+            for name, tensor in tensors.items():
+                assert torch.equal(file.load(name), tensor)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                for name in ("x", "half", "one"):
+                    assert torch.equal(file.load(name, dtype), tensors[name].to(dtype))
+    with open_tensors(tmp_path / "x") as file:
+        wanted = eighth.float() * scales[:, None]
+        assert torch.equal(file.load("a.weight"), wanted)
+        assert torch.equal(file.load("a.weight", torch.bfloat16), wanted.bfloat16())
+    with open_tensors(tmp_path / "y") as file:
+        assert torch.equal(file.load("turned", torch.bfloat16), tensors["x"].T.bfloat16())
+        assert file.load("turned").is_contiguous()
+
+
+def test_poison_at_the_end_of_many_pieces_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("darkroom.formats.files.PIECE", 64)
+    poisoned, large = torch.ones(200), torch.ones(200)
+    poisoned[-1], large[-1] = float("nan"), 1e6
+    save_file({"poisoned": poisoned, "large": large}, tmp_path / "x")
+    with open_tensors(tmp_path / "x") as file:
+        for dtype in (None, torch.bfloat16):
+            with pytest.raises(CheckpointError, match="poisoned holds NaN or infinity"):
+                file.load("poisoned", dtype)
+        with pytest.raises(CheckpointError, match="large has values too large for float16"):
+            file.load("large", torch.float16)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2])
 def test_poison_is_named(tmp_path, value, dtype):

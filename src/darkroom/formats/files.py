@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorFile", "check_finite", "open_tensors"]
 
 MAX_SHARDS = 256
+PIECE = 1 << 17  # elements that are read, converted and looked at together, so that they are still in the cache
 
 
 class TensorFile:
@@ -59,21 +60,36 @@ class TensorFile:
         `dtype` converts floating-point tensors; whole numbers and booleans stay what they are. With `finite`, a tensor
         with NaN or infinity in it, or with values too large for `dtype`, raises CheckpointError.
         """
-        tensor = self._slot(name).read()
-        if name in self._scales:
-            tensor = tensor.float()
-            tensor *= self._scales[name].read().float().reshape(-1, *[1] * (tensor.ndim - 1))
-        if finite:
-            check_finite(name, tensor, self._slot(name).source.path)
-        if dtype is None or dtype == tensor.dtype or not tensor.is_floating_point():
-            return tensor
-        converted = tensor.to(dtype)
-        if finite and not is_finite(converted):
-            kind = str(dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{self.path}: {name} has values too large for {kind}: load it in bfloat16 or float32."
-            )
-        return converted
+        import torch
+
+        slot, source = self._slot(name), self._slot(name).source.path
+        stored, kept = self.dtype(name), getattr(torch, slot.dtype)
+        result = slot.room(dtype if dtype is not None and stored.is_floating_point else stored, slot.elements)
+        factors = self._scales[name].read().float().flatten() if name in self._scales else None
+        row = slot.elements // slot.shape[0] if factors is not None and len(factors) > 1 else 1
+        step = max(1, PIECE // row) * row
+        whole = slot.read().flatten() if slot.stride is not None else None
+        piece = None if result.dtype == kept else torch.empty(min(step, slot.elements), dtype=kept, device="cpu")
+        for start in range(0, slot.elements, step):
+            here = result[start : start + step]
+            part = here if piece is None else piece[: len(here)]
+            if whole is None:
+                slot.read_into(part, start)
+            else:
+                part.copy_(whole[start : start + step])
+            if factors is not None:
+                rows = part.float().view(-1, row)
+                rows *= factors if len(factors) == 1 else factors[start // row :, None][: len(rows)]
+                part = rows.view(-1)
+            if part is not here:
+                here.copy_(part)
+            if finite and not is_finite(here):
+                check_finite(name, part, source)
+                kind = str(result.dtype).removeprefix("torch.")
+                raise CheckpointError(
+                    f"{self.path}: {name} has values too large for {kind}: load it in bfloat16 or float32."
+                )
+        return result.view(slot.shape)
 
     def renamed(self, start: str) -> TensorFile:
         """The same tensors, each under its name with `start` in front."""

@@ -1,9 +1,9 @@
 """Where a tensor's bytes lie in a file, and how they become a tensor.
 
-Tensors are read one at a time into memory of their own, straight from the file: the high-water mark is the tensors
-kept plus the one being read, and a model once loaded no longer depends on its file. A memory map would save that read,
-but its pages are dropped and faulted in again under memory pressure, they count twice while a tensor is converted, and
-a file that someone truncates or overwrites while the model draws would kill the process.
+Tensors are read into memory of their own, straight from the file, and converted piece by piece on the way: the
+high-water mark is the tensors kept, and a model once loaded no longer depends on its file. A memory map would save that
+read, but its pages are dropped and faulted in again under memory pressure, they count twice while a tensor is
+converted, and a file that someone truncates or overwrites while the model draws would kill the process.
 """
 
 from __future__ import annotations
@@ -62,13 +62,18 @@ class Source:
         """Fills `buffer` from `offset`; returns how many bytes there were."""
         done = 0
         try:
-            with self._lock:
-                self.file.seek(offset)
-                while done < len(buffer) and (count := self.file.readinto(buffer[done:])):
-                    done += count
+            while done < len(buffer) and (count := self._read_some(buffer[done:], offset + done)):
+                done += count
         except (OSError, ValueError) as error:  # ValueError: closed
             raise CheckpointError(f"{self.path} can't be read: {getattr(error, 'strerror', None) or error}.") from None
         return done
+
+    def _read_some(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):  # needs no lock: several threads read at once
+            return os.preadv(self.file.fileno(), [buffer], offset)
+        with self._lock:
+            self.file.seek(offset)
+            return self.file.readinto(buffer) or 0
 
     def close(self) -> None:
         self.file.close()
@@ -131,21 +136,34 @@ class Slot:
         """The tensor, contiguous, on the CPU, in memory of its own. CheckpointError if the file has become shorter."""
         import torch
 
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        try:
-            raw = torch.empty(self.span, dtype=torch.uint8, device="cpu")
-        except RuntimeError:  # how torch says that the CPU's memory is used up
-            raise CheckpointError(f"{self.source.path}: no memory for {self.name}, {self.span} bytes.") from None
-        if self.span and self.source.read_into(raw.numpy().data, self.offset) != self.span:
-            raise CheckpointError(f"{self.source.path} became shorter while {self.name} was being read.")
-        if self.dtype == "bool":
-            return self._shaped(raw.ne_(0).view(dtype))  # any other byte in a bool is undefined behaviour
-        return self._shaped(raw.view(dtype))
-
-    def _shaped(self, flat: Tensor) -> Tensor:
+        flat = self.room(getattr(torch, self.dtype), self.span // DTYPES[self.dtype])
+        self.read_into(flat)
         if self.stride is None or not self.elements:
             return flat.reshape(self.shape)
         return flat.as_strided(self.shape, self.stride).contiguous()
+
+    def read_into(self, flat: Tensor, start: int = 0) -> None:
+        """Fills `flat`, of this tensor's type, contiguous, on the CPU, with its elements in the file from `start` on.
+
+        CheckpointError if the file has become shorter.
+        """
+        import torch
+
+        raw = flat.view(torch.uint8)
+        if len(raw) and self.source.read_into(raw.numpy().data, self.offset + start * DTYPES[self.dtype]) != len(raw):
+            raise CheckpointError(f"{self.source.path} became shorter while {self.name} was being read.")
+        if self.dtype == "bool":
+            raw.ne_(0)  # any other byte in a bool is undefined behaviour
+
+    def room(self, dtype: torch.dtype, elements: int) -> Tensor:
+        """Memory for this tensor, [elements] in `dtype`, not filled. CheckpointError where there is none."""
+        import torch
+
+        try:
+            return torch.empty(elements, dtype=dtype, device="cpu")
+        except RuntimeError:  # how torch says that the CPU's memory is used up
+            size = elements * dtype.itemsize
+            raise CheckpointError(f"{self.source.path}: no memory for {self.name}, {size} bytes.") from None
 
 
 def check_finite(name: str, tensor: Tensor, file: Path | str) -> None:

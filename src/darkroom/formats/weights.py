@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,9 @@ from .rules import Config, Place
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+READERS = 2  # threads that read tensors; more would wait for the same memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,10 @@ class PartTensors:
             return self._file.load(key, dtype).T.contiguous()
         if place.third is None:
             return self._file.load(key, dtype).reshape(self.shape(name))
-        if self._fused is None or self._fused[0] != key:
-            self._fused = (key, self._file.load(key, dtype))
-        return self._fused[1].chunk(3)[place.third].clone()
+        fused = self._fused  # another thread may change it
+        if fused is None or fused[0] != key:
+            fused = self._fused = (key, self._file.load(key, dtype))
+        return fused[1].chunk(3)[place.third].clone()
 
     def close(self) -> None:
         self._fused = None
@@ -160,11 +165,12 @@ def native_state(
 ) -> dict[str, Tensor]:
     """All tensors of a network under their native names, for `load_state_dict(assign=True)` on `meta`.
 
-    `expected`: native name -> shape, from that network's `state_dict()`. Tensors are read and converted to `dtype` one
-    at a time, so that memory holds each once. Strict: see `PartTensors`.
+    `expected`: native name -> shape, from that network's `state_dict()`. Tensors are converted to `dtype` piece by
+    piece while they are read, so that memory holds each once. Strict: see `PartTensors`.
     """
-    with PartTensors(checkpoint, part, expected) as tensors:
-        return {name: tensors.load(name, dtype) for name in tensors.names()}
+    with PartTensors(checkpoint, part, expected) as tensors, ThreadPoolExecutor(READERS) as readers:
+        names = tensors.names()
+        return dict(zip(names, readers.map(lambda name: tensors.load(name, dtype), names), strict=True))
 
 
 def in_file_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
