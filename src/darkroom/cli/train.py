@@ -135,20 +135,19 @@ def train(
 
 
 def _tell_memory(recipe: Any, model: str | None, workers: int) -> None:
-    """Say on stderr what a run will take, where that is known, and whether the device has so much."""
+    """Say on stderr what a run will take, and whether the device has so much."""
     from darkroom.training.memory import device_memory, gigabytes
+    from darkroom.training.recipes import parts
     from darkroom.training.rehearsal import rehearse
 
-    estimate = rehearse(recipe, model, workers)
-    if estimate is None:
-        return
+    estimate, device = rehearse(recipe, model, workers), parts(recipe)[0].device
     each = " in each process" if workers > 1 else ""
     complain(f"memory: about {estimate}{each}")
-    there = device_memory(recipe.device)
-    needed = estimate.total * (workers if recipe.device == "cpu" else 1)
+    there = device_memory(device)
+    needed = estimate.total * (workers if device == "cpu" else 1)
     if there is not None and needed > there:
         complain(
-            f"that is {gigabytes(needed)} GB, and {recipe.device} has {gigabytes(there)}; set checkpointing=true, "
+            f"that is {gigabytes(needed)} GB, and {device} has {gigabytes(there)}; set checkpointing=true, "
             "accumulate, optimizer=adamw8bit, or a smaller batch_size or size"
         )
 

@@ -82,13 +82,14 @@ def estimate(
     learned = [p for m in trained.values() for p in m.parameters() if p.requires_grad]
     everything = {id(t): t for m in networks.values() for t in (*m.parameters(), *m.buffers())}
     trained_bytes, values = size_of(learned), sum(p.numel() for p in learned)
+    averaged = size_of(t for m in trained.values() for t in m.state_dict().values())
     weights = size_of(everything.values())
     kept, moved, most = cost(config.optimizer)
     return Estimate(
         weights=weights - trained_bytes + trained_bytes // shards,
         gradients=trained_bytes // shards,
         optimizer=int(kept * values) // shards,
-        average=trained_bytes // shards * (1 + len(config.ema_lengths)),
+        average=averaged // shards * (1 + len(config.ema_lengths)),
         activations=_rehearsed(config, networks.values(), learned, loss),
         update=int(moved * values + most * max((p.numel() for p in learned), default=0)) // shards,
     )
@@ -112,9 +113,10 @@ def _observed(optimizer: str, layers: int) -> tuple[int, int]:
     for _ in range(2):  # the first one makes the state
         for p in network.parameters():
             p.grad = torch.ones_like(p)
-        with (live := Live()):
+        state = [v for values in steps.state.values() for v in values.values() if isinstance(v, Tensor)]
+        kept = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
+        with (live := Live([*kept, *state])):  # what it only changes is none of what it makes
             steps.step()
-    state = [v for values in steps.state.values() for v in values.values() if isinstance(v, Tensor)]
     return size_of(state), live.most
 
 

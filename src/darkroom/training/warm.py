@@ -10,6 +10,7 @@ import torch
 
 import darkroom
 from darkroom.errors import TrainingError
+from darkroom.formats.checkpoint import open_checkpoint
 from darkroom.formats.configs import network_config, read_json
 from darkroom.formats.folder import weights_file
 from darkroom.formats.layouts import Part
@@ -17,7 +18,7 @@ from darkroom.formats.rules import Config
 from darkroom.formats.vae import open_vae
 from darkroom.formats.weights import Weights, native_state
 from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import TinyAutoencoderConfig
+from darkroom.models.config import TextEncoderConfig, TinyAutoencoderConfig
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.tiny_autoencoder import TinyAutoencoder
 from darkroom.prompts.tokenizer import Tokenizer
@@ -59,16 +60,10 @@ def open_text(source: str, device: str) -> tuple[TextEncoder, Tokenizer]:
 
     Its projection stays behind: a U-Net reads what comes before.
     """
-    place = Path(source)
+    config, place = text_config(source), Path(source)
     if not (place / "config.json").is_file():
         pipe = darkroom.load(source, device=device, dtype="float32")
-        if pipe.text_encoder_2 is not None:
-            raise TrainingError(f"text_encoder is {source!r}, which has two; give a model with one")
         return pipe.text_encoder, pipe.tokenizer
-    content = read_json(place / "config.json")
-    if content.get("model_type") not in ("clip", "clip_text_model"):
-        raise TrainingError(f"text_encoder is {source!r}, which is no CLIP and no model")
-    config = replace(network_config("text_encoder", content, str(place / "config.json")), projection=False)
     with torch.device("meta"):
         network = TextEncoder(config)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -76,3 +71,17 @@ def open_text(source: str, device: str) -> tuple[TextEncoder, Tokenizer]:
     state = native_state(_One("text_encoder", weights, config), "text_encoder", expected, torch.float32)
     network.load_state_dict(state, assign=True)
     return network.to(device).eval().requires_grad_(False), Tokenizer.from_folder(place)
+
+
+def text_config(source: str) -> TextEncoderConfig:
+    """What the text encoder is that `open_text` opens. Raises TrainingError, CheckpointError."""
+    file = Path(source) / "config.json"
+    if not file.is_file():
+        found = open_checkpoint(source)
+        if found.text_encoder_2_config is not None:
+            raise TrainingError(f"text_encoder is {source!r}, which has two; give a model with one")
+        return found.text_encoder_config
+    content = read_json(file)
+    if content.get("model_type") not in ("clip", "clip_text_model"):
+        raise TrainingError(f"text_encoder is {source!r}, which is no CLIP and no model")
+    return replace(network_config("text_encoder", content, str(file)), projection=False)
