@@ -105,6 +105,7 @@ def test_a_missing_gpu_is_told_at_once() -> None:
         ("autoencoder.widths=16,32,64", "autoencoder.widths has 3 levels; it needs 4"),
         ("evaluate=-1", "evaluate is -1"),
         ("unet.dropout=2", "unet.dropout is 2.0"),
+        ("unet.encode_precision=float16", "unet.encode_precision is 'float16'; it must be 'float32' or 'bfloat16'"),
     ],
 )
 def test_networks_that_can_t_be_built_are_refused_before_anything_is_trained(setting: str, said: str) -> None:
