@@ -46,6 +46,8 @@ pictures: $(VENV)/.installed  ## Draw the documentation's pictures again (docs/p
 
 bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (minutes)
 	$(RUN) benchmarks/cold_start.py
+	$(RUN) benchmarks/load.py
+	$(RUN) benchmarks/overhead.py
 	$(RUN) benchmarks/step.py
 	$(RUN) benchmarks/lora.py
 	$(RUN) benchmarks/data.py
@@ -53,6 +55,8 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 
 bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
 	$(RUN) benchmarks/cold_start.py --rounds 1
+	$(RUN) benchmarks/load.py --smoke
+	$(RUN) benchmarks/overhead.py --smoke
 	$(RUN) benchmarks/step.py --architecture tiny --size 64 --rounds 2
 	$(RUN) benchmarks/lora.py --smoke
 	$(RUN) benchmarks/data.py --smoke
