@@ -52,6 +52,7 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 	$(RUN) benchmarks/lora.py
 	$(RUN) benchmarks/data.py
 	$(RUN) benchmarks/train_step.py
+	$(RUN) benchmarks/lossy.py --architecture sd15 --dtype bfloat16
 
 bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
 	$(RUN) benchmarks/cold_start.py --rounds 1
@@ -59,6 +60,7 @@ bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, n
 	$(RUN) benchmarks/overhead.py --smoke
 	$(RUN) benchmarks/step.py --architecture tiny --size 64 --rounds 2
 	$(RUN) benchmarks/lora.py --smoke
+	$(RUN) benchmarks/lossy.py --smoke
 	$(RUN) benchmarks/data.py --smoke
 	$(RUN) benchmarks/train_step.py --architecture tiny --size 64 --batch 4 --rounds 2
 	$(RUN) benchmarks/memory.py --architecture tiny --size 64
