@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def test_a_unet_in_int8_stays_near_and_keeps_its_weights() -> None:
     assert type(unet.conv_in) is nn.Conv2d
     assert list(unet.state_dict()) == names
     assert 1e-4 < apart(unet(*x), plain) < 0.05
+    assert torch.equal(copy.deepcopy(unet)(*x), unet(*x))
     assert to_int8(unet) == 0
 
 

@@ -7,10 +7,10 @@ add up in 32 bits. oneDNN does them; the answer has the type of the input.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .unet import UNet
@@ -24,25 +24,26 @@ FEW = 64  # positions below which rounding costs more than the products
 class _Rounded:
     """A layer's weight in 8 bits, in the layout that oneDNN wants, made again when the weight has changed."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     _made: tuple[Any, ...] | None = None
 
-    def _int8(self, pack: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The packed weight, its scales and zero points [O], and the bias in float32."""
-        state = (self.weight.data_ptr(), self.weight._version, None if self.bias is None else self.bias._version)
-        if self._made is None or self._made[0] != state:
-            weight = self.weight.detach().float()
-            scales = weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / LARGEST
-            rounded = (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8)
-            zeros = torch.zeros(len(scales), dtype=torch.int32)
-            bias = None if self.bias is None else self.bias.detach().float()
-            self._made = state, (pack(rounded, scales), scales, zeros, bias)
-        packed: tuple[Tensor, Tensor, Tensor, Tensor | None] = self._made[1]
-        return packed
+    def __getstate__(self) -> dict[str, Any]:  # a copy, or a pickle, makes its own
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise TypeError("a network in int8 can't be copied; load the model again")
+
+def _int8(
+    layer: Int8Linear | Int8Conv2d, pack: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The packed weight, its scales and zero points [O], and the bias in float32."""
+    weight, bias = layer.weight, layer.bias
+    state = (weight.data_ptr(), weight._version, None if bias is None else bias._version)
+    if layer._made is None or layer._made[0] != state:
+        plain = weight.detach().float()
+        scales = plain.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / LARGEST
+        rounded = (plain / scales.view(-1, *[1] * (plain.ndim - 1))).round().to(torch.int8)
+        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        layer._made = state, (pack(rounded, scales), scales, zeros, None if bias is None else bias.detach().float())
+    made: tuple[Tensor, Tensor, Tensor, Tensor | None] = layer._made[1]
+    return made
 
 
 class Int8Linear(_Rounded, nn.Linear):
@@ -50,9 +51,9 @@ class Int8Linear(_Rounded, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.numel() < FEW * self.in_features:
-            return F.linear(x, self.weight, self.bias)
+            return super().forward(x)
         ops = torch.ops.onednn
-        packed, scales, zeros, bias = self._int8(lambda weight, _: ops.qlinear_prepack(weight, None))
+        packed, scales, zeros, bias = _int8(self, lambda weight, _: ops.qlinear_prepack(weight, None))
         rounded, scale, zero = _rounded(x.reshape(-1, self.in_features))
         y: Tensor = ops.qlinear_pointwise(
             rounded, scale, zero, packed, scales, zeros, bias, 1.0, 0, x.dtype, "none", [], ""
@@ -65,11 +66,12 @@ class Int8Conv2d(_Rounded, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.numel() < FEW * self.in_channels:
-            return self._conv_forward(x, self.weight, self.bias)
+            plain: Tensor = super().forward(x)
+            return plain
         ops = torch.ops.onednn
         shape = [list(self.stride), list(self.padding), list(self.dilation), self.groups]
-        packed, scales, zeros, bias = self._int8(
-            lambda weight, scales: ops.qconv_prepack(weight, scales, 1.0, 0, *shape, None)
+        packed, scales, zeros, bias = _int8(
+            self, lambda weight, scales: ops.qconv_prepack(weight, scales, 1.0, 0, *shape, None)
         )
         rounded, scale, zero = _rounded(x)
         y: Tensor = ops.qconv_pointwise(
@@ -88,7 +90,7 @@ def _rounded(x: Tensor) -> tuple[Tensor, float, int]:
         x = x.contiguous()
     rounded = torch.empty_like(x, dtype=torch.uint8)
     # A piece at a time, which stays in the cache: a float32 copy of all of it costs more than the products.
-    pieces = zip(*(_in_memory_order(y).split(PIECE) for y in (x, rounded)), strict=True)
+    pieces = zip(_pieces(x), _pieces(rounded), strict=True)
     room = torch.empty(min(PIECE, x.numel()))
     for piece, answer in pieces:
         numbers = room[: len(piece)].copy_(piece)
@@ -96,8 +98,9 @@ def _rounded(x: Tensor) -> tuple[Tensor, float, int]:
     return rounded, scale, zero
 
 
-def _in_memory_order(x: Tensor) -> Tensor:
-    return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of all values, in the order of memory."""
+    return torch.split(x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1), PIECE)
 
 
 def to_int8(unet: UNet) -> int:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import UNet
+from .unet import TransformerBlock, UNet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +108,9 @@ def _finest(unet: UNet) -> tuple[int, list[nn.Module]]:
     ):
         if attends and not only_cross:
             sides = (unet.down[level], unet.up[len(unet.up) - 1 - level])
-            return level, [block.attn1 for side in sides for place in side.attentions for block in place.blocks]
+            return level, [
+                block.attn1 for side in sides for block in side.modules() if isinstance(block, TransformerBlock)
+            ]
     return 0, []
 
 
