@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .backends import BACKENDS, Networks, networks
+from .backends import BACKENDS, Networks, classes
 from .embedded import HOME, MODEL
 from .engine.memory import out_of_memory
 from .engine.preview import Previewer
@@ -143,7 +143,7 @@ def _networks(backend: str, device: torch.device, compile: bool) -> Networks:
         raise RequestError(f"backend is 'openvino', which runs on the CPU, and device is '{device}'; leave one of them")
     if backend == "openvino" and compile:
         raise RequestError("backend is 'openvino', which compiles the networks itself, and compile is true; leave one")
-    return networks(backend)
+    return classes(backend)
 
 
 def _autoencoder(

@@ -24,7 +24,7 @@ class Networks:
     text_encoder: type[TextEncoder] = TextEncoder
 
 
-def networks(backend: str) -> Networks:
+def classes(backend: str) -> Networks:
     """The classes of a backend; "auto" is "native" (docs/decisions/0013). Raises RequestError if it isn't installed."""
     if backend != "openvino":
         return Networks()

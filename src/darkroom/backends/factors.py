@@ -96,7 +96,8 @@ def add_side_paths(graph: Any, layout: Layout, network: nn.Module) -> None:
 
 
 def _parameter(name: str, shape: Sequence[int]) -> Any:
-    parameter = openvino().opset15.parameter(list(shape), "f32", name=name)
+    library = openvino()
+    parameter = library.op.Parameter(library.Type.f32, library.PartialShape(list(shape)))
     parameter.output(0).get_tensor().set_names({name})
     return parameter
 
