@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import alternate, machine, report
-from step import ARCHITECTURES, networks
+from common import alternate, machine, networks, report
 from torch import Tensor, nn
 
+from darkroom.bench.networks import UNETS
 from darkroom.diffusion.condition import Batch
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.diffusion.schedule import Schedule
@@ -125,7 +125,7 @@ def _wait(x: Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One step of training a U-Net, ours beside diffusers' script's.")
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="embedded")
+    parser.add_argument("--architecture", choices=UNETS, default="embedded")
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
@@ -136,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    config = ARCHITECTURES[arguments.architecture]
+    config = UNETS[arguments.architecture]
     with tempfile.TemporaryDirectory() as folder:
         steps = contestants(
             config, arguments.size, arguments.batch, arguments.precision, arguments.device, Path(folder)

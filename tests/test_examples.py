@@ -48,5 +48,5 @@ def test_both_sides_of_the_step_benchmark_answer_alike(monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     step = runpy.run_path(str(ROOT / "benchmarks" / "step.py"))
     for name in ("tiny", "embedded"):
-        theirs, ours = (f() for f in step["steps"](step["ARCHITECTURES"][name], 64, "cpu", torch.float32).values())
+        theirs, ours = (f() for f in step["steps"](step["UNETS"][name], 64, "cpu", torch.float32).values())
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-5

@@ -33,6 +33,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "adapters": "models request",
         "diffusion": "adapters models",
         "backends": "adapters models",
+        "bench": "diffusion models",
         "prompts": "adapters models",
         "formats": "adapters embedded models prompts request",  # networks on `meta`; tokenizers
         "engine": "adapters diffusion hints images masks models prompts request samplers __version__",

@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": "Judge whether pictures show what the prompts say.",
     "data": "Scan, pack, encode or render training pictures.",
     "samplers": "List the samplers.",
+    "bench": "Measure how fast this machine is.",
 }
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130

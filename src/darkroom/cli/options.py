@@ -58,6 +58,7 @@ _FIELDS = {
     "pag_scale": "--pag",
     "prompt_style": "--prompt-style",
     "quantize": "--quantize",
+    "rounds": "--rounds",
     "schedule": "--schedule",
     "seed": "--seed",
     "steps": "--steps",

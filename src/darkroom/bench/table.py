@@ -1,0 +1,188 @@
+"""The table of `darkroom bench`: how fast this machine runs our networks, and what share of its best that is."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from darkroom.bench.networks import AUTOENCODERS, DTYPES, UNETS, decode_run, encode_text, finished, guided_step
+from darkroom.bench.timing import alternate
+from darkroom.errors import Error
+
+SIZES = {"embedded": 128, "sd15": 256, "sd2": 256, "tiny": 64}  # pixels a side, where no size is asked for
+PARTS = ("U-Net step", "decode", "text encoder")
+PROMPT = "a large fox on a yellow background"
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the ceiling
+PATIENCE = 2.0  # seconds, for a product that this machine is bad at
+
+Show = Callable[[int, int, str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: what ran, and the seconds of each round."""
+
+    what: str
+    seconds: tuple[float, ...]
+    dtype: str = ""
+    gflop: float = 0.0  # the work of one run
+    ceiling: float = 0.0  # GFLOP/s of the large product in this dtype
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def share(self) -> float:
+        """Of the ceiling, 0..1; 0 where there is no work to count."""
+        return self.gflop / self.median / self.ceiling if self.ceiling else 0.0
+
+
+def ceiling(dtype: str, device: str) -> float:
+    """GFLOP/s of a large product: the fastest run, as a matrix product or as a 1x1 convolution.
+
+    The two take different libraries on a processor, and neither is always the faster.
+    """
+    side = SIDE.get(device.split(":")[0], 2048)
+    x = torch.randn(side, side, device=device).to(DTYPES[dtype])
+    as_picture = x.view(1, side, 32, side // 32)
+    with torch.inference_mode():
+        products: tuple[Callable[[], Tensor], ...] = (
+            lambda: finished(x @ x),
+            lambda: finished(F.conv2d(as_picture, x[:, :, None, None])),
+        )
+        return max(2 * side**3 / 1e9 / _fastest(product) for product in products)
+
+
+def _fastest(run: Callable[[], object], rounds: int = 10) -> float:
+    best, began = float("inf"), time.perf_counter()
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - began > PATIENCE:
+            break
+    return best
+
+
+def ceilings(dtypes: Sequence[str], device: str) -> dict[str, float]:
+    """Of each dtype; with none asked for, of float32, and of bfloat16 where this device is not slower with it."""
+    if dtypes:
+        return {dtype: ceiling(dtype, device) for dtype in dtypes}
+    found = {dtype: ceiling(dtype, device) for dtype in ("float32", "bfloat16")}
+    if found["bfloat16"] < found["float32"]:
+        del found["bfloat16"]
+    return found
+
+
+def rows(
+    architectures: Sequence[str], size: int | None, device: str, tops: dict[str, float], rounds: int, show: Show
+) -> Iterator[Row]:
+    """Measure: for each part of each architecture, the dtypes of `tops` (their ceilings) in turns.
+
+    `show` is called with turns done, all turns and what is measured. Networks lie in memory one part at a time.
+    """
+    for architecture in architectures:
+        side = size or SIZES[architecture]
+        for part in PARTS[: 3 if architecture == "sd15" else 2]:
+            title = f"{architecture} {part}" + ("" if part == "text encoder" else f", {side} px")
+            show(0, 1, title)
+            gflop = work(part, architecture, side)
+            runs = {dtype: _run(part, architecture, side, device, DTYPES[dtype]) for dtype in tops}
+            seconds = alternate(runs, rounds, on_turn=_named(show, title))
+            del runs
+            gc.collect()
+            for dtype, values in seconds.items():
+                yield Row(title, tuple(values), dtype, gflop, tops[dtype])
+
+
+def work(part: str, architecture: str, size: int) -> float:
+    """GFLOP of one run; nothing is computed."""
+    run = _run(part, architecture, size, "meta", torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def memory_needed(architecture: str, size: int | None, dtypes: Sequence[str]) -> int:
+    """Bytes, about: the U-Net in each dtype with its weights a second time (packed), and a decode's widest answers."""
+    from darkroom.models.layers import parameter_count
+    from darkroom.models.unet import UNet
+
+    with torch.device("meta"):
+        weights = parameter_count(UNet(UNETS[architecture]))
+    side = size or SIZES[architecture]
+    widest = AUTOENCODERS[architecture].block_out_channels[1] * side**2
+    return sum(DTYPES[dtype].itemsize * (2 * weights + 3 * widest) for dtype in dtypes)
+
+
+def memory_free() -> int | None:
+    """Bytes of main memory that a new process could have; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def cold_start(rounds: int, device: str, show: Show) -> Row:
+    """One picture by the embedded model, from the start of a process to the file. Raises `Error` if it fails."""
+    title = "embedded, darkroom generate, process start to PNG"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "darkroom",
+            "generate",
+            PROMPT,
+            "--seed",
+            "1",
+            "--device",
+            device,
+            "-o",
+            folder,
+        ]
+
+        def run() -> None:
+            ended = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+            if ended.returncode:
+                raise Error(f"'darkroom generate' failed: {ended.stderr.strip()[-300:] or ended.returncode}")
+
+        show(0, 1, title)
+        seconds = alternate({title: run}, rounds, on_turn=_named(show, title))[title]
+    return Row(title, tuple(seconds))
+
+
+def line(row: Row) -> str:
+    """A row in words: the median, least and most, and the share of the ceiling."""
+    spread = f"{_seconds(row.median)}  ({_seconds(min(row.seconds))} to {_seconds(max(row.seconds))})"
+    speed = f"{row.gflop / row.median:7.0f} GFLOP/s {row.share:5.0%} of the ceiling" if row.gflop else ""
+    return f"{row.what:50} {row.dtype:9} {spread:32} {speed}".rstrip()
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def _named(show: Show, title: str) -> Callable[[int, int], object]:
+    return lambda done, total: show(done, total, title)
+
+
+def _run(part: str, architecture: str, size: int, device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+    if part == "U-Net step":
+        return guided_step(UNETS[architecture], size, device, dtype)[0]
+    if part == "decode":
+        return decode_run(AUTOENCODERS[architecture], size, device, dtype)[0]
+    return encode_text(device, dtype)[0]
