@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -16,15 +17,17 @@ from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open
 from .formats.layouts import Part
 from .formats.vae import with_vae
 from .models.autoencoder import Autoencoder
+from .models.compiled import compile_blocks
 from .models.config import TinyAutoencoderConfig
+from .models.fp8 import fp8_problem, to_fp8
+from .models.graphs import record_calls
 from .models.int8 import int8_problem, to_int8
 from .models.tiny_autoencoder import TinyAutoencoder
 from .pipeline import DTYPES, Pipeline
 from .prompts.tokenizer import Tokenizer
 from .request import choice
 
-
-QUANTIZED = ("int8",)
+QUANTIZED = ("int8", "fp8")
 
 
 def load(
@@ -34,10 +37,10 @@ def load(
     dtype: str = "auto",
     compile: bool = False,
     backend: str = "auto",
+    quantize: str | None = None,
     lora_dir: str | Path | None = None,
     vae: str | Path | None = None,
     preview: str | Path | None = None,
-    quantize: str | None = None,
 ) -> Pipeline:
     """Load a model.
 
@@ -46,23 +49,25 @@ def load(
             HF_HUB_OFFLINE obeyed); None: the embedded model, offline and at once.
         device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
-        compile: compile the U-Net with torch.compile when it is first used.
+        compile: let torch.compile have the blocks of the U-Net and of the autoencoder when they are first used, and
+            record the U-Net's calls as CUDA graphs on a GPU: a slow start, faster steps (docs/gpu.md).
+        quantize: faster and lossy: "int8" lets the U-Net multiply in 8 bits on a CPU (docs/faster.md), "fp8" its large
+            linear layers on GPUs that multiply such numbers (docs/gpu.md). None: nothing is rounded.
         backend: what runs the networks: "native" (torch), "openvino" (on a CPU, docs/openvino.md), "auto": native.
         lora_dir: a folder of LoRA files, for prompts that name them: <lora:name:weight>. None: the embedded model's own
             for that model, none for others.
         vae: another autoencoder in place of the model's own: a diffusers folder, a diffusers, LDM or TAESD file, or a
             name on the hub (docs/models.md).
         preview: an autoencoder for previews, best a tiny one; None: previews are made without a network.
-        quantize: "int8": the U-Net multiplies in 8 bits, on a CPU: faster and lossy (docs/faster.md). None: it doesn't.
 
     Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
     device, dtype or backend that can't be.
     """
     choice("backend", backend, BACKENDS)
     place = device_named("cpu" if backend == "openvino" and device == "auto" else device)
+    _check_quantize(quantize, place, compile, backend)
     kinds = _networks(backend, place, compile)
     numbers = _dtype(dtype, place)
-    _check_quantize(quantize, place, compile)
     if source is None and not MODEL.exists():
         raise CheckpointError(
             f"the embedded model is missing from this installation ({MODEL}); install the package again, "
@@ -81,24 +86,38 @@ def load(
         raise CheckpointError(
             f"memory ran out while loading {checkpoint.name!r} to {place}; free some, or load it in a smaller dtype"
         ) from error
-    if compile:
-        pipe.unet.compile()
     if quantize is not None:
-        to_int8(pipe.unet)
+        {"int8": to_int8, "fp8": to_fp8}[quantize](pipe.unet)
+    if compile:
+        _compile(pipe)
     own = HOME / "lora" if source is None and (HOME / "lora").is_dir() else None
     pipe.loras.folder = own if lora_dir is None else Path(lora_dir)
     return pipe
 
 
-def _check_quantize(quantize: str | None, device: torch.device, compile: bool) -> None:
+def _check_quantize(quantize: str | None, device: torch.device, compile: bool, backend: str) -> None:
     """Raise RequestError where the networks can't be rounded in this way."""
     if quantize is None:
         return
     choice("quantize", quantize, QUANTIZED)
-    if (reason := int8_problem(device, compile)) is not None:
-        raise RequestError(
-            f"quantize is {quantize!r}, which takes a CPU, and no torch.compile, and {reason}; leave it out"
-        )
+    takes = "a CUDA GPU of compute capability 8.9 or more" if quantize == "fp8" else "a CPU, and no torch.compile"
+    reason = fp8_problem(device) if quantize == "fp8" else int8_problem(device, compile)
+    reason = "the backend is 'openvino'" if backend == "openvino" else reason
+    if reason is not None:
+        raise RequestError(f"quantize is {quantize!r}, which takes {takes}, and {reason}; leave it out")
+
+
+def _compile(pipe: Pipeline) -> None:
+    """Compile a pipeline's networks, with the code kept on disk from one process to the next.
+
+    torch keeps it in /tmp unless it is told where: it is put beside our other caches, where nobody has said otherwise.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "darkroom")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(os.environ.get("DARKROOM_CACHE") or home, "compiled")))
+    compile_blocks(pipe.unet)
+    compile_blocks(pipe.autoencoder)
+    if pipe.device.type == "cuda":
+        record_calls(pipe.unet)
 
 
 def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Tokenizer:

@@ -8,6 +8,8 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from darkroom.models.fp8 import round_anew
+
 from .adapter import Scaled
 from .attach import combined
 
@@ -24,10 +26,12 @@ class Merged:
 
     def __init__(self, networks: Mapping[str, nn.Module], scaled: Sequence[Scaled]) -> None:
         self.scaled = tuple(scaled)
-        self._kept: list[tuple[Tensor, Tensor]] = []  # a parameter, and what it was
+        self._kept: list[tuple[nn.Module, str, Tensor]] = []  # a layer, its parameter's name, and what that was
+        self._networks = tuple(networks.values())
         try:
             for part, network in networks.items():
                 self._merge(part, network)
+                round_anew(network)
         except BaseException:
             self.undo()
             raise
@@ -48,7 +52,7 @@ class Merged:
                     differences.setdefault("bias", []).append(scale * update.bias.float())
             for name, deltas in differences.items():
                 parameter = layer.get_parameter(name)
-                self._kept.append((parameter, parameter.detach().clone()))
+                self._kept.append((layer, name, parameter.detach().clone()))
                 parameter.copy_(parameter.float() + sum(deltas))
             differences.clear()
 
@@ -56,9 +60,11 @@ class Merged:
     def undo(self) -> None:
         """Put the original weights back, bit for bit. Nothing happens the second time."""
         while self._kept:
-            parameter, before = self._kept[-1]
-            parameter.copy_(before)
+            layer, name, before = self._kept[-1]
+            layer.get_parameter(name).copy_(before)  # asked for again: a packed layer's is another one by now
             self._kept.pop()
+        for network in self._networks:
+            round_anew(network)
 
     def __enter__(self) -> Merged:
         return self
