@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +90,9 @@ class Update:
         costs about r positions more in the call, and no memory between calls. `answer` is the layer's own to x, where
         that is known: DoRA is quicker with it.
         """
-        assert isinstance(layer.weight, Tensor)
-        by_output = self.magnitude is None or self.magnitude.shape[0] == layer.weight.shape[0]
+        # A packed layer is slow to say its weight: don't ask in vain.
+        weight: Any = None if self.kind == "lora" and self.magnitude is None else layer.weight
+        by_output = self.magnitude is None or self.magnitude.shape[0] == weight.shape[0]
         if self.kind == "lora" and by_output:
             y = (scale * self.factor) * self._through_factors(layer, x)
             if self.magnitude is not None:
@@ -98,11 +100,11 @@ class Update:
             if self.bias is not None:
                 y = y + _on_channels(scale * self.bias.to(x.dtype), layer)
             return y
-        delta = self.difference(layer.weight, scale)
+        delta = self.difference(weight, scale)
         return run(
             layer,
             x,
-            torch.zeros_like(layer.weight) if delta is None else delta.to(x.dtype),
+            torch.zeros_like(weight) if delta is None else delta.to(x.dtype),
             None if self.bias is None else scale * self.bias.to(x.dtype),
         )
 

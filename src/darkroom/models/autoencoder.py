@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import AutoencoderConfig
 from .layers import Block, ResnetBlock, Upsample, attend
+from .packed import ready
 
 EPS = 1e-6  # every GroupNorm of the original autoencoder
 
@@ -145,7 +146,7 @@ class Autoencoder(nn.Module):
         if pictures.ndim != 4 or pictures.shape[1] != channels or min(pictures.shape[2:]) < f:
             needed = f"[N, {channels}, H, W] of at least {f} x {f}"
             raise ValueError(f"pictures of shape {tuple(pictures.shape)} given; this autoencoder takes {needed}")
-        h: Tensor = self.encoder(pictures)
+        h: Tensor = self.encoder(ready(self.encoder, pictures))
         return h if self.quant is None else self.quant(h)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -156,6 +157,7 @@ class Autoencoder(nn.Module):
         if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:
             shape, channels = tuple(latents.shape), self.config.latent_channels
             raise ValueError(f"latents of shape {shape} given; this autoencoder takes [N, {channels}, h, w]")
+        latents = ready(self.decoder, latents)
         y: Tensor = self.decoder(latents if self.post_quant is None else self.post_quant(latents))
         return y
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ControlNetConfig, UNetConfig
+from .packed import ready
 from .unet import Encoder, UNet
 
 
@@ -78,7 +79,8 @@ class ControlNet(Encoder):
             raise ValueError(f"a hint of shape {tuple(hint.shape)} given; these latents need {wanted}")
         time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, None, pooled, sizes)
         hint = hint.flip(1) if config.hint_bgr else hint
-        skips, middle = self.encode(self.conv_in(x.to(dtype)) + self.hint(hint.to(dtype)), time, text.to(dtype))
+        x = ready(self, x.to(dtype))
+        skips, middle = self.encode(self.conv_in(x) + self.hint(hint.to(dtype)), time, text.to(dtype))
         residuals = [conv(skip) for conv, skip in zip(self.zero_convs, skips, strict=True)]
         residuals.append(self.zero_mid(middle))
         if config.global_pool:

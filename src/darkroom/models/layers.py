@@ -12,6 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .doubling import Doubling
+from .packed import fast_bfloat16
+
+SCORES = 2**21  # of attention in pieces: what stays in a processor's cache from one product to the next
+ALIGNED = 16  # widths that the products like
+
 
 class Block(nn.Module):
     """A part of a network that can forget what it computed, and compute it again on the way back.
@@ -65,9 +71,13 @@ class Upsample(Block):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Doubling(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if size is None or size == (2 * x.shape[2], 2 * x.shape[3]):
+            doubled = self.conv.doubled(x)
+            if doubled is not None:
+                return doubled
         x = F.interpolate(x, size=size, mode="nearest") if size else F.interpolate(x, scale_factor=2.0, mode="nearest")
         y: Tensor = self.conv(x)
         return y
@@ -86,6 +96,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, upcast: bool = False,
         q, k, v = q.float(), k.float(), v.float()
     if _plain_is_faster(q, k):
         y = _plain_attention(q, k, v, causal)
+    elif not causal and q.device.type == "cpu" and dtype == torch.bfloat16 and _pieces_are_faster(q, k):
+        y = _attention_in_pieces(q, k, v)
     else:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal).to(dtype)
     return y.transpose(1, 2).reshape(n, length, width)
@@ -108,6 +120,34 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
     return torch.matmul(scores.softmax(dim=-1), v)
+
+
+def _pieces_are_faster(q: Tensor, k: Tensor) -> bool:
+    """Whether to attend in pieces: torch's fused CPU kernel is up to twice slower on processors with bfloat16 products.
+
+    Not for few scores, where the calls cost more than the products.
+    """
+    return not torch.is_grad_enabled() and fast_bfloat16() and q.shape[2] * k.shape[2] >= 64 * 64
+
+
+def _attention_in_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v over [N, heads, L or T, d] -> [N, heads, L, d], some heads or queries at a time.
+
+    Both products run in bfloat16 with sums in float32, as the fused kernel's do; the scores are rounded in between.
+    """
+    n, heads, length, d = q.shape
+    q, k, v = (y.reshape(n * heads, -1, d) for y in (q * d**-0.5, k, v))
+    k, v = k.transpose(1, 2), F.pad(v, (0, -d % ALIGNED))
+    y = torch.empty(n * heads, length, v.shape[2], dtype=q.dtype)
+    rows = max(SCORES // k.shape[2], 1)  # of scores in a piece
+    together, queries = (rows // length, length) if rows >= length else (1, rows)
+    for head in range(0, n * heads, together):
+        some = slice(head, head + together)
+        for first in range(0, length, queries):
+            piece = slice(first, first + queries)
+            scores = torch.bmm(q[some, piece], k[some]).softmax(dim=-1)
+            y[some, piece] = torch.bmm(scores, v[some])
+    return y[..., :d].view(n, heads, length, d)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import TextEncoderConfig, VisionEncoderConfig
 from .layers import Block, attend
+from .packed import ready
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{x.shape[1]} tokens given; this text encoder takes at most {positions}")
         if not 0 <= clip_skip <= count + 1:
             raise ValueError(f"clip_skip={clip_skip} is outside 0..{count + 1} of this text encoder of {count} layers")
-        states = [x + self.position_embedding.weight[: x.shape[1]]]
+        states = [ready(self, x) + self.position_embedding.weight[: x.shape[1]]]
         for layer in self.layers[: count - max(clip_skip - 1, 0)]:
             states.append(layer(states[-1]))
         return states

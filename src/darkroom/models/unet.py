@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .config import UNetConfig
 from .layers import Block, ResnetBlock, Upsample, attend
+from .packed import ready
 
 EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
 MAX_PERIOD = 10_000.0  # longest wavelength of the timestep embedding, over 2 pi
@@ -344,9 +345,9 @@ class UNet(Encoder):
         """
         self._check(x, timesteps, text, class_labels, time_cond, pooled, sizes)
         dtype = self.conv_in.weight.dtype
-        text = text.to(dtype)
+        x, text = ready(self, x.to(dtype)), text.to(dtype)
         time = self.embed_time(timesteps.to(x.device).expand(x.shape[0]), class_labels, time_cond, pooled, sizes)
-        x, finest = self.conv_in(x.to(dtype)), len(self.up) - 1
+        x, finest = self.conv_in(x), len(self.up) - 1
         if deep is not None and deep.features is not None:
             skips = [x, *self.down[0](x, time, text, identity.get("down.0"), SHALLOW)]
             x = self.up[finest](deep.features, time, text, skips, identity.get(f"up.{finest}"), deep)

@@ -1,0 +1,69 @@
+"""A convolution of a picture that is doubled in size, without doubling it.
+
+Shapes: N pictures, H W height and width, I O inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+
+from .packed import NARROW, Geometry, available, blocks_of, convolve
+
+CORNER: Geometry = ([1, 1], [1, 1], [1, 1], 1)
+# Of the two pixels that one becomes, down or across: which of the three weights fall on each of two sources.
+HALVES = (((0,), (1, 2)), ((0, 1), (2,)))
+
+
+class Doubling(nn.Conv2d):
+    """A 3x3 convolution, mostly of pictures [N, I, H, W] enlarged to [N, I, 2 H, 2 W] by nearest neighbours.
+
+    Of the nine enlarged pixels that a result looks at, those that came from one pixel hold the same number, so that
+    2x2 sums of weights over the small picture give it: 16 products in place of 36 for every four results. The sums are
+    taken once; they are a second, larger copy of the weight.
+    """
+
+    _sums: tuple[Tensor, ReferenceType[Tensor], int] | None = None  # blocks, of which weight, at which version
+
+    def doubled(self, x: Tensor) -> Tensor | None:
+        """The answer to x [N, I, H, W] enlarged, [N, O, 2 H, 2 W]; None where that has to be done the ordinary way."""
+        weight = self.weight
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.requires_grad or self._forward_hooks:
+            return None
+        if x.device.type != "cpu" or x.dtype != weight.dtype or not available(x.dtype):
+            return None
+        if min(weight.shape[:2]) < NARROW:
+            return None
+        if self._sums is None or self._sums[1]() is not weight or self._sums[2] != weight._version:
+            self._sums = blocks_of(corners(weight), CORNER), ref(weight), weight._version
+        bias = None if self.bias is None else self.bias.repeat(4)
+        return interleaved(convolve(x, self._sums[0], bias, CORNER))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_sums"}
+
+
+@torch.no_grad()
+def corners(weight: Tensor) -> Tensor:
+    """[O, I, 3, 3] -> [4 O, I, 2, 2]: how each quarter of an enlarged pixel looks at the 2x2 pixels around it."""
+    wide = weight.float()
+    quarters = []
+    for rows in HALVES:
+        for columns in HALVES:
+            sums = [wide[:, :, list(up)][:, :, :, list(across)].sum((2, 3)) for up in rows for across in columns]
+            quarters.append(torch.stack(sums, dim=-1).view(*weight.shape[:2], 2, 2))
+    return torch.cat(quarters).to(weight.dtype)
+
+
+def interleaved(quarters: Tensor) -> Tensor:
+    """[N, 4 O, H + 1, W + 1], with quarter (a, b) of pixel (i, j) at (i + a, j + b) -> [N, O, 2 H, 2 W]."""
+    n, c, height, width = quarters.shape
+    height, width, c = height - 1, width - 1, c // 4
+    y = quarters.new_empty(n, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
+    for number in range(4):
+        a, b = divmod(number, 2)
+        y[:, :, a::2, b::2] = quarters[:, number * c : (number + 1) * c, a : a + height, b : b + width]
+    return y

@@ -1,0 +1,238 @@
+"""A network's layers on a processor, with weights in the form in which oneDNN multiplies fastest.
+
+oneDNN multiplies by blocks of its own. An ordinary layer's weights are cut into them anew in every call, or go to a
+BLAS that is slow on some processors. Here they are cut once. A packed layer holds its weight in that form only; whoever
+asks for its parameters finds an ordinary layer again, with the same bits:
+
+    unet(x, t, text)        # packs what it can, see `ready`
+    unet.mid.resnet1.conv1  # a PackedConv2d
+    unet.state_dict()       # of ordinary layers, until the next call
+
+Shapes: N pictures, H W height and width, I O a layer's inputs and outputs, k its kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from threading import Lock
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .heap import keep_freed_memory
+
+NARROW = 16  # channels below which a layer is not worth packing
+PATIENCE = 8  # how often a layer is packed again: one whose weight is asked for in every call stays ordinary
+_lock = Lock()
+
+Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
+
+
+class Packed(nn.Module):
+    """What packed layers share: their weight lies in `_blocks`, and in no parameter."""
+
+    _blocks: Tensor
+    _origin: ReferenceType[Tensor]  # the weight as it was, if somebody has kept it
+    _version: int  # how often it had been changed in place
+
+    @property
+    def weight(self) -> Any:
+        """The weight [O, I, *k]; asking for it makes the layer an ordinary one again."""
+        unpack(self)
+        return self.weight  # the parameter
+
+    @property
+    def _parameters(self) -> Any:  # type: ignore[override]  # what every way to a module's parameters goes through
+        unpack(self)
+        return self.__dict__["_parameters"]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        unpack(self)
+        return self.__reduce_ex__(protocol)  # the ordinary layer's
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the blocks can answer x; else the weight has to."""
+        return not torch.is_grad_enabled() and x.dtype == self._blocks.dtype
+
+
+class PackedLinear(Packed, nn.Linear):  # type: ignore[override]
+    """`nn.Linear` on blocks: [..., I] -> [..., O]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return multiply(x, self._blocks, self.bias) if self.takes(x) else nn.Linear.forward(self, x)
+
+
+class PackedPointwise(Packed, nn.Conv2d):  # type: ignore[override]
+    """A convolution that is a linear layer on every pixel; oneDNN is slow to see that. [N, I, H, W] -> [N, O, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.takes(x):
+            return nn.Conv2d.forward(self, x)
+        return multiply(x.permute(0, 2, 3, 1), self._blocks, self.bias).permute(0, 3, 1, 2)
+
+
+class PackedConv2d(Packed, nn.Conv2d):  # type: ignore[override]
+    """`nn.Conv2d` on blocks: [N, I, H, W] -> [N, O, H', W'], with the channels last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.takes(x):
+            return nn.Conv2d.forward(self, x)
+        return convolve(x, self._blocks, self.bias, _geometry(self))
+
+
+_PLAIN: dict[type[Any], type[nn.Module]] = {
+    PackedLinear: nn.Linear,
+    PackedPointwise: nn.Conv2d,
+    PackedConv2d: nn.Conv2d,
+}
+
+
+def ready(network: nn.Module, x: Tensor) -> Tensor:
+    """Pack a network that is about to answer x [N, I, H, W] or [N, ...], where that pays; x as it will best read it.
+
+    It pays without gradients, on a CPU with oneDNN, for weights in float32 or bfloat16 that are frozen.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or network.training:
+        return x
+    return x.contiguous(memory_format=torch.channels_last) if pack(network) and x.ndim == 4 else x
+
+
+def pack(network: nn.Module) -> bool:
+    """Pack all layers of a network that gain by it; whether there are any. Quick where nothing has changed.
+
+    A layer that was unpacked, or whose weight somebody has changed in place, is packed anew.
+    """
+    layers: list[Any] | None = network.__dict__.get("_packable")
+    if layers is None:
+        compiled = any(module._compiled_call_impl is not None for module in network.modules())
+        layers = [] if compiled else [m for m in network.modules() if type(m) in (nn.Linear, nn.Conv2d, *_PLAIN)]
+        network.__dict__["_packable"] = layers  # torch's compiler packs by itself
+    done = False
+    for layer in layers:
+        if _packed(layer) and (weight := layer._origin()) is not None and weight._version != layer._version:
+            unpack(layer)
+        done = _packed(layer) or _pack(layer) or done
+    return done
+
+
+def unpack(layer: Any) -> None:
+    """Make a packed layer an ordinary one: with the same parameter if somebody has kept it, else one of equal bits."""
+    with _lock:
+        if not _packed(layer):
+            return
+        weight = layer._origin()
+        if weight is None:
+            dense = layer._blocks.to_dense()
+            weight = nn.Parameter(
+                dense[:, :, None, None] if isinstance(layer, PackedPointwise) else dense, requires_grad=False
+            )
+        layer.__dict__["_parameters"] = {"weight": weight, **layer.__dict__["_parameters"]}
+        layer.__class__ = _PLAIN[type(layer)]
+        layer.__dict__["_asked"] = layer.__dict__.get("_asked", 0) + 1
+        del layer.__dict__["_blocks"], layer.__dict__["_origin"], layer.__dict__["_version"]
+
+
+def multiply(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer: x [..., I] -> [..., O]."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
+    return y
+
+
+def convolve(x: Tensor, blocks: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """A convolution: x [N, I, H, W] -> [N, O, H', W'], with the channels last in memory."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, blocks, bias, *geometry, "none", [], "")
+    return y
+
+
+def blocks_of(weight: Tensor, geometry: Geometry | None = None) -> Tensor:
+    """A weight [O, I] as `multiply` takes it, or with a geometry [O, I, k, k] as `convolve` does."""
+    weight = weight.detach().contiguous()
+    if geometry is None:
+        blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    else:
+        blocks = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, None)
+    return blocks
+
+
+@cache
+def available(dtype: torch.dtype) -> bool:
+    """Whether this build of torch, on this processor, can pack weights of a dtype, and answers rightly with them."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16 and not fast_bfloat16():
+        return False
+    try:  # these operators are torch's own affair: another release may have others
+        return all(_agree(ours, theirs) for ours, theirs in _trials(dtype))
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 numbers by itself, faster than float32."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _packed(layer: nn.Module) -> bool:
+    return type(layer) in _PLAIN
+
+
+def _kind(layer: nn.Module) -> type[Packed] | None:
+    """What a layer becomes; None for those of unusual geometry."""
+    if isinstance(layer, nn.Linear):
+        return PackedLinear
+    assert isinstance(layer, nn.Conv2d)
+    if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    alone = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
+    return PackedPointwise if alone else PackedConv2d
+
+
+@torch.no_grad()
+def _pack(layer: Any) -> bool:
+    """Pack one layer, if it gains by it; whether it did."""
+    weight, kind = layer.weight, _kind(layer)
+    if kind is None or weight.requires_grad or weight.device.type != "cpu" or not available(weight.dtype):
+        return False
+    if min(weight.shape[:2]) < NARROW or layer.__dict__.get("_asked", 0) >= PATIENCE:
+        return False
+    keep_freed_memory()
+    blocks = blocks_of(weight, _geometry(layer)) if kind is PackedConv2d else blocks_of(weight.flatten(1))
+    with _lock:
+        if not _packed(layer):
+            layer._blocks, layer._origin, layer._version = blocks, ref(weight), weight._version
+            layer.__class__ = kind  # first: another thread that is calling the layer finds a weight at every moment
+            del layer.__dict__["_parameters"]["weight"]
+    return True
+
+
+@torch.no_grad()
+def _trials(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of tensors that must agree."""
+    x = torch.linspace(-1, 1, 32 * 25).to(dtype)
+    weight = torch.linspace(-0.1, 0.1, 48 * 32 * 9).to(dtype)
+    geometry: Geometry = ([1, 1], [1, 1], [1, 1], 1)
+    blocks = blocks_of(weight.view(48, 32 * 9))
+    yield blocks.to_dense(), weight.view(48, 32 * 9)
+    yield multiply(x[: 32 * 9].view(1, -1), blocks, None), x[: 32 * 9].view(1, -1) @ weight.view(48, -1).T
+    blocks = blocks_of(weight.view(48, 32, 3, 3), geometry)
+    yield blocks.to_dense(), weight.view(48, 32, 3, 3)
+    yield (
+        convolve(x.view(1, 32, 5, 5), blocks, None, geometry),
+        F.conv2d(x.view(1, 32, 5, 5), weight.view(48, 32, 3, 3), padding=1),
+    )
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours.float(), theirs.float(), rtol=0.05, atol=0.05)
+
+
+def _geometry(layer: nn.Conv2d) -> Geometry:
+    assert not isinstance(layer.padding, str)
+    return list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups

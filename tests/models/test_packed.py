@@ -1,0 +1,186 @@
+"""Packed layers answer as ordinary ones, and are ordinary ones as soon as somebody looks."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from darkroom.models import packed
+from darkroom.models.doubling import Doubling
+from darkroom.models.layers import Upsample, attend
+from darkroom.models.packed import PackedConv2d, PackedLinear, PackedPointwise, available, pack, ready
+
+pytestmark = pytest.mark.skipif(not available(torch.float32), reason="this build of torch has no oneDNN")
+TYPES = [
+    torch.float32,
+    pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not available(torch.bfloat16), reason="slow here")),
+]
+NEAR = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+class Net(nn.Module):
+    """Every geometry that is packed, and some that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 32, 3, padding=1)  # too narrow
+        self.conv = nn.Conv2d(32, 48, 3, padding=1)
+        self.halving = nn.Conv2d(48, 32, 3, stride=2, padding=1)
+        self.point = nn.Conv2d(32, 64, 1, bias=False)
+        self.grouped = nn.Conv2d(64, 64, 3, padding=1, groups=4)
+        self.same = nn.Conv2d(64, 64, 3, padding="same")
+        self.dilated = nn.Conv2d(64, 64, 3, padding=2, dilation=2)
+        self.linear = nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.halving(F.silu(self.conv(self.first(x))))
+        x = self.dilated(self.same(self.grouped(self.point(x))))
+        y: torch.Tensor = self.linear(x.flatten(2).transpose(1, 2))
+        return y
+
+
+def net(dtype: torch.dtype = torch.float32) -> Net:
+    torch.manual_seed(0)
+    return Net().to(dtype).eval().requires_grad_(False)
+
+
+def kinds(network: nn.Module) -> dict[str, type]:
+    return {name: type(module) for name, module in network.named_children()}
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [(6, 6), (7, 5), (17, 16)])
+def test_same_answers(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    network, x = net(dtype), torch.randn(2, 4, *size).to(dtype)
+    with torch.no_grad():
+        plain = copy.deepcopy(network).double()(x.double())
+        y = network(ready(network, x))
+    assert kinds(network)["conv"] is kinds(network)["halving"] is kinds(network)["dilated"] is PackedConv2d
+    assert kinds(network)["point"] is PackedPointwise
+    assert kinds(network)["linear"] is PackedLinear
+    assert kinds(network)["first"] is kinds(network)["grouped"] is kinds(network)["same"] is nn.Conv2d
+    assert apart(y, plain) < NEAR[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_whoever_asks_finds_the_weights(dtype: torch.dtype) -> None:
+    network = net(dtype)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        pack(network)
+        assert network.linear.bias is not None
+        assert type(network.linear) is PackedLinear
+        assert torch.equal(network.conv.weight, before["conv.weight"])
+        assert type(network.conv) is nn.Conv2d
+        pack(network)
+        after = network.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        pack(network)
+        assert [p.shape for p in network.parameters()] == [before[name].shape for name in before]
+        for twin in (lambda n: copy.deepcopy(n), lambda n: pickle.loads(pickle.dumps(n))):
+            pack(network)
+            assert all(torch.equal(tensor, before[name]) for name, tensor in twin(network).state_dict().items())
+        pack(network)
+        assert network.to(torch.float64).conv.weight.dtype == torch.float64
+
+
+def test_a_weight_that_somebody_keeps_stays_the_weight() -> None:
+    network, x = net(), torch.randn(1, 4, 8, 8)
+    kept = network.conv.weight
+    with torch.no_grad():
+        network(ready(network, x))
+        kept.mul_(2)  # as merging an adapter does
+        y = network(ready(network, x))
+        assert type(network.conv) is PackedConv2d
+        assert network.conv.weight is kept
+        assert apart(y, network(x)) < 1e-6
+
+
+def test_weights_are_held_once() -> None:
+    network = net()
+    with torch.no_grad():
+        pack(network)
+    assert "weight" not in network.conv.__dict__["_parameters"]
+
+
+def test_gradients_go_through_ordinary_layers() -> None:
+    network, x = net(), torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        network(ready(network, x))
+    x.requires_grad_()
+    network(ready(network, x)).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert type(network.conv) is nn.Conv2d
+
+
+def test_networks_that_learn_stay_as_they_are() -> None:
+    network = net().requires_grad_(True)
+    with torch.no_grad():
+        assert not pack(network)
+    assert type(network.conv) is nn.Conv2d
+
+
+def test_a_layer_that_is_asked_in_every_call_stays_ordinary() -> None:
+    network = net()
+    with torch.no_grad():
+        for _ in range(packed.PATIENCE + 2):
+            pack(network)
+            last = type(network.conv)
+            _ = network.conv.weight
+    assert last is nn.Conv2d
+
+
+def test_hooks_see_the_layers() -> None:
+    network, x, seen = net(), torch.randn(1, 4, 8, 8), []
+    with torch.no_grad():
+        network(ready(network, x))
+        network.linear.register_forward_hook(lambda layer, inputs, output: seen.append(type(layer)) or output + 1)
+        plain = copy.deepcopy(network)(x)
+        assert apart(network(ready(network, x)), plain) < 1e-6
+    assert PackedLinear in seen
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (9, 7)])
+def test_doubling(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    up = Upsample(32).to(dtype).eval().requires_grad_(False)
+    assert isinstance(up.conv, Doubling)
+    x = torch.randn(2, 32, *size).to(dtype)
+    large = F.interpolate(x.double(), scale_factor=2.0, mode="nearest")
+    expected = F.conv2d(large, up.conv.weight.double(), up.conv.bias.double(), padding=1)
+    with torch.no_grad():
+        assert up.conv.doubled(x) is not None
+        assert apart(up(x), expected) < NEAR[dtype]
+        assert apart(up(x, (2 * size[0], 2 * size[1])), expected) < NEAR[dtype]
+        assert up(x, (2 * size[0] + 1, 2 * size[1])).shape[2:] == (2 * size[0] + 1, 2 * size[1])
+        up.conv.weight.mul_(3)
+        assert apart(up(x) - up.conv.bias[:, None, None], 3 * (expected - up.conv.bias.double()[:, None, None])) < 3e-2
+        up.conv.register_forward_hook(lambda layer, inputs, output: output * 0)  # as an attached adapter
+        assert up(x).abs().max() == 0
+
+
+@pytest.mark.skipif(not available(torch.bfloat16), reason="no products of bfloat16 here")
+@pytest.mark.parametrize(
+    ("length", "others", "heads", "width"), [(64, 64, 8, 64), (700, 77, 2, 80), (2100, 1500, 2, 40)]
+)
+def test_attention_in_pieces(length: int, others: int, heads: int, width: int) -> None:
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(2, n, heads * width).bfloat16() for n in (length, others, others))
+    split = [y.double().view(2, -1, heads, width).transpose(1, 2) for y in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*split).transpose(1, 2).reshape(2, length, heads * width)
+    theirs = F.scaled_dot_product_attention(*(y.bfloat16() for y in split)).transpose(1, 2).reshape(expected.shape)
+    with torch.no_grad():
+        ours = attend(q, k, v, heads)
+    assert apart(ours, expected) < 1.5 * max(apart(theirs, expected), 4e-3)
