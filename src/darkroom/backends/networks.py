@@ -17,7 +17,7 @@ from .runner import Runner
 
 # Free sides, as they are traced (see `Input`). That they differ is all that matters.
 ROWS, HEIGHT, WIDTH, TOKENS = -2, -16, -24, -77
-TOLD = ("class_labels", "time_cond", "pooled", "sizes")  # options of a U-Net with one entry a row
+TOLD = ("class_labels", "time_cond", "pooled", "sizes")  # what becomes part of a U-Net's time embedding
 
 
 class OpenVINOUNet(UNet):
@@ -33,8 +33,11 @@ class OpenVINOUNet(UNet):
         down: Sequence[Tensor] = given.pop("down_residuals", ())
         if others or not given.keys() <= {*TOLD, "mid_residual"}:
             return super().forward(x, timesteps, text, *others, **options)
-        self._check(x, timesteps, text, *(given.get(name) for name in TOLD))
-        inputs = {"x": x, "timesteps": timesteps.float().expand(len(x)), "text": text, **given}
+        told = [given.pop(name, None) for name in TOLD]
+        self._check(x, timesteps, text, *told)
+        # Sines of a timestep that is rounded to bfloat16 first, as it would be in the graph, are another timestep's.
+        time = self.embed_time(timesteps.to(x.device).expand(len(x)), *told)
+        inputs = {"x": x, "time": time, "text": text, **given}
         inputs |= {f"down{i}": residual for i, residual in enumerate(down)}
         answers = self.runner(self, UNet, _unet_method(self.config, inputs), inputs)
         return super().forward(x, timesteps, text, **options) if answers is None else answers[0]
@@ -48,9 +51,8 @@ def _unet_method(config: UNetConfig, given: dict[str, Tensor]) -> Method:
     """A call of a U-Net with these inputs, whatever their rows and sizes."""
     inputs = {
         "x": Input((ROWS, config.in_channels, HEIGHT, WIDTH)),
-        "timesteps": Input((ROWS,)),
+        "time": Input((ROWS, 4 * config.block_out_channels[0])),
         "text": Input((ROWS, TOKENS, config.cross_attention_dim)),
-        **{name: Input((ROWS, *given[name].shape[1:]), _type(given[name])) for name in TOLD if name in given},
     }
     count = sum(name.startswith("down") for name in given)
     if "mid_residual" in given or count:
@@ -58,29 +60,22 @@ def _unet_method(config: UNetConfig, given: dict[str, Tensor]) -> Method:
         inputs |= {f"down{i}": skip for i, skip in enumerate(skips[:count])}
         inputs |= {"mid_residual": middle} if "mid_residual" in given else {}
 
-    def call(network: UNet, **tensors: Tensor) -> Answer:
-        down = [tensors.pop(f"down{i}") for i in range(count)]
-        return network(**tensors, down_residuals=down or None)  # type: ignore[no-any-return]
+    def call(network: UNet, x: Tensor, time: Tensor, text: Tensor, **residuals: Tensor) -> Answer:
+        down = [residuals.pop(f"down{i}") for i in range(count)]
+        network.__dict__.update(embed_time=lambda *_: time, _check=lambda *_: None)  # both were done outside
+        return network(x, torch.zeros(()), text, down_residuals=down or None, **residuals)  # type: ignore[no-any-return]
 
     return Method(f"unet {' '.join(inputs)}", call, inputs)
 
 
-def _type(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.is_floating_point() else tensor.dtype
-
-
 def _skips(config: UNetConfig) -> tuple[list[Input], Input]:
     """The shapes of a U-Net's skips and of its middle, at the size that is traced."""
-    with torch.device("meta"):
-        network = UNet(config)
-        x, text = torch.empty(2, config.block_out_channels[0], 16, 24), torch.empty(2, 77, config.cross_attention_dim)
-        *skips, middle = (
-            Input((ROWS, y.shape[1], *(-side for side in y.shape[2:])))
-            for y in (lambda skips, middle: [*skips, middle])(
-                *network.encode(x, torch.empty(2, 4 * config.block_out_channels[0]), text)
-            )
-        )
-    return skips, middle
+    width = config.block_out_channels[0]
+    with torch.device("meta"), torch.enable_grad():
+        x, text = torch.empty(-ROWS, width, -HEIGHT, -WIDTH), torch.empty(-ROWS, -TOKENS, config.cross_attention_dim)
+        skips, middle = UNet(config).encode(x, torch.empty(-ROWS, 4 * width), text)
+    *shapes, last = (Input((ROWS, y.shape[1], *(-side for side in y.shape[2:]))) for y in (*skips, middle))
+    return shapes, last
 
 
 class OpenVINOAutoencoder(Autoencoder):
