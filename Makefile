@@ -48,23 +48,36 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 	$(RUN) benchmarks/cold_start.py
 	$(RUN) benchmarks/load.py
 	$(RUN) benchmarks/overhead.py
-	$(RUN) benchmarks/step.py
+	$(RUN) -m darkroom bench
+	$(RUN) benchmarks/step.py --dtype bfloat16 --yardstick
+	$(RUN) benchmarks/decode.py --dtype bfloat16 --yardstick
+	$(RUN) benchmarks/profile_step.py --dtype bfloat16
+	$(RUN) benchmarks/through_openvino.py
+	$(RUN) benchmarks/sdcpp.py
 	$(RUN) benchmarks/lora.py
 	$(RUN) benchmarks/data.py
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/lossy.py --architecture sd15 --dtype bfloat16
+	$(RUN) benchmarks/throughput.py
 
 bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
 	$(RUN) benchmarks/cold_start.py --rounds 1
 	$(RUN) benchmarks/load.py --smoke
 	$(RUN) benchmarks/overhead.py --smoke
+	$(RUN) -m darkroom bench --architecture tiny --rounds 1
 	$(RUN) benchmarks/step.py --architecture tiny --size 64 --rounds 2
+	$(RUN) benchmarks/decode.py --smoke
+	$(RUN) benchmarks/profile_step.py --architecture tiny --size 64 --rounds 1
+	$(RUN) benchmarks/through_openvino.py --smoke
+	$(RUN) benchmarks/sdcpp.py --smoke
 	$(RUN) benchmarks/lora.py --smoke
 	$(RUN) benchmarks/lossy.py --smoke
 	$(RUN) benchmarks/data.py --smoke
 	$(RUN) benchmarks/train_step.py --architecture tiny --size 64 --batch 4 --rounds 2
 	$(RUN) benchmarks/memory.py --architecture tiny --size 64
 	$(RUN) benchmarks/edges.py --count 1
+	$(RUN) benchmarks/throughput.py --smoke
+	$(RUN) benchmarks/gpu.py --smoke
 
 embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; interrupt and call again to go on)
 	$(RUN) -m darkroom train embedded --output runs/embedded

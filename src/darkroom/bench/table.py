@@ -49,6 +49,19 @@ class Row:
         """Of the ceiling, 0..1; 0 where there is no work to count."""
         return self.gflop / self.median / self.ceiling if self.ceiling else 0.0
 
+    def told(self) -> dict[str, str | float | None]:
+        """For JSON: None where there is nothing to say."""
+        return {
+            "what": self.what,
+            "dtype": self.dtype or None,
+            "seconds": self.median,
+            "least": min(self.seconds),
+            "most": max(self.seconds),
+            "rounds": len(self.seconds),
+            "gflop": self.gflop or None,
+            "share": self.share or None,
+        }
+
 
 def ceiling(dtype: str, device: str) -> float:
     """GFLOP/s of a large product: the fastest run, as a matrix product or as a 1x1 convolution.
@@ -113,7 +126,7 @@ def work(part: str, architecture: str, size: int) -> float:
     run = _run(part, architecture, size, "meta", torch.float32)
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def memory_needed(architecture: str, size: int | None, dtypes: Sequence[str]) -> int:

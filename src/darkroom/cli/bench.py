@@ -54,11 +54,12 @@ def bench(
         import torch
 
         from darkroom.bench import table
+        from darkroom.bench.networks import DTYPES
         from darkroom.bench.timing import machine
         from darkroom.loading import device_named
 
-        if dtype is not None and dtype not in table.DTYPES:
-            raise RequestError(f"--dtype is {dtype[:40]!r}{did_you_mean(dtype, list(table.DTYPES))}")
+        if dtype is not None and dtype not in DTYPES:
+            raise RequestError(f"--dtype is {dtype[:40]!r}{did_you_mean(dtype, list(DTYPES))}")
         with named_as_options():
             place = str(device_named(device))
         if threads is not None:
@@ -88,12 +89,8 @@ def bench(
             found.append(table.cold_start(rounds, place, display.steps))
             say(table.line(found[-1]))
     if as_json:
-        told = [
-            {
-                "what": row.what, "dtype": row.dtype or None, "seconds": row.median, "least": min(row.seconds),
-                "most": max(row.seconds), "rounds": len(row.seconds), "gflop": row.gflop or None,
-                "share": row.share or None,
-            }
-            for row in found
-        ]  # fmt: skip
-        print(json.dumps({"machine": head, "device": place, "ceilings": tops, "rows": told}, indent=2))
+        print(
+            json.dumps(
+                {"machine": head, "device": place, "ceilings": tops, "rows": [row.told() for row in found]}, indent=2
+            )
+        )
