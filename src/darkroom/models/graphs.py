@@ -65,6 +65,7 @@ class RowGraphs:
 
     def __init__(self, network: nn.Module, record: Recorder | None = None, most: int = MOST) -> None:
         self.network = network
+        self._call: Callable[..., Tensor] = network._call_impl
         self.record = Cuda() if record is None else record
         self.most = most
         self.recordings: OrderedDict[Hashable, Recording] = OrderedDict()  # by key, the latest last
@@ -79,8 +80,7 @@ class RowGraphs:
         rows = len(x)
         by_row = all(isinstance(value, Tensor) and value.shape[:1] == (rows,) for value in given.values())
         if not by_row or torch.is_grad_enabled() or self._hooks:
-            answer: Tensor = self.network._call_impl(x, *inputs, **named)
-            return answer
+            return self._call(x, *inputs, **named)
         key = bucket(rows), tuple((name, value.shape[1:], value.dtype) for name, value in given.items())
         with self._lock, torch.inference_mode(False), torch.no_grad():  # what stays must be no inference tensor
             self._check_place()
@@ -113,7 +113,7 @@ class RowGraphs:
         places = [buffers[str(i)] for i in range(unnamed + 1)]
         named = {name: buffer for name, buffer in buffers.items() if not name.isdigit()}
         try:
-            return Recording(buffers, *self.record(lambda: self.network._call_impl(*places, **named)))
+            return Recording(buffers, *self.record(lambda: self._call(*places, **named)))
         except torch.OutOfMemoryError:
             self.clear()
             raise
@@ -129,7 +129,7 @@ class Cuda:
     def __call__(self, call: Call) -> tuple[Tensor, Callable[[], None]]:
         """Run a call a few times, then record it, on a stream of its own."""
         if self._stream is None:
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         here, aside = torch.cuda.current_stream(), self._stream
         graph = torch.cuda.CUDAGraph()
         aside.wait_stream(here)
