@@ -35,6 +35,7 @@ from .formats.writer import saved_type
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models import tiled
 from .models.autoencoder import Autoencoder
+from .models.compiled import compile_blocks, is_compiled
 from .models.controlnet import ControlNet
 from .models.text_encoder import TextEncoder
 from .models.unet import UNet
@@ -505,6 +506,8 @@ class Pipeline:
             expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
             net.load_state_dict(native_state(found, CONTROLNET, expected, self.dtype), strict=True, assign=True)
             net.eval().requires_grad_(False).to(self.device)
+            if is_compiled(self.unet):
+                compile_blocks(net)  # they are blocks of the U-Net's kinds
             self.controlnets[key] = LoadedControlNet(net, found.name, found.hash)
         return self.controlnets[key]
 

@@ -68,7 +68,8 @@ def _call(block: Block, compiled: Callable[..., Any]) -> Callable[..., Any]:
     hooks = Hooks(block)
 
     def call(*inputs: Any) -> Any:
-        return block._call_impl(*inputs) if hooks else compiled(block, *inputs)
+        plain: Callable[..., Any] = block._call_impl
+        return plain(*inputs) if hooks else compiled(block, *inputs)
 
     return call
 
