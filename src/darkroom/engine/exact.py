@@ -1,8 +1,9 @@
 """The same bits on a CPU whatever the number of threads.
 
-Measured (docs/determinism.md): of the kernels that the three networks use in float32, two split their sums by the
-number of threads at ordinary sizes: the 1x1 convolution, and attention with few queries. While `SameBits` is active,
-the first is computed as a linear layer, the second by plain sums.
+Measured (docs/determinism.md): of the kernels that the three networks use in float32, three split their sums by the
+number of threads at ordinary sizes: the 1x1 convolution of unpacked weights, attention with few queries, and group
+normalisation of many pixels with the channels last. While `SameBits` is active, the first is computed as a linear
+layer, the second by plain sums, the third by sums over a row of pixels at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 FEW = 32  # queries up to which the attention kernel's bits were seen to vary
+MANY = 1024  # pixels from which on the normalisation's do
 
 
 def same_bits(network: nn.Module) -> AbstractContextManager[Any]:
@@ -41,7 +43,15 @@ class SameBits(TorchFunctionMode):
             return conv1x1(*args[:3])
         if func is F.scaled_dot_product_attention and len(args) == 3 and _plain(**kwargs) and args[0].shape[-2] <= FEW:
             return attention(*args)
+        if func is F.group_norm and _many(args[0]):
+            return group_norm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _many(x: Tensor) -> bool:
+    """Whether a picture has many pixels, and its channels last."""
+    many = x.ndim == 4 and x.shape[2] * x.shape[3] >= MANY
+    return many and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _pointwise(
@@ -74,3 +84,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1) * q.shape[-1] ** -0.5  # [..., L, T]
     y: Tensor = (scores.softmax(-1).unsqueeze(-1) * v.unsqueeze(-3)).sum(-2)
     return y
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Group normalisation (Wu & He 2018, arXiv 1803.08494, eq. 1) of x [N, C, H, W] with the channels last."""
+    n, c, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1)  # [N, H, W, C]
+    sums = pixels.sum(2).double().sum(1).view(n, groups, -1).sum(2, keepdim=True)  # [N, groups, 1]
+    squares = (pixels * pixels).sum(2).double().sum(1).view(n, groups, -1).sum(2, keepdim=True)
+    count = height * width * c // groups
+    mean = sums / count
+    inverse = ((squares / count - mean.square()).clamp_min(0) + eps).rsqrt()
+    ones, zeros = torch.ones(c, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
+    scale = (ones if weight is None else weight.double()).view(groups, -1) * inverse  # [N, groups, C / groups]
+    shift = (zeros if bias is None else bias.double()).view(groups, -1) - mean * scale
+    scale, shift = (y.float().view(n, 1, 1, c) for y in (scale, shift))
+    return torch.addcmul(shift, pixels, scale).permute(0, 3, 1, 2)

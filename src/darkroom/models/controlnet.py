@@ -77,9 +77,9 @@ class ControlNet(Encoder):
         wanted = (len(x), config.hint_channels, *(side * config.hint_downscale for side in x.shape[2:]))
         if hint.shape != wanted:
             raise ValueError(f"a hint of shape {tuple(hint.shape)} given; these latents need {wanted}")
+        x = ready(self, x.to(dtype))
         time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, None, pooled, sizes)
         hint = hint.flip(1) if config.hint_bgr else hint
-        x = ready(self, x.to(dtype))
         skips, middle = self.encode(self.conv_in(x) + self.hint(hint.to(dtype)), time, text.to(dtype))
         residuals = [conv(skip) for conv, skip in zip(self.zero_convs, skips, strict=True)]
         residuals.append(self.zero_mid(middle))

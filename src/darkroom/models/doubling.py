@@ -9,6 +9,7 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .packed import NARROW, Geometry, available, blocks_of, convolve
@@ -31,7 +32,7 @@ class Doubling(nn.Conv2d):
     def doubled(self, x: Tensor) -> Tensor | None:
         """The answer to x [N, I, H, W] enlarged, [N, O, 2 H, 2 W]; None where that has to be done the ordinary way."""
         weight = self.weight
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.requires_grad or self._forward_hooks:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.requires_grad:
             return None
         if x.device.type != "cpu" or x.dtype != weight.dtype or not available(x.dtype):
             return None
@@ -40,10 +41,19 @@ class Doubling(nn.Conv2d):
         if self._sums is None or self._sums[1]() is not weight or self._sums[2] != weight._version:
             self._sums = blocks_of(corners(weight), CORNER), ref(weight), weight._version
         bias = None if self.bias is None else self.bias.repeat(4)
-        return interleaved(convolve(x, self._sums[0], bias, CORNER))
+        y = interleaved(convolve(x, self._sums[0], bias, CORNER))
+        for hook in list(self._forward_hooks.values()):  # an adapter's, which adds to what it sees the layer answer
+            changed = hook(self, (enlarged(x),), y)
+            y = y if changed is None else changed
+        return y
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_sums"}
+
+
+def enlarged(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """[N, I, H, W] -> [N, I, 2 H, 2 W], or to a size, by nearest neighbours."""
+    return F.interpolate(x, size, None if size else 2.0, "nearest")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .doubling import Doubling
+from .doubling import Doubling, enlarged
 from .packed import fast_bfloat16
 
 SCORES = 2**21  # of attention in pieces: what stays in a processor's cache from one product to the next
@@ -78,7 +78,7 @@ class Upsample(Block):
             doubled = self.conv.doubled(x)
             if doubled is not None:
                 return doubled
-        x = F.interpolate(x, size=size, mode="nearest") if size else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        x = enlarged(x, size)
         y: Tensor = self.conv(x)
         return y
 

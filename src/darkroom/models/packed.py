@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .heap import keep_freed_memory
 
+ORDINARY = (nn.Linear, nn.Conv2d)  # and no class made of them: that has a form of its own
 NARROW = 16  # channels below which a layer is not worth packing
 PATIENCE = 8  # how often a layer is packed again: one whose weight is asked for in every call stays ordinary
 _lock = Lock()
@@ -109,13 +110,13 @@ def pack(network: nn.Module) -> bool:
     layers: list[Any] | None = network.__dict__.get("_packable")
     if layers is None:
         compiled = any(module._compiled_call_impl is not None for module in network.modules())
-        layers = [] if compiled else [m for m in network.modules() if type(m) in (nn.Linear, nn.Conv2d, *_PLAIN)]
+        layers = [] if compiled else [m for m in network.modules() if type(m) in (*ORDINARY, *_PLAIN)]
         network.__dict__["_packable"] = layers  # torch's compiler packs by itself
     done = False
     for layer in layers:
         if _packed(layer) and (weight := layer._origin()) is not None and weight._version != layer._version:
             unpack(layer)
-        done = _packed(layer) or _pack(layer) or done
+        done = _packed(layer) or (type(layer) in ORDINARY and _pack(layer)) or done
     return done
 
 
