@@ -22,12 +22,16 @@ from .models.config import TinyAutoencoderConfig
 from .models.fp8 import fp8_problem, to_fp8
 from .models.graphs import record_calls
 from .models.int8 import int8_problem, to_int8
+from .models.packed import available
 from .models.tiny_autoencoder import TinyAutoencoder
 from .pipeline import DTYPES, Pipeline
 from .prompts.tokenizer import Tokenizer
 from .request import choice
 
 QUANTIZED = ("int8", "fp8")
+WIDE = (
+    512  # channels of a network that gains by bfloat16 on a CPU: in a small one the calls cost more than the products
+)
 
 
 def load(
@@ -48,7 +52,8 @@ def load(
         source: a diffusers folder, a .safetensors or .ckpt file, or "org/name[@revision]" on the hub (its cache and
             HF_HUB_OFFLINE obeyed); None: the embedded model, offline and at once.
         device: "auto" (CUDA or MPS if there is one), "cpu", "cuda", "cuda:1", "mps".
-        dtype: "auto" (float32 on a CPU, float16 elsewhere), "float32", "bfloat16", "float16".
+        dtype: "float32", "bfloat16", "float16", or "auto": float16 on a GPU; on a CPU bfloat16 if the processor
+            multiplies such numbers by itself and the model is large (Stable Diffusion's size), else float32.
         compile: let torch.compile have the blocks of the U-Net and of the autoencoder when they are first used, and
             record the U-Net's calls as CUDA graphs on a GPU: a slow start, faster steps (docs/gpu.md).
         quantize: faster and lossy: "int8" lets the U-Net multiply in 8 bits on a CPU (docs/faster.md), "fp8" its large
@@ -67,13 +72,14 @@ def load(
     place = device_named("cpu" if backend == "openvino" and device == "auto" else device)
     _check_quantize(quantize, place, compile, backend)
     kinds = _networks(backend, place, compile)
-    numbers = _dtype(dtype, place)
+    _check_dtype(dtype, place)
     if source is None and not MODEL.exists():
         raise CheckpointError(
             f"the embedded model is missing from this installation ({MODEL}); install the package again, "
             f"or name a model: a diffusers folder, a .safetensors file or a hub id"
         )
     checkpoint = open_checkpoint(MODEL if source is None else source)
+    numbers = _dtype(dtype, place, max(checkpoint.unet_config.block_out_channels) >= WIDE)
     previewing = None if preview is None else with_vae(checkpoint, preview)
     checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
     try:
@@ -212,12 +218,19 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _check_dtype(name: str, device: torch.device) -> None:
+    """Raise RequestError where the networks can't be had in what a user asks for."""
     choice("dtype", name, ("auto", *DTYPES))
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
     if name == "float16" and device.type == "cpu":
         raise RequestError(
             'dtype is "float16", which a CPU computes a hundred times slower; use "bfloat16" or "float32"'
         )
-    return DTYPES[name]
+
+
+def _dtype(name: str, device: torch.device, large: bool) -> torch.dtype:
+    """What a user means, for a large model or a small one."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.bfloat16 if large and available(torch.bfloat16) else torch.float32
+    return torch.float16

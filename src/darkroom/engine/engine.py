@@ -119,7 +119,10 @@ class Engine:
         Interrupted at any point (KeyboardInterrupt), the engine stays whole, and the next step goes on from there.
         """
         with torch.no_grad():
-            return [*self._advance(), *self._decode_one()]
+            events = [*self._advance(), *self._decode_one()]
+        if not self._jobs and self.model.device.type == "cpu":
+            release(self.model.device)
+        return events
 
     def _advance(self) -> list[Event]:
         asking = {id: job.rows for id, job in self._jobs.items() if not job.done}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from darkroom.models.heap import return_freed_memory
+
 CPU_ROWS = 8  # beyond this a CPU gains nothing from a wider batch
 ACCELERATOR_ROWS = 16
 
@@ -23,8 +25,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give cached blocks back, so that a smaller attempt finds whole ones."""
+    """Give cached blocks back, so that a smaller attempt finds whole ones, or another program."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    else:
+        return_freed_memory()

@@ -8,6 +8,8 @@ from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 NEVER = 2**31 - 1
+FREE = 8  # of mallinfo2: bytes in free blocks
+MATTERS = 2**28  # bytes
 
 
 @cache
@@ -23,9 +25,17 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the system what memory is free in this process."""
-    if (library := _glibc()) is not None:
-        library.malloc_trim(0)
+    """Give the system what memory is free in this process, if it is enough to matter."""
+    if (library := _glibc()) is not None and keep_freed_memory.cache_info().currsize:
+        library.mallinfo2.restype = _Counts
+        if library.mallinfo2().numbers[FREE] >= MATTERS:
+            library.malloc_trim(0)
+
+
+class _Counts(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
 
 
 @cache
@@ -33,4 +43,4 @@ def _glibc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)
-    return library if hasattr(library, "gnu_get_libc_version") else None
+    return library if hasattr(library, "mallinfo2") else None  # glibc 2.33

@@ -97,8 +97,10 @@ def ready(network: nn.Module, x: Tensor) -> Tensor:
 
     It pays without gradients, on a CPU with oneDNN, for weights in float32 or bfloat16 that are frozen.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or network.training:
+    if torch.is_grad_enabled() or x.device.type != "cpu" or network.training:
         return x
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return x  # what is written down should hold the weights
     return x.contiguous(memory_format=torch.channels_last) if pack(network) and x.ndim == 4 else x
 
 
