@@ -60,6 +60,7 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 	$(RUN) benchmarks/lossy.py --architecture sd15 --dtype bfloat16
 	$(RUN) benchmarks/throughput.py
 
+bench-smoke: export OMP_NUM_THREADS := 1
 bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
 	$(RUN) benchmarks/cold_start.py --rounds 1
 	$(RUN) benchmarks/load.py --smoke

@@ -45,7 +45,8 @@ def write(path: Path) -> None:
     """Stable Diffusion 1.5 as a single file in float16, with meaningless weights."""
     unet, autoencoder, text_encoder = SHAPES["sd15"]
     with torch.device("meta"):
-        states = [Meaningless(n) for n in (UNet(unet), Autoencoder(autoencoder), TextEncoder(text_encoder))]
+        networks = UNet(unet), Autoencoder(autoencoder), TextEncoder(text_encoder)
+    states = [Meaningless(network) for network in networks]
     save_single_file(
         path, unet=states[0], autoencoder=states[1], text_encoder=states[2], unet_config=unet,
         autoencoder_config=autoencoder, text_encoder_config=text_encoder, scheduler_config=SCHEDULER,
