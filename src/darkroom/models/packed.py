@@ -122,6 +122,15 @@ def pack(network: nn.Module) -> bool:
     return done
 
 
+def unpadded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a convolution answers to x that is padded already; packed or not."""
+    if isinstance(layer, PackedPointwise):
+        return layer.forward(x)
+    if isinstance(layer, PackedConv2d) and layer.takes(x):
+        return convolve(x, layer._blocks, layer.bias, ([0, 0], *_geometry(layer)[1:]))
+    return F.conv2d(x, layer.weight, layer.bias, layer.stride)
+
+
 def unpack(layer: Any) -> None:
     """Make a packed layer an ordinary one: with the same parameter if somebody has kept it, else one of equal bits."""
     with _lock:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder, Decoder, DownLevel, Encoder, Middle, PixelAttention, UpLevel
 from .config import AutoencoderConfig, TinyAutoencoderConfig
 from .layers import ResnetBlock, attend
+from .packed import ready, unpadded
 
 MEMORY = 4_000_000_000  # bytes of activations; 1024x1024 is still plain for Stable Diffusion, 4096x4096 just possible
 STORED, TILE = 0.6, 1 / 90  # the shares of it for a stored picture, and for one activation of a window
@@ -74,7 +75,7 @@ def fits(config: AutoencoderConfig, width: int, height: int, memory: float = MEM
 
 
 def _encode(encoder: Encoder, picture: Tensor, memory: float) -> Tensor:
-    chain = _Chain(_Stored.of(picture), memory)
+    chain = _Chain(_Stored.of(ready(encoder, picture)), memory)
     chain.then(_Conv(chain.node, encoder.conv_in))
     for level in encoder.down:
         assert isinstance(level, DownLevel)
@@ -87,7 +88,7 @@ def _encode(encoder: Encoder, picture: Tensor, memory: float) -> Tensor:
 
 
 def _decode(decoder: Decoder, latent: Tensor, memory: float) -> Tensor:
-    chain = _Chain(_Stored.of(latent), memory)
+    chain = _Chain(_Stored.of(ready(decoder, latent)), memory)
     chain.then(_Conv(chain.node, decoder.conv_in))
     chain.middle(decoder.mid)
     for level in decoder.up:
@@ -235,7 +236,7 @@ class _Conv:
         x = self.source.read((top, bottom, left, right))
         if above or below or before or behind:
             x = F.pad(x, (before, behind, above, below))
-        return F.conv2d(x, self.conv.weight, self.conv.bias, self.conv.stride)
+        return unpadded(self.conv, x)
 
     def _span(self, start: int, stop: int, size: int) -> tuple[int, int, int, int]:
         """The source's span under a span of the answer, and the zeros before and behind it."""
@@ -382,7 +383,7 @@ def _attend(x: _Stored, attention: PixelAttention, tile: float) -> None:
         return affine(rows).flatten(2).transpose(1, 2)  # [1, rows W, C]
 
     count = x.height * x.width
-    weight = attention.k.weight
+    weight = attention.norm.weight
     k, v = (torch.empty(1, count, x.channels, device=weight.device, dtype=weight.dtype) for _ in range(2))
     pieces = [(strip, row) for strip in x.strips for row in range(strip.rows.shape[2])]
     for strip, row in pieces:

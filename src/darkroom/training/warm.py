@@ -84,4 +84,6 @@ def text_config(source: str) -> TextEncoderConfig:
     content = read_json(file)
     if content.get("model_type") not in ("clip", "clip_text_model"):
         raise TrainingError(f"text_encoder is {source!r}, which is no CLIP and no model")
-    return replace(network_config("text_encoder", content, str(file)), projection=False)
+    config = network_config("text_encoder", content, str(file))
+    assert isinstance(config, TextEncoderConfig)
+    return replace(config, projection=False)
