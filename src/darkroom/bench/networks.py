@@ -89,7 +89,7 @@ def guided_step(
     denoiser = Denoiser(network, schedule())
     guidance = ClassifierFree(Condition(texts[0]), Condition(texts[1]), scale=SCALE)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run() -> Tensor:
         rows = guidance.branches(SIGMA)
         answers = denoiser(torch.stack([x] * len(rows)), SIGMA, rows)
@@ -118,7 +118,7 @@ def decode_run(
     network = with_random_weights(lambda: Autoencoder(config), device, dtype) if autoencoder is None else autoencoder
     z = decode_input(config, size, device, dtype)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run() -> Tensor:
         return finished(network.decode(z))
 
@@ -139,7 +139,7 @@ def encode_text(device: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], 
     ids = torch.randint(0, SD15_TEXT_ENCODER.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(3))
     ids = ids.to(device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run() -> Tensor:
         return finished(network(ids))
 
