@@ -157,7 +157,7 @@ def test_the_lowest_level_aims_at_the_picture_itself(tiny_folder: Path, folder: 
 
 def test_a_student_begins_as_its_teacher(tiny_folder: Path) -> None:
     pipe = fresh(tiny_folder)
-    student = student_of(pipe.unet, True)
+    student = student_of(pipe.unet, True).eval().requires_grad_(False)  # as the teacher, so that both compute alike
     x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([10.0, 900.0]), torch.randn(2, 77, 32)
     with torch.no_grad():
         told = student(x, t, text, time_cond=torch.randn(2, 256))

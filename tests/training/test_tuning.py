@@ -23,7 +23,7 @@ from darkroom.training.lora import LoraRecipe
 from darkroom.training.recipes import check, override
 from darkroom.training.stage import PictureRecipe
 from darkroom.training.tune import ControlNetRecipe, InversionRecipe
-from darkroom.training.tuning import STAGES, tune
+from darkroom.training.tuning import STAGES, train_pictures, tune, write_result
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,20 @@ def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Pat
         assert error() < first, type(recipe).__name__
         after = weights(pipe)
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_long_captions_are_counted_and_the_model_is_left_bare(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, data := tmp_path / "data")
+    (data / "0.txt").write_text("a large fox on a yellow background " * 20)
+    (data / "1.txt").write_text("fox " * 75)  # as many as there is room for
+    told: list[str] = []
+    recipe = LoraRecipe(lr=0.01, **(RECIPE | {"steps": 1}))
+    run = tmp_path / "run"
+    stage = train_pictures(recipe, Subject(None, str(data)), run, report=lambda text, *_: told.append(text))
+    assert "1 of 6 captions are longer than a text encoder reads at once and are cut" in told
+    assert any(m._forward_hooks for m in stage.pipe.unet.modules())
+    write_result(stage, run, run)
+    assert not any(m._forward_hooks for m in stage.pipe.unet.modules())
 
 
 def test_folder_pictures_are_scaled_and_cut_around_the_middle(tmp_path: Path) -> None:

@@ -117,8 +117,6 @@ def check_loop(config: LoopConfig, workers: int = 1) -> None:
         )
     if config.sharding == "fsdp" and config.sample_every:
         raise TrainingError("sharding is 'fsdp', and no process has a whole network to draw with; set sample_every=0")
-    if config.sharding == "fsdp" and config.sample_every:
-        raise TrainingError(f"sample_every is {config.sample_every}; sheets can't be drawn while sharding is 'fsdp'")
     if config.best and not config.validate_every:
         raise TrainingError("best is true and validate_every is 0; say how often the held-out loss shall be measured")
     if config.ema_length and not config.ema_lengths:

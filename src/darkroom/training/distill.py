@@ -84,7 +84,7 @@ class DistillStage(PictureStage):
         if c.student == "lora":
             self.pipe = rebuilt(pipe, scheduler_config=config)
             self.lora = init_lora(pipe.unet, c.rank, c.alpha, chooser(c.targets, "unet", pipe.unet))
-            self.lora.attach(pipe.unet)
+            self.hooks.callback(self.lora.attach(pipe.unet))
             self.student: nn.Module = self.lora
         else:
             self.pipe = rebuilt(pipe, student_of(pipe.unet, self.told), config)
@@ -96,7 +96,7 @@ class DistillStage(PictureStage):
             self.modules["target"] = self.target
             if isinstance(self.target, TrainableLora):
                 self.target.on = False
-                self.target.attach(pipe.unet)
+                self.hooks.callback(self.target.attach(pipe.unet))
             else:
                 self.aim = Denoiser(self.target, pipe.schedule)
         self._followed = 0

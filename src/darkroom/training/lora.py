@@ -47,7 +47,7 @@ class LoraRecipe(PictureRecipe):
 
 
 class LoraStage(PictureStage):
-    """A LoRA's training. The hooks stay on the networks, since gradient checkpointing asks them on the way back."""
+    """A LoRA's training. The hooks stay on to its end, since gradient checkpointing asks them on the way back."""
 
     config: LoraRecipe
 
@@ -62,7 +62,7 @@ class LoraStage(PictureStage):
             elif part in learning:
                 self.loras[part] = self._begun(part, network)
         for part, lora in self.loras.items():
-            lora.to(self.pipe.device).attach(networks[part])
+            self.hooks.callback(lora.to(self.pipe.device).attach(networks[part]))
             if part in learning:
                 self.modules[part] = lora
             else:  # kept as the file has it

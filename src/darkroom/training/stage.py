@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -90,6 +90,7 @@ class PictureStage(ABC):
     latents: Latents
     modules: dict[str, nn.Module] = field(default_factory=dict)
     text_learns: bool = False  # whether what is trained reaches into the text encoder
+    hooks: ExitStack = field(default_factory=ExitStack)  # closed at the end: what is attached to `pipe` leaves it
 
     @classmethod
     def open(
@@ -178,6 +179,19 @@ class PictureStage(ABC):
         found = self.texts.texts(self.lessons.captions, rows, step, self.config.seed)
         prior = self.lessons.prior
         return [text and self.lessons.captions[i] if prior[i] else text for i, text in zip(rows, found, strict=True)]
+
+    def cut_captions(self) -> int:
+        """How many pictures have a caption of which a text encoder reads the beginning only: its first chunk."""
+
+        def cut(text: str, encoder: PromptEncoder) -> bool:
+            # A token is a byte at least, and two of a chunk are its ends.
+            return len(text.encode()) > encoder.length - 2 and len(encoder.chunks(text, "plain", self.words)) > 1
+
+        long = {
+            caption: any(cut(t, e) for t in self.texts.all(caption) or [caption] for e in self.encoders)
+            for caption in set(self.lessons.captions)
+        }
+        return sum(long[caption] for caption in self.lessons.captions)
 
     def batch(self, step: int, share: Share) -> Any:
         """The loop's `Stage.batch`."""

@@ -120,7 +120,8 @@ def write_result(stage: PictureStage, run: Path, output: Path, report: Report = 
     for name, module in stage.modules.items():
         module.load_state_dict(saved["ema"][name])
     report("writing what was made", None, 0)
-    return stage.write(output)
+    with stage.hooks:
+        return stage.write(output)
 
 
 def train_pictures(
@@ -136,6 +137,8 @@ def train_pictures(
     cache = cache or output / CACHE
     pipe, lessons = encode_ahead(recipe, subject, output, workers, report, cache)
     stage = stage_of(recipe, pipe, lessons, cache, ahead=state.steps_done(output) < recipe.steps)
+    if count := stage.cut_captions():
+        report(f"{count} of {len(lessons)} captions are longer than a text encoder reads at once and are cut", None, 0)
     report("training", output, recipe.steps)
     if state.steps_done(output) < recipe.steps:
         if _alone(workers):
