@@ -62,20 +62,25 @@ def _convolution(kernel: Any) -> str:
 @contextmanager
 def named_modules(network: nn.Module) -> Iterator[None]:
     """Each module's run is a region of the profile that bears its name."""
-    handles, open_regions = [], []
+    handles: list[Any] = []
+    regions: list[tuple[str, record_function]] = []  # those that are open
 
     def enter(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            open_regions.append(record_function(MODULE + name))
-            open_regions[-1].__enter__()
+            regions.append((name, record_function(MODULE + name)))
+            regions[-1][1].__enter__()
 
         return hook
 
-    def leave(*_: object) -> None:
-        open_regions.pop().__exit__(None, None, None)
+    def leave(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            if regions and regions[-1][0] == name:  # a doubling convolution tells its hooks without being entered
+                regions.pop()[1].__exit__(None, None, None)
+
+        return hook
 
     for name, module in network.named_modules():
-        handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+        handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave(name))]
     try:
         yield
     finally:
