@@ -29,8 +29,8 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(4, 32, 3, padding=1)  # too narrow
-        self.conv = nn.Conv2d(32, 48, 3, padding=1)
-        self.halving = nn.Conv2d(48, 32, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(32, 80, 3, padding=1)
+        self.halving = nn.Conv2d(80, 32, 3, stride=2, padding=1)
         self.point = nn.Conv2d(32, 64, 1, bias=False)
         self.grouped = nn.Conv2d(64, 64, 3, padding=1, groups=4)
         self.same = nn.Conv2d(64, 64, 3, padding="same")
@@ -122,6 +122,24 @@ def test_gradients_go_through_ordinary_layers() -> None:
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
     assert type(network.conv) is nn.Conv2d
+
+
+def test_inference_mode_leaves_ordinary_weights() -> None:
+    network, x = net(), torch.randn(1, 4, 8, 8)
+    with torch.inference_mode():
+        network(ready(network, x))
+        assert not network.conv.weight.is_inference()
+        network(ready(network, x))
+    with torch.no_grad():
+        network.conv.weight.mul_(2)
+        network(ready(network, x))
+    assert type(network.conv) is PackedConv2d
+
+
+def test_blocks_that_fit_one_size_only_are_not_made() -> None:
+    layer = nn.Sequential(nn.Conv2d(32, 96, 3, padding=1)).eval().requires_grad_(False)
+    with torch.no_grad():
+        assert not pack(layer)
 
 
 def test_networks_that_learn_stay_as_they_are() -> None:

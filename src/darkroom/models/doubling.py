@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed import NARROW, Geometry, available, blocks_of, convolve
+from .packed import Geometry, blocks_of, convolve, packable, unsettled
 
 CORNER: Geometry = ([1, 1], [1, 1], [1, 1], 1)
 # Of the two pixels that one becomes, down or across: which of the three weights fall on each of two sources.
@@ -32,11 +32,9 @@ class Doubling(nn.Conv2d):
     def doubled(self, x: Tensor) -> Tensor | None:
         """The answer to x [N, I, H, W] enlarged, [N, O, 2 H, 2 W]; None where that has to be done the ordinary way."""
         weight = self.weight
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.requires_grad:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
-        if x.device.type != "cpu" or x.dtype != weight.dtype or not available(x.dtype):
-            return None
-        if min(weight.shape[:2]) < NARROW:
+        if not packable(weight) or unsettled(4 * weight.shape[0]) or x.dtype != weight.dtype:
             return None
         if self._sums is None or self._sums[1]() is not weight or self._sums[2] != weight._version:
             self._sums = blocks_of(corners(weight), CORNER), ref(weight), weight._version

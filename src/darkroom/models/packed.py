@@ -27,6 +27,10 @@ from .heap import keep_freed_memory
 
 ORDINARY = (nn.Linear, nn.Conv2d)  # and no class made of them: that has a form of its own
 NARROW = 16  # channels below which a layer is not worth packing
+SIZE = 64  # height and width for which convolutions are packed
+UNSETTLED = (
+    48  # oneDNN's blocks of multiples of so many outputs fit one size of picture, and are laid out anew in others
+)
 PATIENCE = 8  # how often a layer is packed again: one whose weight is asked for in every call stays ordinary
 _lock = Lock()
 
@@ -138,10 +142,10 @@ def unpack(layer: Any) -> None:
             return
         weight = layer._origin()
         if weight is None:
-            dense = layer._blocks.to_dense()
-            weight = nn.Parameter(
-                dense[:, :, None, None] if isinstance(layer, PackedPointwise) else dense, requires_grad=False
-            )
+            with torch.inference_mode(False):  # whatever the caller is in, the weight is to be used everywhere
+                dense = layer._blocks.to_dense()
+                dense = dense[:, :, None, None] if isinstance(layer, PackedPointwise) else dense
+                weight = nn.Parameter(dense, requires_grad=False)
         layer.__dict__["_parameters"] = {"weight": weight, **layer.__dict__["_parameters"]}
         layer.__class__ = _PLAIN[type(layer)]
         layer.__dict__["_asked"] = layer.__dict__.get("_asked", 0) + 1
@@ -167,7 +171,8 @@ def blocks_of(weight: Tensor, geometry: Geometry | None = None) -> Tensor:
     if geometry is None:
         blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     else:
-        blocks = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, None)
+        size = [2, weight.shape[1], SIZE, SIZE]
+        blocks = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, size)
     return blocks
 
 
@@ -191,6 +196,18 @@ def fast_bfloat16() -> bool:
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def packable(weight: Tensor) -> bool:
+    """Whether a weight is frozen, on a CPU, and of a dtype and width that gain."""
+    if weight.requires_grad or weight.is_inference() or weight.device.type != "cpu":
+        return False
+    return min(weight.shape[:2]) >= NARROW and available(weight.dtype)
+
+
+def unsettled(outputs: int) -> bool:
+    """Whether a convolution of so many outputs is better left as it is (seen in oneDNN 3: up to 80 times slower)."""
+    return outputs % UNSETTLED == 0
+
+
 def _packed(layer: nn.Module) -> bool:
     return type(layer) in _PLAIN
 
@@ -210,9 +227,9 @@ def _kind(layer: nn.Module) -> type[Packed] | None:
 def _pack(layer: Any) -> bool:
     """Pack one layer, if it gains by it; whether it did."""
     weight, kind = layer.weight, _kind(layer)
-    if kind is None or weight.requires_grad or weight.device.type != "cpu" or not available(weight.dtype):
+    if kind is None or not packable(weight) or (kind is PackedConv2d and unsettled(weight.shape[0])):
         return False
-    if min(weight.shape[:2]) < NARROW or layer.__dict__.get("_asked", 0) >= PATIENCE:
+    if layer.__dict__.get("_asked", 0) >= PATIENCE:
         return False
     keep_freed_memory()
     blocks = blocks_of(weight, _geometry(layer)) if kind is PackedConv2d else blocks_of(weight.flatten(1))
