@@ -13,7 +13,7 @@ from torch import nn
 from darkroom.models import packed
 from darkroom.models.doubling import Doubling
 from darkroom.models.layers import Upsample, attend
-from darkroom.models.packed import PackedConv2d, PackedLinear, PackedPointwise, available, pack, ready
+from darkroom.models.packed import PackedConv2d, PackedLinear, PackedPointwise, available, pack, ready, weight_of
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="this build of torch has no oneDNN")
 TYPES = [
@@ -149,14 +149,18 @@ def test_networks_that_learn_stay_as_they_are() -> None:
     assert type(network.conv) is nn.Conv2d
 
 
-def test_a_layer_that_is_asked_in_every_call_stays_ordinary() -> None:
-    network = net()
+def test_a_weight_can_be_looked_at_and_answers_do_not_depend_on_who_looked() -> None:
+    network, x = net(), torch.randn(1, 4, 8, 8)
+    weights = {name: network.get_submodule(name).weight.clone() for name in ("conv", "point", "linear")}
     with torch.no_grad():
-        for _ in range(packed.PATIENCE + 2):
-            pack(network)
-            last = type(network.conv)
-            _ = network.conv.weight
-    assert last is nn.Conv2d
+        first = network(ready(network, x))
+        for name, weight in weights.items():
+            layer = network.get_submodule(name)
+            assert torch.equal(weight_of(layer), weight)
+            assert isinstance(layer, packed.Packed)
+        for _ in range(20):
+            network.state_dict()
+            assert torch.equal(network(ready(network, x)), first)
 
 
 def test_hooks_see_the_layers() -> None:

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darkroom.models.packed import weight_of
+
 LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)  # what can be changed
 
 
@@ -91,7 +93,7 @@ class Update:
         that is known: DoRA is quicker with it.
         """
         # A packed layer is slow to say its weight: don't ask in vain.
-        weight: Any = None if self.kind == "lora" and self.magnitude is None else layer.weight
+        weight: Any = None if self.kind == "lora" and self.magnitude is None else weight_of(layer)
         by_output = self.magnitude is None or self.magnitude.shape[0] == weight.shape[0]
         if self.kind == "lora" and by_output:
             y = (scale * self.factor) * self._through_factors(layer, x)
@@ -110,7 +112,7 @@ class Update:
 
     def _with_magnitude(self, layer: nn.Module, x: Tensor, y: Tensor, scale: float, answer: Tensor | None) -> Tensor:
         """m / ||W + dW|| (W x + dW x) - W x, for y = dW x."""
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight = weight_of(layer)
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
         with torch.no_grad():
             changed = weight.float() + scale * self.factor * self.product().reshape(weight.shape)

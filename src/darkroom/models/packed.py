@@ -31,7 +31,6 @@ SIZE = 64  # height and width for which convolutions are packed
 UNSETTLED = (
     48  # oneDNN's blocks of multiples of so many outputs fit one size of picture, and are laid out anew in others
 )
-PATIENCE = 8  # how often a layer is packed again: one whose weight is asked for in every call stays ordinary
 _lock = Lock()
 
 Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
@@ -135,6 +134,14 @@ def unpadded(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight, layer.bias, layer.stride)
 
 
+def weight_of(layer: Any) -> Tensor:
+    """A layer's weight [O, I, *k], to look at only: of a packed layer a copy, and it stays packed."""
+    if not _packed(layer) or torch.is_grad_enabled():
+        return layer.weight  # type: ignore[no-any-return]
+    weight: Tensor = layer._blocks.to_dense()
+    return weight[:, :, None, None] if isinstance(layer, PackedPointwise) else weight
+
+
 def unpack(layer: Any) -> None:
     """Make a packed layer an ordinary one: with the same parameter if somebody has kept it, else one of equal bits."""
     with _lock:
@@ -148,7 +155,6 @@ def unpack(layer: Any) -> None:
                 weight = nn.Parameter(dense, requires_grad=False)
         layer.__dict__["_parameters"] = {"weight": weight, **layer.__dict__["_parameters"]}
         layer.__class__ = _PLAIN[type(layer)]
-        layer.__dict__["_asked"] = layer.__dict__.get("_asked", 0) + 1
         del layer.__dict__["_blocks"], layer.__dict__["_origin"], layer.__dict__["_version"]
 
 
@@ -228,8 +234,6 @@ def _pack(layer: Any) -> bool:
     """Pack one layer, if it gains by it; whether it did."""
     weight, kind = layer.weight, _kind(layer)
     if kind is None or not packable(weight) or (kind is PackedConv2d and unsettled(weight.shape[0])):
-        return False
-    if layer.__dict__.get("_asked", 0) >= PATIENCE:
         return False
     keep_freed_memory()
     blocks = blocks_of(weight, _geometry(layer)) if kind is PackedConv2d else blocks_of(weight.flatten(1))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from darkroom.adapters import init_lora
 from darkroom.embedded import MODEL
+from darkroom.errors import TrainingError
 from darkroom.formats.checkpoint import open_checkpoint
 from darkroom.formats.vae import open_vae
 from darkroom.models.autoencoder import Autoencoder
@@ -51,8 +52,15 @@ def rehearse(recipe: LoopConfig | EmbeddedRecipe, model: str | None = None, worl
     """What a run by any recipe of `KINDS`, from `model` on, takes in each of `world` processes; of a recipe of several
     runs, what the largest one takes.
 
-    Raises CheckpointError for a model that can't be opened.
+    Raises CheckpointError for a model that can't be opened, TrainingError for networks that can't be built.
     """
+    try:
+        return _rehearsed(recipe, model, world)
+    except ValueError as error:
+        raise TrainingError(f"the recipe's networks can't be built: {error}") from None
+
+
+def _rehearsed(recipe: LoopConfig | EmbeddedRecipe, model: str | None, world: int) -> Estimate:
     if isinstance(recipe, EmbeddedRecipe):
         with without_values():
             vae = ae.network(recipe.autoencoder).config
