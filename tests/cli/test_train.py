@@ -82,7 +82,7 @@ def test_a_u_net_from_the_command_line(command: Command, model: Path, tmp_path: 
     rows = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [1, 2, 3]
     assert "holds a run already" in command(*arguments, "--steps", 4, "--no-resume").sentence
-    assert "was trained with lr=0.003, not 0.1" in command(*arguments, "--steps", 4, "--set", "lr=0.1").sentence
+    assert "was trained with lr=0.003, not 0.1" in command(*arguments, "--steps", 4, "--set", "lr=0.1").err
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
