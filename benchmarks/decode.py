@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from darkroom.bench.networks import AUTOENCODERS, DTYPES, decode_input, decode_run, finished
 from darkroom.models import tiled
 from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.heap import return_freed_memory
 
 
 class _Decoder(nn.Module):
@@ -62,6 +63,7 @@ def growth(run: Callable[[], object]) -> int:
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
 
     run()  # what is built once is built
+    return_freed_memory()  # a packed network's is kept for the next call, and would not show
     reset.write_text("5")  # proc(5): the largest resident size begins anew
     before = resident("VmRSS")
     run()

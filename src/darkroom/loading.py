@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .backends import BACKENDS, Networks, classes
+from .backends.cache import folder as cache_folder
 from .embedded import HOME, MODEL
 from .engine.memory import out_of_memory
 from .engine.preview import Previewer
@@ -29,9 +30,7 @@ from .prompts.tokenizer import Tokenizer
 from .request import choice
 
 QUANTIZED = ("int8", "fp8")
-WIDE = (
-    512  # channels of a network that gains by bfloat16 on a CPU: in a small one the calls cost more than the products
-)
+WIDE = 512  # channels from which on bfloat16 pays on a CPU; in smaller networks calls cost more than products
 
 
 def load(
@@ -118,8 +117,7 @@ def _compile(pipe: Pipeline) -> None:
 
     torch keeps it in /tmp unless it is told where: it is put beside our other caches, where nobody has said otherwise.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "darkroom")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(os.environ.get("DARKROOM_CACHE") or home, "compiled")))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     compile_blocks(pipe.unet)
     compile_blocks(pipe.autoencoder)
     if pipe.device.type == "cuda":

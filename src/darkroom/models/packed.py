@@ -28,9 +28,7 @@ from .heap import keep_freed_memory
 ORDINARY = (nn.Linear, nn.Conv2d)  # and no class made of them: that has a form of its own
 NARROW = 16  # channels below which a layer is not worth packing
 SIZE = 64  # height and width for which convolutions are packed
-UNSETTLED = (
-    48  # oneDNN's blocks of multiples of so many outputs fit one size of picture, and are laid out anew in others
-)
+UNSETTLED = 48  # multiples of so many outputs: their blocks fit one size of picture, and are cut anew for others
 _lock = Lock()
 
 Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
