@@ -14,7 +14,7 @@ Shapes: N pictures, H W height and width, I O a layer's inputs and outputs, k it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 from weakref import ReferenceType, ref
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import winograd
 from .heap import keep_freed_memory
 
 ORDINARY = (nn.Linear, nn.Conv2d)  # and no class made of them: that has a form of its own
@@ -80,10 +81,21 @@ class PackedPointwise(Packed, nn.Conv2d):  # type: ignore[override]
 class PackedConv2d(Packed, nn.Conv2d):  # type: ignore[override]
     """`nn.Conv2d` on blocks: [N, I, H, W] -> [N, O, H', W'], with the channels last in memory."""
 
+    _squares: Any = None  # what `winograd` multiplies by, from the first picture on that it pays for
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.takes(x):
-            return nn.Conv2d.forward(self, x)
-        return convolve(x, self._blocks, self.bias, _geometry(self))
+        return self.padded(x, self.padding) if self.takes(x) else nn.Conv2d.forward(self, x)
+
+    def padded(self, x: Tensor, padding: Any) -> Tensor:
+        """The answer to x with so many zeros around it, down and across."""
+        geometry = _geometry(self)
+        usual = self.kernel_size == (3, 3) and geometry[1:] == ([1, 1], [1, 1], 1) and padding in ((0, 0), (1, 1))
+        if not usual or not winograd.pays(x, self.out_channels):
+            return convolve(x, self._blocks, self.bias, (list(padding), *geometry[1:]))
+        if self._squares is None:
+            squares = winograd.transformed(self._blocks.to_dense())
+            self._squares = [[partial(multiply, blocks=blocks_of(weight)) for weight in column] for column in squares]
+        return winograd.convolve(x, self._squares, self.out_channels, self.bias, padding[0])
 
 
 _PLAIN: dict[type[Any], type[nn.Module]] = {
@@ -128,7 +140,7 @@ def unpadded(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if isinstance(layer, PackedPointwise):
         return layer.forward(x)
     if isinstance(layer, PackedConv2d) and layer.takes(x):
-        return convolve(x, layer._blocks, layer.bias, ([0, 0], *_geometry(layer)[1:]))
+        return layer.padded(x, (0, 0))
     return F.conv2d(x, layer.weight, layer.bias, layer.stride)
 
 
@@ -153,10 +165,11 @@ def unpack(layer: Any) -> None:
                 weight = nn.Parameter(dense, requires_grad=False)
         layer.__dict__["_parameters"] = {"weight": weight, **layer.__dict__["_parameters"]}
         layer.__class__ = _PLAIN[type(layer)]
-        del layer.__dict__["_blocks"], layer.__dict__["_origin"], layer.__dict__["_version"]
+        for name in ("_blocks", "_origin", "_version", "_squares"):
+            layer.__dict__.pop(name, None)
 
 
-def multiply(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
+def multiply(x: Tensor, blocks: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer: x [..., I] -> [..., O]."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
     return y
