@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))
+from judges import WrittenOut, prepared, write_clip, write_inception
 
 Command = Callable[..., Any]  # see conftest.py
 
@@ -41,7 +46,6 @@ def test_a_new_object(command: Command, model: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_are_measured_and_kept(command: Command, model: Path, tmp_path: Path) -> None:
-    import numpy as np
     from PIL import Image
 
     data = tmp_path / "data"
@@ -59,6 +63,86 @@ def test_pictures_are_measured_and_kept(command: Command, model: Path, tmp_path:
     assert (tmp_path / "pairs.png").is_file()
     folders = command("evaluate", "--pictures", tmp_path / "kept", "--data", data, "--metrics", "memorisation")
     assert folders.out.startswith(f"4 pictures, compared with {data}\nmemorisation: ")
+
+
+def mmd(x: np.ndarray, y: np.ndarray, kernel: Callable[[np.ndarray, np.ndarray], float], itself: bool) -> float:
+    """The squared maximum mean discrepancy as a sum over pairs; `itself`: those of one with itself count too."""
+    within = [
+        np.mean([kernel(a, b) for i, a in enumerate(v) for j, b in enumerate(v) if itself or i != j]) for v in (x, y)
+    ]
+    return float(sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y]))
+
+
+def test_all_distances_from_the_ecosystems_files(command: Command, model: Path, tmp_path: Path) -> None:
+    """Drawn, looked at and compared by the command; every figure again from transformers' CLIP, from Inception written
+    out, and from the metrics' sums."""
+    import torch
+    from PIL import Image
+    from scipy.linalg import sqrtm
+    from transformers import CLIPTokenizer
+
+    data, clip_folder = tmp_path / "data", tmp_path / "clip"
+    data.mkdir()
+    clip_folder.mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(256, size=(5, 6, 3), dtype=np.uint8).repeat(12, 0).repeat(12, 1)
+        Image.fromarray(pixels).save(data / f"{i}.png")
+        (data / f"{i}.txt").write_text(f"picture number {i} of a fox")
+    clip = write_clip(clip_folder)
+    state = write_inception(tmp_path / "inception.pth")
+    asked = ("--metrics", "fid,kid,cmmd,clip", "--data", data, "--features", tmp_path / "inception.pth", "--features")
+    kept = ("--keep", tmp_path / "kept", "--cache", tmp_path / "cache", "--resize", "pytorch-fid")
+    answer = command("evaluate", model, *asked, clip_folder, *kept, "-n", 5, "--steps", 1, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    found = answer.json
+    assert found["pictures"] == 5
+
+    drawn = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "kept").glob("*.png"))]
+    given = [np.asarray(Image.open(file)) for file in sorted(data.glob("*.png"))]
+    # With a model, the data come as it learns them: scaled to its 64 x 64 pixels, the middle cut out.
+    given = [np.asarray(Image.fromarray(p).resize((77, 64), Image.Resampling.LANCZOS))[:, 6:70] for p in given]
+    captions = [f"picture number {i % 4} of a fox" for i in range(5)]
+
+    def inception(pictures: list[np.ndarray]) -> np.ndarray:
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+        wide = torch.nn.functional.interpolate(pixels, (299, 299), mode="bilinear", align_corners=False)
+        with torch.no_grad():
+            return WrittenOut(state)(2 * wide - 1).double().numpy()
+
+    tokenize = CLIPTokenizer.from_pretrained(clip_folder)
+
+    def unit(answer: Any) -> np.ndarray:
+        vectors = getattr(answer, "pooler_output", answer).detach().double().numpy()
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def see(pictures: list[np.ndarray]) -> np.ndarray:
+        return unit(clip.get_image_features(pixel_values=prepared(pictures)))
+
+    x, y = inception(drawn), inception(given)
+    mean = x.mean(0) - y.mean(0)
+    sigmas = [np.cov(v.T) for v in (x, y)]
+    # Covariances of few pictures have few dimensions: in a basis of all of them the matrix root is small and exact.
+    basis = np.linalg.svd(np.concatenate([x - x.mean(0), y - y.mean(0)]), full_matrices=False)[2]
+    small = [basis @ s @ basis.T for s in sigmas]
+    root = sqrtm(small[0] @ small[1]).real
+    fid = mean @ mean + sum(np.trace(s) for s in sigmas) - 2 * np.trace(root)
+    assert found["fid"] == pytest.approx(fid, rel=1e-3)
+    random, expected = np.random.default_rng(0), []
+    for _ in range(100):  # subsets of half of the smaller set
+        a, b = (v[random.choice(len(v), 2, replace=False)] for v in (x, y))
+        expected.append(mmd(a, b, lambda p, q: float(p @ q / 2048 + 1) ** 3, itself=False))
+    assert found["kid"]["mean"] == pytest.approx(np.mean(expected), rel=1e-2)
+    a, b = see(drawn), see(given)
+    distance = 1000 * mmd(a, b, lambda p, q: float(np.exp(-np.square(p - q).sum() / 200)), itself=True)
+    assert found["cmmd"] == pytest.approx(distance, rel=1e-3)
+    ids = tokenize(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    texts = unit(clip.get_text_features(input_ids=ids))
+    assert found["clip"] == pytest.approx(100 * (a * texts).sum(1).clip(0).mean(), rel=1e-3, abs=1e-4)
+
+    (tmp_path / "inception.pth").unlink()
+    metrics = ("--metrics", "cmmd,clip", "--data", data, "--features", clip_folder)
+    again = command("evaluate", model, *metrics, *kept[:4], "-n", 5, "--steps", 1)
+    assert again.out.splitlines()[1:] == [f"CMMD {found['cmmd']:.4f}", f"CLIP score {found['clip']:.2f} (100 cos)"]
 
 
 def test_scores_of_a_new_object_as_a_table() -> None:
