@@ -91,7 +91,8 @@ class AutoencoderStage:
             torch.manual_seed(step_seed(c.seed, -2))
             channels = self.autoencoder.config.out_channels
             built = PatchDiscriminator(channels, c.discriminator_width, c.discriminator_layers)
-            self.discriminator = built.to(c.device)
+            # Made on the CPU, and a rehearsal's, which has no values, can't be moved, not even to where it is.
+            self.discriminator = built if c.device == "cpu" else built.to(c.device)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
