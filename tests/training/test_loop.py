@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,64 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
         for key, value in a.items():
             same = torch.equal(value, b[key]) if isinstance(value, Tensor) else value == b[key]
             assert same or key == "/recipe/save_every", (name, key)
+
+
+@pytest.mark.parametrize("room", [10**12, 0])
+def test_checkpoints_are_written_while_steps_go_on(room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one is not done before the next step is, and holds nothing of it; unless memory is short."""
+    went_on, threads = threading.Event(), set[str]()
+    save, write = loop.Trainer.save, state.write
+
+    def next_save(trainer: loop.Trainer, aside: Any = None) -> None:
+        if trainer.step > 1:
+            went_on.set()
+        save(trainer, aside)
+
+    def slow(path: Path, value: dict[str, Any]) -> Path:
+        threads.add(threading.current_thread().name)
+        if room and value["step"] == 1:
+            assert went_on.wait(60)
+        return write(path, value)
+
+    config = toy_config(optimizer="adamw", save_every=1e-9, keep=20, validate_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "free", lambda: room)
+        patch.setattr(loop.Trainer, "save", next_save)
+        patch.setattr(state, "write", slow)
+        train(ToyStage(config), tmp_path / "aside")
+    assert [state.step_of(p) for p in state.checkpoints(tmp_path / "aside")] == list(range(1, 13))
+    assert threads == {"darkroom-save_0" if room else "MainThread"}
+    train(ToyStage(config), tmp_path / "one", until=1)  # undisturbed
+    one, aside = (flat(state.read(tmp_path / name / "step-000000001.pt")) for name in ("one", "aside"))
+    assert one.keys() == aside.keys()
+    assert all(torch.equal(v, aside[k]) if isinstance(v, Tensor) else v == aside[k] for k, v in one.items())
+
+
+def test_a_checkpoint_that_can_t_be_written_aside_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, steps = torch.save, list[int]()
+
+    def full(value: dict[str, Any], file: Any) -> None:
+        if value["step"] == 3:
+            file.write(b"PK half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(value, file)
+
+    class Watched(ToyStage):
+        def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+            steps.append(step)
+            return super().loss(batch, step, share)
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(loop, "free", lambda: 10**12)
+    with pytest.raises(TrainingError, match=r"step-000000003\.pt could not be written: .*No space left"):
+        train(Watched(toy_config(save_every=1e-9)), tmp_path)
+    assert steps[-1] in (2, 3)  # the next checkpoint tells, if no step did before
+    assert [state.step_of(p) for p in state.checkpoints(tmp_path)] == [1, 2]
+    assert not (tmp_path / ".partial").exists()
+    monkeypatch.undo()
+    assert train(ToyStage(toy_config()), tmp_path) == 12
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -1,4 +1,4 @@
-"""What goes on beside the steps of a run: signals that become questions, batches made in another thread."""
+"""What goes on beside the steps of a run: signals that become questions, batches and checkpoints in other threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,3 +81,36 @@ def prefetch(make: Callable[[int], Any], start: int, end: int, depth: int = 3) -
     finally:
         closing.set()
         thread.join()
+
+
+class Aside:
+    """Makes calls in another thread, one at a time. As a context manager it leaves when the last one is done.
+
+    An error in a call is raised by the next `check` or `wait`.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "darkroom-save")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Aside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def do(self, call: Callable[[], None]) -> None:
+        """Make a call, after the one before it."""
+        self.wait()
+        self._last = self._pool.submit(call)
+
+    def check(self) -> None:
+        """Raise the error of the last call, if it has come to one."""
+        if self._last is not None and self._last.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the last call, and raise its error."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +23,12 @@ from darkroom.errors import TrainingError
 from darkroom.models.layers import set_checkpointing
 
 from . import optim, state
-from .background import interruptible, prefetch
+from .background import Aside, interruptible, prefetch
 from .config import LoopConfig, check_loop, check_recipe
 from .ema import Average, plain, power
 from .exchange import Replicas, spread
 from .log import Log
+from .memory import free
 from .opponents import Opponents
 from .parallel import Share, share, sum_over_ranks
 from .posthoc import save_snapshot
@@ -122,7 +124,7 @@ class Trainer:
         self.step = 0
         self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
         self.best: dict[str, float] = {}  # the smallest held-out loss so far, "validation", and its "step"
-        self._on_disk = -1  # the step of the newest checkpoint
+        self._saved = -1  # the step of the newest checkpoint
         self._validation = self._hook("validation")() if config.validate_every else ()
         if config.sample_every:
             self._hook("sheet")
@@ -162,14 +164,19 @@ class Trainer:
         if self.scale is not None:
             self.scale.load(saved["scale"])
         self.best = saved.get("best", {})
-        self.step = self._on_disk = saved["step"]
+        self.step = self._saved = saved["step"]
         self.skipped.fill_(saved["skipped"])
         if self.rank.rank == 0 and self.best.get("step") == self.step:
             state.keep_best(self.folder, self.step)  # whoever killed the run may have come between
 
-    def save(self) -> None:
-        """Write a checkpoint, unless this step has one; all ranks do so at one step. Raises TrainingError."""
-        if self.step == self._on_disk:
+    def save(self, aside: Aside | None = None) -> None:
+        """Write a checkpoint, unless this step has one; all ranks do so at one step. Raises TrainingError.
+
+        With `aside` it is copied and written there while the next steps are made, if there is memory for a copy.
+        """
+        if aside is not None:
+            aside.wait()
+        if self.step == self._saved:
             return
         whole = {
             "modules": self.spread.whole(self.spread.weights()), "optimizer": self.spread.whole_state(self.optimizer),
@@ -181,10 +188,14 @@ class Trainer:
                 "step": self.step, "skipped": int(self.skipped), "recipe": asdict(self.config), "best": self.best,
                 "scale": None if self.scale is None else self.scale.state(),
             }  # fmt: skip
-            state.save(self.folder, self.step, {**known, **whole}, self.config.keep)
-            if self.best.get("step") == self.step:
-                state.keep_best(self.folder, self.step)
-        self._on_disk = self.step
+            write = partial(
+                state.save, self.folder, self.step, keep=self.config.keep, best=self.best.get("step") == self.step
+            )
+            if aside is not None and 2 * state.size(whole) < free():
+                aside.do(partial(write, state.copied({**known, **whole})))
+            else:
+                write({**known, **whole})
+        self._saved = self.step
 
     def run(self, until: int | None = None) -> int:
         """Train to the end, to step `until`, or to an interruption; returns the step reached."""
@@ -199,8 +210,10 @@ class Trainer:
             Log(folder, config, self.step) as log,
             interruptible() as asked,
             self._batches(end) as batches,
+            Aside() as aside,
         ):
             for parts in batches:
+                aside.check()
                 due = time.monotonic() - last_saved > config.save_every
                 figures, stopping, saving = self._advance(parts, asked, due)
                 log.add(figures)
@@ -210,10 +223,11 @@ class Trainer:
                 if self.step == first + MEASURED:
                     log.work, log.peak = self._measure()
                 if saving or self.best.get("step") == self.step:
-                    self.save()
+                    self.save(aside)
                     last_saved = time.monotonic()
                 if stopping:
                     break
+            aside.wait()
             self.save()
         return self.step
 

@@ -6,11 +6,13 @@ the largest sum of what is alive at one time is counted. Nothing is loaded and n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,6 +135,21 @@ def device_memory(device: str) -> int | None:
     if place.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def free() -> int:
+    """Bytes of main memory that can still be taken; 0 where nobody can say (anywhere but on Linux)."""
+    try:
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        count = int(told["MemAvailable"].removesuffix("kB")) * 1024
+    except (OSError, ValueError, KeyError):
+        return 0
+    group = Path("/sys/fs/cgroup")  # of a container
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        taken = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+        count = min(count, int((group / "memory.max").read_text()) - taken)
+    return max(count, 0)
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]

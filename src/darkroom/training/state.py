@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from darkroom.errors import TrainingError
 from darkroom.formats.disk import sync_folder
@@ -22,10 +23,15 @@ NAME = re.compile(r"step-(\d{9})\.pt")
 BEST = "best.pt"  # in a run's folder: the checkpoint with the smallest held-out loss
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write `state` as the checkpoint of `step`; older ones beyond `keep` go. Raises TrainingError on a full disk."""
+def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2, best: bool = False) -> Path:
+    """Write `state` as the checkpoint of `step`, and keep it as the best if it is; older ones beyond `keep` go.
+
+    Raises TrainingError on a full disk.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = write(folder / f"step-{step:09d}.pt", state)
+    if best:
+        keep_best(folder, step)
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
@@ -49,6 +55,17 @@ def write(path: Path, state: dict[str, Any]) -> Path:
     temporary.rename(path)
     sync_folder(path.parent)
     return path
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as it is now, in memory of its own, on the CPU."""
+    copy: dict[str, Any] = tree_map(lambda v: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else v, state)
+    return copy
+
+
+def size(state: Mapping[str, Any]) -> int:
+    """Bytes of a state's tensors."""
+    return sum(v.nbytes for v in tree_leaves(state) if isinstance(v, Tensor))
 
 
 def keep_best(folder: Path, step: int) -> None:
