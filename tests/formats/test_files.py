@@ -120,6 +120,18 @@ def test_a_tensor_of_many_pieces_is_converted_as_a_whole_one(tmp_path, monkeypat
         assert file.load("turned").is_contiguous()
 
 
+@pytest.mark.parametrize(("stored", "wanted"), [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)])
+def test_every_number_of_16_bits_becomes_what_torch_makes_of_it(tmp_path, stored, wanted):
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(stored)
+    save_file({"x": numbers}, tmp_path / "x")
+    with open_tensors(tmp_path / "x") as file:
+        answer = file.load("x", wanted, finite=False)
+    expected = numbers.to(wanted)
+    there = ~expected.isnan()
+    assert torch.equal(answer.isnan(), ~there)
+    assert torch.equal(answer[there].view(torch.int16), expected[there].view(torch.int16))
+
+
 def test_poison_at_the_end_of_many_pieces_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr("darkroom.formats.files.PIECE", 64)
     poisoned, large = torch.ones(200), torch.ones(200)

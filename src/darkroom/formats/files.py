@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorFile", "check_finite", "open_tensors"]
 
 MAX_SHARDS = 256
-PIECE = 1 << 17  # elements that are read, converted and looked at together, so that they are still in the cache
+PIECE = 1 << 19  # elements that are read, converted and looked at together, so that they are still in the cache
 
 
 class TensorFile:
@@ -70,6 +70,9 @@ class TensorFile:
         step = max(1, PIECE // row) * row
         whole = slot.read().flatten() if slot.stride is not None else None
         piece = None if result.dtype == kept else torch.empty(min(step, slot.elements), dtype=kept, device="cpu")
+        # torch converts one type of 16 bits into another five times faster by way of float32, with the same bits
+        both = piece is not None and piece.dtype.itemsize == result.dtype.itemsize == 2
+        wide = torch.empty(min(step, slot.elements), dtype=torch.float32, device="cpu") if both else None
         for start in range(0, slot.elements, step):
             here = result[start : start + step]
             part = here if piece is None else piece[: len(here)]
@@ -82,7 +85,7 @@ class TensorFile:
                 rows *= factors if len(factors) == 1 else factors[start // row :, None][: len(rows)]
                 part = rows.view(-1)
             if part is not here:
-                here.copy_(part)
+                here.copy_(part if wide is None else wide[: len(here)].copy_(part))
             if finite and not is_finite(here):
                 check_finite(name, part, source)
                 kind = str(result.dtype).removeprefix("torch.")
