@@ -81,6 +81,7 @@ def load(
     numbers = _dtype(dtype, place, max(checkpoint.unet_config.block_out_channels) >= WIDE)
     previewing = None if preview is None else with_vae(checkpoint, preview)
     checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
+    checkpoint.hash_ahead()  # every picture's recipe tells it
     try:
         pipe = _build(checkpoint, place, numbers, kinds)
         if previewing is not None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import random
 import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,22 @@ def test_conversion_of_types_and_memory_of_their_own(sd2: Any, tmp_path: Path) -
             assert tensor.untyped_storage().nbytes() == 2 * tensor.numel(), "each tensor has memory of its own"
     path.write_bytes(b"")  # a loaded model doesn't need its file
     assert torch.equal(state["final_norm.weight"], sd2.states["text_encoder"]["final_norm.weight"].bfloat16())
+
+
+def test_a_hash_begun_ahead_is_of_the_file_as_it_was(sd1_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sd1_folder, tmp_path / "copied"))
+    checkpoint, expected = open_checkpoint(folder), open_checkpoint(sd1_folder).hash()
+    checkpoint.hash_ahead()
+    for thread in threading.enumerate():
+        if thread.name == "model hash":
+            thread.join()
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert checkpoint.hash() == expected
+    gone = open_checkpoint(sd1_folder)
+    gone = replace(gone, weights={**gone.weights, "unet": replace(gone.weights["unet"], path=tmp_path / "none")})
+    gone.hash_ahead()  # a fault there is told to whoever asks
+    with pytest.raises(CheckpointError, match="can't be read"):
+        gone.hash()
 
 
 def test_hashes(sd1_folder: Path, sd1_file: Path, tmp_path: Path, sd1: Any) -> None:

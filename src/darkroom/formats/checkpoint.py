@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from .weights import PartTensors, Weights, native_state
 __all__ = ["Checkpoint", "PartTensors", "native_state", "open_checkpoint"]
 
 EOS, EXCLAMATION_MARK = "<|endoftext|>", "!"
+_hashing = threading.Lock()  # so that a hash begun in a thread is waited for, and not found twice
 
 
 @dataclass(eq=False)
@@ -82,18 +85,32 @@ class Checkpoint:
 
         Of another part, that of its files. Reads the whole file the first time, and remembers.
         """
-        if part not in self._hashes:
-            digest = hashlib.sha256()
-            weights = self.weights[part]
-            for path in [*weight_files(weights.path), *([weights.second] if weights.second else [])]:
-                try:
-                    with open(path, "rb") as file:
-                        while block := file.read(1 << 20):
-                            digest.update(block)
-                except OSError as error:
-                    raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-            self._hashes[part] = digest.hexdigest()[:10]
-        return self._hashes[part]
+        with _hashing:
+            if part not in self._hashes:
+                self._hashes[part] = self._digest(part)
+            return self._hashes[part]
+
+    def hash_ahead(self) -> None:
+        """Begin to find `hash()` in a thread, beside what else there is to do: Stable Diffusion's takes a second."""
+
+        def find() -> None:
+            with contextlib.suppress(CheckpointError):  # whoever asks for it is told
+                self.hash()
+
+        threading.Thread(target=find, name="model hash", daemon=True).start()
+
+    def _digest(self, part: Part) -> str:
+        """What `hash` tells, read from disk."""
+        digest = hashlib.sha256()
+        weights = self.weights[part]
+        for path in [*weight_files(weights.path), *([weights.second] if weights.second else [])]:
+            try:
+                with open(path, "rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+        return digest.hexdigest()[:10]
 
 
 def weight_files(path: Path) -> list[Path]:
