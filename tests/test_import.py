@@ -29,6 +29,12 @@ def test_nothing_of_the_peers_is_imported_with_the_engine() -> None:
     assert run(code).strip() == "[]"
 
 
+@pytest.mark.parametrize("first", ["enable", "disable"])
+def test_first_use_leaves_the_garbage_collector_as_it_was(first: str) -> None:
+    code = f"import gc; gc.{first}(); import darkroom; darkroom.Request; print(gc.isenabled())"
+    assert run(code).strip() == str(first == "enable")
+
+
 def test_public_names() -> None:
     import darkroom
 

@@ -8,6 +8,7 @@ Importing the package imports no torch: a name's module is loaded when the name 
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'darkroom' has no attribute {name!r}")
-    module = import_module(f".{_WHERE[name]}", __name__)
+    collecting = gc.isenabled()
+    gc.disable()  # what an import makes stays: looking through it for garbage is a tenth of torch's import
+    try:
+        module = import_module(f".{_WHERE[name]}", __name__)
+    finally:
+        if collecting:
+            gc.enable()
     value = module if name == _WHERE[name] else getattr(module, name)
     globals()[name] = value
     return value
