@@ -1,13 +1,13 @@
 """From a model on disk to the first step: fresh processes, diffusers' and ours in turns.
 
-    python benchmarks/load.py [--folder SCRATCH] [--dtype float32 bfloat16] [--rounds 5] [--uncached] [--smoke]
+    python benchmarks/load.py [--folder MODEL] [--dtype float32 bfloat16] [--rounds 5] [--uncached] [--smoke]
 
-Writes a Stable Diffusion 1.5 folder of meaningless float16 weights (2.1 GB; deleted in the end). A contestant's time
-runs from the start of its process until it is ready for the first step: imports, weights, and the prompt encoded. The
-files are read once before, so they lie in the system's cache; `--uncached` drops them from it before each process.
-Printed beside it: what loading alone took, as bytes of the files a second, against reading those files plainly into one
-small buffer; and by how much the process grew at most while it loaded (resident, `VmHWM`), as a multiple of the
-weights in the precision loaded. Needs diffusers (the extra `test`) and Linux.
+Writes a Stable Diffusion 1.5 folder of meaningless float16 weights (2.1 GB; `--folder` keeps it, and uses it again).
+A contestant's time runs from the start of its process until it is ready for the first step: imports, weights, and the
+prompt encoded. The files are read once before, so they lie in the system's cache; `--uncached` drops them from it
+before each process. Printed beside it: what loading alone took, as bytes of the files a second, against reading those
+files plainly into one small buffer; and by how much the process grew at most while it loaded (resident, `VmHWM`), as a
+multiple of the weights in the precision loaded. Needs diffusers (the extra `test`) and Linux.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def report(rounds: Mapping[str, list[dict[str, float]]], size: int, loaded: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="From a model on disk to the first step, ours beside diffusers'.")
-    parser.add_argument("--folder", type=Path, help="where the model is written (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="the model's, written where it is not there yet, and kept")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--uncached", action="store_true", help="drop the files from the system's cache every time")
@@ -183,10 +183,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     count = 1 if arguments.smoke else arguments.rounds
-    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="darkroom-load-") as scratch:
-        folder = Path(scratch) / "model"
-        write(folder, "tiny" if arguments.smoke else "sd15")
-        os.sync()  # what is not yet on disk can't be dropped from the cache
+    with tempfile.TemporaryDirectory(prefix="darkroom-load-") as scratch:
+        folder = arguments.folder or Path(scratch) / "model"
+        if not weights(folder):
+            write(folder, "tiny" if arguments.smoke else "sd15")
+            os.sync()  # what is not yet on disk can't be dropped from the cache
         size = sum(path.stat().st_size for path in weights(folder))
         answer = {}
         for dtype in arguments.dtype:
