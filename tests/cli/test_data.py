@@ -65,6 +65,10 @@ def test_nothing_is_overwritten_unasked(command: Command, tmp_path: Path) -> Non
         (["render", "--count", "x"], "'x' is not a whole number"),
         (["render", "--seed", "-1"], "--seed is -1"),
         (["render", "--kind", "singel"], "did you mean 'single'?"),
+        (["render", "--word", "w"], "--word tells of a new object; name it with --object"),
+        (["render", "--object", "sloth", "--kind", "count"], "--kind is of the built-in scenes"),
+        (["render", "--object", "sloth", "--held-out"], "--held-out is of the built-in scenes"),
+        (["render", "--object", "fox"], "'fox' is one of the built-in objects"),
         (["glyphs", "--font", "/nowhere.ttf"], "there is no font '/nowhere.ttf'"),
     ],
 )

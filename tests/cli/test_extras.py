@@ -51,6 +51,7 @@ def test_names(extras: Path) -> None:
         "edges": extras / "controlnet-edges",
         "ink": extras / "lora/ink.safetensors",
         "toy": extras / "word/toy.safetensors",
+        "model": extras / "model",
     }
     assert resolve("embedded:edges") == extras / "controlnet-edges"
     assert embedded.place_of("other/embedded:ink") == "other/embedded:ink"
@@ -79,7 +80,7 @@ def test_info_and_what_is_not_there(command: Any, extras: Path, model: Path) -> 
     assert "ControlNet" in command("info", "embedded:edges").out
     assert "LoRA" in command("info", "embedded:ink").out
     assert "embedding" in command("info", "embedded:toy").out
-    said = "the embedded model has no 'none': it has edges, ink, toy"
+    said = "the embedded model has no 'none': it has edges, ink, toy, model"
     for arguments in (
         ("info", "embedded:none"),
         ("generate", "a", "--model", model, "--lora", "embedded:none:0.8"),

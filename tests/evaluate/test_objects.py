@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from darkroom.data import glyphs
 from darkroom.data.objects import BACKGROUNDS, SIZES
 from darkroom.data.scenes import draw_scene, render_scene
-from darkroom.errors import TrainingError
+from darkroom.errors import RequestError, TrainingError
 from darkroom.evaluate.judge import Known, look
 from darkroom.evaluate.objects import NewObject, evaluate_object
 from darkroom.evaluate.scenes import SEED, scenes_of, score
@@ -147,3 +147,26 @@ def test_a_glyph_fills_its_square(flag: Path) -> None:
         assert columns.min() <= 1
         assert columns.max() >= side - 2
         assert rows.max() - rows.min() < 0.7 * side
+
+
+def test_lessons_are_mostly_small_and_on_all_backgrounds(flag: Path) -> None:
+    new = NewObject.of("flag", "<flag>", flag)
+    lessons = new.lessons(20, seed=5)
+    assert len(set(lessons)) == 20
+    small = [s for s in lessons if s.objects[0].side == SIZES["small"]]
+    assert len(small) == 14
+    assert {s.background for s in small} == set(BACKGROUNDS)
+    assert len({s.background for s in lessons if s not in small}) == 6
+    assert lessons != new.lessons(20, seed=6)
+    assert [len(new.lessons(n)) for n in (1, 2)] == [1, 2]
+
+
+def test_a_sheet_shows_true_pictures_before_and_after(flag: Path, tmp_path: Path) -> None:
+    new = NewObject.of("flag", None, flag)
+    path = tmp_path / "sheet.png"
+    evaluate_object(Pupil(new, 3), new, 3, loras=["x"], sheet=path)  # type: ignore[arg-type]
+    sheet = Image.open(path)
+    assert sheet.width > 3 * 128
+    assert sheet.height > 3 * 128
+    with pytest.raises(RequestError, match=r"can't be written \(.*\); name another"):
+        evaluate_object(Pupil(new, 3), new, 3, sheet=tmp_path / "sheet.xyz")  # type: ignore[arg-type]

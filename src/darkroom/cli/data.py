@@ -198,17 +198,29 @@ def render(
     ] = 0,
     kind: Annotated[str | None, typer.Option(metavar="KIND", help=f"Only these: {', '.join(KINDS)}.")] = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="Only combinations that training never shows.")] = False,
+    object_: Annotated[
+        str | None,
+        typer.Option("--object", metavar="NOUN", help="Instead: a new object alone, small and large, on all grounds."),
+    ] = None,
+    glyph: options.NewGlyph = None,
+    word: options.NewWord = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures rendered before.")] = False,
 ) -> None:
     """Render built-in scenes: 000000.png, 000000.txt with its caption, ..., and metadata.jsonl with all of it.
 
     darkroom data render --count 1000 -o scenes/
+
+    darkroom data render --object tiger --count 20 -o tiger/
     """
     with options.named_as_options():
         whole("--count", count, 1, _MOST)
         whole("--seed", seed, 0, 2**63 - 1)
         if kind is not None:
             choice("--kind", kind, KINDS)
+    if object_ is None and (glyph or word):
+        raise RequestError(f"{'--glyph' if glyph else '--word'} tells of a new object; name it with --object")
+    if object_ is not None and (kind or held_out):
+        raise RequestError(f"{'--kind' if kind else '--held-out'} is of the built-in scenes; leave it or --object out")
     folder = _new_folder(output, METADATA, overwrite)
     from dataclasses import asdict
 
@@ -216,14 +228,16 @@ def render(
 
     from darkroom.cli.display import Display
     from darkroom.data.scenes import draw_scene, render_scene
+    from darkroom.evaluate.objects import NewObject
     from darkroom.formats.writer import whole_folder
 
+    new = None if object_ is None else NewObject.of(object_, word, glyph)
+    scenes = new.lessons(count, seed) if new else (draw_scene(seed, i, kind, held_out) for i in range(count))
     with Display("rendering") as display, whole_folder(folder.absolute(), METADATA) as draft:
         rows = []
-        for i in range(count):
-            scene = draw_scene(seed, i, kind, held_out)
+        for i, scene in enumerate(scenes):
             name = f"{i:06d}"
-            Image.fromarray(render_scene(scene)).save(draft / f"{name}.png")
+            Image.fromarray(render_scene(scene, new.glyphs if new else None)).save(draft / f"{name}.png")
             (draft / f"{name}.txt").write_text(scene.caption + "\n", encoding="utf-8")
             rows.append({"file_name": f"{name}.png", "text": scene.caption, **asdict(scene)})
             del rows[-1]["caption"]

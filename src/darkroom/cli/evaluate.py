@@ -74,21 +74,22 @@ def evaluate(
         str | None, typer.Option(metavar="FILE", help="Write the data's statistics (.npz) for later --data.")
     ] = None,
     sheet: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Of memorisation: a picture of the closest pairs.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A picture of a new object before and after; of memorisation's closest pairs."
+        ),
     ] = None,
     object_: Annotated[
         str | None,
         typer.Option("--object", metavar="NOUN", help="Judge a new object instead, and what it cost the old ones."),
     ] = None,
-    glyph: Annotated[
-        str | None,
-        typer.Option(metavar="EMOJI|FILE", help="How it looks. [default: the emoji that Unicode calls by the noun]"),
-    ] = None,
-    word: Annotated[str | None, typer.Option(metavar="W", help="What prompts call it. [default: the noun]")] = None,
+    glyph: options.NewGlyph = None,
+    word: options.NewWord = None,
     before: Annotated[
         str | None,
         typer.Option(metavar="M", help="The model before it learned. [default: MODEL without --lora and --embedding]"),
     ] = None,
+    vae: options.Vae = None,
     lora: options.Loras = None,
     embedding: options.Embeddings = None,
     steps: Annotated[
@@ -152,11 +153,11 @@ def evaluate(
         drawing: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "sampler": sampler}
         drawing |= {"loras": [Lora(file, scale) for file, scale in files], "embeddings": embedding or []}
         known = None if object_ is None else new_object(object_, word, glyph)
-        pipe = None if pictures is not None else options.load(model, device, dtype, False, threads)
+        pipe = None if pictures is not None else options.load(model, device, dtype, False, threads, vae=vae)
         scores: dict[str, Any] = {}
         if known is not None and pipe is not None:
             earlier = None if before is None else options.load(before, device, dtype, False, threads)
-            scores = of_object(display, pipe, known, count or 100, earlier, drawing)
+            scores = of_object(display, pipe, known, count or 100, earlier, {"sheet": asked.sheet, **drawing})
         elif "adherence" in chosen and pipe is not None:
             scores = adherence(display, pipe, count or 100, drawing)
         if known is None and asked.metrics:

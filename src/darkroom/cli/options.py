@@ -126,6 +126,13 @@ Loras = Annotated[
 LoraDir = Annotated[
     str | None, typer.Option("--lora-dir", metavar="DIR", help="Where <lora:NAME:WEIGHT> of a prompt is looked up.")
 ]
+NewGlyph = Annotated[
+    str | None,
+    typer.Option(
+        "--glyph", metavar="EMOJI|FILE", help="How it looks. [default: the emoji that Unicode calls by the noun]"
+    ),
+]
+NewWord = Annotated[str | None, typer.Option("--word", metavar="W", help="What prompts call it. [default: the noun]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _SIZE = re.compile(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", re.ASCII)

@@ -1,6 +1,6 @@
 """The model that comes with the package, and what comes with it, by name: "embedded:NAME".
 
-    model/                   the model
+    model/                   the model, "embedded:model" where it must be named
     controlnet-NAME/         a ControlNet for it
     lora/NAME.safetensors    a LoRA
     word/NAME.safetensors    a learned word (textual inversion)
@@ -20,10 +20,10 @@ START = "embedded:"
 
 
 def extras() -> dict[str, Path]:
-    """Name -> place of what comes with the embedded model."""
+    """Name -> place of the embedded model and what comes with it."""
     nets = {path.name.removeprefix("controlnet-"): path for path in sorted(HOME.glob("controlnet-*"))}
     files = {path.stem: path for kind in ("lora", "word") for path in sorted((HOME / kind).glob("*.safetensors"))}
-    return nets | files
+    return nets | files | {"model": HOME / "model"}
 
 
 def place_of(source: str | Path) -> str | Path:
@@ -34,6 +34,5 @@ def place_of(source: str | Path) -> str | Path:
     found = extras()
     name = text.removeprefix(START)
     if name not in found:
-        there = f"it has {', '.join(found)}" if found else "nothing comes with it"
-        raise CheckpointError(f"the embedded model has no {name[:60]!r}: {there}")
+        raise CheckpointError(f"the embedded model has no {name[:60]!r}: it has {', '.join(found)}")
     return found[name]

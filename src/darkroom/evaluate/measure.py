@@ -22,6 +22,7 @@ from .networks import ClipSeer, InceptionSeer, PixelSeer, Seer, Vectors, load_lp
 from .pictures import Pictures
 from .reconstruction import reconstruction
 from .scenes import SEED
+from .shown import write_sheet
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
@@ -204,10 +205,7 @@ class _Measuring:
         assert self.reference is not None
         found = Memorisation.of(self._see("drawn", seer), self._see("data", seer))
         if self.asked.sheet is not None:
-            try:
-                found.sheet(self.drawn, self.reference).save(self.asked.sheet)
-            except (OSError, ValueError) as error:
-                raise RequestError(f"{str(self.asked.sheet)!r} can't be written ({error}); name another") from None
+            write_sheet(found.sheet(self.drawn, self.reference), self.asked.sheet)
         return {"seen_by": seer.key.split()[0], **found.told(self.drawn, self.reference)}
 
     def _reconstruction(self) -> dict[str, float]:

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from darkroom.data.glyphs import Glyphs, new_glyphs
-from darkroom.data.objects import CANVAS
+from darkroom.data.objects import CANVAS, SIZES
 from darkroom.data.scenes import Scene, draw_object, render_scene
 
 from .judge import Known
 from .reconstruction import reconstruct
 from .scenes import SEED, Score, scenes_of, score
+from .shown import one_above_another, write_sheet
 
 if TYPE_CHECKING:
     from darkroom.adapters import Lora
     from darkroom.pipeline import Pipeline
+
+SHOWN = 8  # scenes on a sheet
+SMALL = 0.7  # the part of a new object's lessons in which it is small
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,16 @@ class NewObject:
         """`count` scenes of the object alone, of both sizes, anywhere, on all backgrounds."""
         return [draw_object(seed, i, self.noun, self.word) for i in range(count)]
 
+    def lessons(self, count: int, seed: int = 0) -> list[Scene]:
+        """`count` scenes to learn it from: seven in ten are small, which is harder; each size on all backgrounds."""
+        found = self.scenes(max(400, 4 * count), seed)
+        small = round(SMALL * count)
+        chosen: list[Scene] = []
+        for size, wanted in (("small", small), ("large", count - small)):
+            sized = sorted((s for s in found if s.objects[0].side == SIZES[size]), key=lambda s: s.background)
+            chosen += [sized[i * len(sized) // wanted] for i in range(wanted)]
+        return chosen
+
 
 def evaluate_object(
     pipe: Pipeline,
@@ -48,6 +62,7 @@ def evaluate_object(
     before: Pipeline | None = None,
     loras: Sequence[Lora | str | Path] = (),
     embeddings: Sequence[Any] = (),
+    sheet: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> dict[str, Score]:
@@ -56,6 +71,7 @@ def evaluate_object(
     Args:
         pipe: the model, which `loras` and `embeddings` were trained for; or which was itself trained on.
         before: the model as it was; None: `pipe` without `loras` and `embeddings`.
+        sheet: a picture to write: the first eight scenes of the new object as they should be, before and after.
         progress: called with the name of each row before it is drawn.
         options: for `Pipeline.generate`.
 
@@ -66,6 +82,8 @@ def evaluate_object(
     old, scenes = scenes_of("single", False, count), new.scenes(count)
     taught: dict[str, Any] = {"loras": loras, "embeddings": embeddings}
     rows: dict[str, Score] = {}
+    renders = [render_scene(s, new.glyphs) for s in scenes]
+    shown = {"true": renders}
     for what, wanted in (("new", scenes), ("old", old)):
         for when, model, more in (("before", before or pipe, {}), ("after", pipe, taught)):
             if what == "old" and when == "after" and before is None and not loras:
@@ -75,8 +93,12 @@ def evaluate_object(
             result = model.generate(
                 [s.caption for s in wanted], seed=SEED, width=CANVAS, height=CANVAS, **more, **options
             )
-            rows[f"{what}, {when}"] = score([np.asarray(p) for p in result.images], wanted, known)
-    renders = [render_scene(s, new.glyphs) for s in scenes]
+            pictures = [np.asarray(p) for p in result.images]
+            rows[f"{what}, {when}"] = score(pictures, wanted, known)
+            if what == "new":
+                shown[when] = pictures
     rows["renders"] = score(renders, scenes, known)
     rows["reconstructions"] = score(reconstruct(pipe.autoencoder, renders), scenes, known)
+    if sheet is not None:
+        write_sheet(one_above_another(shown, [s.caption for s in scenes[:SHOWN]]), sheet)
     return rows
