@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -57,6 +58,10 @@ def assert_close(folder: Path, steps: int, optimizer: str, other: Path) -> None:
         for key, value in alone[part]["toy"].items():
             # Muon's bfloat16 can amplify a last bit; a wrong share would be off by hundreds of times this.
             torch.testing.assert_close(ours[part]["toy"][key], value, rtol=1e-3, atol=1e-4)
+    told = [[json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()] for place in (folder, other)]
+    assert [row["step"] for row in told[0]] == [row["step"] for row in told[1]]
+    for name in ("loss", "norm", "figure"):  # of all ranks' rows
+        assert [row[name] for row in told[0]] == pytest.approx([row[name] for row in told[1]], rel=1e-2, abs=1e-4)
 
 
 def test_shares_make_up_the_whole() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from darkroom.errors import TrainingError
 
 from .config import LoopConfig
+from .parallel import sum_over_ranks
 
 NAME = "log.jsonl"  # in a run's folder
 
@@ -57,8 +58,9 @@ class Log:
             self._sums[key] = self._sums[key] + counted if key in self._sums else counted.float()
 
     def write(self, step: int, optimizer: torch.optim.Optimizer, skipped: Tensor, **others: float) -> None:
-        """A row for the steps since the last one, with `others` in it."""
+        """A row for the steps since the last one, with `others` in it; all ranks must call, it tells of them all."""
         c, now = self._config, time.monotonic()
+        sum_over_ranks(list(self._sums.values()))  # the number of good steps among them
         good, rate = float(self._sums.pop("good")), optimizer.param_groups[0]["lr"]
         steps, seconds = step - self._last_step, max(now - self._last, 1e-9)
         pace = (now - self._began) / (step - self._first)
