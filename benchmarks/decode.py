@@ -3,9 +3,9 @@
     python benchmarks/decode.py [--architecture sd15] [--size 512] [--dtype bfloat16] [--yardstick] [--peers all]
 
 All run in one process, in turns, on the same weights; how far each answer is from the first one's is printed with the
-times. "darkroom tiled" computes the same picture in windows, with the memory that `--memory` names. Printed besides:
-by how much a decode makes the process grow at most (Linux alone says), as a multiple of the largest activation, which
-is the largest answer of a layer. Needs diffusers (the extra `test`).
+times. "darkroom whole" are the same layers, each over the whole picture; "darkroom tiled" is "darkroom" with no more
+memory than `--memory` names. Printed besides: by how much a decode makes the process grow at most (Linux alone says),
+as a multiple of the largest activation, which is the largest answer of a layer. Needs diffusers (the extra `test`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from common import arguments, channels_last, compare, in_float32, networks, open
 from torch import Tensor, nn
 
 from darkroom.bench.networks import AUTOENCODERS, DTYPES, decode_input, decode_run, finished
-from darkroom.models import tiled
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.heap import return_freed_memory
+from darkroom.models.packed import ready
+from darkroom.models.strips import KEPT
 
 
 class _Decoder(nn.Module):
@@ -63,7 +64,7 @@ def growth(run: Callable[[], object]) -> int:
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
 
     run()  # what is built once is built
-    return_freed_memory()  # a packed network's is kept for the next call, and would not show
+    return_freed_memory(0)  # a packed network's is kept for the next call, and would not show
     reset.write_text("5")  # proc(5): the largest resident size begins anew
     before = resident("VmRSS")
     run()
@@ -73,7 +74,10 @@ def growth(run: Callable[[], object]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decoding one picture, ours beside its peers'.")
     parser.add_argument(
-        "--memory", type=float, default=0, help="bytes for tiles [default: a third of what plain needs]"
+        "--memory",
+        type=float,
+        default=0,
+        help="bytes for tiles [default: the least with which nothing is computed twice]",
     )
     parser.add_argument("--smoke", action="store_true", help="a tiny network and picture: that it runs")
     given = arguments(parser, AUTOENCODERS, rounds=5)
@@ -103,17 +107,24 @@ def main() -> None:
         contestants["openvino by hand"] = openvino(decoder, (z,), dtype)
     contestants["darkroom"] = decode_run(config, given.size, given.device, dtype, ours)[0]
     widest = config.block_out_channels[min(1, len(config.block_out_channels) - 1)]
-    memory = given.memory or widest * given.size**2 * dtype.itemsize
+    memory = given.memory or widest * given.size**2 * dtype.itemsize / KEPT
 
-    def in_windows() -> Tensor:
-        return finished(tiled.decode(ours, z, memory))
+    @torch.no_grad()
+    def whole() -> Tensor:
+        latents = ready(ours.decoder, z)
+        return finished(ours.decoder(latents if ours.post_quant is None else ours.post_quant(latents)))
 
-    contestants["darkroom tiled"] = in_windows
+    @torch.no_grad()
+    def tiles() -> Tensor:
+        return finished(ours.decode(z, memory))
+
+    contestants["darkroom whole"] = whole
+    contestants["darkroom tiled"] = tiles
     more = {}
     if given.device == "cpu":
         largest = largest_activation(ours, given.size, dtype)
         more["largest_activation_bytes"] = largest
-        for name in ("diffusers", "darkroom", "darkroom tiled"):
+        for name in ("diffusers", "darkroom", "darkroom whole", "darkroom tiled"):
             if name in contestants:
                 more[f"peak_of_{name}".replace(" ", "_")] = round(growth(contestants[name]) / largest, 2)
     compare("decode", contestants, given, **more)

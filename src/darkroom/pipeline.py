@@ -33,7 +33,6 @@ from .formats.lora_store import LoraStore
 from .formats.save import save_folder, save_single_file
 from .formats.writer import saved_type
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
-from .models import tiled
 from .models.autoencoder import Autoencoder
 from .models.compiled import compile_blocks, is_compiled
 from .models.controlnet import ControlNet
@@ -576,7 +575,7 @@ class Pipeline:
         picture = pad_to_grid(to_tensor(open_picture(image)), self.autoencoder.config.downscale)
 
         def encoded(network: Autoencoder) -> Tensor:
-            return tiled.encode(network, picture.to(next(network.parameters()))).float()
+            return network.encode(picture.to(next(network.parameters()))).float()
 
         moments = finite(self.autoencoder, encoded, "encoding")
         return self.autoencoder.scale(moments.chunk(2, dim=1)[0])

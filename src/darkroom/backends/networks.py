@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..models.autoencoder import Autoencoder
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from ..models.strips import MEMORY
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
 from .convert import Answer, Input, Method
@@ -79,30 +80,31 @@ def _skips(config: UNetConfig) -> tuple[list[Input], Input]:
 
 
 class OpenVINOAutoencoder(Autoencoder):
-    """An autoencoder. Natively: pictures too large to be done whole (`models.tiled`)."""
+    """An autoencoder. Natively: pictures too large to be done whole (`models.strips`)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)
         self.runner = Runner()
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, pictures: Tensor, memory: float = MEMORY) -> Tensor:
         """As `Autoencoder.encode`."""
         f, config = self.config.downscale, self.config
         shape = Input((-1, config.in_channels, HEIGHT * f, WIDTH * f))
-        if pictures.ndim != 4 or pictures.shape[1] != config.in_channels:
-            return super().encode(pictures)  # which says what is wrong
+        if pictures.ndim != 4 or pictures.shape[1] != config.in_channels or not self.fits(pictures, 1, memory):
+            return super().encode(pictures, memory)  # which says what is wrong
         method = Method("encode", lambda network, pictures: network.encode(pictures), {"pictures": shape})
         answers = self.runner(self, Autoencoder, method, {"pictures": pictures})
-        return super().encode(pictures) if answers is None else answers[0]
+        return super().encode(pictures, memory) if answers is None else answers[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, memory: float = MEMORY) -> Tensor:
         """As `Autoencoder.decode`."""
         shape = Input((-1, self.config.latent_channels, HEIGHT, WIDTH))
-        if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:
-            return super().decode(latents)  # which says what is wrong
+        f = self.config.downscale
+        if latents.ndim != 4 or latents.shape[1] != self.config.latent_channels or not self.fits(latents, f, memory):
+            return super().decode(latents, memory)  # which says what is wrong
         method = Method("decode", lambda network, latents: network.decode(latents), {"latents": shape})
         answers = self.runner(self, Autoencoder, method, {"latents": latents})
-        return super().decode(latents) if answers is None else answers[0]
+        return super().decode(latents, memory) if answers is None else answers[0]
 
 
 class OpenVINOTextEncoder(TextEncoder):

@@ -21,7 +21,6 @@ from torch import Tensor
 from darkroom.diffusion.condition import Condition
 from darkroom.errors import Error, RequestError
 from darkroom.images import to_pil, to_unit
-from darkroom.models import tiled
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.request import Request, whole
 
@@ -210,7 +209,7 @@ def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
 
     def decoded(latent: Tensor, network: Autoencoder) -> Tensor:
         with same_bits(network):
-            return tiled.decode(network, network.unscale(latent[None]).to(next(network.parameters()).dtype))
+            return network.decode(network.unscale(latent[None]).to(next(network.parameters()).dtype))
 
     latents = latents.to(device).float()
     return torch.cat([to_unit(finite(autoencoder, partial(decoded, latent), "decoding")) for latent in latents])

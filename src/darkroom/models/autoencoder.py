@@ -5,6 +5,8 @@ Shapes: N pictures, C = latent_channels, H W the picture's height and width, f =
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from .config import AutoencoderConfig
 from .layers import Block, ResnetBlock, Upsample, attend
 from .packed import ready
+from .strips import MEMORY, Attend, Convolve, Step, pays, resnets, through
 
 EPS = 1e-6  # every GroupNorm of the original autoencoder
 
@@ -50,6 +53,10 @@ class Middle(nn.Module):
         y: Tensor = self.resnet2(x)
         return y
 
+    def steps(self) -> list[Step]:
+        attention = [] if self.attention is None else [Attend(self.attention)]
+        return [*resnets([self.resnet1]), *attention, *resnets([self.resnet2])]
+
 
 class DownLevel(nn.Module):
     """Resnets of one size, then halving by a strided convolution (padded right and below only, as the original is)."""
@@ -64,6 +71,10 @@ class DownLevel(nn.Module):
             x = resnet(x)
         return x if self.downsample is None else self.downsample(F.pad(x, (0, 1, 0, 1)))
 
+    def steps(self) -> list[Step]:
+        halved = [] if self.downsample is None else [Convolve(self.downsample, pad=(0, 1))]
+        return [*resnets(self.resnets), *halved]
+
 
 class UpLevel(nn.Module):
     """Resnets of one size, then doubling."""
@@ -77,6 +88,10 @@ class UpLevel(nn.Module):
         for resnet in self.resnets:
             x = resnet(x)
         return x if self.upsample is None else self.upsample(x)
+
+    def steps(self) -> list[Step]:
+        doubled = [] if self.upsample is None else [Convolve(self.upsample.conv, double=True)]
+        return [*resnets(self.resnets), *doubled]
 
 
 class Encoder(nn.Module):
@@ -101,6 +116,11 @@ class Encoder(nn.Module):
         y: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
         return y
 
+    def steps(self) -> list[Step]:
+        """The same in strips (`models.strips`)."""
+        levels = [step for level in self.down for step in cast(DownLevel, level).steps()]
+        return [Convolve(self.conv_in), *levels, *self.mid.steps(), Convolve(self.conv_out, self.norm_out)]
+
 
 class Decoder(nn.Module):
     """[N, C, h, w] -> [N, 3, H, W]."""
@@ -124,6 +144,11 @@ class Decoder(nn.Module):
         y: Tensor = self.conv_out(F.silu(self.norm_out(z)))
         return y
 
+    def steps(self) -> list[Step]:
+        """The same in strips (`models.strips`)."""
+        levels = [step for level in self.up for step in cast(UpLevel, level).steps()]
+        return [Convolve(self.conv_in), *self.mid.steps(), *levels, Convolve(self.conv_out, self.norm_out)]
+
 
 class Autoencoder(nn.Module):
     """AutoencoderKL. Pictures are [N, 3, H, W] in -1..1; their sizes are rounded down to `downscale`."""
@@ -137,8 +162,11 @@ class Autoencoder(nn.Module):
         self.quant = nn.Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
         self.post_quant = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, pictures: Tensor, memory: float = MEMORY) -> Tensor:
         """[N, 3, H, W] in -1..1 -> moments [N, 2 C, h, w]: mean and log-variance of the unscaled latent.
+
+        Without gradients, large pictures are encoded in strips (`models.strips`), with activations of about `memory`
+        bytes at most; what lies under a result of latent size (1.6 GB for a 4096x4096 picture) must fit.
 
         Raises ValueError on another number of channels and on pictures smaller than a latent pixel.
         """
@@ -146,11 +174,11 @@ class Autoencoder(nn.Module):
         if pictures.ndim != 4 or pictures.shape[1] != channels or min(pictures.shape[2:]) < f:
             needed = f"[N, {channels}, H, W] of at least {f} x {f}"
             raise ValueError(f"pictures of shape {tuple(pictures.shape)} given; this autoencoder takes {needed}")
-        h: Tensor = self.encoder(ready(self.encoder, pictures))
+        h = self._answer(self.encoder, ready(self.encoder, pictures), 1, memory)
         return h if self.quant is None else self.quant(h)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Unscaled latents [N, C, h, w] -> pictures [N, 3, H, W], about -1..1 (not clamped).
+    def decode(self, latents: Tensor, memory: float = MEMORY) -> Tensor:
+        """Unscaled latents [N, C, h, w] -> pictures [N, 3, H, W], about -1..1 (not clamped). Memory: see `encode`.
 
         Raises ValueError on another number of channels.
         """
@@ -158,7 +186,26 @@ class Autoencoder(nn.Module):
             shape, channels = tuple(latents.shape), self.config.latent_channels
             raise ValueError(f"latents of shape {shape} given; this autoencoder takes [N, {channels}, h, w]")
         latents = ready(self.decoder, latents)
-        y: Tensor = self.decoder(latents if self.post_quant is None else self.post_quant(latents))
+        latents = latents if self.post_quant is None else self.post_quant(latents)
+        return self._answer(self.decoder, latents, self.config.downscale, memory)
+
+    def fits(self, x: Tensor, scale: int, memory: float = MEMORY) -> bool:
+        """Whether `memory` bytes are enough without strips: at the widest, three activations are held at once.
+
+        x [N, C, H, W] is a picture (`scale` 1) or a latent (`scale` f); one at a time is counted.
+        """
+        return 3 * self._largest(x, scale) * x.element_size() <= memory
+
+    def _largest(self, x: Tensor, scale: int) -> int:
+        """Numbers of the largest activation for one picture."""
+        widths = self.config.block_out_channels
+        widest = widths[min(1, len(widths) - 1)]  # the decoder's finest level begins with the width of the one below
+        return widest * x.shape[2] * x.shape[3] * scale**2
+
+    def _answer(self, network: Encoder | Decoder, x: Tensor, scale: int, memory: float) -> Tensor:
+        if pays(network, x, self._largest(x, scale), self.fits(x, scale, memory)):
+            return torch.cat([through(network.steps(), row[None], memory) for row in x])
+        y: Tensor = network(x)
         return y
 
     def scale(self, latents: Tensor) -> Tensor:

@@ -29,8 +29,11 @@ class Doubling(nn.Conv2d):
 
     _sums: tuple[Tensor, ReferenceType[Tensor], int] | None = None  # blocks, of which weight, at which version
 
-    def doubled(self, x: Tensor) -> Tensor | None:
-        """The answer to x [N, I, H, W] enlarged, [N, O, 2 H, 2 W]; None where that has to be done the ordinary way."""
+    def doubled(self, x: Tensor, padded: bool = False) -> Tensor | None:
+        """The answer to x [N, I, H, W] enlarged, [N, O, 2 H, 2 W]; None where that has to be done the ordinary way.
+
+        x that is `padded` has a pixel more on each side, and the answer nothing for them.
+        """
         weight = self.weight
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
@@ -39,7 +42,7 @@ class Doubling(nn.Conv2d):
         if self._sums is None or self._sums[1]() is not weight or self._sums[2] != weight._version:
             self._sums = blocks_of(corners(weight), CORNER), ref(weight), weight._version
         bias = None if self.bias is None else self.bias.repeat(4)
-        y = interleaved(convolve(x, self._sums[0], bias, CORNER))
+        y = interleaved(convolve(x, self._sums[0], bias, ([0, 0], *CORNER[1:]) if padded else CORNER))
         for hook in list(self._forward_hooks.values()):  # an adapter's, which adds to what it sees the layer answer
             changed = hook(self, (enlarged(x),), y)
             y = y if changed is None else changed

@@ -24,11 +24,11 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
-def return_freed_memory() -> None:
-    """Give the system what memory is free in this process, if it is enough to matter."""
+def return_freed_memory(matters: int = MATTERS) -> None:
+    """Give the system what memory is free in this process, if it is enough to matter (bytes)."""
     if (library := _glibc()) is not None and keep_freed_memory.cache_info().currsize:
         library.mallinfo2.restype = _Counts
-        if library.mallinfo2().numbers[FREE] >= MATTERS:
+        if library.mallinfo2().numbers[FREE] >= matters:
             library.malloc_trim(0)
 
 

@@ -19,7 +19,6 @@ from darkroom.engine.plan import Plan, plan
 from darkroom.errors import RequestError
 from darkroom.images import latent_size, open_picture, pad_to_grid, to_tensor
 from darkroom.masks import Composite
-from darkroom.models import tiled
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.request import MAX_SIDE, MIN_SIDE, Request
 from darkroom.samplers.state import Noise, SamplerState
@@ -172,6 +171,7 @@ def encoded(model: Model, picture: Tensor, request: Request, draw: int) -> Tenso
     return model.autoencoder.scale(mean + torch.exp(log_variance.clamp(-30, 20) / 2) * noise)[0]
 
 
+@torch.no_grad()
 def moments(model: Model, picture: Tensor) -> Tensor:
     """Mean and log-variance [1, 2 C, h, w] float32 on the CPU of a picture's unscaled latent.
 
@@ -182,7 +182,7 @@ def moments(model: Model, picture: Tensor) -> Tensor:
 
     def encode(network: Autoencoder) -> Tensor:
         with same_bits(network):
-            return tiled.encode(network, picture.to(next(network.parameters()))).float().cpu()
+            return network.encode(picture.to(next(network.parameters()))).float().cpu()
 
     try:
         return finite(model.autoencoder, encode, "encoding")
