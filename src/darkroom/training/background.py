@@ -91,7 +91,7 @@ class Aside:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "darkroom-save")
-        self._last: Future[None] | None = None
+        self._last: Future[object] | None = None
 
     def __enter__(self) -> Aside:
         return self
@@ -99,7 +99,7 @@ class Aside:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def do(self, call: Callable[[], None]) -> None:
+    def do(self, call: Callable[[], object]) -> None:
         """Make a call, after the one before it."""
         self.wait()
         self._last = self._pool.submit(call)
