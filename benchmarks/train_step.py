@@ -1,11 +1,13 @@
-"""One step of training a U-Net, ours beside that of diffusers' own script.
+"""One step of training a U-Net, or a LoRA of it, ours beside that of diffusers' own script.
 
-    python benchmarks/train_step.py [--architecture embedded] [--size 128] [--batch 16] [--precision bfloat16]
+    python benchmarks/train_step.py [--architecture embedded] [--size 128] [--batch 16] [--precision bfloat16] [--lora]
 
 diffusers' side is the step of its examples/text_to_image/train_text_to_image.py, written out: UNet2DConditionModel,
 DDPMScheduler.add_noise, F.mse_loss, the loss read for the log, clipping, torch.optim.AdamW, EMAModel; autocast stands
-where accelerate puts it. Ours is what `darkroom train` does in a step (training/loop.py, training/objective.py). Both
-have their latents and texts in memory, start from the same weights and run in one process, in turns. Needs diffusers
+where accelerate puts it. Ours is what `darkroom train` does in a step (training/loop.py, training/objective.py). With
+`--lora` it is the step of train_text_to_image_lora.py: PEFT's rank 4 on the attention's layers of a network whose
+frozen weights that script casts to bfloat16, without an average. Both have their latents and texts in memory, start
+from the same weights and run in one process, in turns. Needs diffusers, and PEFT for `--lora`
 (the extra `test`).
 """
 
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from common import alternate, machine, networks, report
 from torch import Tensor, nn
 
+from darkroom.adapters import init_lora
 from darkroom.bench.networks import UNETS
 from darkroom.diffusion.condition import Batch
 from darkroom.diffusion.denoiser import Denoiser
@@ -37,14 +40,18 @@ from darkroom.training.parallel import Share
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LR, DECAY, WEIGHT_DECAY, CLIP = 1e-5, 0.9999, 1e-2, 1.0
+RANK = 4
 
 
 class Step:
     """The loop's stage: a U-Net on latents and texts that are there already."""
 
-    def __init__(self, config: DenoisingRecipe, unet: nn.Module, latents: Tensor, texts: Tensor) -> None:
+    def __init__(self, config: DenoisingRecipe, unet: nn.Module, latents: Tensor, texts: Tensor, lora: bool) -> None:
         self.config, self.latents, self.texts = config, latents, texts
-        self.modules = {"unet": unet}
+        self.modules: dict[str, nn.Module] = {"unet": unet.train().requires_grad_(not lora)}
+        if lora:
+            self.modules = {"lora": (learns := init_lora(unet, RANK, RANK, "attention"))}
+            learns.attach(unet)
         self.denoiser = Denoiser(unet, Schedule.from_config(BETAS))
 
     def batch(self, step: int, share: Share) -> Any:
@@ -55,12 +62,14 @@ class Step:
         return denoising_loss(self.denoiser, latents, Batch(texts), share, self.config)
 
 
-def darkroom_step(unet: nn.Module, latents: Tensor, texts: Tensor, precision: str, folder: Path) -> Callable[[], None]:
+def darkroom_step(
+    unet: nn.Module, latents: Tensor, texts: Tensor, precision: str, lora: bool, folder: Path
+) -> Callable[[], None]:
     config = DenoisingRecipe(
         steps=10**6, batch_size=len(latents), lr=LR, optimizer="adamw", weight_decay=WEIGHT_DECAY, clip=CLIP, ema=DECAY,
         precision=precision, warmup=0, device=str(latents.device),
     )  # fmt: skip
-    trainer = Trainer(Step(config, unet.train().requires_grad_(True), latents, texts), folder)
+    trainer = Trainer(Step(config, unet, latents, texts, lora), folder)
 
     def step() -> None:
         trainer._advance([trainer.stage.batch(trainer.step, trainer.parts[0])], lambda: False, False)
@@ -69,16 +78,26 @@ def darkroom_step(unet: nn.Module, latents: Tensor, texts: Tensor, precision: st
     return step
 
 
-def diffusers_step(unet: nn.Module, latents: Tensor, texts: Tensor, precision: str) -> Callable[[], None]:
+def diffusers_step(unet: Any, latents: Tensor, texts: Tensor, precision: str, lora: bool) -> Callable[[], None]:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    unet.train().requires_grad_(True)
+    unet.train().requires_grad_(not lora)
+    if lora:
+        from peft import LoraConfig
+
+        dtype = getattr(torch, precision)
+        unet.to(dtype)
+        latents, texts = latents.to(dtype), texts.to(dtype)
+        layers = ["to_k", "to_q", "to_v", "to_out.0"]
+        unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=layers))
+    learning = [p for p in unet.parameters() if p.requires_grad]
     noise_scheduler = DDPMScheduler(num_train_timesteps=1000, **BETAS)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(learning, lr=LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    average = EMAModel(unet.parameters(), decay=DECAY, model_cls=type(unet), model_config=unet.config)
-    average.to(latents.device)
+    average = None if lora else EMAModel(learning, decay=DECAY, model_cls=type(unet), model_config=unet.config)
+    if average is not None:
+        average.to(latents.device)
     logged: list[float] = []
 
     def autocast() -> AbstractContextManager[Any]:
@@ -93,18 +112,19 @@ def diffusers_step(unet: nn.Module, latents: Tensor, texts: Tensor, precision: s
         loss = F.mse_loss(answer.float(), noise.float(), reduction="mean")
         logged.append(loss.repeat(len(latents)).mean().item())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(learning, CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        average.step(unet.parameters())
+        if average is not None:
+            average.step(learning)
         _wait(latents)
 
     return step
 
 
 def contestants(
-    config: UNetConfig, size: int, batch: int, precision: str, device: str, folder: Path
+    config: UNetConfig, size: int, batch: int, precision: str, lora: bool, device: str, folder: Path
 ) -> dict[str, Callable[[], None]]:
     """The two steps, on networks of the same weights."""
     ours, shared = networks(config, device, torch.float32)
@@ -113,8 +133,8 @@ def contestants(
     latents = torch.randn(batch, config.in_channels, size // 8, size // 8, generator=random).to(device)
     texts = torch.randn(batch, 77, config.cross_attention_dim, generator=random).to(device)
     return {
-        "diffusers": diffusers_step(theirs, latents, texts, precision),
-        "darkroom": darkroom_step(ours, latents, texts, precision, folder),
+        "diffusers": diffusers_step(theirs, latents, texts, precision, lora),
+        "darkroom": darkroom_step(ours, latents, texts, precision, lora, folder),
     }
 
 
@@ -129,6 +149,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--lora", action="store_true", help="of a LoRA instead of the whole network")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     parser.add_argument("--rounds", type=int, default=7)
@@ -139,7 +160,13 @@ def main() -> None:
     config = UNETS[arguments.architecture]
     with tempfile.TemporaryDirectory() as folder:
         steps = contestants(
-            config, arguments.size, arguments.batch, arguments.precision, arguments.device, Path(folder)
+            config,
+            arguments.size,
+            arguments.batch,
+            arguments.precision,
+            arguments.lora,
+            arguments.device,
+            Path(folder),
         )
         seconds = alternate(steps, arguments.rounds, warm_up=2)
     place = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else machine()
@@ -148,8 +175,8 @@ def main() -> None:
         print(json.dumps({**vars(arguments), "machine": place, "samples_per_second": speed}, indent=2))
         return
     print(
-        f"training step, {arguments.architecture}, {arguments.batch} pictures of {arguments.size} px, "
-        f"{arguments.precision}, {place}"
+        f"training step{' of a LoRA' if arguments.lora else ''}, {arguments.architecture}, "
+        f"{arguments.batch} pictures of {arguments.size} px, {arguments.precision}, {place}"
     )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(report(seconds, "ms"))
