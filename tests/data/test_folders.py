@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data.examples import look
+from darkroom.data.examples import Remembered, look
 from darkroom.data.folders import scan
+from darkroom.data.sources import scan_any
 from darkroom.errors import TrainingError
 
 
@@ -124,7 +125,6 @@ def test_long_captions_are_left_out(tmp_path: Path) -> None:
 
 def test_what_was_found_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from darkroom.data import folders
-    from darkroom.data.examples import Remembered
 
     data, index = tmp_path / "data", tmp_path / "index.sqlite"
     for i in range(3):
@@ -178,4 +178,50 @@ def test_nothing_to_learn_from_is_one_sentence(tmp_path: Path) -> None:
     picture(tmp_path / "y.png")
     (tmp_path / "y.txt").write_bytes(b"\xff\xfe bad")
     with pytest.raises(TrainingError, match="UTF-8"):
+        scan(tmp_path)
+
+
+def test_hostile_names_and_links_end_in_a_reason_or_a_sentence(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    picture(data / "a.png", 1)
+    (data / "one.png").symlink_to("two.png")
+    (data / "two.png").symlink_to("one.png")
+    Path(os.fsdecode(os.fsencode(data) + b"/\xff.png")).write_bytes(picture(tmp_path / "b.png", 2).read_bytes())
+    picture(data / "c.png", 3)
+    (data / "metadata.jsonl").write_text('{"file_name": "c.png", "text": "x \\ud800"}')
+    found = scan(data, Remembered(tmp_path / "index.sqlite"))
+    assert [e.path.name for e in found.examples] == ["a.png"]
+    reasons = {path.name: reason for path, reason in found.left_out}
+    assert set(reasons) == {"one.png", "two.png", "\udcff.png", "c.png"}
+    assert "UTF-8" in reasons["\udcff.png"]
+    (tmp_path / "secret").write_text("secret")
+    (data / "a.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(TrainingError, match=r"a\.txt' is a link that leads out"):
+        scan(data)
+    for name in ("", "x" * 5000, "\0"):
+        with pytest.raises(TrainingError, match="no folder"):
+            scan_any(name)
+
+
+@pytest.mark.parametrize("text", ["a fox".encode("utf-16-le"), "a fox".encode("utf-16"), b"a\0fox"])
+def test_captions_in_utf_16_are_refused_with_or_without_their_mark(text: bytes, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(text)
+    with pytest.raises(TrainingError, match=r"a\.txt' is not UTF-8 text"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_metadata_that_names_a_picture_twice_loses_no_caption(name: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+
+    def write(*texts: str) -> None:
+        rows = [json.dumps({"file_name": "a.png", "text": text}) for text in texts]
+        table = ["file_name,text", *(f"a.png,{text}" for text in texts)]
+        (tmp_path / name).write_text("\n".join(rows if name.endswith("l") else table))
+
+    write("x", "x")
+    assert scan(tmp_path).examples[0].caption == "x"
+    write("x", "y")
+    with pytest.raises(TrainingError, match="again, with another text"):
         scan(tmp_path)

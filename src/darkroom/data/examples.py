@@ -98,15 +98,26 @@ def in_threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iter
 
 def decoded(data: bytes, name: str) -> str:
     """Text that must be UTF-8. Raises TrainingError, with the first byte that isn't."""
+    at = data.find(b"\0")  # UTF-8 as well, and what UTF-16 is full of
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TrainingError(f"{name[:200]!r} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        at = error.start
+    if at >= 0:
+        raise TrainingError(f"{name[:200]!r} is not UTF-8 text (byte {at}); save it as UTF-8")
+    return text
 
 
-def too_long(caption: str) -> str | None:
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can say it: a file's name may not be UTF-8, and JSON may hold half a character."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def fault_of(caption: str) -> str | None:
     """Why a caption can't be used, or None."""
-    return f"its caption has {len(caption):,} characters" if len(caption) > MAX_CAPTION else None
+    if len(caption) > MAX_CAPTION:
+        return f"its caption has {len(caption):,} characters"
+    return None if is_text(caption) else "its caption has half a character (a lone surrogate)"
 
 
 class Duplicates:

@@ -30,10 +30,11 @@ from .examples import (
     Remembered,
     Scan,
     decoded,
+    fault_of,
     in_threads,
+    is_text,
     look,
     stamp_of,
-    too_long,
 )
 
 MAX_METADATA = 1 << 30  # bytes
@@ -46,11 +47,12 @@ def scan(folder: str | Path, remembered: Remembered | None = None) -> Scan:
 
     Left out, with the reason: files that are no PNG, JPEG or WebP picture or are broken, pictures with a side under
     16 pixels or more than 67 million pixels, animations, copies of a picture that came before (by content), captions
-    over 32,000 characters, names in the metadata without a picture. Links that lead out of the folder are not followed.
+    over 32,000 characters, names in the metadata without a picture. Links that lead out of the folder are not followed;
+    a caption that is one stops everything.
     Raises TrainingError where there is no folder, no picture to learn from, or a caption that can't be read.
     """
     root = Path(folder)
-    if not root.is_dir():
+    if not (str(folder) and os.path.isdir(root)):  # unlike Path.is_dir it takes any name
         raise TrainingError(f"there is no folder {str(root)[:200]!r}; give one with pictures and their captions")
     remembered = remembered or Remembered(None)
     try:
@@ -68,9 +70,9 @@ def scan(folder: str | Path, remembered: Remembered | None = None) -> Scan:
             continue
         width, height, digest = found
         repeats, words = _folder_words(path.parent) if path.parent != root else (1, "")
-        caption = named if named is not None else _beside(path)
+        caption = named if named is not None else _beside(path, root)
         caption = words if caption is None else caption
-        why = copies.of(digest, str(path.relative_to(root))) or too_long(caption)
+        why = copies.of(digest, str(path.relative_to(root))) or fault_of(caption)
         if why is not None:
             left_out.append((path, why))
         else:
@@ -97,12 +99,11 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _looks(root: Path, files: Sequence[Path], remembered: Remembered) -> Iterator[Look]:
     """What there is to say of each file, what is known from before included."""
-    home = root.resolve()
 
     def one(path: Path) -> tuple[str, Look | None, Look]:
         """The file's stamp, what is remembered of it, and what it is."""
         try:
-            if not path.resolve().is_relative_to(home):
+            if _leads_out(path, root):
                 return "", None, "a link that leads out of the folder"
             if not path.is_file():  # a pipe would be waited for
                 return "", None, "is no file"
@@ -110,6 +111,8 @@ def _looks(root: Path, files: Sequence[Path], remembered: Remembered) -> Iterato
             if (known := remembered.find(str(path.absolute()), stamp)) is not None:
                 found: Look = known if isinstance(known, str) else (known[0], known[1], known[2])
                 return stamp, found, found
+            if not is_text(str(path)):
+                return "", None, "its name is not UTF-8; rename it"
             if path.suffix.lower() in OTHER_SUFFIXES:
                 return stamp, None, "is no PNG, JPEG or WebP; convert it"
             size = path.stat().st_size
@@ -124,11 +127,23 @@ def _looks(root: Path, files: Sequence[Path], remembered: Remembered) -> Iterato
     remembered.save()
 
 
-def _beside(path: Path) -> str | None:
+def _leads_out(path: Path, root: Path) -> bool:
+    """Whether a file of a folder is a link to something outside of it. (Links to folders are not walked into.)"""
+    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def _is_there(file: Path, root: Path) -> bool:
+    """Whether a folder has such a file of texts. Raises TrainingError where it is a link that leads out of it."""
+    if _leads_out(file, root):
+        raise TrainingError(f"{str(file)[:200]!r} is a link that leads out of the folder; put the text itself there")
+    return file.is_file()
+
+
+def _beside(path: Path, root: Path) -> str | None:
     """The caption in the text file beside a picture, None if there is none."""
     for suffix in CAPTIONS:
         file = path.with_suffix(suffix)
-        if file.is_file():
+        if _is_there(file, root):
             return _text(file, 4 * MAX_CAPTION + 4).strip()
     return None
 
@@ -157,7 +172,7 @@ class _Tables:
         place = path.parent
         while True:
             if place not in self._tables:
-                self._tables[place] = _Table.of(place)
+                self._tables[place] = _Table.of(place, self.root)
             caption = self._tables[place].take(path.relative_to(place))
             if caption is not None or place == self.root:
                 return caption
@@ -180,11 +195,11 @@ class _Table:
     taken: set[str]
 
     @classmethod
-    def of(cls, place: Path) -> _Table:
+    def of(cls, place: Path, root: Path) -> _Table:
         """The first of `METADATA` that a folder has; an empty one where it has none."""
         for name, read in METADATA.items():
             file = place / name
-            if file.is_file():
+            if _is_there(file, root):
                 return cls(name, read(file), set())
         if (place / "metadata.parquet").is_file():
             raise TrainingError(f"{str(place / 'metadata.parquet')[:200]!r} is not read; save it as metadata.jsonl")
@@ -222,8 +237,14 @@ def _lines(file: Path) -> Mapping[str, str]:
                     f'line {number} of {str(file)[:200]!r} is not {{"file_name": ..., "text": ...}}; correct it'
                 ) from None
             if text is not None:
-                captions[_plain(name)] = text
+                _add(captions, name, text, f"line {number} of {str(file)[:200]!r}")
     return captions
+
+
+def _add(captions: dict[str, str], name: str, text: str, where: str) -> None:
+    """Note a picture's caption. Raises TrainingError where it has another one already: one would be lost."""
+    if captions.setdefault(_plain(name), text) != text:
+        raise TrainingError(f"{where} names {name[:200]!r} again, with another text; put them into one")
 
 
 def _columns(file: Path) -> Mapping[str, str]:
@@ -241,7 +262,7 @@ def _columns(file: Path) -> Mapping[str, str]:
             name, text = row["file_name"], row[column]
             if name is None or text is None:
                 raise TrainingError(f"line {rows.line_num} of {str(file)[:200]!r} has too few columns; correct it")
-            captions[_plain(name)] = text
+            _add(captions, name, text, f"line {rows.line_num} of {str(file)[:200]!r}")
     except csv.Error as error:
         raise TrainingError(f"{str(file)[:200]!r} is no CSV ({error}); correct it, or use metadata.jsonl") from error
     return captions

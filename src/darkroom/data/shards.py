@@ -11,6 +11,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +30,10 @@ from .examples import (
     Remembered,
     Scan,
     decoded,
+    fault_of,
     in_threads,
     look,
     stamp_of,
-    too_long,
 )
 from .folders import WORDS
 from .tar import Member, members
@@ -49,7 +50,7 @@ def shard_files(data: str) -> list[Path] | None:
     .tar files to read. None where it names something else. Raises TrainingError for a shard that is not there.
     """
     place = Path(data)
-    if place.is_dir():
+    if data and os.path.isdir(data):  # unlike Path.is_dir it takes any name
         found = sorted(p for p in place.glob("*.tar") if not p.name.startswith("."))
         others = any(p.suffix.lower() in SUFFIXES for p in place.iterdir()) if found else False
         return found if found and not others else None
@@ -59,12 +60,12 @@ def shard_files(data: str) -> list[Path] | None:
         return None
     files: list[Path] = []
     for name in braces(data):
-        matches = sorted(glob.glob(name)) if any(c in name for c in "*?[") and not Path(name).exists() else [name]
+        matches = sorted(glob.glob(name)) if any(c in name for c in "*?[") and not os.path.exists(name) else [name]
         if not matches:
             raise TrainingError(f"no shard is named like {name[:200]!r}; check the path")
         files += [Path(match) for match in matches]
     for file in files:
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise TrainingError(f"there is no shard {str(file)[:200]!r}; check the path")
     return files
 
@@ -115,7 +116,7 @@ def scan_shards(files: Sequence[Path], remembered: Remembered | None = None) -> 
             remembered.keep(name, stamp, rows)
             remembered.save()  # a shard takes its time: whoever ends us, it is known
         for member, start, length, caption, repeats, found in rows:
-            why = found if isinstance(found, str) else copies.of(found[2], f"{file.name}/{member}") or too_long(caption)
+            why = found if isinstance(found, str) else copies.of(found[2], f"{file.name}/{member}") or fault_of(caption)
             if why is not None:
                 left_out.append((file / member, why))
             else:
