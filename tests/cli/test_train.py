@@ -30,7 +30,7 @@ def settings(*values: str) -> list[str]:
         (["unet", "--set", "lrr=1"], "the recipe has no setting 'lrr'; did you mean 'lr'?"),
         (["unet", "--set", "lr=nan"], "lr is 'nan'; it must be a finite number"),
         (["unet", "--set", "lr"], "'lr' is no setting; write key=value"),
-        (["unet", "--steps", "0"], "steps is 0; it must be 1 or more"),
+        (["unet", "--steps", "0"], "steps is 0; it must be between 1 and 10^9"),
         (["unet", "--steps", "many"], "'many' is not a whole number"),
         (["unet", "--workers", "0"], "--workers is 0"),
         (["embedded", "--steps", "5"], "--set autoencoder.steps=N"),
@@ -100,6 +100,16 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith("darkroom: stopped at step ")
     assert err.endswith("; the same command goes on\n")
     assert len(list(tmp_path.glob("step-*.pt"))) == 1
+
+
+def test_warnings_of_a_training_are_told_in_a_pipe_too(capsys: pytest.CaptureFixture[str]) -> None:
+    from darkroom.cli.progress import Line
+    from darkroom.training.kinds import log
+
+    with Line():
+        log.warning("%d pictures are left out", 3)
+    log.warning("nobody listens any more")
+    assert capsys.readouterr().err == "darkroom: 3 pictures are left out\n"
 
 
 def test_the_progress_line(tmp_path: Path) -> None:

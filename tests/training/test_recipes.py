@@ -63,7 +63,7 @@ def test_wrong_settings_are_named(setting: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"steps": 0}, "steps is 0; it must be between 1 and 10^9"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"lr": -1.0}, "lr is -1.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -105,15 +106,16 @@ def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Pat
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_long_captions_are_counted_and_the_model_is_left_bare(folder: Path, tmp_path: Path) -> None:
+def test_long_captions_are_counted_and_the_model_is_left_bare(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(folder, data := tmp_path / "data")
     (data / "0.txt").write_text("a large fox on a yellow background " * 20)
     (data / "1.txt").write_text("fox " * 75)  # as many as there is room for
-    told: list[str] = []
     recipe = LoraRecipe(lr=0.01, **(RECIPE | {"steps": 1}))
     run = tmp_path / "run"
-    stage = train_pictures(recipe, Subject(None, str(data)), run, report=lambda text, *_: told.append(text))
-    assert "1 of 6 captions are longer than a text encoder reads at once and are cut" in told
+    stage = train_pictures(recipe, Subject(None, str(data)), run)
+    assert "1 of 6 captions are longer than the 75 tokens" in caplog.text
     assert any(m._forward_hooks for m in stage.pipe.unet.modules())
     write_result(stage, run, run)
     assert not any(m._forward_hooks for m in stage.pipe.unet.modules())
@@ -149,13 +151,31 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
         tune(bad, Subject(None, None), tmp_path / "run")
 
 
-def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(folder: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_no_other_recipe_s(folder: Path, tmp_path: Path) -> None:
+    subject, run = Subject(None, str(folder)), tmp_path / "run"
+    recipe = replace(KINDS[0], steps=1)
+    made = tune(recipe, subject, run).read_bytes()
+    for name, value in (("rank", 3), ("kind", "dora"), ("lr", 0.5)):
+        with pytest.raises(TrainingError, match=f"was trained with {name}="):
+            tune(replace(recipe, **{name: value}), subject, run)
+    with pytest.raises(TrainingError, match="is of another architecture"):
+        tune(InversionRecipe(**(RECIPE | {"lr": 0.01, "steps": 1})), subject, run)
+    assert tune(recipe, subject, run).read_bytes() == made
+    assert tune(replace(recipe, form="kohya"), subject, run).read_bytes() != made  # decides the file alone
+
+
+def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(folder, data)
-    (data / "broken.png").write_text("no picture")
+    (data / "broken\n.png").write_text("no picture")
+    Path(os.fsdecode(os.fsencode(data) + b"/\xff.png")).write_bytes((data / "0.png").read_bytes())
     recipe = replace(KINDS[0], steps=1)
     tune(recipe, Subject(None, str(data)), tmp_path / "run")
-    assert "broken.png" in (tmp_path / "run" / "left-out.txt").read_text()
+    told = (tmp_path / "run" / "left-out.txt").read_text().splitlines()
+    assert ["broken\\n.png" in told[0], "\\udcff.png" in told[1], len(told)] == [True, True, 2]
+    assert "2 pictures are left out" in caplog.text
     (data / "0.txt").write_text("other words")
     with pytest.raises(TrainingError, match="other pictures"):
         tune(replace(recipe, steps=2), Subject(None, str(data)), tmp_path / "run")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import threading
 from pathlib import Path
 
+from darkroom.cli import complain
+from darkroom.training.kinds import log
 
-class Line:
+
+class Line(logging.Handler):
     """One line on a terminal: the stage, its step, loss, samples a second, time left. Nothing in a pipe.
 
-    It reads the run's log, which is written by whichever process trains.
+    It reads the run's log, which is written by whichever process trains. What a training warns of is told above it, in
+    a pipe too.
     """
 
     def __init__(self) -> None:
+        super().__init__(logging.WARNING)
         self._text = ""
         self._run: Path | None = None
         self._steps = 0
@@ -23,16 +29,24 @@ class Line:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Line:
+        log.addHandler(self)
         if sys.stderr.isatty():
             self._thread = threading.Thread(target=self._work, daemon=True, name="darkroom-progress")
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        log.removeHandler(self)
         self._done.set()
         if self._thread is not None:
             self._thread.join()
             self._show("")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell of a warning."""
+        if self._thread is not None:
+            self._show("")
+        complain(record.getMessage())
 
     def stage(self, text: str, run: Path | None, steps: int) -> None:
         """A stage begins: `run` has its log, if it is one."""

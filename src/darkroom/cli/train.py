@@ -15,7 +15,7 @@ from darkroom.cli import INTERRUPTED, complain, new_app, options
 from darkroom.cli.progress import Line
 from darkroom.errors import RequestError, TrainingError
 from darkroom.request import choice, whole
-from darkroom.training.kinds import KINDS, LEFT_OUT, PRESETS, Subject
+from darkroom.training.kinds import KINDS, PRESETS, Subject
 
 if TYPE_CHECKING:
     from darkroom.training.config import LoopConfig
@@ -123,9 +123,6 @@ def train(
     try:
         with Line() as line:
             print(what.train(recipe, Subject(model, data), folder, workers, line.stage))
-        left_out = folder / LEFT_OUT
-        if left_out.is_file() and (count := left_out.read_text(encoding="utf-8").count("\n")):
-            complain(f"{count} pictures were left out; {left_out} says which, and why")
     except Stopped as stop:
         complain(str(stop))
         return INTERRUPTED

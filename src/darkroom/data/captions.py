@@ -17,7 +17,7 @@ ALTERNATIVE = "|"  # between templates
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captions:
-    """What is made of captions. Recipes have fields of the same names and meanings. Raises TrainingError.
+    """What is made of captions. Recipes have fields of the same names (`keep` is `keep_tags`). Raises TrainingError.
 
     In this order: a line is chosen (`lines`), tags are dropped and shuffled, the template and the prefix are put
     around; or the whole is dropped.

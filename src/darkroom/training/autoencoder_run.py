@@ -25,7 +25,7 @@ from . import state
 from .autoencoder import AutoencoderRecipe, AutoencoderStage, network
 from .crops import Crops, LessonCrops, SceneCrops, open_crops
 from .finish import FINISHED, SUBJECT, autoencoder_of, load_autoencoder, recipe_of, save_autoencoder, step_of_file
-from .kinds import LEFT_OUT, Report, Subject
+from .kinds import Report, Subject, tell_left_out
 from .loop import check_done, train
 from .parallel import launch
 from .perceptual import open_distance
@@ -68,7 +68,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, run: Path, workers: int = 1, su
     if state.steps_done(run) < recipe.steps:
         _note(run, _crops(recipe, subject), subject, network_config)
         launch(_work, workers, recipe, run, subject, _with_others(run) if subject.data is None else False)
-        check_done(run, recipe.steps)
+    check_done(run, recipe)
 
 
 def finish_autoencoder(run: Path) -> Autoencoder:
@@ -155,8 +155,7 @@ def _note(run: Path, crops: Crops, subject: Subject, network_config: dict[str, A
     note = {"data": data, "key": key, "model": subject.model, "network": network_config}
     (run / SUBJECT).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     if isinstance(crops, LessonCrops):
-        told = "".join(f"{path}: {why}\n" for path, why in crops.lessons.left_out)
-        (run / LEFT_OUT).write_text(told, encoding="utf-8")
+        tell_left_out(run, crops.lessons.left_out)
 
 
 def _noted(run: Path) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class LoopConfig:
 # What may be another when a run is resumed: it decides when, where and how, not what is learned.
 FREE = frozenset({
     "steps", "cooldown", "accumulate", "ema_length", "checkpointing", "sharding", "compile", "validate_every", "best",
-    "prompts", "sample_every", "save_dtype", "save_every", "log_every", "tensorboard", "keep", "device",
+    "prompts", "sample_every", "save_dtype", "save_every", "log_every", "tensorboard", "keep", "device", "form",
+    "trigger",
 })  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def _lengths(value: Any) -> bool:
 
 Rule = tuple[str, str, Callable[[Any], bool]]  # field, what it must be, test
 LOOP_RULES: tuple[Rule, ...] = (
-    ("steps", "1 or more", lambda v: 1 <= v <= 10**9),
+    ("steps", "between 1 and 10^9", lambda v: 1 <= v <= 10**9),
     ("batch_size", "between 1 and 65536", lambda v: 1 <= v <= 65536),
     ("lr", "a number above 0, at most 1", lambda v: 0 < v <= 1),
     ("optimizer", _one_of(OPTIMIZERS), lambda v: v in OPTIMIZERS),

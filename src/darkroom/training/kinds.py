@@ -5,7 +5,8 @@ No torch is imported here: an entry names its recipe and its runner, which are i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps
 PRESETS = ("cpu", "gpu")  # every kind has a recipe for each: two cores; one large GPU
 LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
+log = logging.getLogger("darkroom.training")  # warnings to whoever started a run, who may not come back for days
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class Kind:
     ) -> Path:
         """Call the runner."""
         return cast("Path", _found(self.run)(recipe, subject, output, workers, report))
+
+
+def tell_left_out(run: Path, left_out: Sequence[tuple[Path, str]]) -> None:
+    """Write down in a run's folder which pictures were left out, a line each, and warn of them."""
+    lines = [f"{path}: {why}" for path, why in left_out]
+    lines = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
+    (run / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if lines:
+        log.warning("%d pictures are left out; %s says which, and why", len(lines), run / LEFT_OUT)
 
 
 def _found(name: str) -> Callable[..., Any]:

@@ -42,11 +42,13 @@ class Stopped(KeyboardInterrupt):
     """A run was interrupted, and saved: its message says how far it came."""
 
 
-def check_done(run: Path, steps: int) -> None:
-    """Raise Stopped unless a run has come to its end."""
+def check_done(run: Path, config: LoopConfig) -> None:
+    """Raise Stopped unless a run has come to its end, and TrainingError where that was another recipe's run."""
     done = state.steps_done(run)
-    if done < steps:
-        raise Stopped(f"stopped at step {done} of {steps} in {run}; the same command goes on")
+    if done < config.steps:
+        raise Stopped(f"stopped at step {done} of {config.steps} in {run}; the same command goes on")
+    if (saved := state.load_last(run, mmap=True)) is not None:
+        check_recipe(saved["recipe"], config, run)
 
 
 class Stage(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -98,13 +99,13 @@ def steps_done(run: Path) -> int:
     return max((step_of(path) for path in checkpoints(run)), default=0)
 
 
-def load_last(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint's state, or None. Only tensors and plain values are read from it. Raises TrainingError."""
+def load_last(folder: Path, mmap: bool = False) -> dict[str, Any] | None:
+    """The newest checkpoint's state, or None, as `read` reads it. Raises TrainingError."""
     found = checkpoints(folder)
     if not found:
         return None
     try:
-        return read(found[-1])
+        return read(found[-1], mmap)
     except TrainingError as error:
         older = f"; delete it to go on from {found[-2].name}" if found[1:] else "; delete it to begin again"
         raise TrainingError(f"{error}{older}") from error
@@ -118,9 +119,14 @@ def load_best(folder: Path) -> dict[str, Any]:
 
 
 def read(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """What `write` wrote, on the CPU; with `mmap` its tensors are read when they are used. Raises TrainingError."""
+    """What `write` wrote, on the CPU; with `mmap` its tensors are read when they are used.
+
+    Only tensors and plain values are read. Raises TrainingError.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:  # torch's words are advice to read it without care
+        raise TrainingError(f"checkpoint {path} can't be read: it is damaged, or none of ours") from error
     except Exception as error:
         raise TrainingError(f"checkpoint {path} can't be read: {_first_line(error)}") from error
     return state

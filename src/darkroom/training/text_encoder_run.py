@@ -22,7 +22,7 @@ from darkroom.prompts.tokenizer import Tokenizer
 
 from . import state
 from .finish import scene_tokenizer
-from .kinds import LEFT_OUT, Report, Subject
+from .kinds import Report, Subject, tell_left_out
 from .loop import check_done, train
 from .parallel import launch
 from .posthoc import result
@@ -61,7 +61,7 @@ def run_text_encoder(
     report("text encoder", output, recipe.steps)
     if state.steps_done(output) < recipe.steps:
         launch(_work, workers, recipe, subject, output)
-        check_done(output, recipe.steps)
+    check_done(output, recipe)
     clip.load_state_dict(result(output, recipe)["ema"]["clip"])
     clip.eval().requires_grad_(False)
     tokenizer = Tokenizer.from_folder(output / _TOKENIZER)
@@ -127,8 +127,7 @@ def _begin(recipe: TextEncoderRecipe, subject: Subject, lessons: Lessons, run: P
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer.save(folder)
     note.write_text(lessons.key + "\n", encoding="utf-8")
-    told = "".join(f"{path}: {why}\n" for path, why in lessons.left_out)
-    (run / LEFT_OUT).write_text(told, encoding="utf-8")
+    tell_left_out(run, lessons.left_out)
 
 
 def _network(recipe: TextEncoderRecipe, run: Path) -> Clip:

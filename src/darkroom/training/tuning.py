@@ -23,7 +23,7 @@ from . import state
 from .distill import DistillRecipe, DistillStage
 from .finetune import FinetuneRecipe, FinetuneStage
 from .inpainting import InpaintingRecipe, InpaintingStage
-from .kinds import LEFT_OUT, Report, Subject
+from .kinds import Report, Subject, log, tell_left_out
 from .latents import fill, latents_of, place
 from .loop import check_done, train
 from .lora import LoraRecipe, LoraStage
@@ -117,6 +117,7 @@ def tune(
 def write_result(stage: PictureStage, run: Path, output: Path, report: Report = lambda *_: None) -> Path:
     """Write what a finished run has made, in the folder `output`. Raises TrainingError, CheckpointError."""
     saved = result(run, stage.config)
+    state.check_fit(stage.modules, saved["ema"], run)
     for name, module in stage.modules.items():
         module.load_state_dict(saved["ema"][name])
     report("writing what was made", None, 0)
@@ -138,14 +139,17 @@ def train_pictures(
     pipe, lessons = encode_ahead(recipe, subject, output, workers, report, cache)
     stage = stage_of(recipe, pipe, lessons, cache, ahead=state.steps_done(output) < recipe.steps)
     if count := stage.cut_captions():
-        report(f"{count} of {len(lessons)} captions are longer than a text encoder reads at once and are cut", None, 0)
+        log.warning(
+            "%d of %d captions are longer than the %d tokens that a text encoder reads at once; "
+            "only their beginning is learned from", count, len(lessons), stage.encoders[0].length - 2,
+        )  # fmt: skip
     report("training", output, recipe.steps)
     if state.steps_done(output) < recipe.steps:
         if _alone(workers):
             train(stage, output)
         else:
             launch(_work, workers, recipe, subject, output, cache)
-        check_done(output, recipe.steps)
+    check_done(output, recipe)
     return stage
 
 
@@ -164,7 +168,7 @@ def encode_ahead(
     cache = cache or output / CACHE
     pipe, lessons = STAGES[type(recipe)].open(recipe, subject, output, report)
     output.mkdir(parents=True, exist_ok=True)
-    (output / LEFT_OUT).write_text("".join(f"{path}: {why}\n" for path, why in lessons.left_out), encoding="utf-8")
+    tell_left_out(output, lessons.left_out)
     _claim(output, f"{lessons.key} {pipe.model_hash or place(cache, pipe.autoencoder).name}\n")
     report("encoding pictures", None, 0)
     if _alone(workers):
