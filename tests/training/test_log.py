@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "MEASURED", 2)
+    monkeypatch.setattr("darkroom.training.log.time", types.SimpleNamespace(monotonic=count().__next__))
     train(ToyStage(toy_config(warmup=4, log_every=3, precision="bfloat16")), tmp_path)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 12]
     first, second, *_, last = rows(tmp_path)

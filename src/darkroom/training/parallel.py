@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -93,10 +93,10 @@ def launch(work: Callable[..., Any], workers: int, *args: Any) -> None:
             while not context.join():
                 pass
         except (ProcessRaisedException, ProcessExitedException) as error:
+            for sentence in _told(folder):
+                raise TrainingError(sentence.read_text(encoding="utf-8")) from error
             if signals.came and isinstance(error, ProcessExitedException):
                 return  # it had not begun to listen yet
-            for sentence in sorted(Path(folder).glob("error-*")):
-                raise TrainingError(sentence.read_text(encoding="utf-8")) from error
             raise
 
 
@@ -149,21 +149,31 @@ def _work(rank: int, world: int, folder: str, work: Callable[..., Any], args: tu
         work(*args)
         dist.barrier()
     except (Error, OSError) as error:
-        Path(folder, f"error-{rank}").write_text(str(error), encoding="utf-8")
-        dist.destroy_process_group()
-        raise
-    _leave()
+        draft = Path(folder, f"draft-{rank}")
+        draft.write_text(str(error), encoding="utf-8")
+        draft.rename(Path(folder, f"error-{rank}"))
+        _leave(1)
+    except Exception:
+        if not _told(folder):
+            raise
+        _leave(1)  # what failed here is the exchange with a rank that has told why
+    _leave(0)
 
 
-def _leave() -> None:
-    """End this process: all is done and on disk.
+def _told(folder: str) -> list[Path]:
+    """The sentences of ranks that failed."""
+    return sorted(Path(folder).glob("error-*"))
 
-    Taking the process group down, as an ordinary end does, now and then aborts in gloo's own threads, and a finished
-    run would be told as a failed one.
+
+def _leave(code: int) -> NoReturn:
+    """End this process: all that it had to do or to say is on disk.
+
+    Taking the process group down, as an ordinary end does, now and then aborts in gloo's own threads: a finished run
+    would be told as a failed one, and a failed one would say more than its sentence.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def _backend(local_rank: int, local_world: int) -> str:
@@ -233,7 +243,7 @@ def _serve() -> None:
         for number, handler in old.items():
             signal.signal(number, handler)
         if order[0] is None:
-            _leave()
+            _leave(0)
         _shared(*order[0])
 
 
