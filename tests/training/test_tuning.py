@@ -121,6 +121,21 @@ def test_long_captions_are_counted_and_the_model_is_left_bare(
     assert not any(m._forward_hooks for m in stage.pipe.unet.modules())
 
 
+def test_a_word_is_learned_whatever_the_captions_say(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, data := tmp_path / "data")
+    texts = ("a blorb", "A BLORB, red", "blorbs", "fox " * 80 + "blorb", "nothing", "")
+    for i, text in enumerate(texts):
+        (data / f"{i}.txt").write_text(text)
+    recipe = replace(KINDS[1], steps=1, dropout=1.0)  # a batch in which no caption has the word changes nothing
+    subject = Subject(None, str(data))
+    stage = train_pictures(replace(recipe, template="{}"), subject, tmp_path / "run")
+    assert losses(tmp_path / "run")[0] > 0
+    undropped = STAGES[InversionRecipe](replace(recipe, dropout=0.0), stage.pipe, stage.lessons, stage.latents)
+    assert undropped.captions(range(6), 0) == [*texts[:2], *["a photo of blorb"] * 3, ""]
+    with pytest.raises(TrainingError, match="vectors is 73"):
+        tune(replace(recipe, vectors=73), subject, tmp_path / "many")
+
+
 def test_folder_pictures_are_scaled_and_cut_around_the_middle(tmp_path: Path) -> None:
     values = np.zeros((40, 80, 3), np.uint8)
     values[:, 20:60] = 200
@@ -149,6 +164,8 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
     bad = ControlNetRecipe(lr=0.1, hint="canyn", scenes=2, **RECIPE)
     with pytest.raises(TrainingError, match="hint is 'canyn'"):
         tune(bad, Subject(None, None), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"hint_widths is \(16, -3\)"):
+        tune(replace(bad, hint="canny", hint_widths=(16, -3)), Subject(None, None), tmp_path / "widths")
 
 
 def test_a_finished_run_is_no_other_recipe_s(folder: Path, tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ class InversionStage(PictureStage):
         self.word = Vectors(start, c.keep_norm)
         self.modules["word"] = self.word
         self.words = (self.word_now(),)
+        if not self._is_read(self.plain):
+            raise TrainingError(
+                f"vectors is {c.vectors}, and {self.plain[:60]!r} is then more than the text encoder reads at once; set "
+                "fewer"
+            )
 
     def check_word(self) -> None:
         """Raise TrainingError for a word that the model knows already: prompts would lose that one, and diffusers
@@ -112,11 +117,20 @@ class InversionStage(PictureStage):
 
     def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         self.words = (self.word_now(),)
-        return super().loss(batch, step, share)
+        loss, figures = super().loss(batch, step, share)
+        return loss + 0 * self.word().sum(), figures  # where all captions are dropped nothing else leads to the word
+
+    @property
+    def plain(self) -> str:
+        """What is read with a picture whose caption doesn't have the word."""
+        return f"a photo of {self.config.word}"
 
     def captions(self, rows: Sequence[int], step: int) -> list[str]:
-        word = self.config.word
-        return [c if not c or word in c else f"a photo of {word}" for c in super().captions(rows, step)]
+        return [c if not c or self._is_read(c) else self.plain for c in super().captions(rows, step)]
+
+    def _is_read(self, caption: str) -> bool:
+        """Whether the text encoder is shown the word in a caption: it may be a part of another, or come too late."""
+        return any(chunk.learned for chunk in self._chunks(caption))
 
     def write(self, output: Path) -> Path:
         return save_embedding(output / "word.safetensors", self.word().detach(), name=self.config.word)
@@ -136,7 +150,10 @@ class ControlNetStage(PictureStage):
         c = self.config
         if c.hint not in hints.HINTS:
             raise TrainingError(f"hint is {c.hint!r}; it must be one of {', '.join(hints.HINTS)}")
-        self.net = ControlNet.from_unet(self.pipe.unet, attention=c.attention, hint_widths=c.hint_widths)
+        try:
+            self.net = ControlNet.from_unet(self.pipe.unet, attention=c.attention, hint_widths=c.hint_widths)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
         wanted, found = self.pipe.autoencoder.config.downscale, self.net.config.hint_downscale
         if found != wanted:
             raise TrainingError(
