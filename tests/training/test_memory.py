@@ -111,6 +111,13 @@ def test_a_lora_takes_less_than_the_whole_model() -> None:
     assert "activations" in str(lora)
 
 
+def test_long_captions_take_more() -> None:
+    recipe = replace(tuning.finetune(), train="both")
+    first, second = (rehearsal.rehearse(replace(recipe, chunks=chunks)) for chunks in (1, 3))
+    assert second.activations > 1.1 * first.activations
+    assert replace(second, activations=0) == replace(first, activations=0)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_is_estimated(name: str) -> None:
     found = rehearsal.rehearse(KINDS[name].recipe_of())

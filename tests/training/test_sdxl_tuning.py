@@ -101,6 +101,34 @@ def test_it_is_told_of_a_picture_what_it_is_told_when_it_draws(model: Path, pict
     assert empty
 
 
+@pytest.mark.parametrize("train", ["unet", "both"])
+def test_both_text_encoders_read_long_captions(train: str, model: Path, pictures: Path, tmp_path: Path) -> None:
+    """The second may need more chunks than the first; the summary is of the first chunk."""
+    recipe = FinetuneRecipe(**SETTINGS, train=train, chunks=2)
+    pipe, lessons = FinetuneStage.open(recipe, Subject(str(model), str(pictures)), tmp_path)
+    first, second = pipe.prompts.encoders  # type: ignore[union-attr]
+    second.tokenizer = Tokenizer(first.tokenizer.vocab, [], pad_token="!")  # letter by letter
+    stage = FinetuneStage(recipe, pipe, lessons, None)  # type: ignore[arg-type]
+    texts = ("a red fox", "a large fox " * 10, "a large fox " * 30, "")
+    assert [[len(e.chunks(text, "plain")) for e in (first, second)] for text in texts] == [
+        [1, 1],
+        [1, 2],
+        [2, 4],
+        [1, 1],
+    ]
+    told = stage.condition(texts, [0, 1, 2, 3], 0)
+    assert told.pooled is not None
+    length = 2 * first.length
+    assert told.text.shape[1] == length
+    for k, caption in enumerate(texts):
+        text, pooled = pipe.prompts.encode(caption, "plain")[:length], pipe.prompts.pooled(caption, "plain")
+        assert pooled is not None
+        if not caption:
+            text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
+        torch.testing.assert_close(told.text[k], text.repeat(length // len(text), 1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(told.pooled[k], pooled, rtol=1e-4, atol=1e-5)
+
+
 def test_all_of_it_learns_and_diffusers_draws_the_same(model: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = FinetuneRecipe(**SETTINGS, train="both")
     made = tune(recipe, Subject(str(model), str(pictures)), tmp_path / "run")

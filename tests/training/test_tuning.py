@@ -115,10 +115,14 @@ def test_long_captions_are_counted_and_the_model_is_left_bare(
     recipe = LoraRecipe(lr=0.01, **(RECIPE | {"steps": 1}))
     run = tmp_path / "run"
     stage = train_pictures(recipe, Subject(None, str(data)), run)
-    assert "1 of 6 captions are longer than the 75 tokens" in caplog.text
+    assert "1 of 6 captions are longer than the 75 tokens that chunks=1 reads" in caplog.text
     assert any(m._forward_hooks for m in stage.pipe.unet.modules())
     write_result(stage, run, run)
     assert not any(m._forward_hooks for m in stage.pipe.unet.modules())
+    caplog.clear()
+    tune(replace(recipe, chunks=2, batch_size=6), Subject(None, str(data)), tmp_path / "longer")
+    assert "captions are longer" not in caplog.text
+    assert losses(tmp_path / "longer")[0] > 0
 
 
 def test_a_word_is_learned_whatever_the_captions_say(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -130,6 +131,16 @@ def collate(
     controls = collate_controls([c.controls for c in conditions])
     deep = tuple(c.deep for c in conditions) if any(c.deep for c in conditions) else None
     return Batch(text, channels, labels, scales, pooled, sizes, identity or None, loras, controls, first.merging, deep)
+
+
+def alike(texts: Sequence[Tensor]) -> list[Tensor]:
+    """Texts [..., T, D] of several T at one length, so that they can share a U-Net call: the least that all T divide.
+
+    Each is repeated as a whole. Attention has no places and its weights add up to 1, so a text that is there r times is
+    answered as it is alone: every weight is an r-th, and comes r times. Nothing empty has to be filled in.
+    """
+    length = math.lcm(*(text.shape[-2] for text in texts))
+    return [torch.cat([text] * (length // text.shape[-2]), dim=-2) for text in texts]
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from darkroom.adapters import TrainableLora, init_lora
-from darkroom.diffusion.condition import Batch
+from darkroom.diffusion.condition import Batch, alike
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.diffusion.schedule import levels_of
 from darkroom.errors import TrainingError
@@ -255,5 +255,5 @@ def _joined(first: Batch, second: Batch) -> Batch:
     def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         return None if a is None or b is None else torch.cat([a, b])
 
-    text = torch.cat([first.text, second.text])
+    text = torch.cat(alike([first.text, second.text]))
     return Batch(text, pooled=both(first.pooled, second.pooled), sizes=both(first.sizes, second.sizes))

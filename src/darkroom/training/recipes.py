@@ -24,7 +24,7 @@ from .finetune import PREDICTIONS, TRAINED, FinetuneRecipe, check_finetune
 from .lora import LoraRecipe, check_lora, is_target
 from .objective import TIMES, WEIGHTS
 from .perceptual import OWN
-from .stage import PictureRecipe, check_pictures
+from .stage import CHUNKS, PictureRecipe, check_pictures
 from .unet import UNetRecipe
 
 Recipe = TypeVar("Recipe")
@@ -195,6 +195,7 @@ _RULES: tuple[Rule, ...] = (
     ("perturbation", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("keep_tags", "0 or more", lambda v: v >= 0),
     ("tag_dropout", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("chunks", f"between 1 and {CHUNKS}", lambda v: 1 <= v <= CHUNKS),
     ("class_pictures", "between 1 and 100000", lambda v: 1 <= v <= 100_000),
     ("prior_weight", "0 or more", lambda v: 0 <= v < math.inf),
     ("train", " or ".join(map(repr, TRAINED)), lambda v: v in TRAINED),

@@ -5,6 +5,7 @@ Shapes: N rows of a part, C latent channels, h w latent size, T tokens, D text w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -198,10 +199,15 @@ def _on_pictures(
             else:
                 learning[part] = network.requires_grad_(True)
 
+    # Captions of all lengths in one batch have the most tokens (`condition.alike`).
+    repeats = 1 if n == 1 else math.lcm(*range(1, recipe.chunks + 1)) // recipe.chunks
+
     def loss() -> Tensor:
-        text = torch.zeros(n, 77, config.cross_attention_dim)
+        text = torch.zeros(n, 77 * recipe.chunks, config.cross_attention_dim)
         if word is not None or any(part in learning for part in texts):
-            text = torch.cat([_read(network, n, word) for network in texts.values()], dim=-1)
+            read = [_read(network, n * recipe.chunks, word) for network in texts.values()]
+            text = torch.cat(read, dim=-1).reshape(n, -1, config.cross_attention_dim)
+        text = text.repeat(1, repeats, 1)
         extra = dict(told)
         if "controlnet" in learning:
             down, mid = learning["controlnet"](x, t, text, hint, **told)

@@ -23,7 +23,7 @@ from darkroom.data.buckets import Cut
 from darkroom.data.captions import Captions
 from darkroom.data.lessons import Lessons, open_lessons
 from darkroom.data.order import Order
-from darkroom.diffusion.condition import Batch
+from darkroom.diffusion.condition import Batch, alike
 from darkroom.errors import TrainingError
 from darkroom.models.layers import set_checkpointing
 from darkroom.pipeline import Pipeline
@@ -44,8 +44,9 @@ from .texts import place as texts_place
 
 NEVER = 1 << 40  # the step of what is validated: training has none of that number
 INDEX = "pictures.sqlite"  # in a run's folder: what was found in the files of its pictures
+CHUNKS = 4  # of a caption at most: texts of 1 to 4 chunks have a length of 12 in common, those of 1 to 5 one of 60
 KEPT_TEXTS = 4096  # captions whose encodings are kept on disk; where there are more, each is encoded when it comes
-TEXTS = 256  # encoded captions kept, where no text encoder learns
+TEXTS = 256  # chunks of encoded captions kept, where no text encoder learns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class PictureRecipe(DenoisingRecipe):
     shuffle: bool = False  # put tags (between commas) in another order each time
     keep_tags: int = 0  # that many first tags stay where they are
     tag_dropout: float = 0.0  # fraction of tags left out
+    chunks: int = 1  # of a caption that are read, at most: 75 tokens each, as in drawing
     # Each line of a caption's file is a caption of its own; else lines are joined. A built-in scene has one or two.
     lines: bool = False
     caption: str = ""  # of pictures that have none of their own, such as "a photo of sks dog"
@@ -139,7 +141,7 @@ class PictureStage(ABC):
         prompts = self.pipe.prompts
         self.encoders: Sequence[PromptEncoder] = prompts.encoders if isinstance(prompts, JointEncoder) else (prompts,)
         self.words: tuple[LearnedWord, ...] = ()
-        self._frozen = lru_cache(TEXTS)(self._encode_frozen)
+        self._frozen = lru_cache(TEXTS // c.chunks)(self._encode_frozen)
         for network in self.pipe.loras.networks.values():  # gradients go through those that don't learn themselves, too
             set_checkpointing(network, c.checkpointing)
         self.begin()
@@ -159,11 +161,13 @@ class PictureStage(ABC):
         known = [self.texts.all(caption) for caption in set(self.lessons.captions)]
         if self.text_learns or self.words or len(known) > KEPT_TEXTS or any(texts is None for texts in known):
             return
-        encoders = [encoder.text_encoder for encoder in self.encoders]
-        store = TextStore(texts_place(cache, encoders, self.pipe.unet.config.told_sizes), self._encode_frozen)
+        encoders, limit = [encoder.text_encoder for encoder in self.encoders], self.config.chunks
+        told = (self.pipe.unet.config.told_sizes, limit)
+        store = TextStore(texts_place(cache, encoders, told), self._encode_frozen)
         if ahead:
-            store.fill(text for texts in known for text in texts or ())
-        self._frozen = lru_cache(TEXTS)(lambda caption: _on(self.pipe.device, store(caption)))
+            texts = {text for texts in known for text in texts or ()}
+            store.fill(sorted(texts, key=lambda text: (len(self._chunks(text)), text)))
+        self._frozen = lru_cache(TEXTS // limit)(lambda caption: _on(self.pipe.device, store(caption)))
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
@@ -181,11 +185,13 @@ class PictureStage(ABC):
         return [text and self.lessons.captions[i] if prior[i] else text for i, text in zip(rows, found, strict=True)]
 
     def cut_captions(self) -> int:
-        """How many pictures have a caption of which a text encoder reads the beginning only: its first chunk."""
+        """How many pictures have a caption of which the beginning only is read: as many chunks as the recipe says."""
+        limit: int = self.config.chunks
 
         def cut(text: str, encoder: PromptEncoder) -> bool:
-            # A token is a byte at least, and two of a chunk are its ends.
-            return len(text.encode()) > encoder.length - 2 and len(encoder.chunks(text, "plain", self.words)) > 1
+            # A token is a byte at least, but for a learned word's; and two of a chunk are its ends.
+            may_be = bool(self.words) or len(text.encode()) > limit * (encoder.length - 2)
+            return may_be and len(encoder.chunks(text, "plain", self.words)) > limit
 
         long = {
             caption: any(cut(t, e) for t in self.texts.all(caption) or [caption] for e in self.encoders)
@@ -226,16 +232,18 @@ class PictureStage(ABC):
         return [self.pipe.unet, *others]
 
     def condition(self, captions: Sequence[str], rows: Sequence[int], step: int) -> Batch:
-        """What the U-Net is told of some pictures. Captions are cut to one chunk."""
+        """What the U-Net is told of some pictures: of their captions what drawing would tell it, cut to the recipe's
+        number of chunks.
+        """
         if self.text_learns or self.words:
-            text, pooled = self._encode([self._chunks(caption) for caption in captions])
+            parts = self._encode(captions)
         else:
             parts = [self._frozen(caption) for caption in captions]
-            text = torch.stack([part for part, _ in parts])
-            whole = [part for _, part in parts if part is not None]
-            pooled = torch.stack(whole) if whole else None
-        if pooled is None or not self.pipe.unet.config.told_sizes:
+        text = torch.stack(alike([part for part, _ in parts]))
+        whole = [part for _, part in parts if part is not None]
+        if not whole or not self.pipe.unet.config.told_sizes:
             return Batch(text)
+        pooled = torch.stack(whole)
         if self.pipe.zero_negative:  # the empty caption is what guidance leads away from, and means zeros there
             told = torch.tensor([caption != "" for caption in captions], device=text.device)
             text, pooled = text * told[:, None, None], pooled * told[:, None]
@@ -263,21 +271,31 @@ class PictureStage(ABC):
         weights = {False: 2.0, True: 2.0 * self.config.prior_weight}
         return torch.tensor([weights[bool(self.lessons.prior[i])] for i in rows])
 
-    def _chunks(self, caption: str) -> list[Chunk]:
-        """A caption's first chunk, as each text encoder is shown it."""
-        return [encoder.chunks(caption, "plain", self.words)[0] for encoder in self.encoders]
+    def _chunks(self, caption: str) -> list[tuple[Chunk, ...]]:
+        """The chunks of a caption that are read, each as every text encoder is shown it. Where they have different
+        numbers, the shorter are continued with empty ones, as in `JointEncoder.encode`.
+        """
+        shown = [encoder.chunks(caption, "plain", self.words)[: self.config.chunks] for encoder in self.encoders]
+        for chunks, encoder in zip(shown, self.encoders, strict=True):
+            chunks += encoder.chunks("", "plain") * (max(map(len, shown)) - len(chunks))
+        return list(zip(*shown, strict=True))
 
-    def _encode(self, rows: Sequence[Sequence[Chunk]]) -> Encoded:
-        """[N, T, D] and pooled [N, P] or None, float32; gradients reach text encoders and learned words."""
-        parts = [encoder.run([chunks[k] for chunks in rows]) for k, encoder in enumerate(self.encoders)]
-        return torch.cat([text for text, _ in parts], dim=-1), parts[-1][1]
+    def _encode(self, captions: Sequence[str]) -> list[Encoded]:
+        """Of each caption [T, D], its chunks side by side, and pooled [P] or None, of the first one; float32, all in
+        one call of each text encoder. Gradients reach text encoders and learned words.
+        """
+        rows = [self._chunks(caption) for caption in captions]
+        shown = zip(*(chunk for chunks in rows for chunk in chunks), strict=True)
+        parts = [encoder.run(chunks) for encoder, chunks in zip(self.encoders, shown, strict=True)]
+        text, pooled, counts = torch.cat([text for text, _ in parts], dim=-1), parts[-1][1], [*map(len, rows)]
+        first = [None] * len(rows) if pooled is None else [part[0] for part in torch.split(pooled, counts)]
+        return [(part.flatten(0, 1), whole) for part, whole in zip(torch.split(text, counts), first, strict=True)]
 
     @torch.no_grad()
     def _encode_frozen(self, caption: str) -> Encoded:
         """[T, D] and pooled [P], by itself and in float32: the same bits whatever else is in the batch."""
         with torch.autocast(self.pipe.device.type, enabled=False):
-            text, pooled = self._encode([self._chunks(caption)])
-        return text[0], None if pooled is None else pooled[0]
+            return self._encode([caption])[0]
 
     def _sizes(self, i: int, step: int) -> tuple[float, ...]:
         """What SDXL is told of a picture (Podell et al. 2023, arXiv 2307.01952, sec. 2.2)."""

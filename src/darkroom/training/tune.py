@@ -96,8 +96,7 @@ class InversionStage(PictureStage):
         self.words = (self.word_now(),)
         if not self._is_read(self.plain):
             raise TrainingError(
-                f"vectors is {c.vectors}, and {self.plain[:60]!r} is then more than the text encoder reads at once; set "
-                "fewer"
+                f"vectors is {c.vectors}, and {self.plain[:60]!r} is then more than chunks={c.chunks} reads; set fewer"
             )
 
     def check_word(self) -> None:
@@ -130,7 +129,7 @@ class InversionStage(PictureStage):
 
     def _is_read(self, caption: str) -> bool:
         """Whether the text encoder is shown the word in a caption: it may be a part of another, or come too late."""
-        return any(chunk.learned for chunk in self._chunks(caption))
+        return any(chunk.learned for (chunk,) in self._chunks(caption))
 
     def write(self, output: Path) -> Path:
         return save_embedding(output / "word.safetensors", self.word().detach(), name=self.config.word)

@@ -140,8 +140,8 @@ def train_pictures(
     stage = stage_of(recipe, pipe, lessons, cache, ahead=state.steps_done(output) < recipe.steps)
     if count := stage.cut_captions():
         log.warning(
-            "%d of %d captions are longer than the %d tokens that a text encoder reads at once; "
-            "only their beginning is learned from", count, len(lessons), stage.encoders[0].length - 2,
+            "%d of %d captions are longer than the %d tokens that chunks=%d reads; only their beginning is learned "
+            "from", count, len(lessons), recipe.chunks * (stage.encoders[0].length - 2), recipe.chunks,
         )  # fmt: skip
     report("training", output, recipe.steps)
     if state.steps_done(output) < recipe.steps:
