@@ -12,7 +12,7 @@ from torch import nn
 
 from darkroom.models import packed
 from darkroom.models.doubling import Doubling
-from darkroom.models.layers import Upsample, attend
+from darkroom.models.layers import Upsample
 from darkroom.models.packed import PackedConv2d, PackedLinear, PackedPointwise, available, pack, ready, weight_of
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="this build of torch has no oneDNN")
@@ -191,18 +191,3 @@ def test_doubling(dtype: torch.dtype, size: tuple[int, int]) -> None:
         assert apart(up(x) - up.conv.bias[:, None, None], 3 * (expected - up.conv.bias.double()[:, None, None])) < 3e-2
         up.conv.register_forward_hook(lambda layer, inputs, output: output * 0)  # as an attached adapter
         assert up(x).abs().max() == 0
-
-
-@pytest.mark.skipif(not available(torch.bfloat16), reason="no products of bfloat16 here")
-@pytest.mark.parametrize(
-    ("length", "others", "heads", "width"), [(64, 64, 8, 64), (700, 77, 2, 80), (2100, 1500, 2, 40)]
-)
-def test_attention_in_pieces(length: int, others: int, heads: int, width: int) -> None:
-    torch.manual_seed(2)
-    q, k, v = (torch.randn(2, n, heads * width).bfloat16() for n in (length, others, others))
-    split = [y.double().view(2, -1, heads, width).transpose(1, 2) for y in (q, k, v)]
-    expected = F.scaled_dot_product_attention(*split).transpose(1, 2).reshape(2, length, heads * width)
-    theirs = F.scaled_dot_product_attention(*(y.bfloat16() for y in split)).transpose(1, 2).reshape(expected.shape)
-    with torch.no_grad():
-        ours = attend(q, k, v, heads)
-    assert apart(ours, expected) < 1.5 * max(apart(theirs, expected), 4e-3)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .config import AutoencoderConfig
-from .layers import Block, ResnetBlock, Upsample, attend
+from .layers import Block, ResnetBlock, Upsample
 from .packed import ready
 from .strips import MEMORY, Attend, Convolve, Step, pays, resnets, through
 

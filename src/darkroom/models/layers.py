@@ -13,10 +13,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .doubling import Doubling, enlarged
-from .packed import fast_bfloat16
-
-SCORES = 2**21  # of attention in pieces: what stays in a processor's cache from one product to the next
-ALIGNED = 16  # widths that the products like
 
 
 class Block(nn.Module):
@@ -81,73 +77,6 @@ class Upsample(Block):
         x = enlarged(x, size)
         y: Tensor = self.conv(x)
         return y
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, upcast: bool = False, causal: bool = False) -> Tensor:
-    """Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1): q [N, L, E], k and v [N, T, E] -> [N, L, E].
-
-    E is `heads` times the width of a head. `upcast` guards float16 against overflowing scores; `causal` (L == T) lets a
-    position see only itself and those before it.
-    """
-    n, length, width = q.shape
-    q, k, v = (y.view(n, -1, heads, width // heads).transpose(1, 2) for y in (q, k, v))  # [N, heads, L or T, d]
-    dtype = v.dtype
-    if upcast and dtype == torch.float16 and not v.is_cuda:  # CUDA's kernels keep the scores in float32 anyway
-        q, k, v = q.float(), k.float(), v.float()
-    if _plain_is_faster(q, k):
-        y = _plain_attention(q, k, v, causal)
-    elif not causal and q.device.type == "cpu" and dtype == torch.bfloat16 and _pieces_are_faster(q, k):
-        y = _attention_in_pieces(q, k, v)
-    else:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal).to(dtype)
-    return y.transpose(1, 2).reshape(n, length, width)
-
-
-def _plain_is_faster(q: Tensor, k: Tensor) -> bool:
-    """Whether to write the products out: torch's fused CPU kernel goes backward 2 to 8 times slower in bfloat16.
-
-    Only while training, and only up to scores of 64 MB a layer, which have to be kept for the way back.
-    """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (torch.is_grad_enabled() and q.requires_grad):
-        return False
-    return q.shape[:3].numel() * k.shape[2] <= 2**25
-
-
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """softmax(q k' / sqrt(d)) v over [N, heads, L or T, d] -> [N, heads, L, d]."""
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-    return torch.matmul(scores.softmax(dim=-1), v)
-
-
-def _pieces_are_faster(q: Tensor, k: Tensor) -> bool:
-    """Whether to attend in pieces: torch's fused CPU kernel is up to twice slower on processors with bfloat16 products.
-
-    Not for few scores, where the calls cost more than the products.
-    """
-    return not torch.is_grad_enabled() and fast_bfloat16() and q.shape[2] * k.shape[2] >= 64 * 64
-
-
-def _attention_in_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(d)) v over [N, heads, L or T, d] -> [N, heads, L, d], some heads or queries at a time.
-
-    Both products run in bfloat16 with sums in float32, as the fused kernel's do; the scores are rounded in between.
-    """
-    n, heads, length, d = q.shape
-    q, k, v = (y.reshape(n * heads, -1, d) for y in (q * d**-0.5, k, v))
-    k, v = k.transpose(1, 2), F.pad(v, (0, -d % ALIGNED))
-    y = torch.empty(n * heads, length, v.shape[2], dtype=q.dtype)
-    rows = max(SCORES // k.shape[2], 1)  # of scores in a piece
-    together, queries = (rows // length, length) if rows >= length else (1, rows)
-    for head in range(0, n * heads, together):
-        some = slice(head, head + together)
-        for first in range(0, length, queries):
-            piece = slice(first, first + queries)
-            scores = torch.bmm(q[some, piece], k[some]).softmax(dim=-1)
-            y[some, piece] = torch.bmm(scores, v[some])
-    return y[..., :d].view(n, heads, length, d)
 
 
 @torch.no_grad()

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .compiled import Hooks
 from .doubling import Doubling, enlarged
-from .layers import ResnetBlock, attend
+from .layers import ResnetBlock
 from .packed import unpadded
 
 if TYPE_CHECKING:

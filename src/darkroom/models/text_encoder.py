@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .config import TextEncoderConfig, VisionEncoderConfig
-from .layers import Block, attend
+from .layers import Block
 from .packed import ready
 
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .config import UNetConfig
-from .layers import Block, ResnetBlock, Upsample, attend
+from .layers import Block, ResnetBlock, Upsample
 from .packed import ready
 
 EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
