@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .attention import attend
 from .compiled import Hooks
 from .doubling import Doubling, enlarged
+from .heap import Bound
 from .layers import ResnetBlock
 from .packed import unpadded
 
@@ -38,6 +39,7 @@ KEPT, STRIP = 0.6, 1 / 90  # the shares of it for a kept picture, and for one st
 CACHED = 2**21  # numbers of a strip that a processor still finds in its cache when the next layer reads it
 MANY = 2**22  # numbers of an activation from which on a processor is as quick with strips
 QUERIES = 2**27  # scores of one piece of attention, where the kernel should write them out
+GROWN = 1.4  # times the largest picture that a process may grow before what strips have left is given back
 TOGETHER = 8  # rows whose statistics are taken at once
 
 Strips = Iterator[tuple[Tensor, ...]]  # of one picture, or of two of the same size
@@ -77,6 +79,7 @@ def through(steps: Sequence[Step], x: Tensor, memory: float = MEMORY) -> Tensor:
     kept: deque[tuple[Tensor, ...]] = deque([(x,)])
     pending: list[Callable[[Strips], Strips]] = []  # what leads from there to the picture now reached
     shape: Shape = (x.shape[1], x.shape[2], x.shape[3])
+    bound = Bound(int(GROWN * min(_largest(steps, shape) * size, memory)))
     norm: Affine | None = None
     for number, step in enumerate(steps):
         after = step.answer(shape)
@@ -97,8 +100,18 @@ def through(steps: Sequence[Step], x: Tensor, memory: float = MEMORY) -> Tensor:
                     moments.add(strips[0])
                 if keep:
                     kept.append(strips)
+                bound.keep()
         norm = None if moments is None else moments.affine()
     return torch.cat([rows for (rows,) in kept], dim=2)
+
+
+def _largest(steps: Sequence[Step], shape: Shape) -> int:
+    """Numbers of the largest answer on the way from a picture of a shape."""
+    largest = 0
+    for step in steps:
+        shape = step.answer(shape)
+        largest = max(largest, math.prod(shape))
+    return largest
 
 
 def _handed(strips: deque[tuple[Tensor, ...]]) -> Strips:
