@@ -167,6 +167,14 @@ def test_broken_metadata_is_named(tmp_path: Path, line: str, part: str) -> None:
         scan(tmp_path)
 
 
+@pytest.mark.parametrize(("row", "part"), [("a.png", "line 2 .* too few"), ("a.png,a fox, red", "line 2 .* too many")])
+def test_a_row_of_a_table_has_as_many_columns_as_its_first(tmp_path: Path, row: str, part: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{row}\n")
+    with pytest.raises(TrainingError, match=part):
+        scan(tmp_path)
+
+
 def test_nothing_to_learn_from_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no folder"):
         scan(tmp_path / "none")

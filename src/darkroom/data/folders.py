@@ -260,9 +260,12 @@ def _columns(file: Path) -> Mapping[str, str]:
             )
         for row in rows:
             name, text = row["file_name"], row[column]
+            where = f"line {rows.line_num} of {str(file)[:200]!r}"
             if name is None or text is None:
-                raise TrainingError(f"line {rows.line_num} of {str(file)[:200]!r} has too few columns; correct it")
-            _add(captions, name, text, f"line {rows.line_num} of {str(file)[:200]!r}")
+                raise TrainingError(f"{where} has too few columns; correct it")
+            if None in row:  # a comma in a caption would cut it
+                raise TrainingError(f"{where} has too many columns; put a text with commas between quotes")
+            _add(captions, name, text, where)
     except csv.Error as error:
         raise TrainingError(f"{str(file)[:200]!r} is no CSV ({error}); correct it, or use metadata.jsonl") from error
     return captions
