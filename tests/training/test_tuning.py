@@ -112,10 +112,12 @@ def test_long_captions_are_counted_and_the_model_is_left_bare(
     shutil.copytree(folder, data := tmp_path / "data")
     (data / "0.txt").write_text("a large fox on a yellow background " * 20)
     (data / "1.txt").write_text("fox " * 75)  # as many as there is room for
+    (data / "2.txt").write_text("")
     recipe = LoraRecipe(lr=0.01, **(RECIPE | {"steps": 1}))
     run = tmp_path / "run"
     stage = train_pictures(recipe, Subject(None, str(data)), run)
     assert "1 of 6 captions are longer than the 75 tokens that chunks=1 reads" in caplog.text
+    assert "1 of 6 pictures have no caption" in caplog.text
     assert any(m._forward_hooks for m in stage.pipe.unet.modules())
     write_result(stage, run, run)
     assert not any(m._forward_hooks for m in stage.pipe.unet.modules())
@@ -135,7 +137,10 @@ def test_a_word_is_learned_whatever_the_captions_say(folder: Path, tmp_path: Pat
     stage = train_pictures(replace(recipe, template="{}"), subject, tmp_path / "run")
     assert losses(tmp_path / "run")[0] > 0
     undropped = STAGES[InversionRecipe](replace(recipe, dropout=0.0), stage.pipe, stage.lessons, stage.latents)
-    assert undropped.captions(range(6), 0) == [*texts[:2], *["a photo of blorb"] * 3, ""]
+    assert undropped.captions(range(6), 0) == [*texts[:2], *["a photo of blorb"] * 4]
+    named = replace(recipe, template="a photo of {}|a painting of {}")
+    lessons = STAGES[InversionRecipe].open(named, subject, tmp_path)[1]
+    assert lessons.captions[5] == "blorb"
     with pytest.raises(TrainingError, match="vectors is 73"):
         tune(replace(recipe, vectors=73), subject, tmp_path / "many")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from darkroom import hints
+from darkroom.data.lessons import Lessons
 from darkroom.diffusion.control import ControlBatch
 from darkroom.engine.inputs import Control
 from darkroom.errors import TrainingError
@@ -27,6 +28,7 @@ from darkroom.models.controlnet import ControlNet
 from darkroom.pipeline import Pipeline
 from darkroom.prompts.embeddings import LearnedWord
 
+from .kinds import Report, Subject
 from .parallel import Share
 from .stage import PictureRecipe, PictureStage
 
@@ -35,7 +37,7 @@ from .stage import PictureRecipe, PictureStage
 class InversionRecipe(PictureRecipe):
     """A learned word (Gal et al. 2022, arXiv 2208.01618): vectors that stand where the word stands."""
 
-    word: str = "<new>"  # as the captions have it; a caption without it becomes "a photo of <new>"
+    word: str = "<new>"  # as the captions have it; a caption without it, or none, becomes "a photo of <new>"
     vectors: int = 1
     initial: str = ""  # the words that it begins as, of at most as many tokens; none: the mean of all words
     keep_norm: bool = False  # vectors turn only, and stay as long as they began
@@ -71,6 +73,14 @@ class InversionStage(PictureStage):
     config: InversionRecipe
 
     @classmethod
+    def open(
+        cls, recipe: InversionRecipe, subject: Subject, output: Path, report: Report | None = None
+    ) -> tuple[Pipeline, Lessons]:
+        """As `PictureStage.open`; a picture without a caption is called by the word: it would teach nothing else."""
+        called = recipe.word if recipe.template != "{}" else _plain(recipe)
+        return super().open(replace(recipe, caption=recipe.caption or called), subject, output, report)
+
+    @classmethod
     def check_model(cls, pipe: Pipeline) -> None:
         super().check_model(pipe)
         if pipe.text_encoder_2 is not None:
@@ -94,9 +104,9 @@ class InversionStage(PictureStage):
         self.word = Vectors(start, c.keep_norm)
         self.modules["word"] = self.word
         self.words = (self.word_now(),)
-        if not self._is_read(self.plain):
+        if not self._is_read(_plain(c)):
             raise TrainingError(
-                f"vectors is {c.vectors}, and {self.plain[:60]!r} is then more than chunks={c.chunks} reads; set fewer"
+                f"vectors is {c.vectors}, and {_plain(c)[:60]!r} is then more than chunks={c.chunks} reads; set fewer"
             )
 
     def check_word(self) -> None:
@@ -119,13 +129,8 @@ class InversionStage(PictureStage):
         loss, figures = super().loss(batch, step, share)
         return loss + 0 * self.word().sum(), figures  # where all captions are dropped nothing else leads to the word
 
-    @property
-    def plain(self) -> str:
-        """What is read with a picture whose caption doesn't have the word."""
-        return f"a photo of {self.config.word}"
-
     def captions(self, rows: Sequence[int], step: int) -> list[str]:
-        return [c if not c or self._is_read(c) else self.plain for c in super().captions(rows, step)]
+        return [c if not c or self._is_read(c) else _plain(self.config) for c in super().captions(rows, step)]
 
     def _is_read(self, caption: str) -> bool:
         """Whether the text encoder is shown the word in a caption: it may be a part of another, or come too late."""
@@ -138,6 +143,11 @@ class InversionStage(PictureStage):
     def drawing(self) -> Iterator[Mapping[str, Any]]:
         with super().drawing() as told:
             yield {**told, "embeddings": (LearnedWord((self.config.word,), (self.word().detach().clone(),)),)}
+
+
+def _plain(recipe: InversionRecipe) -> str:
+    """What is read with a picture whose caption doesn't have the word."""
+    return f"a photo of {recipe.word}"
 
 
 class ControlNetStage(PictureStage):

@@ -169,6 +169,11 @@ def encode_ahead(
     pipe, lessons = STAGES[type(recipe)].open(recipe, subject, output, report)
     output.mkdir(parents=True, exist_ok=True)
     tell_left_out(output, lessons.left_out)
+    if without := sum(not caption for caption in lessons.captions):
+        log.warning(
+            "%d of %d pictures have no caption, and are learned from with the empty one; "
+            "write one beside each, or set one for all (caption=...)", without, len(lessons),
+        )  # fmt: skip
     _claim(output, f"{lessons.key} {pipe.model_hash or place(cache, pipe.autoencoder).name}\n")
     report("encoding pictures", None, 0)
     if _alone(workers):
