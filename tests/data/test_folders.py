@@ -181,6 +181,8 @@ def test_nothing_to_learn_from_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no picture"):
         scan(tmp_path)
     (tmp_path / "x.png").write_text("broken")
+    with pytest.raises(TrainingError, match=r"x\.png' is a file"):
+        scan(tmp_path / "x.png")
     with pytest.raises(TrainingError, match=r"x\.png: can't be read"):
         scan(tmp_path)
     picture(tmp_path / "y.png")

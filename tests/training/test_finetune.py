@@ -231,3 +231,4 @@ def test_models_that_don_t_fit_are_told(tiny_pipe: Pipeline, pictures: Path, tin
     recipe = FinetuneRecipe(**SETTINGS, held_out=6)
     with pytest.raises(TrainingError, match="held_out is 6, and there are 6 pictures"):
         tune(recipe, Subject(str(tiny_model), str(pictures)), tmp_path / "run")
+    assert not (tmp_path / "run" / "cache").exists()  # nothing was encoded for it

@@ -22,6 +22,7 @@ from darkroom.training.kinds import KINDS as ALL
 from darkroom.training.kinds import Subject
 from darkroom.training.lora import LoraRecipe
 from darkroom.training.recipes import check, override
+from darkroom.training.rehearsal import rehearse
 from darkroom.training.stage import PictureRecipe
 from darkroom.training.tune import ControlNetRecipe, InversionRecipe
 from darkroom.training.tuning import STAGES, train_pictures, tune, write_result
@@ -167,14 +168,17 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
         ("lora", "rank=0", "rank"), ("lora", "targets=everything", "targets"),
         ("textual-inversion", "vectors=99", "vectors"),
         ("textual-inversion", "word=", "word"),
+        ("controlnet", "hint=canyn", "hint is 'canyn'"),
+        ("lora", "cut=left", "cut is 'left'"), ("lora", "variants=-1", "variants is -1"),
     ):  # fmt: skip
         with pytest.raises(TrainingError, match=part):
             check(override(ALL[kind].recipe_of(), [key]))
-    bad = ControlNetRecipe(lr=0.1, hint="canyn", scenes=2, **RECIPE)
-    with pytest.raises(TrainingError, match="hint is 'canyn'"):
-        tune(bad, Subject(None, None), tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"hint_widths is \(16, -3\)"):
-        tune(replace(bad, hint="canny", hint_widths=(16, -3)), Subject(None, None), tmp_path / "widths")
+    for widths, part in (((16, -3), r"hint_widths is \(16, -3\)"), ((16, 32), "hint_widths has 2 widths")):
+        bad = ControlNetRecipe(lr=0.1, hint_widths=widths, scenes=2, **RECIPE)
+        with pytest.raises(TrainingError, match=part):
+            tune(bad, Subject(None, None), tmp_path / "run")
+        with pytest.raises(TrainingError, match=part):  # before anything is encoded
+            rehearse(bad)
 
 
 def test_a_finished_run_is_no_other_recipe_s(folder: Path, tmp_path: Path) -> None:

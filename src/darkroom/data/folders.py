@@ -53,7 +53,8 @@ def scan(folder: str | Path, remembered: Remembered | None = None) -> Scan:
     """
     root = Path(folder)
     if not (str(folder) and os.path.isdir(root)):  # unlike Path.is_dir it takes any name
-        raise TrainingError(f"there is no folder {str(root)[:200]!r}; give one with pictures and their captions")
+        what = "is a file" if os.path.isfile(root) else "is no folder"
+        raise TrainingError(f"{str(folder)[:200]!r} {what}; give a folder of pictures and their captions")
     remembered = remembered or Remembered(None)
     try:
         files = list(_files(root))

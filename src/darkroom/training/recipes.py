@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from darkroom.adapters.train import WHICH
 from darkroom.errors import TrainingError
+from darkroom.hints import HINTS
 from darkroom.models.discriminator import smallest
 from darkroom.pipeline import DTYPES
 
@@ -216,6 +217,10 @@ _RULES: tuple[Rule, ...] = (
     ("target_ema", "at least 0 and below 1", lambda v: 0 <= v < 1),
     ("huber", "above 0", lambda v: v > 0),
     ("vectors", "between 1 and 75", lambda v: 1 <= v <= 75),
+    ("cut", "'centre' or 'random'", lambda v: v in ("centre", "random")),
+    ("aspect", "between 1 and 16", lambda v: 1 <= v <= 16),
+    ("variants", "between 0 and 1024", lambda v: 0 <= v <= 1024),
+    ("hint", "one of " + ", ".join(HINTS), lambda v: v in HINTS),
     ("word", "a word without spaces around it", lambda v: v != "" and v == v.strip()),
 )
 

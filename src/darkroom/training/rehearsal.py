@@ -41,7 +41,7 @@ from .parallel import Share
 from .perceptual import OWN, EncoderFeatures, PerceptualDistance, open_distance
 from .recipes import EmbeddedRecipe
 from .stage import PictureRecipe
-from .tune import ControlNetRecipe, InversionRecipe, Vectors
+from .tune import ControlNetRecipe, InversionRecipe, Vectors, check_hint_widths
 from .unet import UNetRecipe
 from .unet import networks as untrained
 from .warm import text_config
@@ -180,6 +180,7 @@ def _on_pictures(
     word: Vectors | None = None
     if isinstance(recipe, ControlNetRecipe):
         net = ControlNet(config_for(config, recipe.attention, recipe.hint_widths))
+        check_hint_widths(recipe, net, downscale)
         learning["controlnet"] = net.requires_grad_(True)
         hint = torch.zeros(n, 3, side * downscale, side * downscale)
     elif isinstance(recipe, InversionRecipe):

@@ -320,7 +320,10 @@ def _on(device: torch.device, encoded: Encoded) -> Encoded:
 
 
 def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, output: Path) -> Lessons:
-    """The pictures and captions of a recipe, for a model made for squares of `side` pixels in steps of `grid`."""
+    """The pictures and captions of a recipe, for a model made for squares of `side` pixels in steps of `grid`.
+
+    Raises TrainingError.
+    """
     side = recipe.size or side
     if side % grid:
         raise TrainingError(f"size is {side}; this model takes pictures in steps of {grid} pixels")
@@ -329,10 +332,12 @@ def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, ou
         flip=recipe.flip, variants=recipe.variants, seed=recipe.seed,
     )  # fmt: skip
     prior = (recipe.class_data or str(class_folder(output))) if recipe.class_prompt else None
-    return open_lessons(
+    lessons = open_lessons(
         subject.data, (side, side), cut, prior=prior, caption=recipe.caption, prior_caption=recipe.class_prompt,
         scenes=recipe.scenes, seed=recipe.seed, lines=recipe.lines, index=output / INDEX,
     )  # fmt: skip
+    parted(lessons, recipe.held_out, recipe.seed)  # told now, not when all is encoded
+    return lessons
 
 
 def check_pictures(recipe: PictureRecipe) -> None:

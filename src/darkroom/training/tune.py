@@ -157,18 +157,11 @@ class ControlNetStage(PictureStage):
 
     def begin(self) -> None:
         c = self.config
-        if c.hint not in hints.HINTS:
-            raise TrainingError(f"hint is {c.hint!r}; it must be one of {', '.join(hints.HINTS)}")
         try:
             self.net = ControlNet.from_unet(self.pipe.unet, attention=c.attention, hint_widths=c.hint_widths)
         except ValueError as error:
             raise TrainingError(str(error)) from None
-        wanted, found = self.pipe.autoencoder.config.downscale, self.net.config.hint_downscale
-        if found != wanted:
-            raise TrainingError(
-                f"hint_widths has {len(c.hint_widths)} widths, which shrink a hint {found} times; this model's "
-                f"latents are {wanted} times smaller than its pictures"
-            )
+        check_hint_widths(c, self.net, self.pipe.autoencoder.config.downscale)
         self.modules["controlnet"] = self.net
 
     def hint(self, i: int, step: int) -> Tensor:
@@ -196,3 +189,12 @@ class ControlNetStage(PictureStage):
 
     def write(self, output: Path) -> Path:
         return save_controlnet(output / "controlnet", self.net.state_dict(), self.net.config, torch.float16)
+
+
+def check_hint_widths(recipe: ControlNetRecipe, net: ControlNet, wanted: int) -> None:
+    """Raise TrainingError unless a ControlNet brings hints to the size of latents, `wanted` times smaller."""
+    if (found := net.config.hint_downscale) != wanted:
+        raise TrainingError(
+            f"hint_widths has {len(recipe.hint_widths)} widths, which shrink a hint {found} times; this model's "
+            f"latents are {wanted} times smaller than its pictures"
+        )
