@@ -138,6 +138,9 @@ def test_what_was_found_is_remembered_until_a_file_changes(tmp_path: Path, monke
     picture(data / "1.png", 77, (30, 30))
     assert scan(data, Remembered(index)).examples[1].width == 30
     assert len(looked) == 1
+    index.write_bytes(b"")  # killed when it began
+    assert len(scan(data, Remembered(index)).examples) == 3
+    assert len(looked) == 5
     index.write_bytes(b"no database" * 100)
     with pytest.raises(TrainingError, match="delete it"):
         scan(data, Remembered(index))

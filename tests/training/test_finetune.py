@@ -110,6 +110,11 @@ def test_class_pictures_are_drawn_once_and_weigh_as_the_script_of_diffusers_has_
     assert (run / "class" / "00000.png").stat().st_mtime_ns == first
     with pytest.raises(TrainingError, match="class pictures of another prompt"):
         tune(replace(recipe, class_prompt="a photo of a car"), subject, run)
+    (run / "class" / "drawn.json").rename(tmp_path / "drawn.json")
+    (run / "class" / "drawn.json").write_text("")  # as a full disk left it
+    with pytest.raises(TrainingError, match="class pictures of another prompt"):
+        tune(recipe, subject, run)
+    (tmp_path / "drawn.json").rename(run / "class" / "drawn.json")
     # The loss, by hand: half a batch is of the class, with its prompt and nothing around it.
     pipe, lessons = FinetuneStage.open(recipe, subject, run)
     stage = stage_of(recipe, pipe, lessons, run / "cache")

@@ -195,7 +195,7 @@ def test_a_finished_run_is_no_other_recipe_s(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(folder, data)
@@ -206,6 +206,16 @@ def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(
     told = (tmp_path / "run" / "left-out.txt").read_text().splitlines()
     assert ["broken\\n.png" in told[0], "\\udcff.png" in told[1], len(told)] == [True, True, 2]
     assert "2 pictures are left out" in caplog.text
+    belongs = (tmp_path / "run" / "lessons.txt").read_text()
+
+    def killed(path: Path, *_: object) -> Path:
+        raise KeyboardInterrupt(str(path))
+
+    with monkeypatch.context() as patch:  # while it notes again what the run belongs to
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt, match="lessons"):
+            tune(recipe, Subject(None, str(data)), tmp_path / "run")
+    assert (tmp_path / "run" / "lessons.txt").read_text() == belongs
     (data / "0.txt").write_text("other words")
     with pytest.raises(TrainingError, match="other pictures"):
         tune(replace(recipe, steps=2), Subject(None, str(data)), tmp_path / "run")

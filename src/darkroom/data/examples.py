@@ -164,7 +164,6 @@ class Remembered:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._database() as database:
-            database.execute("CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, stamp TEXT, found TEXT)")
             database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", self._new)
         self._known |= {name: (stamp, found) for name, stamp, found in self._new}
         self._new = []
@@ -173,6 +172,8 @@ class Remembered:
     def _database(self) -> Iterator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(str(self._file), timeout=60)) as database, database:
+                # Whoever is killed, or has no room, before the first rows are in leaves an empty file.
+                database.execute("CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, stamp TEXT, found TEXT)")
                 yield database
         except sqlite3.DatabaseError as error:
             raise TrainingError(f"the index {self._file} can't be used ({error}); delete it") from error

@@ -11,6 +11,7 @@ from PIL import Image
 from darkroom.errors import TrainingError
 from darkroom.pipeline import Pipeline
 
+from . import state
 from .background import interruptible
 from .kinds import Report
 from .loop import Stopped, step_seed
@@ -28,16 +29,16 @@ def draw_class(pipe: Pipeline, prompt: str, count: int, seed: int, folder: Path,
 
     Raises TrainingError where the folder holds pictures of another class or model; Stopped after SIGINT or SIGTERM.
     """
-    made_of = {"prompt": prompt, "model": pipe.model_hash, "seed": seed}
+    made_of = json.dumps({"prompt": prompt, "model": pipe.model_hash, "seed": seed}) + "\n"
     note = folder / NOTE
     if note.is_file():
-        if json.loads(note.read_text(encoding="utf-8")) != made_of:
+        if note.read_bytes() != made_of.encode():
             raise TrainingError(
                 f"{folder} holds class pictures of another prompt, model or seed; delete it, or use another folder"
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(made_of) + "\n", encoding="utf-8")
+        state.note(note, made_of)
     with interruptible() as asked:
         for i in range(count):
             path = folder / f"{i:05d}.png"

@@ -196,7 +196,7 @@ def _claim(output: Path, belongs: str) -> None:
     note = output / BELONGS
     if state.steps_done(output) and note.is_file() and note.read_text(encoding="utf-8") != belongs:
         raise TrainingError(f"{output} was trained on other pictures or for another model; use another folder")
-    note.write_text(belongs, encoding="utf-8")
+    state.note(note, belongs)
 
 
 def _encode(recipe: PictureRecipe, subject: Subject, output: Path, cache: Path) -> None:
