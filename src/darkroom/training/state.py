@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -132,10 +131,10 @@ def read(path: Path, mmap: bool = False) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:  # torch's words are advice to read it without care
-        raise TrainingError(f"checkpoint {path} can't be read: it is damaged, or none of ours") from error
-    except Exception as error:
+    except (OSError, MemoryError) as error:
         raise TrainingError(f"checkpoint {path} can't be read: {_first_line(error)}") from error
+    except Exception as error:  # torch's words are guesses, and advice to read it without care
+        raise TrainingError(f"checkpoint {path} can't be read: it is damaged, or none of ours") from error
     return state
 
 
