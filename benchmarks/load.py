@@ -6,8 +6,9 @@ Writes a Stable Diffusion 1.5 folder of meaningless float16 weights (2.1 GB; `--
 A contestant's time runs from the start of its process until it is ready for the first step: imports, weights, and the
 prompt encoded. The files are read once before, so they lie in the system's cache; `--uncached` drops them from it
 before each process. Printed beside it: what loading alone took, as bytes of the files a second, against reading those
-files plainly into one small buffer; and by how much the process grew at most while it loaded (resident, `VmHWM`), as a
-multiple of the weights in the precision loaded. Needs diffusers (the extra `test`) and Linux.
+files plainly into one small buffer, and into memory of their own as they lie; and by how much the process grew at most
+while it loaded (resident, `VmHWM`), as a multiple of the weights in the precision loaded. Needs diffusers (the extra
+`test`) and Linux.
 """
 
 from __future__ import annotations
@@ -70,6 +71,20 @@ for place, _, names in os.walk(folder):
             with open(os.path.join(place, name), "rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
+tell(imported, before, time.monotonic())
+""",
+    "read to keep": HEAD
+    + """
+import mmap
+imported, before, kept = time.monotonic(), memory("VmRSS"), []
+for place, _, names in os.walk(folder):
+    for name in names:
+        if name.endswith(".safetensors"):
+            with open(os.path.join(place, name), "rb", buffering=0) as file:
+                kept.append(mmap.mmap(-1, os.path.getsize(file.name)))
+                room, done = memoryview(kept[-1]), 0
+                while count := file.readinto(room[done:done + (1 << 20)]):
+                    done += count
 tell(imported, before, time.monotonic())
 """,
     "diffusers": HEAD
@@ -169,8 +184,9 @@ def report(rounds: Mapping[str, list[dict[str, float]]], size: int, loaded: int)
             f"grown by {middle(name, 'grown') / 1e9:5.2f} GB, x {middle(name, 'grown') / loaded:.2f}"
         )
     ratio = middle("diffusers", "seconds") / middle("darkroom", "seconds")
-    share = middle("plain read", "load") / middle("darkroom", "load")
-    return "\n".join([*lines, f"  ready {ratio:.1f} times faster; loading at {share:.0%} of a plain read's bandwidth"])
+    plain, keep = (middle(name, "load") / middle("darkroom", "load") for name in ("plain read", "read to keep"))
+    told = f"loading at {plain:.0%} of a plain read's bandwidth, {keep:.0%} of a read's to new memory"
+    return "\n".join([*lines, f"  ready {ratio:.1f} times faster; {told}"])
 
 
 def main() -> None:

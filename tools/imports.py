@@ -22,6 +22,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
     room: frozenset(others.split())
     for room, others in {
         "errors": "",
+        "caches": "",
         "models": "",
         "samplers": "",
         "data": "images request",
@@ -32,16 +33,16 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "hints": "images request",
         "adapters": "models request",
         "diffusion": "adapters models",
-        "backends": "adapters models",
+        "backends": "adapters caches models",
         "bench": "diffusion models",
         "prompts": "adapters models",
-        "formats": "adapters embedded models prompts request",  # networks on `meta`; tokenizers
+        "formats": "adapters caches embedded models prompts request",  # networks on `meta`; tokenizers
         "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",
         "arguments": "adapters engine images",
         "pipeline": "adapters arguments diffusion engine formats images models prompts request result samplers sweeps",
-        "loading": "backends embedded engine formats models pipeline prompts request",
+        "loading": "backends caches embedded engine formats models pipeline prompts request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps",
         "training": "adapters data diffusion embedded engine evaluate formats hints images models pipeline prompts "
         "request samplers",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from .backends import BACKENDS, Networks, classes
-from .backends.cache import folder as cache_folder
+from .caches import cache_folder
 from .embedded import HOME, MODEL
 from .engine.memory import out_of_memory
 from .engine.preview import Previewer
@@ -19,15 +22,18 @@ from .formats.layouts import Part
 from .formats.vae import with_vae
 from .models.autoencoder import Autoencoder
 from .models.compiled import compile_blocks
-from .models.config import TinyAutoencoderConfig
+from .models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig
 from .models.fp8 import fp8_problem, to_fp8
 from .models.graphs import record_calls
 from .models.int8 import int8_problem, to_int8
 from .models.packed import available
+from .models.text_encoder import TextEncoder
 from .models.tiny_autoencoder import TinyAutoencoder
 from .pipeline import DTYPES, Pipeline
 from .prompts.tokenizer import Tokenizer
 from .request import choice
+
+Network = TypeVar("Network", bound=nn.Module)
 
 QUANTIZED = ("int8", "fp8")
 WIDE = 512  # channels from which on bfloat16 pays on a CPU; in smaller networks calls cost more than products
@@ -136,24 +142,35 @@ def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Token
 
 
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kinds: Networks) -> Pipeline:
-    with torch.device("meta"):
-        unet = kinds.unet(checkpoint.unet_config)
-        text_encoder = kinds.text_encoder(checkpoint.text_encoder_config)
-    _fill(unet, checkpoint, "unet", device, dtype)
-    autoencoder = _autoencoder(checkpoint, device, dtype, kinds)
-    _fill(text_encoder, checkpoint, "text_encoder", device, dtype)
-    text_encoder_2 = None
-    if checkpoint.text_encoder_2_config is not None:
-        with torch.device("meta"):
-            text_encoder_2 = kinds.text_encoder(checkpoint.text_encoder_2_config)
-        _fill(text_encoder_2, checkpoint, "text_encoder_2", device, dtype)
+    # Weights are read, by threads that need no interpreter, while the next networks and the tokenizers are made.
+    with ThreadPoolExecutor(1, "darkroom-load") as aside:
+        filling: list[Future[None]] = []
+
+        def filled(make: Callable[[], Network], part: Part, dtype: torch.dtype = dtype) -> Network:
+            with torch.device("meta"):
+                network = make()
+            filling.append(aside.submit(_fill, network, checkpoint, part, device, dtype))
+            return network
+
+        def text_encoder_of(config: TextEncoderConfig, part: Part) -> TextEncoder:
+            return filled(lambda: kinds.text_encoder(config), part)
+
+        unet = filled(lambda: kinds.unet(checkpoint.unet_config), "unet")
+        config, config_2 = checkpoint.autoencoder_config, checkpoint.text_encoder_2_config
+        autoencoder = filled(lambda: _autoencoder_of(config, kinds), "autoencoder", _autoencoder_dtype(config, dtype))
+        text_encoder = text_encoder_of(checkpoint.text_encoder_config, "text_encoder")
+        text_encoder_2 = None if config_2 is None else text_encoder_of(config_2, "text_encoder_2")
+        tokenizer = open_tokenizer(checkpoint)
+        tokenizer_2 = None if config_2 is None else open_tokenizer(checkpoint, "text_encoder_2")
+        for part in filling:
+            part.result()
     return Pipeline(
         unet=unet,
-        autoencoder=autoencoder,
+        autoencoder=autoencoder.eval().requires_grad_(False),
         text_encoder=text_encoder,
-        tokenizer=open_tokenizer(checkpoint),
+        tokenizer=tokenizer,
         text_encoder_2=text_encoder_2,
-        tokenizer_2=None if text_encoder_2 is None else open_tokenizer(checkpoint, "text_encoder_2"),
+        tokenizer_2=tokenizer_2,
         zero_negative=checkpoint.zero_negative,
         scheduler_config=checkpoint.scheduler_config,
         checkpoint=checkpoint,
@@ -170,17 +187,21 @@ def _networks(backend: str, device: torch.device, compile: bool) -> Networks:
     return classes(backend)
 
 
-def _autoencoder(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kinds: Networks | None = None
-) -> Autoencoder:
+def _autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     config = checkpoint.autoencoder_config
     with torch.device("meta"):
-        kind = (kinds or Networks()).autoencoder
-        autoencoder = TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else kind(config)
-    # The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
-    upcast = dtype == torch.float16 and config.force_upcast
-    _fill(autoencoder, checkpoint, "autoencoder", device, torch.float32 if upcast else dtype)
+        autoencoder = _autoencoder_of(config, Networks())
+    _fill(autoencoder, checkpoint, "autoencoder", device, _autoencoder_dtype(config, dtype))
     return autoencoder.eval().requires_grad_(False)
+
+
+def _autoencoder_of(config: AutoencoderConfig, kinds: Networks) -> Autoencoder:
+    return TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else kinds.autoencoder(config)
+
+
+def _autoencoder_dtype(config: AutoencoderConfig, dtype: torch.dtype) -> torch.dtype:
+    """The published autoencoders overflow in float16 (black pictures); they say so by force_upcast."""
+    return torch.float32 if dtype == torch.float16 and config.force_upcast else dtype
 
 
 def _fill(

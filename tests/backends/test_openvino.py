@@ -20,6 +20,7 @@ import darkroom
 from darkroom.adapters import Adapter, Merged, Scaled, Update, attached
 from darkroom.backends import cache, convert, runner
 from darkroom.backends.networks import OpenVINOAutoencoder, OpenVINOTextEncoder, OpenVINOUNet
+from darkroom.caches import cache_folder
 from darkroom.errors import RequestError
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
@@ -361,9 +362,9 @@ def test_a_disk_that_tears_the_graph_leaves_no_entry(
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("DARKROOM_CACHE")
-    assert cache.folder() == tmp_path / "darkroom"
+    assert cache_folder() == tmp_path / "darkroom"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder() == Path.home() / ".cache" / "darkroom"
+    assert cache_folder() == Path.home() / ".cache" / "darkroom"
 
 
 # --- the whole

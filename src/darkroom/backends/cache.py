@@ -1,4 +1,4 @@
-"""Converted graphs on disk: $DARKROOM_CACHE, or `darkroom` in $XDG_CACHE_HOME (default: ~/.cache).
+"""Converted graphs on disk, in the folder of `caches`.
 
 An entry is a folder that comes into being with one rename: whole or not at all, whoever else is at it. One that can't
 be read any more is made anew.
@@ -7,12 +7,13 @@ be read any more is made anew.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from darkroom.caches import cache_folder
 
 from .library import core, openvino
 
@@ -21,19 +22,12 @@ GRAPH = "graph.xml"  # and graph.bin, its constants
 log = logging.getLogger(__name__)
 
 
-def folder() -> Path:
-    """Where graphs are kept."""
-    own = os.environ.get("DARKROOM_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "darkroom"
-
-
 def kept(key: str, make: Callable[[], Any]) -> Any:
     """The graph of a key (a file name), an `openvino.Model`; made, and kept, where it isn't there yet.
 
     A disk that is full or not writable costs the keeping, not the picture: one warning says so.
     """
-    place = folder() / "openvino" / key
+    place = cache_folder() / "openvino" / key
     if (place / GRAPH).is_file():
         try:
             return core().read_model(place / GRAPH)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from ..errors import CheckpointError
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from . import detect, folder, single
 from .configs import network_config, read_json, sentences
+from .digests import digest_of
 from .files import open_tensors
 from .hub import resolve
 from .layouts import PARTS, Part
@@ -83,11 +83,13 @@ class Checkpoint:
     def hash(self, part: Part = "unet") -> str:
         """The ecosystem's model hash: ten hex digits of the file's SHA-256 (a folder: of its U-Net's files).
 
-        Of another part, that of its files. Reads the whole file the first time, and remembers.
+        Of another part, that of its files. Reads the whole file the first time, and remembers (`digests`).
         """
         with _hashing:
             if part not in self._hashes:
-                self._hashes[part] = self._digest(part)
+                weights = self.weights[part]
+                second = [weights.second] if weights.second else []
+                self._hashes[part] = digest_of([*weight_files(weights.path), *second])[:10]
             return self._hashes[part]
 
     def hash_ahead(self) -> None:
@@ -98,19 +100,6 @@ class Checkpoint:
                 self.hash()
 
         threading.Thread(target=find, name="model hash", daemon=True).start()
-
-    def _digest(self, part: Part) -> str:
-        """What `hash` tells, read from disk."""
-        digest = hashlib.sha256()
-        weights = self.weights[part]
-        for path in [*weight_files(weights.path), *([weights.second] if weights.second else [])]:
-            try:
-                with open(path, "rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-            except OSError as error:
-                raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-        return digest.hexdigest()[:10]
 
 
 def weight_files(path: Path) -> list[Path]:
