@@ -52,6 +52,7 @@ class Step:
         if lora:
             self.modules = {"lora": (learns := init_lora(unet, RANK, RANK, "attention"))}
             learns.attach(unet)
+        self.compiled = [unet]  # what gradients go through
         self.denoiser = Denoiser(unet, Schedule.from_config(BETAS))
 
     def batch(self, step: int, share: Share) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from darkroom.errors import TrainingError
 from darkroom.models.layers import set_checkpointing
+from darkroom.models.products import linear_layers, quick
 
 from . import optim, state
 from .background import Aside, interruptible, prefetch
@@ -123,6 +124,9 @@ class Trainer:
         self.average = Average(stage.modules, plain(config.ema))
         self.powers = {length: Average(stage.modules, power(length)) for length in config.ema_lengths}
         self.scale = optim.LossScale(self.device) if config.precision == "float16" else None
+        networks = getattr(stage, "compiled", stage.modules.values())
+        plain_numbers = self.device.type == "cpu" and config.precision == "float32"
+        self.linear = linear_layers(list(networks)) if plain_numbers and config.sharding == "none" else []
         self.step = 0
         self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
         self.best: dict[str, float] = {}  # the smallest held-out loss so far, "validation", and its "step"
@@ -131,7 +135,8 @@ class Trainer:
         if config.sample_every:
             self._hook("sheet")
         if config.compile:
-            for module in getattr(stage, "compiled", stage.modules.values()):
+            self.linear = []  # torch's compiler chooses its products itself
+            for module in networks:
                 compile_calls(module)
 
     def _hook(self, name: str) -> Callable[..., Any]:
@@ -345,12 +350,13 @@ class Trainer:
         means: dict[str, Tensor] = {}
         for part, batch in zip(self.parts, batches, strict=True):
             torch.manual_seed(step_seed(self.config.seed, self.step))  # every part draws for the whole batch
-            with self._autocast():
-                loss, figures = self.stage.loss(batch, self.step, part)
-            if part is self.parts[-1]:
-                self.spread.arm()
-            mean = loss / (len(self.parts) * self.spread.divisor)
-            (mean if self.scale is None else mean * self.scale.factor).backward()  # type: ignore[no-untyped-call]
+            with quick(self.linear):
+                with self._autocast():
+                    loss, figures = self.stage.loss(batch, self.step, part)
+                if part is self.parts[-1]:
+                    self.spread.arm()
+                mean = loss / (len(self.parts) * self.spread.divisor)
+                (mean if self.scale is None else mean * self.scale.factor).backward()  # type: ignore[no-untyped-call]
             for key, value in {"loss": loss.detach(), **figures}.items():
                 means[key] = value / len(self.parts) + means.get(key, 0)
         return means
