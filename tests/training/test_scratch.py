@@ -175,7 +175,7 @@ def test_a_learned_vocabulary_reads_captions_in_few_tokens_and_anything_at_all(t
         ("times_from=1", "times_from is 1 and times_to 1"),
         ("noise_offset=2", "noise_offset is 2.0"),
         ("size=-1", "size is -1"),
-        ("cut=left", "crop is 'left'"),
+        ("cut=left", "cut is 'left'"),
         ("template=a photo", "must have a {}"),
         ("class_data=x", "class_data is given and class_prompt is not"),
     ],
