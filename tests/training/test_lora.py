@@ -134,6 +134,7 @@ def test_a_run_goes_on_from_a_file(tiny_folder: Path, folder: Path, tmp_path: Pa
             assert not torch.equal(update.factors["up"], last.parts[part][path].factors["up"])
     with pytest.raises(CheckpointError, match="nowhere"):
         tune(replace(PLAIN, init=str(tmp_path / "nowhere.safetensors")), subject, tmp_path / "no")
+    assert not (tmp_path / "no").exists()  # it is told before any picture is encoded
 
 
 def test_the_file_says_what_it_is(tiny_folder: Path, folder: Path, tmp_path: Path) -> None:
@@ -208,13 +209,18 @@ def test_what_cant_be_is_said(tiny_folder: Path, folder: Path, tmp_path: Path) -
         ("text_lr=0.1", "train is 'unet', so no text encoder learns"),
         ("lora_dropout=1", "lora_dropout is 1"),
         ("train=vae", "train is 'vae'"),
+        ("sharding=fsdp", "too small to be sharded"),
     ):
         with pytest.raises(TrainingError, match=told):
             check(override(recipe, [setting]))
     with pytest.raises(TrainingError, match="loha has no ranks to leave out"):
         check(override(recipe, ["kind=loha", "rank_dropout=0.1"]))
+    subject = Subject(str(tiny_folder), str(folder))
     with pytest.raises(TrainingError, match="which is no layer of the text_encoder"):
-        tune(replace(PLAIN, train="both", targets=("*.attn2.*",)), Subject(str(tiny_folder), str(folder)), tmp_path)
+        tune(replace(PLAIN, train="both", targets=("*.attn2.*",)), subject, tmp_path / "run")
+    with pytest.raises(TrainingError, match="which is no layer of the unet"):
+        tune(replace(PLAIN, targets=("*.norm1",)), subject, tmp_path / "run")  # no linear layer, no convolution
+    assert not (tmp_path / "run").exists()
 
 
 def test_diffusers_draws_the_same_picture_with_a_learned_word(

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from darkroom.adapters import Adapter, TrainableLora, init_lora
-from darkroom.adapters.train import KINDS, WHICH
+from darkroom.adapters.train import KINDS, WHICH, Layer
 from darkroom.errors import TrainingError
 from darkroom.formats.lora import read_lora
 from darkroom.formats.lora_keys import Home, Homes
 from darkroom.formats.lora_save import FORMS, Form, save_lora
+from darkroom.pipeline import Pipeline
 
+from .kinds import Subject
 from .loop import step_seed
 from .parallel import Share
 from .stage import PictureRecipe, PictureStage
@@ -51,6 +53,16 @@ class LoraStage(PictureStage):
 
     config: LoraRecipe
 
+    @classmethod
+    def model(cls, recipe: LoraRecipe, subject: Subject) -> Pipeline:
+        pipe = super().model(recipe, subject)
+        networks = pipe.loras.networks
+        kept = read_lora(recipe.init, networks).parts if recipe.init else {}
+        for part, network in networks.items():
+            if recipe.train in ("both", _name(part)) and part not in kept:
+                check_targets(recipe.targets, part, network)
+        return pipe
+
     def begin(self) -> None:
         c, networks = self.config, self.pipe.loras.networks
         learning = {part: n for part, n in networks.items() if c.train in ("both", _name(part))}
@@ -73,16 +85,10 @@ class LoraStage(PictureStage):
         c = self.config
         # Loaders of text encoders drop magnitudes, so those have plain factors there.
         kind = "lora" if c.kind == "dora" and part != "unet" else c.kind
-        try:
-            return init_lora(
-                network, c.rank, c.alpha, chooser(c.targets, part, network), kind=kind, conv_rank=c.conv_rank or None,
-                rslora=c.rslora, dropout=c.lora_dropout, rank_dropout=c.rank_dropout,
-            )  # fmt: skip
-        except ValueError:
-            told, examples = ",".join(c.targets), ", ".join(list(Homes({part: network}).names.values())[:2])
-            raise TrainingError(
-                f"targets is {told[:100]!r}, which is no layer of the {part}; its layers are {examples}, ..."
-            ) from None
+        return init_lora(
+            network, c.rank, c.alpha, chooser(c.targets, part, network), kind=kind, conv_rank=c.conv_rank or None,
+            rslora=c.rslora, dropout=c.lora_dropout, rank_dropout=c.rank_dropout,
+        )  # fmt: skip
 
     @property
     def rates(self) -> Mapping[str, float]:
@@ -148,6 +154,16 @@ def chooser(targets: Sequence[str], part: str, network: nn.Module) -> Callable[[
     return chosen
 
 
+def check_targets(targets: Sequence[str], part: str, network: nn.Module) -> None:
+    """Raise TrainingError where targets mean no layer of a network."""
+    chosen = chooser(targets, part, network)
+    if not any(isinstance(layer, Layer) and chosen(path) for path, layer in network.named_modules()):
+        told, examples = ",".join(targets), ", ".join(list(Homes({part: network}).names.values())[:2])
+        raise TrainingError(
+            f"targets is {told[:100]!r}, which is no layer of the {part}; its layers are {examples}, ..."
+        )
+
+
 def is_target(text: str) -> bool:
     """Whether a text can be a target: a name of `WHICH`, or what can be a pattern of layers' names."""
     return text in WHICH or "*" in text or "." in text
@@ -161,6 +177,8 @@ def check_lora(recipe: LoraRecipe) -> None:
             raise TrainingError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     if c.train == "unet" and c.text_lr:
         raise TrainingError(f"text_lr is {c.text_lr:g} and train is 'unet', so no text encoder learns; set train=both")
+    if c.sharding == "fsdp":
+        raise TrainingError("sharding is 'fsdp', and a LoRA's factors are too small to be sharded; use sharding=none")
     if c.rank_dropout and c.kind not in ("lora", "dora"):
         raise TrainingError(f"rank_dropout is {c.rank_dropout:g}; {c.kind} has no ranks to leave out: use lora_dropout")
 
