@@ -119,13 +119,13 @@ def test_a_unet_in_int8_stays_near_and_keeps_its_weights() -> None:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_layers_that_have_answered_already_are_rounded_as_well() -> None:
     used = network()
     used(*inputs())  # packs them
     assert to_int8(used) == to_int8(network()) > 20
 
 
+@torch.no_grad()
 def test_a_lora_acts_attached_and_merged_and_leaves_without_a_trace() -> None:
     from darkroom.adapters import attached
 
