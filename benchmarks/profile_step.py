@@ -37,6 +37,7 @@ NAMES = {
     "normalisation": ("group_norm", "layer_norm"),
     "activation": ("aten::silu", "aten::gelu"),
 }
+PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")  # what attention may multiply by, besides bmm
 MODULE = "module: "
 
 
@@ -50,7 +51,7 @@ def kind_of(operation: str, module: nn.Module | None, shapes: list[Any]) -> str 
     found = next((kind for kind, names in NAMES.items() if any(name in operation for name in names)), None)
     if found == "convolution":
         return _convolution(next((s[2:] for s in shapes[1:] if len(s) == 4), (3, 3)))
-    if "Attention" in type(module).__name__ and (found is None or operation in ("aten::mm", "aten::addmm")):
+    if "Attention" in type(module).__name__ and (found is None or operation in PRODUCTS):
         return "attention"  # its products and what is done with them; its projections are modules, or aten::linear
     return found
 
