@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from darkroom.models import attention
 from darkroom.models.attention import attend, by_powers
@@ -181,4 +182,7 @@ def test_who_attends_by_powers() -> None:
         assert not asked(1024, 0)
         q = torch.zeros(1, 1, 1024, 8, device="meta")
         assert not attention._powers_are_faster(q, q)
+        with FakeTensorMode():
+            q = torch.zeros(1, 1024, 8)
+            assert attend(q, q, q, 1).shape == (1, 1024, 8)
     assert not asked(1024, 1024)

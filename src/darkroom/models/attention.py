@@ -67,6 +67,8 @@ def _powers_are_faster(q: Tensor, k: Tensor) -> bool:
     length, keys = q.shape[2], k.shape[2]
     if torch.is_grad_enabled() or q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
+    if type(q) is not Tensor:  # a tensor without values, whose sums can't be looked at
+        return False
     if not 0 < keys <= min(SHARE * length, LONG) or not q.numel() or not available(q.dtype):
         return False
     return length * keys >= (64 * 64 if q.dtype == torch.bfloat16 else MANY)
