@@ -16,7 +16,7 @@ from darkroom.formats.checkpoint import native_state, open_checkpoint
 from darkroom.formats.convert import convert
 from darkroom.formats.describe import describe
 from darkroom.formats.layouts import table
-from darkroom.formats.writer import Entry, whole_folder, write_safetensors
+from darkroom.formats.writer import Entry, clear_drafts, whole_file, whole_folder, write_safetensors
 
 PARTS = ("unet", "autoencoder", "text_encoder")
 
@@ -288,3 +288,19 @@ def test_describe_tells_what_is_wrong(sd1: Any, tmp_path: Path) -> None:
     assert told["fault"] == told["parts"]["autoencoder"]["fault"]
     assert told["parts"]["unet"]["fault"] is None
     assert "hash" not in told
+
+
+def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "model", "mark") as folder:
+        (folder / "mark").write_text("x")
+    with whole_file(tmp_path / "a.safetensors") as file:
+        file.write_text("x")
+    (tmp_path / "model").rename(tmp_path / folder.name)  # as a process that could not clean up would leave it
+    (tmp_path / file.name).write_text("half")
+    (tmp_path / f".model.{'0' * 8}.old").mkdir()
+    kept = {"a.safetensors", ".model.part", ".x.0123456789.part", "model.01234567.part", ".link.01234567.part"}
+    for other in sorted(kept - {"a.safetensors", ".link.01234567.part"}):
+        (tmp_path / other).write_text("mine")
+    (tmp_path / ".link.01234567.part").symlink_to(tmp_path / "a.safetensors")
+    clear_drafts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept

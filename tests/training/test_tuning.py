@@ -185,12 +185,15 @@ def test_a_finished_run_is_no_other_recipe_s(folder: Path, tmp_path: Path) -> No
     subject, run = Subject(None, str(folder)), tmp_path / "run"
     recipe = replace(KINDS[0], steps=1)
     made = tune(recipe, subject, run).read_bytes()
+    (draft := run / ".model.01234567.part").mkdir()  # left by a process that was killed while it wrote its result
     for name, value in (("rank", 3), ("kind", "dora"), ("lr", 0.5)):
         with pytest.raises(TrainingError, match=f"was trained with {name}="):
             tune(replace(recipe, **{name: value}), subject, run)
     with pytest.raises(TrainingError, match="is of another architecture"):
         tune(InversionRecipe(**(RECIPE | {"lr": 0.01, "steps": 1})), subject, run)
+    assert draft.exists()
     assert tune(recipe, subject, run).read_bytes() == made
+    assert not draft.exists()
     assert tune(replace(recipe, form="kohya"), subject, run).read_bytes() != made  # decides the file alone
 
 

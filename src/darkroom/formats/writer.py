@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,6 +103,9 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         os.fsync(file.fileno())
 
 
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # a name that the writers below work under
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write to; it becomes `path` when all went well, and is gone otherwise. OSError -> CheckpointError."""
@@ -149,6 +153,13 @@ def whole_folder(path: Path, marker: str) -> Iterator[Path]:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder, where nobody else is writing now."""
+    for left in folder.iterdir():
+        if _DRAFT.fullmatch(left.name) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from darkroom.data.lessons import Lessons
 from darkroom.errors import TrainingError
+from darkroom.formats.writer import clear_drafts
 from darkroom.pipeline import Pipeline
 
 from . import state
@@ -122,7 +123,9 @@ def write_result(stage: PictureStage, run: Path, output: Path, report: Report = 
         module.load_state_dict(saved["ema"][name])
     report("writing what was made", None, 0)
     with stage.hooks:
-        return stage.write(output)
+        made = stage.write(output)
+    clear_drafts(output)  # of a process that was killed here
+    return made
 
 
 def train_pictures(
