@@ -125,3 +125,11 @@ def test_every_kind_is_estimated(name: str) -> None:
     assert found.weights >= learns > 0
     assert found.average >= learns
     assert min(found.optimizer, found.activations, found.update + 1) > 0
+
+
+def test_a_distillation_into_a_lora_is_estimated() -> None:
+    recipe = KINDS["distill"].recipe_of()
+    whole = rehearsal.rehearse(recipe)
+    alone, aimed = (rehearsal.rehearse(replace(recipe, student="lora", target_ema=ema)) for ema in (0.0, 0.9))
+    assert 0 < alone.gradients == aimed.gradients < whole.gradients
+    assert 0 < alone.average < aimed.average

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,11 +227,12 @@ def _student(
     text, and the student that is aimed at. Both students are put into `learning`."""
     target: nn.Module | None = None
     if recipe.student == "lora":
-        lora = init_lora(unet, recipe.rank, recipe.alpha, chooser(recipe.targets, "unet", unet))
+        chosen = chooser(recipe.targets, "unet", unet)
+        lora = init_lora(unet, recipe.rank, recipe.alpha, chosen)
         learning["student"], student = lora, unet
         lora.attach(unet)
-        if recipe.target_ema:
-            learning["target"] = copied = deepcopy(lora).requires_grad_(False)
+        if recipe.target_ema:  # a copy of tensors without values would be of another mode than all others
+            learning["target"] = copied = init_lora(unet, recipe.rank, recipe.alpha, chosen).requires_grad_(False)
             copied.on = False
             copied.attach(unet)
         target = unet
