@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darkroom.models.packed import available
+from darkroom.models.packed import PackedLinear, available, pack
 from darkroom.models.products import FEW, _Quick, linear_layers, quick
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="no oneDNN here")
@@ -83,3 +83,23 @@ def test_hooks_are_heard() -> None:
     with quick(linear_layers([layer])):
         layer(torch.randn(FEW, 48))
     assert heard == ["hook"]
+
+
+def test_a_frozen_network_may_draw_between_steps_and_within_one() -> None:
+    """Drawing packs its layers; a step must find their weights, and drawing must find the layers again."""
+    network = nn.Sequential(nn.Linear(48, 32), nn.SiLU(), nn.Linear(32, 32)).requires_grad_(False)
+    x = torch.randn(FEW, 48)
+    expected = gradients(network, x)
+    layers = linear_layers([network])
+    for _ in range(2):
+        with quick(layers):
+            answers = gradients(network, x)
+            with torch.no_grad():
+                pack(network)
+                assert torch.allclose(network(x), expected[0], atol=1e-6)
+        for answer, exact in zip(answers, expected, strict=True):
+            assert torch.allclose(answer, exact, atol=1e-6)
+        with torch.no_grad():
+            assert pack(network)
+        assert type(network[0]) is PackedLinear
+        assert linear_layers([network]) == layers

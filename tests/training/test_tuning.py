@@ -181,6 +181,16 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
             rehearse(bad)
 
 
+def test_a_frozen_model_that_is_looked_at_between_steps_goes_on_learning_in_float32(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Looking packs its layers for drawing; the next step finds them (`models.products`)."""
+    recipe = replace(KINDS[0], precision="float32", steps=3, validate_every=1)
+    train_pictures(recipe, Subject(None, str(folder)), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "validation" in row] == [1, 2, 3]
+
+
 def test_a_finished_run_is_no_other_recipe_s(folder: Path, tmp_path: Path) -> None:
     subject, run = Subject(None, str(folder)), tmp_path / "run"
     recipe = replace(KINDS[0], steps=1)
@@ -211,11 +221,11 @@ def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(
     assert "2 pictures are left out" in caplog.text
     belongs = (tmp_path / "run" / "lessons.txt").read_text()
 
-    def killed(path: Path, *_: object) -> Path:
+    def killed(_draft: Path, path: Path) -> None:
         raise KeyboardInterrupt(str(path))
 
     with monkeypatch.context() as patch:  # while it notes again what the run belongs to
-        patch.setattr(Path, "replace", killed)
+        patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt, match="lessons"):
             tune(recipe, Subject(None, str(data)), tmp_path / "run")
     assert (tmp_path / "run" / "lessons.txt").read_text() == belongs

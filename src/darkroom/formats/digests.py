@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from darkroom.caches import cache_folder
 from darkroom.errors import CheckpointError
+
+from .writer import whole_file
 
 LARGE = 2**26  # bytes of files from which on their digest is kept
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -61,8 +62,5 @@ def _read(place: Path) -> str | None:
 
 def _write(place: Path, digest: str) -> None:
     """Keep a digest, whole or not at all; a disk that takes nothing costs the keeping only."""
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="ascii", dir=place.parent, prefix=".", delete=False) as draft:
-            draft.write(digest)
-        os.replace(draft.name, place)
+    with contextlib.suppress(CheckpointError), whole_file(place) as draft:
+        draft.write_text(digest, encoding="ascii")

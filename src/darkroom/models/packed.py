@@ -125,7 +125,7 @@ def pack(network: nn.Module) -> bool:
     layers: list[Any] | None = network.__dict__.get("_packable")
     if layers is None:
         compiled = any(module._compiled_call_impl is not None for module in network.modules())
-        layers = [] if compiled else [m for m in network.modules() if type(m) in (*ORDINARY, *_PLAIN)]
+        layers = [] if compiled else [m for m in network.modules() if isinstance(m, ORDINARY)]
         network.__dict__["_packable"] = layers  # torch's compiler packs by itself
     done = False
     for layer in layers:

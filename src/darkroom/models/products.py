@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .packed import available, multiply
+from .packed import PackedLinear, available, multiply, unpack
 
 FEW = 64  # positions below which the calls cost more than the products
 
@@ -60,13 +60,14 @@ def linear_layers(networks: Sequence[nn.Module]) -> list[nn.Module]:
     """What `quick` is for, among the layers of some networks: none where oneDNN can't be had."""
     if not available(torch.float32):
         return []
-    return [layer for network in networks for layer in network.modules() if type(layer) is nn.Linear]
+    return [m for network in networks for m in network.modules() if type(m) in (nn.Linear, PackedLinear)]
 
 
 @contextmanager
 def quick(layers: Sequence[nn.Module]) -> Iterator[None]:
     """While this lasts, these layers are quick; on the CPU, without autocast and torch.compile."""
     for layer in layers:
+        unpack(layer)  # whoever drew with the network meanwhile has packed what is frozen in it
         layer.__class__ = _Quick
     try:
         yield

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from darkroom.errors import TrainingError
+from darkroom.formats.writer import whole_file
 from darkroom.pipeline import Pipeline
 
-from . import state
 from .background import interruptible
 from .kinds import Report
 from .loop import Stopped, step_seed
@@ -38,7 +38,8 @@ def draw_class(pipe: Pipeline, prompt: str, count: int, seed: int, folder: Path,
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        state.note(note, made_of)
+        with whole_file(note) as draft:
+            draft.write_text(made_of, encoding="utf-8")
     with interruptible() as asked:
         for i in range(count):
             path = folder / f"{i:05d}.png"

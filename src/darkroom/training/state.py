@@ -57,13 +57,6 @@ def write(path: Path, state: dict[str, Any]) -> Path:
     return path
 
 
-def note(path: Path, text: str) -> None:
-    """Write a small file of a run: whole or not at all. Raises OSError."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 def copied(state: dict[str, Any]) -> dict[str, Any]:
     """A state as it is now, in memory of its own, on the CPU."""
     copy: dict[str, Any] = tree_map(lambda v: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else v, state)

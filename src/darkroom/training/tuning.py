@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from darkroom.data.lessons import Lessons
 from darkroom.errors import TrainingError
-from darkroom.formats.writer import clear_drafts
+from darkroom.formats.writer import clear_drafts, whole_file
 from darkroom.pipeline import Pipeline
 
 from . import state
@@ -199,7 +199,8 @@ def _claim(output: Path, belongs: str) -> None:
     note = output / BELONGS
     if state.steps_done(output) and note.is_file() and note.read_text(encoding="utf-8") != belongs:
         raise TrainingError(f"{output} was trained on other pictures or for another model; use another folder")
-    state.note(note, belongs)
+    with whole_file(note) as draft:
+        draft.write_text(belongs, encoding="utf-8")
 
 
 def _encode(recipe: PictureRecipe, subject: Subject, output: Path, cache: Path) -> None:
