@@ -51,6 +51,7 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 	$(RUN) -m darkroom bench
 	$(RUN) benchmarks/step.py --dtype bfloat16 --yardstick
 	$(RUN) benchmarks/decode.py --dtype bfloat16 --yardstick
+	$(RUN) benchmarks/attention.py
 	$(RUN) benchmarks/profile_step.py --dtype bfloat16
 	$(RUN) benchmarks/through_openvino.py
 	$(RUN) benchmarks/sdcpp.py
@@ -68,6 +69,7 @@ bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, n
 	$(RUN) -m darkroom bench --architecture tiny --rounds 1
 	$(RUN) benchmarks/step.py --architecture tiny --size 64 --rounds 2
 	$(RUN) benchmarks/decode.py --smoke
+	$(RUN) benchmarks/attention.py --smoke
 	$(RUN) benchmarks/profile_step.py --architecture tiny --size 64 --rounds 1
 	$(RUN) benchmarks/through_openvino.py --smoke
 	$(RUN) benchmarks/sdcpp.py --smoke
