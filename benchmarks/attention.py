@@ -3,7 +3,7 @@
     python benchmarks/attention.py [--dtype float32 bfloat16] [--rounds 9] [--smoke]
 
 The shapes are those of Stable Diffusion 1.5's guided step at 512 px, and of its autoencoder. What decides which of the
-two answers is in `darkroom.models.attention`; here both do, whatever it says.
+two answers is in `darkroom.kernels.attention`; here both do, whatever it says.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from common import alternate, machine, report
 from torch import Tensor
 
 from darkroom.bench.networks import DTYPES
-from darkroom.models.attention import by_powers
-from darkroom.models.heap import keep_freed_memory
+from darkroom.kernels.attention import by_powers
+from darkroom.kernels.heap import keep_freed_memory
 
 # rows, heads, queries, keys, width of a head
 SHAPES = (

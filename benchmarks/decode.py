@@ -20,10 +20,10 @@ from common import arguments, channels_last, compare, in_float32, networks, open
 from torch import Tensor, nn
 
 from darkroom.bench.networks import AUTOENCODERS, DTYPES, decode_input, decode_run, finished
+from darkroom.kernels.heap import return_freed_memory
+from darkroom.kernels.packed import ready
+from darkroom.kernels.strips import KEPT
 from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.heap import return_freed_memory
-from darkroom.models.packed import ready
-from darkroom.models.strips import KEPT
 
 
 class _Decoder(nn.Module):

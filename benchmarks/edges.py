@@ -16,8 +16,8 @@ from PIL import Image, ImageFilter
 
 import darkroom
 from darkroom import hints
-from darkroom.data.scenes import KINDS, draw_scene, render_scene
 from darkroom.evaluate.judge import judge
+from darkroom.toy.scenes import KINDS, draw_scene, render_scene
 
 SEED = 991  # of the scenes; training drew from seed 0
 

@@ -24,14 +24,14 @@ from common import networks
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from darkroom.accelerate.compiled import compile_blocks
+from darkroom.accelerate.fp8 import fp8_problem, to_fp8
+from darkroom.accelerate.graphs import record_calls
 from darkroom.bench.networks import SIGMA, UNETS, finished, schedule
 from darkroom.bench.timing import alternate, machine, report
 from darkroom.diffusion.condition import Condition
 from darkroom.diffusion.denoiser import Denoiser
-from darkroom.models.compiled import compile_blocks
 from darkroom.models.config import UNetConfig
-from darkroom.models.fp8 import fp8_problem, to_fp8
-from darkroom.models.graphs import record_calls
 from darkroom.models.unet import UNet
 
 SCALE = 7.5

@@ -22,13 +22,13 @@ from common import alternate, machine
 from torch import Tensor
 
 import darkroom
-from darkroom.data.scenes import KINDS, Scene
+from darkroom.accelerate.int8 import to_int8
+from darkroom.accelerate.merging import merging
 from darkroom.evaluate.scenes import SEED, scenes_of, score
 from darkroom.models.config import SD15_UNET, UNetConfig
-from darkroom.models.int8 import to_int8
-from darkroom.models.merging import merging
 from darkroom.models.unet import Deep, UNet
 from darkroom.pipeline import Pipeline
+from darkroom.toy.scenes import KINDS, Scene
 
 REFERENCE = 500  # steps
 # Name -> the options of `generate`; "quantize" is load's.

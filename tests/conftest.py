@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what several rooms' tests share
+from twins import difference, peer, twins  # noqa: F401
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline

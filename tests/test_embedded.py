@@ -9,10 +9,10 @@ from PIL import Image, ImageFilter
 
 import darkroom
 from darkroom import hints
-from darkroom.data.objects import OBJECTS
-from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.embedded import MODEL
 from darkroom.evaluate.scenes import psnr, reconstruct, scenes_of, score
+from darkroom.toy.objects import OBJECTS
+from darkroom.toy.scenes import draw_scene, render_scene
 
 
 @pytest.fixture(scope="module")

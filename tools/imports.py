@@ -23,29 +23,35 @@ MAY_USE: Mapping[str, frozenset[str]] = {
     for room, others in {
         "errors": "",
         "caches": "",
-        "models": "",
+        "kernels": "",
         "samplers": "",
-        "data": "images request",
         "embedded": "",
+        "toy": "images request",
+        "models": "kernels",
         "request": "",
         "images": "request",
         "masks": "images request",
         "hints": "images request",
-        "adapters": "models request",
-        "diffusion": "adapters models",
-        "backends": "adapters caches models",
-        "bench": "diffusion models",
+        "data": "images request toy",
+        "accelerate": "kernels models",
+        "adapters": "accelerate kernels models request",
+        "diffusion": "accelerate adapters models",
+        "backends": "adapters caches kernels models",
+        "bench": "diffusion kernels models",
         "prompts": "adapters models",
-        "formats": "adapters caches embedded models prompts request",  # networks on `meta`; tokenizers
-        "engine": "adapters diffusion hints images masks models prompts request samplers __version__",
+        # networks on `meta`; tokenizers; what a scheduler's configuration names
+        "formats": "adapters caches diffusion embedded models prompts request samplers",
+        "engine": "accelerate adapters diffusion formats hints images kernels masks models prompts request samplers "
+        "__version__",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",
         "arguments": "adapters engine images",
-        "pipeline": "adapters arguments diffusion engine formats images models prompts request result samplers sweeps",
-        "loading": "backends caches embedded engine formats models pipeline prompts request",
-        "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps",
-        "training": "adapters data diffusion embedded engine evaluate formats hints images models pipeline prompts "
-        "request samplers",
+        "pipeline": "accelerate adapters arguments diffusion engine formats images models prompts request result "
+        "samplers sweeps",
+        "loading": "accelerate backends caches embedded engine formats kernels models pipeline prompts request",
+        "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
+        "training": "adapters data diffusion embedded engine evaluate formats hints images kernels models pipeline "
+        "prompts request samplers toy",
         "cli": "*",
         "__init__": "*",
         "__main__": "cli",
@@ -55,6 +61,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
 ONLY = {
     ("formats", "prompts"): ("convert.py", "embedding.py", "infokeys.py", "save.py"),
     ("prompts", "models"): ("encoder.py", "joint.py"),
+    ("formats", "samplers"): ("scheduler_config.py",),
+    ("formats", "diffusion"): ("scheduler_config.py",),
 }
 # Libraries that tests compare with; the package never needs them.
 PEERS = frozenset({"accelerate", "diffusers", "peft", "scipy", "torchsde", "torchvision", "transformers"})

@@ -1,5 +1,5 @@
 """`python -m darkroom`: the same command as `darkroom`."""
 
-from darkroom.cli import main
+from .cli import main
 
 main()

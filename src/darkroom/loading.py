@@ -11,6 +11,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from .accelerate.compiled import compile_blocks
+from .accelerate.fp8 import fp8_problem, to_fp8
+from .accelerate.graphs import record_calls
+from .accelerate.int8 import int8_problem, to_int8
 from .backends import BACKENDS, Networks, classes
 from .caches import cache_folder
 from .embedded import HOME, MODEL
@@ -20,13 +24,9 @@ from .errors import CheckpointError, RequestError
 from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open_checkpoint
 from .formats.layouts import Part
 from .formats.vae import with_vae
+from .kernels.packed import available
 from .models.autoencoder import Autoencoder
-from .models.compiled import compile_blocks
 from .models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig
-from .models.fp8 import fp8_problem, to_fp8
-from .models.graphs import record_calls
-from .models.int8 import int8_problem, to_int8
-from .models.packed import available
 from .models.text_encoder import TextEncoder
 from .models.tiny_autoencoder import TinyAutoencoder
 from .pipeline import DTYPES, Pipeline

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import arguments
+from .accelerate.compiled import compile_blocks, is_compiled
 from .adapters import Adapter, Lora, Merged, Scaled
 from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
@@ -34,7 +35,6 @@ from .formats.save import save_folder, save_single_file
 from .formats.writer import saved_type
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
 from .models.autoencoder import Autoencoder
-from .models.compiled import compile_blocks, is_compiled
 from .models.controlnet import ControlNet
 from .models.text_encoder import TextEncoder
 from .models.unet import UNet

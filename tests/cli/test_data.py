@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data.glyphs import find_font
-from darkroom.data.objects import OBJECTS
-from darkroom.data.scenes import draw_scene, render_scene, triple_held_out
 from darkroom.errors import TrainingError
+from darkroom.toy.glyphs import find_font
+from darkroom.toy.objects import OBJECTS
+from darkroom.toy.scenes import draw_scene, render_scene, triple_held_out
 
 Command = Callable[..., Any]  # see conftest.py
 

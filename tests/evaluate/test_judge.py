@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from darkroom.data.objects import BACKGROUNDS, CANVAS, RELATIONS, SIZES
-from darkroom.data.scenes import COLOURS, NOUNS, Placed, Scene, draw_scene, render_scene
 from darkroom.evaluate.judge import components, judge, look
+from darkroom.toy.objects import BACKGROUNDS, CANVAS, RELATIONS, SIZES
+from darkroom.toy.scenes import COLOURS, NOUNS, Placed, Scene, draw_scene, render_scene
 
 WHITE = (255, 255, 255)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import CheckpointError, RequestError, TrainingError
 from darkroom.evaluate.drawing import draw
 from darkroom.evaluate.measure import Asked, measure
@@ -23,6 +22,7 @@ from darkroom.evaluate.scenes import SEED, scenes_of
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 from darkroom.request import Request
+from darkroom.toy.scenes import draw_scene, render_scene
 
 
 def picture(seed: int, side: int = 32) -> np.ndarray:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from darkroom.data import glyphs
-from darkroom.data.objects import BACKGROUNDS, SIZES
-from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import RequestError, TrainingError
 from darkroom.evaluate.judge import Known, look
 from darkroom.evaluate.objects import NewObject, evaluate_object
 from darkroom.evaluate.scenes import SEED, scenes_of, score
+from darkroom.toy import glyphs
+from darkroom.toy.objects import BACKGROUNDS, SIZES
+from darkroom.toy.scenes import draw_scene, render_scene
 
 
 @pytest.fixture

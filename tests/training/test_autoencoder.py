@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import TrainingError
+from darkroom.toy.scenes import draw_scene, render_scene
 from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, network
 from darkroom.training.autoencoder_run import finish_autoencoder, run_autoencoder
 from darkroom.training.crops import SceneCrops, open_crops

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import darkroom
-from darkroom.data import glyphs
-from darkroom.data.objects import OBJECTS
 from darkroom.errors import TrainingError
 from darkroom.evaluate import scenes
+from darkroom.toy import glyphs
+from darkroom.toy.objects import OBJECTS
 from darkroom.training import autoencoder_run, card, embedded, finish, state
 from darkroom.training.cache import fingerprint
 from darkroom.training.kinds import Subject

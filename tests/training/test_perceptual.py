@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import CheckpointError
 from darkroom.models.config import LpipsConfig
 from darkroom.models.lpips import Lpips
+from darkroom.toy.scenes import draw_scene, render_scene
 from darkroom.training.latents import stacked
 from darkroom.training.perceptual import OWN, PerceptualDistance, open_distance
 

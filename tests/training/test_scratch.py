@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import darkroom
-from darkroom.data.scenes import draw_scene
 from darkroom.errors import TrainingError
+from darkroom.toy.scenes import draw_scene
 from darkroom.training.finish import scene_tokenizer
 from darkroom.training.kinds import Subject
 from darkroom.training.parallel import Share

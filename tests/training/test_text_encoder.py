@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from darkroom.data.lessons import SceneLessons
-from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import TrainingError
 from darkroom.models.clip import Clip, contrastive_loss
 from darkroom.prompts.tokenizer import Tokenizer
+from darkroom.toy.scenes import draw_scene, render_scene
 from darkroom.training import text_encoder_run
 from darkroom.training.finish import scene_tokenizer
 from darkroom.training.kinds import KINDS, Subject

@@ -16,8 +16,8 @@ from safetensors import safe_open
 
 import darkroom
 from darkroom.data.lessons import SceneLessons, open_lessons
-from darkroom.data.scenes import draw_scene, render_scene
 from darkroom.errors import TrainingError
+from darkroom.toy.scenes import draw_scene, render_scene
 from darkroom.training.kinds import KINDS as ALL
 from darkroom.training.kinds import Subject
 from darkroom.training.lora import LoraRecipe

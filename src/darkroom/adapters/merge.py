@@ -8,8 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from darkroom.models.fp8 import round_anew
-
+from ..accelerate.fp8 import round_anew
 from .adapter import Scaled
 from .attach import combined
 

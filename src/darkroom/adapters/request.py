@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.errors import RequestError
-from darkroom.request import MAX_LORA_SCALE, real
+from ..errors import RequestError
+from ..request import MAX_LORA_SCALE, real
 
 
 @dataclass(frozen=True, slots=True)

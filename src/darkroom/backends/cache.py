@@ -13,8 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from darkroom.caches import cache_folder
-
+from ..caches import cache_folder
 from .library import core, openvino
 
 GRAPH = "graph.xml"  # and graph.bin, its constants

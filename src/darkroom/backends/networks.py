@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.strips import MEMORY
 from ..models.autoencoder import Autoencoder
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
-from ..models.strips import MEMORY
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
 from .convert import Answer, Input, Method
@@ -80,7 +80,7 @@ def _skips(config: UNetConfig) -> tuple[list[Input], Input]:
 
 
 class OpenVINOAutoencoder(Autoencoder):
-    """An autoencoder. Natively: pictures too large to be done whole (`models.strips`)."""
+    """An autoencoder. Natively: pictures too large to be done whole (`kernels.strips`)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)

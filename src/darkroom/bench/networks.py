@@ -13,21 +13,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from darkroom.diffusion.condition import Condition
-from darkroom.diffusion.denoiser import Denoiser
-from darkroom.diffusion.guidance import ClassifierFree
-from darkroom.diffusion.schedule import Schedule
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import (
-    SD2_UNET,
-    SD15_AUTOENCODER,
-    SD15_TEXT_ENCODER,
-    SD15_UNET,
-    AutoencoderConfig,
-    UNetConfig,
-)
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.models.unet import UNet
+from ..diffusion.condition import Condition
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.guidance import ClassifierFree
+from ..diffusion.schedule import Schedule
+from ..models.autoencoder import Autoencoder
+from ..models.config import SD2_UNET, SD15_AUTOENCODER, SD15_TEXT_ENCODER, SD15_UNET, AutoencoderConfig, UNetConfig
+from ..models.text_encoder import TextEncoder
+from ..models.unet import UNet
 
 _EMBEDDED = UNetConfig(
     sample_size=16,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from darkroom.bench.networks import AUTOENCODERS, DTYPES, UNETS, decode_run, encode_text, finished, guided_step
-from darkroom.bench.timing import alternate
-from darkroom.errors import Error
-from darkroom.models.packed import ready
+from ..errors import Error
+from ..kernels.packed import ready
+from .networks import AUTOENCODERS, DTYPES, UNETS, decode_run, encode_text, finished, guided_step
+from .timing import alternate
 
 SIZES = {"embedded": 128, "sd15": 256, "sd2": 256, "tiny": 64}  # pixels a side, where no size is asked for
 PARTS = ("U-Net step", "decode", "text encoder")
@@ -135,8 +135,8 @@ def work(part: str, architecture: str, size: int) -> float:
 
 def memory_needed(architecture: str, size: int | None, dtypes: Sequence[str]) -> int:
     """Bytes, about: the U-Net in each dtype with its weights a second time (packed), and a decode's widest answers."""
-    from darkroom.models.layers import parameter_count
-    from darkroom.models.unet import UNet
+    from ..models.layers import parameter_count
+    from ..models.unet import UNet
 
     with torch.device("meta"):
         weights = parameter_count(UNet(UNETS[architecture]))

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from darkroom.errors import Error
+from ..errors import Error
 
 # Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
 COMMANDS = {
@@ -99,7 +99,7 @@ _app = new_app(cls=_Commands)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from darkroom import __version__
+        from .. import __version__
 
         print(f"darkroom {__version__}")
         raise typer.Exit

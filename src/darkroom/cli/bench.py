@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from darkroom.cli import complain, did_you_mean, new_app
-from darkroom.cli.display import Display
-from darkroom.cli.options import Device, Json, Threads, named_as_options, whole_number
-from darkroom.errors import RequestError
-from darkroom.request import whole
+from ..errors import RequestError
+from ..request import whole
+from . import complain, did_you_mean, new_app
+from .display import Display
+from .options import Device, Json, Threads, named_as_options, whole_number
 
 app = new_app()
 ARCHITECTURES = ("embedded", "sd15", "sd2", "tiny")
@@ -53,10 +53,10 @@ def bench(
     with Display("measuring the ceiling") as display:
         import torch
 
-        from darkroom.bench import table
-        from darkroom.bench.networks import DTYPES
-        from darkroom.bench.timing import machine
-        from darkroom.loading import device_named
+        from ..bench import table
+        from ..bench.networks import DTYPES
+        from ..bench.timing import machine
+        from ..loading import device_named
 
         if dtype is not None and dtype not in DTYPES:
             raise RequestError(f"--dtype is {dtype[:40]!r}{did_you_mean(dtype, list(DTYPES))}")

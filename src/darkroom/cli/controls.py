@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 if TYPE_CHECKING:
-    from darkroom.engine import Control
+    from ..engine import Control
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _ENDINGS = (
@@ -32,8 +32,8 @@ def controls(given: list[str] | None, guess: bool) -> list[Control]:
 
 
 def _control(text: str, guess: bool) -> Control:
-    from darkroom.engine import Control
-    from darkroom.hints import HINTS
+    from ..engine import Control
+    from ..hints import HINTS
 
     readings = list(_readings(text, tuple(HINTS)))
     for net, hint, match in readings:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from darkroom.cli import new_app, options
-from darkroom.errors import RequestError
-from darkroom.formats.writer import SAVED, saved_type
-from darkroom.request import choice
+from ..errors import RequestError
+from ..formats.writer import SAVED, saved_type
+from ..request import choice
+from . import new_app, options
 
 app = new_app()
 
@@ -41,17 +41,17 @@ def convert(
             choice("dtype", dtype, SAVED)
     if os.path.lexists(options.path(target)) and not overwrite:
         raise RequestError(f"{target[:200]!r} exists already: choose another name, or add --overwrite")
-    from darkroom.formats.lora_describe import holds_lora
+    from ..formats.lora_describe import holds_lora
 
     if holds_lora(source):
         if dtype is not None or variant is not None:
             raise RequestError("--dtype and --variant are for models; a LoRA's numbers stay as they are")
-        from darkroom.formats.lora_save import convert_lora
+        from ..formats.lora_save import convert_lora
 
         path = convert_lora(source, target)
         print(json.dumps({"path": str(path)}) if as_json else path)
         return
-    from darkroom.formats.embedding import FORMS, convert_embedding, is_embedding
+    from ..formats.embedding import FORMS, convert_embedding, is_embedding
 
     if is_embedding(source):
         if form is not None:
@@ -59,7 +59,7 @@ def convert(
         path = convert_embedding(source, target, form)
         print(json.dumps({"path": str(path)}) if as_json else path)
         return
-    from darkroom.formats.convert import convert as write
+    from ..formats.convert import convert as write
 
     path = write(source, target, dtype=None if dtype is None else saved_type(dtype), variant=variant)
     print(json.dumps({"path": str(path)}) if as_json else path)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import INTERRUPTED, complain, new_app, options, visible
-from darkroom.errors import RequestError, TrainingError
-from darkroom.request import choice, whole
+from ..errors import RequestError, TrainingError
+from ..request import choice, whole
+from . import INTERRUPTED, complain, new_app, options, visible
 
 if TYPE_CHECKING:
-    from darkroom.data.lessons import Lessons
+    from ..data.lessons import Lessons
 
 app = new_app()
 
@@ -52,8 +52,8 @@ def scan(
     with options.named_as_options():
         whole("--size", size, 16, 8192)
         whole("--grid", grid, 1, 1024)
-    from darkroom.data.buckets import Cut
-    from darkroom.data.lessons import open_lessons
+    from ..data.buckets import Cut
+    from ..data.lessons import open_lessons
 
     cut = Cut(buckets=buckets, grid=grid, aspect=aspect, enlarge=enlarge)
     lessons = open_lessons(data, (size, size), cut)
@@ -107,10 +107,10 @@ def pack(
         whole("--megabytes", megabytes, 1, 1_000_000)
         whole("--count", count, 1, _MOST)
     folder = _new_folder(output, SHARDS, overwrite)
-    from darkroom.cli.display import Display
-    from darkroom.data.shards import write_shards
-    from darkroom.data.sources import scan_any
-    from darkroom.formats.writer import whole_folder
+    from ..data.shards import write_shards
+    from ..data.sources import scan_any
+    from ..formats.writer import whole_folder
+    from .display import Display
 
     with Display("looking at pictures") as display:
         found = scan_any(data)
@@ -148,17 +148,17 @@ def encode(
 
     darkroom data encode my-pictures/ --for lora -o runs/my-style --workers 2
     """
-    from darkroom.training.kinds import KINDS as TRAININGS
-    from darkroom.training.kinds import Subject
+    from ..training.kinds import KINDS as TRAININGS
+    from ..training.kinds import Subject
 
     with options.named_as_options():
         choice("--for", kind, tuple(TRAININGS))
         whole("--workers", workers, 1, 256)
-    from darkroom.training.cache import Cache
-    from darkroom.training.latents import place
-    from darkroom.training.loop import Stopped
-    from darkroom.training.recipes import override
-    from darkroom.training.tuning import CACHE, STAGES, encode_ahead, stage_of
+    from ..training.cache import Cache
+    from ..training.latents import place
+    from ..training.loop import Stopped
+    from ..training.recipes import override
+    from ..training.tuning import CACHE, STAGES, encode_ahead, stage_of
 
     recipe: Any = override(TRAININGS[kind].recipe_of(), settings or [])
     if type(recipe) not in STAGES:
@@ -226,10 +226,10 @@ def render(
 
     from PIL import Image
 
-    from darkroom.cli.display import Display
-    from darkroom.data.scenes import draw_scene, render_scene
-    from darkroom.evaluate.objects import NewObject
-    from darkroom.formats.writer import whole_folder
+    from ..evaluate.objects import NewObject
+    from ..formats.writer import whole_folder
+    from ..toy.scenes import draw_scene, render_scene
+    from .display import Display
 
     new = None if object_ is None else NewObject.of(object_, word, glyph)
     scenes = new.lessons(count, seed) if new else (draw_scene(seed, i, kind, held_out) for i in range(count))
@@ -263,8 +263,8 @@ def glyphs(
         raise RequestError(f"{output[:200]!r} exists already: choose another name, or add --overwrite")
     if font is not None and not Path(font).is_file():
         raise RequestError(f"there is no font {font[:200]!r}; name the file NotoColorEmoji.ttf")
-    from darkroom.data.glyphs import find_font, write_sheet
-    from darkroom.formats.writer import whole_file
+    from ..formats.writer import whole_file
+    from ..toy.glyphs import find_font, write_sheet
 
     where = find_font() if font is None else Path(font)
     with whole_file(path.absolute()) as draft:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from darkroom.cli import complain
+from . import complain
 
 
 class Display:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import options
-from darkroom.errors import RequestError
-from darkroom.request import Hires, Request
+from ..errors import RequestError
+from ..request import Hires, Request
+from . import options
 
 if TYPE_CHECKING:
-    from darkroom.engine import Inputs
-    from darkroom.pipeline import Pipeline
+    from ..engine import Inputs
+    from ..pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -250,14 +250,14 @@ def drawing(
             **told,  # type: ignore[arg-type]  # a Request makes whole numbers of them
         )
     if sampler is not None:
-        from darkroom.samplers import canonical
+        from ..samplers import canonical
 
         canonical(sampler)  # says so before a model is loaded
 
     def load() -> Pipeline:
         if schedule is not None:
-            from darkroom.diffusion.spacings import spacing_name
-            from darkroom.engine.plan import AUTOMATIC
+            from ..diffusion.spacings import spacing_name
+            from ..engine.plan import AUTOMATIC
 
             if schedule.lower() != AUTOMATIC:
                 spacing_name(schedule)

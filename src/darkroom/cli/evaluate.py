@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import new_app, options
-from darkroom.errors import RequestError
-from darkroom.request import MAX_IMAGES, choice, real, whole
+from ..errors import RequestError
+from ..request import MAX_IMAGES, choice, real, whole
+from . import new_app, options
 
 if TYPE_CHECKING:
-    from darkroom.cli.display import Display
-    from darkroom.engine.engine import Progress
-    from darkroom.evaluate.objects import NewObject
-    from darkroom.pipeline import Pipeline
+    from ..engine.engine import Progress
+    from ..evaluate.objects import NewObject
+    from ..pipeline import Pipeline
+    from .display import Display
 
 app = new_app()
 MOST = 1_000_000  # pictures to draw
@@ -130,13 +130,13 @@ def evaluate(
         raise RequestError("--data is of no use to adherence; name other --metrics, such as reconstruction")
     if pictures is not None and model is not None:
         raise RequestError(f"--pictures measures pictures that are there, and {model!r} would draw others; give one")
-    from darkroom.cli.display import Display
+    from .display import Display
 
     files = options.loras(lora)
     with Display("loading the model") as display:
-        from darkroom.adapters import Lora
-        from darkroom.evaluate.measure import Asked, measure
-        from darkroom.formats.features import open_features
+        from ..adapters import Lora
+        from ..evaluate.measure import Asked, measure
+        from ..formats.features import open_features
 
         asked = Asked(
             [m for m in chosen if m != "adherence" or pictures is not None],
@@ -161,7 +161,7 @@ def evaluate(
         elif "adherence" in chosen and pipe is not None:
             scores = adherence(display, pipe, count or 100, drawing)
         if known is None and asked.metrics:
-            from darkroom.loading import device_named
+            from ..loading import device_named
 
             def report(what: str, done: int, total: int) -> None:
                 display.steps(done, total, what)
@@ -174,7 +174,7 @@ def evaluate(
 
 def new_object(noun: str, word: str | None, glyph: str | None) -> NewObject:
     """What `--object` and its companions tell. Raises `darkroom.Error`."""
-    from darkroom.evaluate.objects import NewObject
+    from ..evaluate.objects import NewObject
 
     return NewObject.of(noun, word, glyph)
 
@@ -183,8 +183,8 @@ def of_object(
     display: Display, pipe: Pipeline, new: NewObject, count: int, before: Pipeline | None, drawing: dict[str, Any]
 ) -> dict[str, Any]:
     """The scores of a new object."""
-    from darkroom.evaluate.objects import evaluate_object
-    from darkroom.training.card import score_as_json
+    from ..evaluate.objects import evaluate_object
+    from ..training.card import score_as_json
 
     stage, step = watching(display, count, 4 if drawing["loras"] or before is not None else 3)
     rows = evaluate_object(pipe, new, count, before=before, progress=stage, on_progress=step, **drawing)
@@ -194,10 +194,10 @@ def of_object(
 
 def adherence(display: Display, pipe: Pipeline, count: int, drawing: dict[str, Any]) -> dict[str, Any]:
     """The scores on the built-in scenes."""
-    from darkroom.data.objects import CANVAS
-    from darkroom.data.scenes import KINDS
-    from darkroom.evaluate.scenes import evaluate as judge_all
-    from darkroom.training.card import scores_as_json
+    from ..evaluate.scenes import evaluate as judge_all
+    from ..toy.objects import CANVAS
+    from ..toy.scenes import KINDS
+    from ..training.card import scores_as_json
 
     stage, step = watching(display, count, 2 * len(KINDS))
     return scores_as_json(judge_all(pipe, count, stage, width=CANVAS, height=CANVAS, on_progress=step, **drawing))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from darkroom.cli import new_app, options
-from darkroom.request import MAX_STEPS, whole
+from ..request import MAX_STEPS, whole
+from . import new_app, options
 
 app = new_app()
 
@@ -39,11 +39,11 @@ def explain(
         with options.named_as_options():
             whole("steps", steps, 1, MAX_STEPS)
     learned = options.learned_words(embeddings, embedding_dir, [prompt], style)
-    from darkroom.embedded import MODEL
-    from darkroom.engine.plan import STEPS
-    from darkroom.formats.checkpoint import open_checkpoint
-    from darkroom.loading import open_tokenizer
-    from darkroom.prompts.explain import explain as explain_prompt
+    from ..embedded import MODEL
+    from ..engine.plan import STEPS
+    from ..formats.checkpoint import open_checkpoint
+    from ..loading import open_tokenizer
+    from ..prompts.explain import explain as explain_prompt
 
     checkpoint = open_checkpoint(MODEL if model is None else model)  # its weights are not needed
     tokenizer = open_tokenizer(checkpoint)

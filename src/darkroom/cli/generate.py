@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import INTERRUPTED, USER_ERROR, complain, new_app, options
-from darkroom.cli.display import Display, uninterrupted
-from darkroom.cli.drawing import Asked, drawing
-from darkroom.cli.verify import recorded_request
-from darkroom.errors import RequestError
-from darkroom.formats.picture import PictureExists, file_stem, read_metadata, write_into, write_picture
-from darkroom.formats.recipe import load_json
-from darkroom.request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
+from ..errors import RequestError
+from ..formats.picture import PictureExists, file_stem, read_metadata, write_into, write_picture
+from ..formats.recipe import load_json
+from ..request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
+from . import INTERRUPTED, USER_ERROR, complain, new_app, options
+from .display import Display, uninterrupted
+from .drawing import Asked, drawing
+from .verify import recorded_request
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from darkroom.engine import Engine, Inputs
+    from ..engine import Engine, Inputs
 
 app = new_app()
 
@@ -77,7 +77,7 @@ def generate(
     write = writer(output, len(requests), overwrite)
     with Display("loading the model") as display:
         pipe = asked.load()
-        from darkroom.engine import Engine
+        from ..engine import Engine
 
         # On a CPU a wider batch gains nothing, and alone each picture has the same bits as when it is drawn again.
         on_cpu = pipe.device.type == "cpu"
@@ -96,7 +96,7 @@ def draw(
     together: int,
 ) -> int:
     """Draw the requests, at most `together` at a time, and write each picture as soon as it is finished."""
-    from darkroom.engine import Failed, Finished, Progress
+    from ..engine import Failed, Finished, Progress
 
     waiting = deque(requests)
     written: list[dict[str, Any]] = []

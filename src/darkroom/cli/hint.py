@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from darkroom.cli import new_app, options
-from darkroom.errors import RequestError
-from darkroom.formats.picture import write_picture
+from ..errors import RequestError
+from ..formats.picture import write_picture
+from . import new_app, options
 
 app = new_app()
 
@@ -40,7 +40,7 @@ def hint(
         raise RequestError(f"-o is {output[:200]!r}; give a file that ends in .png, .jpg or .webp")
     if os.path.lexists(output) and not overwrite:
         raise RequestError(f"{output[:200]!r} exists already: choose another name, or add --overwrite")
-    from darkroom import hints
+    from .. import hints
 
     made = hints.make(name, image, **_values(name, settings or [], hints.options_of(name)))
     print(write_picture(made, Path(output), {}, overwrite=overwrite))

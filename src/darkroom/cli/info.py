@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import USER_ERROR, complain, new_app, options, visible
-from darkroom.errors import RequestError
-from darkroom.formats.picture import Metadata, read_metadata
-from darkroom.request import Hires, UsedControl, UsedLora
+from ..errors import RequestError
+from ..formats.picture import Metadata, read_metadata
+from ..request import Hires, UsedControl, UsedLora
+from . import USER_ERROR, complain, new_app, options, visible
 
 if TYPE_CHECKING:
-    from darkroom.formats.embedding import EmbeddingFile
+    from ..formats.embedding import EmbeddingFile
 
 app = new_app()
 
@@ -38,16 +38,16 @@ def info(
     if source is not None and is_picture(source):
         _picture(source, as_json)
         return 0
-    from darkroom.embedded import MODEL
-    from darkroom.formats.describe import describe
-    from darkroom.formats.lora_describe import describe_lora, holds_lora
+    from ..embedded import MODEL
+    from ..formats.describe import describe
+    from ..formats.lora_describe import describe_lora, holds_lora
 
     if source is not None and holds_lora(source):
         found = describe_lora(source)
         print(json.dumps(found, indent=2) if as_json else _lora_lines(found))
         return 0
 
-    from darkroom.formats.embedding import is_embedding, read_embedding
+    from ..formats.embedding import is_embedding, read_embedding
 
     if source is not None and is_embedding(source):
         told = _embedding(read_embedding(source))

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli.controls import controls
-from darkroom.embedded import place_of
-from darkroom.errors import RequestError
-from darkroom.request import MAX_LORA_SCALE, Request, real, whole
+from ..embedded import place_of
+from ..errors import RequestError
+from ..request import MAX_LORA_SCALE, Request, real, whole
+from .controls import controls
 
 if TYPE_CHECKING:
-    from darkroom.engine import Inputs
-    from darkroom.pipeline import Pipeline
-    from darkroom.prompts.embeddings import LearnedWord
+    from ..engine import Inputs
+    from ..pipeline import Pipeline
+    from ..prompts.embeddings import LearnedWord
 
 # What `darkroom.Request` calls the fields that have an option of another name.
 _FIELDS = {
@@ -209,7 +209,7 @@ def given(
             raise RequestError(f"{option} is {file[:200]!r}, which does not exist; check the path")
 
     def read(pipe: Pipeline, requests: Iterable[Request]) -> Inputs:
-        from darkroom.adapters import Lora
+        from ..adapters import Lora
 
         texts: dict[str, list[str]] = {}
         for request in requests:
@@ -310,14 +310,14 @@ def learned_words(
     files: Sequence[str] | None, folder: str | None, texts: Iterable[str], style: str
 ) -> tuple[LearnedWord, ...]:
     """The learned words of some files, and those of a folder whose names are in the texts. Raises `darkroom.Error`."""
-    from darkroom.formats.embedding import learned_words
+    from ..formats.embedding import learned_words
 
     return learned_words([*(files or []), *embeddings_called(folder, texts, style)])
 
 
 def embeddings_called(folder: str | None, texts: Iterable[str], style: str) -> Sequence[Path]:
     """The files of a folder, if one is given, whose names are in the texts. Raises `RequestError`."""
-    from darkroom.formats.embedding import named_in, scan_embeddings
+    from ..formats.embedding import named_in, scan_embeddings
 
     return named_in(scan_embeddings(folder), texts, style) if folder is not None else []
 

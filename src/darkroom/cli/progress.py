@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
-from darkroom.cli import complain
-from darkroom.training.kinds import log
+from ..training.kinds import log
+from . import complain
 
 
 class Line(logging.Handler):
@@ -64,7 +64,7 @@ class Line(logging.Handler):
 
 def progress(text: str, run: Path | None, steps: int) -> str:
     """What the line says of a stage."""
-    from darkroom.training.card import read_log
+    from ..training.card import read_log
 
     rows = read_log(run) if run is not None else []
     if not rows:

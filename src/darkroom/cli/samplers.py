@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from darkroom.cli import new_app
+from . import new_app
 
 app = new_app()
 
@@ -16,7 +16,7 @@ def samplers(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """List the samplers: our name (ComfyUI's), A1111's name, and the diffusers class. Each is accepted by --sampler."""
-    from darkroom.samplers import entry, names
+    from ..samplers import entry, names
 
     rows = [(id, entry(id).label, entry(id).diffusers or "") for id in names()]
     if as_json:

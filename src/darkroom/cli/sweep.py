@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from darkroom.cli import INTERRUPTED, USER_ERROR, complain, new_app, options
-from darkroom.cli.display import Display, uninterrupted
-from darkroom.cli.drawing import Asked, drawing
-from darkroom.errors import RequestError
-from darkroom.formats.picture import PictureExists, file_stem
-from darkroom.sweeps.axes import LETTERS, parse_axis
-from darkroom.sweeps.sweep import Sweep
+from ..errors import RequestError
+from ..formats.picture import PictureExists, file_stem
+from ..sweeps.axes import LETTERS, parse_axis
+from ..sweeps.sweep import Sweep
+from . import INTERRUPTED, USER_ERROR, complain, new_app, options
+from .display import Display, uninterrupted
+from .drawing import Asked, drawing
 
 if TYPE_CHECKING:
-    from darkroom.engine import Engine, Inputs
+    from ..engine import Engine, Inputs
 
 app = new_app()
 
@@ -57,7 +57,7 @@ def sweep(
     sheet = _sheet(output, grid, overwrite)
     with Display("loading the model") as display:
         pipe = asked.load()
-        from darkroom.engine import Engine
+        from ..engine import Engine
 
         engine = Engine(pipe, deterministic=pipe.device.type == "cpu")
         inputs = asked.inputs(pipe, [cell.request for cell in grid.cells])
@@ -78,7 +78,7 @@ def _draw(
     grid: Sweep, engine: Engine, inputs: Inputs, display: Display, sheet: Path, save_cells: bool, overwrite: bool
 ) -> int:
     """Draw all cells, writing each as it comes if asked to; the exit code. Ctrl-C leaves what is finished."""
-    from darkroom.engine import Failed, Finished, Progress
+    from ..engine import Failed, Finished, Progress
 
     crossed, code = 0, 0
     total = 0

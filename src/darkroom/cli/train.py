@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import INTERRUPTED, complain, new_app, options
-from darkroom.cli.progress import Line
-from darkroom.errors import RequestError, TrainingError
-from darkroom.request import choice, whole
-from darkroom.training.kinds import KINDS, PRESETS, Subject
+from ..errors import RequestError, TrainingError
+from ..request import choice, whole
+from ..training.kinds import KINDS, PRESETS, Subject
+from . import INTERRUPTED, complain, new_app, options
+from .progress import Line
 
 if TYPE_CHECKING:
-    from darkroom.training.config import LoopConfig
-    from darkroom.training.recipes import EmbeddedRecipe
+    from ..training.config import LoopConfig
+    from ..training.recipes import EmbeddedRecipe
 
 app = new_app()
 
@@ -33,7 +33,7 @@ def _as_one(command: Callable[..., int]) -> Callable[..., int]:
     def run(**arguments: Any) -> int:
         if "RANK" not in os.environ:
             return command(**arguments)
-        from darkroom.training.parallel import together
+        from ..training.parallel import together
 
         with together():
             return command(**arguments)
@@ -99,8 +99,8 @@ def train(
     if data is not None and not what.data:
         takers = ", ".join(name for name, other in KINDS.items() if other.data)
         raise RequestError(f"--data is for {takers}; {kind} is trained on the built-in scenes")
-    from darkroom.training import recipes
-    from darkroom.training.loop import Stopped
+    from ..training import recipes
+    from ..training.loop import Stopped
 
     recipe: Any = what.recipe_of(preset)
     if steps is not None:
@@ -133,9 +133,9 @@ def train(
 
 def _tell_memory(recipe: Any, model: str | None, workers: int) -> None:
     """Say on stderr what a run will take, and whether the device has so much."""
-    from darkroom.training.memory import device_memory, gigabytes
-    from darkroom.training.recipes import parts
-    from darkroom.training.rehearsal import rehearse
+    from ..training.memory import device_memory, gigabytes
+    from ..training.recipes import parts
+    from ..training.rehearsal import rehearse
 
     estimate, device = rehearse(recipe, model, workers), parts(recipe)[0].device
     each = " in each process" if workers > 1 else ""
@@ -159,7 +159,7 @@ def _folder(text: str) -> Path:
 
 
 def _refuse_old(folder: Path) -> None:
-    from darkroom.training.state import checkpoints
+    from ..training.state import checkpoints
 
     for run in (folder, folder / "autoencoder", folder / "unet"):
         if checkpoints(run):
@@ -168,7 +168,7 @@ def _refuse_old(folder: Path) -> None:
 
 def _started(workers: int | None) -> int | None:
     """How many processes torchrun started, if it did. Raises RequestError if another number is asked for."""
-    from darkroom.training.parallel import launched
+    from ..training.parallel import launched
 
     world = launched()
     if world is not None and workers not in (None, world):
@@ -178,7 +178,7 @@ def _started(workers: int | None) -> int | None:
 
 def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:
     """As many processes as there are cores and the batches can be shared by; one on a GPU."""
-    from darkroom.training.recipes import check, parts
+    from ..training.recipes import check, parts
 
     runs = parts(recipe)
     for part in runs:

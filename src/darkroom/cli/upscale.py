@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from darkroom.cli import new_app, options
-from darkroom.cli.display import Display
-from darkroom.cli.drawing import Asked, drawing
-from darkroom.cli.generate import draw, writer
-from darkroom.errors import RequestError
+from ..errors import RequestError
+from . import new_app, options
+from .display import Display
+from .drawing import Asked, drawing
+from .generate import draw, writer
 
 app = new_app()
 
@@ -46,9 +46,9 @@ def upscale(
         raise RequestError(f"{picture[:200]!r} does not exist; give the path of a picture")
     write = writer(output, 1, overwrite)
     with Display("loading the model") as display:
-        from darkroom.engine import Engine
-        from darkroom.engine.prepare.upscale import upscaling
-        from darkroom.images import open_picture
+        from ..engine import Engine
+        from ..engine.prepare.upscale import upscaling
+        from ..images import open_picture
 
         small = open_picture(picture)
         pipe = asked.load()

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from darkroom.cli import complain, new_app, options, visible
-from darkroom.cli.display import Display
-from darkroom.errors import ImageError, RequestError
-from darkroom.formats.picture import Metadata, read_metadata
-from darkroom.request import Request, UsedControl, UsedLora, whole
+from ..errors import ImageError, RequestError
+from ..formats.picture import Metadata, read_metadata
+from ..request import Request, UsedControl, UsedLora, whole
+from . import complain, new_app, options, visible
+from .display import Display
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from darkroom.engine import Engine, Inputs
+    from ..engine import Engine, Inputs
 
 app = new_app()
 
@@ -71,8 +71,8 @@ def verify(
                 f"the picture was decoded by the autoencoder {visible(request.vae or '')[:100]!r} with the hash "
                 f"{visible(request.vae_hash[:40])}; {own}"
             )
-        from darkroom.engine import Engine
-        from darkroom.images import open_picture
+        from ..engine import Engine
+        from ..images import open_picture
 
         theirs = open_picture(picture)
         ours = _draw(Engine(pipe, deterministic=True), request, inputs(pipe, [request]), display)
@@ -127,7 +127,7 @@ EMBEDDED = "embedded"
 
 
 def _draw(engine: Engine, request: Request, inputs: Inputs, display: Display) -> Image.Image:
-    from darkroom.engine import Failed, Finished, Progress
+    from ..engine import Failed, Finished, Progress
 
     _check_inputs(request, engine.jobs[engine.add(request, inputs)].request)
     while True:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from darkroom.errors import TrainingError
+from ..errors import TrainingError
 
 Size = tuple[int, int]
 LIVE = 0  # of `Cut.variants`

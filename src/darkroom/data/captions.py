@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darkroom.errors import TrainingError
+from ..errors import TrainingError
 
 ALTERNATIVE = "|"  # between templates
 

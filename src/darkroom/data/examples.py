@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from darkroom.errors import TrainingError
-from darkroom.images import FORMATS
-from darkroom.request import MAX_PIXELS, MAX_SIDE
+from ..errors import TrainingError
+from ..images import FORMATS
+from ..request import MAX_PIXELS, MAX_SIDE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".tif", ".tiff")  # pictures that are not read

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from darkroom.errors import TrainingError
-
+from ..errors import TrainingError
 from .examples import (
     CAPTIONS,
     MAX_BYTES,

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from darkroom.errors import TrainingError
-
+from ..errors import TrainingError
+from ..toy.scenes import draw_scene, render_scene
 from .buckets import PLAIN, Crop, Cut, Size, nearest
 from .examples import Example, Scan
 from .reading import read_cut
-from .scenes import draw_scene, render_scene
 from .sources import scan_any
 
 

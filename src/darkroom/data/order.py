@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from darkroom.errors import TrainingError
+from ..errors import TrainingError
 
 KEPT = 4  # arrays kept in memory for each bucket: two rounds (a batch may begin in one and end in the next), and more
 

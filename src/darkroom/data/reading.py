@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darkroom.errors import ImageError, TrainingError
-from darkroom.images import FORMATS, open_picture
-
+from ..errors import ImageError, TrainingError
+from ..images import FORMATS, open_picture
 from .buckets import Crop, Size
 from .examples import Example
 

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import TrainingError
-
+from ..errors import TrainingError
 from .examples import (
     CAPTIONS,
     MAX_BYTES,

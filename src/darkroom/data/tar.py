@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from darkroom.errors import TrainingError
+from ..errors import TrainingError
 
 BLOCK = 512
 MAX_MEMBERS = 4_000_000

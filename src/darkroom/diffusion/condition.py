@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from darkroom.adapters import Scaled
-from darkroom.diffusion.control import ControlBatch, ControlInput, collate_controls
-from darkroom.models.unet import Deep
+from ..adapters import Scaled
+from ..models.unet import Deep
+from .control import ControlBatch, ControlInput, collate_controls
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from darkroom.models.controlnet import ControlNet
+from ..models.controlnet import ControlNet
 
 if TYPE_CHECKING:
-    from darkroom.diffusion.condition import Batch, Condition
+    from .condition import Batch, Condition
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darkroom.adapters import attached
-from darkroom.diffusion.condition import Batch, Condition, collate, to_device
-from darkroom.diffusion.control import residuals
-from darkroom.diffusion.scalings import Scaling, scaling_for
-from darkroom.diffusion.schedule import Schedule
-from darkroom.models.merging import merging
-from darkroom.models.unet import Deep, timestep_embedding
+from ..accelerate.merging import merging
+from ..adapters import attached
+from ..models.unet import Deep, timestep_embedding
+from .condition import Batch, Condition, collate, to_device
+from .control import residuals
+from .scalings import Scaling, scaling_for
+from .schedule import Schedule
 
 Sigma = Tensor | Sequence[float] | float
 

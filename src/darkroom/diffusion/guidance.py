@@ -19,11 +19,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from darkroom.adapters import Scaled
-from darkroom.diffusion.condition import Condition, Prompted
-from darkroom.diffusion.scalings import Scaling
-from darkroom.diffusion.schedule import Schedule
-from darkroom.errors import RequestError
+from ..adapters import Scaled
+from ..errors import RequestError
+from .condition import Condition, Prompted
+from .scalings import Scaling
+from .schedule import Schedule
 
 
 class Guidance(Protocol):

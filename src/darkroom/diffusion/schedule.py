@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.errors import CheckpointError
+from ..errors import CheckpointError
 
 Floats = NDArray[np.float64]
 

@@ -14,9 +14,9 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from darkroom.diffusion.beta import beta_quantile
-from darkroom.diffusion.schedule import Floats, Schedule
-from darkroom.errors import RequestError
+from ..errors import RequestError
+from .beta import beta_quantile
+from .schedule import Floats, Schedule
 
 SPACINGS = (
     "linspace",  # diffusers: fractional timesteps from 0 to T - 1, sigma linear between whole ones

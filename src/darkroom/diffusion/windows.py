@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.condition import Condition
+from .condition import Condition
 
 Place = tuple[int, int, int, int]  # top, bottom, left, right in latent pixels
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from darkroom.errors import CheckpointError
+from ..errors import CheckpointError
 
 HOME = Path(__file__).parent
 MODEL = HOME / "model"  # an ordinary diffusers folder

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.condition import Condition, group_key
-from darkroom.errors import Error, RequestError
-from darkroom.samplers.state import SamplerState
-
+from ..diffusion.condition import Condition, group_key
+from ..errors import Error, RequestError
+from ..samplers.state import SamplerState
 from .job import Job, Kept
 from .memory import out_of_memory, release
 from .scheduler import share

@@ -18,14 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from darkroom.diffusion.condition import Condition
-from darkroom.errors import Error, RequestError
-from darkroom.images import to_pil, to_unit
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.request import Request, whole
-
+from ..accelerate.exact import same_bits
+from ..diffusion.condition import Condition
+from ..errors import Error, RequestError
+from ..images import to_pil, to_unit
+from ..models.autoencoder import Autoencoder
+from ..request import Request, whole
 from .advance import advance
-from .exact import same_bits
 from .inputs import Inputs
 from .job import Job
 from .memory import default_rows, out_of_memory, release

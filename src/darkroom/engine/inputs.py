@@ -8,12 +8,12 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from darkroom import hints
-from darkroom.adapters import Scaled
-from darkroom.errors import RequestError
-from darkroom.models.controlnet import ControlNet
-from darkroom.prompts.embeddings import LearnedWord
-from darkroom.request import MAX_CONTROL, real
+from .. import hints
+from ..adapters import Scaled
+from ..errors import RequestError
+from ..models.controlnet import ControlNet
+from ..prompts.embeddings import LearnedWord
+from ..request import MAX_CONTROL, real
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from darkroom.diffusion.condition import Condition
-from darkroom.diffusion.control import Controls
-from darkroom.diffusion.guidance import Guidance
-from darkroom.diffusion.known import Known
-from darkroom.diffusion.windows import Windows
-from darkroom.engine.inputs import Inputs
-from darkroom.masks import Composite
-from darkroom.models.unet import Deep
-from darkroom.request import Request
-from darkroom.samplers.state import Noise, Sampler, SamplerState
+from ..diffusion.condition import Condition
+from ..diffusion.control import Controls
+from ..diffusion.guidance import Guidance
+from ..diffusion.known import Known
+from ..diffusion.windows import Windows
+from ..masks import Composite
+from ..models.unet import Deep
+from ..request import Request
+from ..samplers.state import Noise, Sampler, SamplerState
+from .inputs import Inputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from darkroom.models.heap import return_freed_memory
+from ..kernels.heap import return_freed_memory
 
 CPU_ROWS = 8  # beyond this a CPU gains nothing from a wider batch
 ACCELERATOR_ROWS = 16

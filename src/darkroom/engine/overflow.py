@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from darkroom.errors import RequestError
-from darkroom.models.autoencoder import Autoencoder
+from ..errors import RequestError
+from ..models.autoencoder import Autoencoder
 
 NARROW = (torch.float16, torch.bfloat16)
 

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from darkroom.diffusion.schedule import Schedule
-from darkroom.diffusion.spacings import spacing_name
-from darkroom.engine.scheduler_config import (
+from ..diffusion.schedule import Schedule
+from ..diffusion.spacings import spacing_name
+from ..errors import CheckpointError, RequestError
+from ..formats.scheduler_config import (
     CLASSES,
     Layout,
     as_stable_diffusion,
@@ -27,10 +28,9 @@ from darkroom.engine.scheduler_config import (
     make_sampler,
     spaced_layout,
 )
-from darkroom.errors import CheckpointError, RequestError
-from darkroom.samplers import canonical, entry, names
-from darkroom.samplers.multistep import LMS, PNDM
-from darkroom.samplers.state import Sampler
+from ..samplers import canonical, entry, names
+from ..samplers.multistep import LMS, PNDM
+from ..samplers.state import Sampler
 
 AUTOMATIC = "automatic"  # the schedule's name when it is the checkpoint's own (A1111 says "Automatic")
 DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing")

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from darkroom.images import to_pil, to_unit
-from darkroom.models.autoencoder import Autoencoder
+from ..images import to_pil, to_unit
+from ..models.autoencoder import Autoencoder
 
 FIELD = 24  # side of the fitted picture in latent pixels: 576 equations for C + 1 unknowns a colour
 

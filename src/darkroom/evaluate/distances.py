@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 Features = NDArray[np.floating[Any]]
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al.'s

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from darkroom.errors import CheckpointError, ImageError, RequestError
-from darkroom.formats.configs import read_json
-from darkroom.formats.picture import read_metadata, write_png
-from darkroom.formats.writer import whole_file, write_json
-
+from ..errors import CheckpointError, ImageError, RequestError
+from ..formats.configs import read_json
+from ..formats.picture import read_metadata, write_png
+from ..formats.writer import whole_file, write_json
 from .pictures import Array, Pictures
 
 if TYPE_CHECKING:
-    from darkroom.engine.engine import Progress
-    from darkroom.pipeline import Pipeline
+    from ..engine.engine import Progress
+    from ..pipeline import Pipeline
 
 TOGETHER = 64  # pictures asked for at once; a Ctrl-C loses at most these
 NOTE = "evaluation.json"

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.data.glyphs import Glyphs, load_glyphs
-from darkroom.data.objects import BACKGROUNDS, CANVAS, GRID, SIZES
-from darkroom.data.scenes import NOUNS, Placed, Scene, holds
+from ..toy.glyphs import Glyphs, load_glyphs
+from ..toy.objects import BACKGROUNDS, CANVAS, GRID, SIZES
+from ..toy.scenes import NOUNS, Placed, Scene, holds
 
 INK = 36.0  # distance from the background (of 0..442) from which a pixel belongs to an object
 CELL_INK = 0.05  # fraction of such pixels from which a cell of the grid does

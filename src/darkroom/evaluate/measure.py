@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from darkroom.data.lessons import open_lessons
-from darkroom.errors import RequestError
-from darkroom.formats.features import FeatureFile, Kind, require
-
+from ..data.lessons import open_lessons
+from ..errors import RequestError
+from ..formats.features import FeatureFile, Kind, require
 from .distances import Moments, clip_score, cmmd, frechet, kernel_distance
 from .drawing import draw
 from .memorisation import Memorisation
@@ -25,7 +24,7 @@ from .scenes import SEED
 from .shown import write_sheet
 
 if TYPE_CHECKING:
-    from darkroom.pipeline import Pipeline
+    from ..pipeline import Pipeline
 
 METRICS = ("adherence", "reconstruction", "fid", "kid", "cmmd", "clip", "memorisation")
 OF_PICTURES = ("fid", "kid", "cmmd", "clip", "memorisation")  # what drawn pictures, or a folder's, are asked for

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darkroom.errors import RequestError
-from darkroom.sweeps.sheet import Place, arrange
-
+from ..errors import RequestError
+from ..sweeps.sheet import Place, arrange
 from .pictures import Pictures
 
 ROWS = 512

@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from darkroom.errors import CheckpointError, RequestError
-from darkroom.formats.clip import MEAN, STD
-from darkroom.formats.features import FeatureFile
-from darkroom.formats.layouts import Part
-from darkroom.formats.weights import native_state
-from darkroom.formats.writer import whole_file
-from darkroom.models.config import InceptionConfig, LpipsConfig, TextEncoderConfig, VisionEncoderConfig
-from darkroom.models.inception import Inception
-from darkroom.models.lpips import Lpips
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.models.vision import VisionEncoder
-from darkroom.prompts.tokenizer import Tokenizer
-
+from ..errors import CheckpointError, RequestError
+from ..formats.clip import MEAN, STD
+from ..formats.features import FeatureFile
+from ..formats.layouts import Part
+from ..formats.weights import native_state
+from ..formats.writer import whole_file
+from ..models.config import InceptionConfig, LpipsConfig, TextEncoderConfig, VisionEncoderConfig
+from ..models.inception import Inception
+from ..models.lpips import Lpips
+from ..models.text_encoder import TextEncoder
+from ..models.vision import VisionEncoder
+from ..prompts.tokenizer import Tokenizer
 from .pictures import Array, Pictures
 
 ROWS = 16  # pictures at once

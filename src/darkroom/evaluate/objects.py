@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from darkroom.data.glyphs import Glyphs, new_glyphs
-from darkroom.data.objects import CANVAS, SIZES
-from darkroom.data.scenes import Scene, draw_object, render_scene
-
+from ..toy.glyphs import Glyphs, new_glyphs
+from ..toy.objects import CANVAS, SIZES
+from ..toy.scenes import Scene, draw_object, render_scene
 from .judge import Known
 from .reconstruction import reconstruct
 from .scenes import SEED, Score, scenes_of, score
 from .shown import one_above_another, write_sheet
 
 if TYPE_CHECKING:
-    from darkroom.adapters import Lora
-    from darkroom.pipeline import Pipeline
+    from ..adapters import Lora
+    from ..pipeline import Pipeline
 
 SHOWN = 8  # scenes on a sheet
 SMALL = 0.7  # the part of a new object's lessons in which it is small

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darkroom.data.examples import Example
-from darkroom.data.lessons import Lessons
-from darkroom.data.sources import scan_any
-from darkroom.errors import ImageError, TrainingError
-from darkroom.images import FORMATS, open_picture
+from ..data.examples import Example
+from ..data.lessons import Lessons
+from ..data.sources import scan_any
+from ..errors import ImageError, TrainingError
+from ..images import FORMATS, open_picture
 
 Array = NDArray[np.uint8]
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.errors import RequestError
-from darkroom.images import pad_to_grid
+from ..errors import RequestError
+from ..images import pad_to_grid
 
 if TYPE_CHECKING:
-    from darkroom.models.autoencoder import Autoencoder
-    from darkroom.models.lpips import Lpips
+    from ..models.autoencoder import Autoencoder
+    from ..models.lpips import Lpips
 
 Array = NDArray[np.uint8]
 WINDOW, SIGMA = 11, 1.5  # Wang et al.'s Gaussian window in pixels

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darkroom.data.scenes import KINDS, Scene, draw_scene, render_scene
-
+from ..toy.scenes import KINDS, Scene, draw_scene, render_scene
 from .judge import Known, Verdict, judge
 from .reconstruction import psnr, reconstruct
 
 if TYPE_CHECKING:
-    from darkroom.pipeline import Pipeline
+    from ..pipeline import Pipeline
 
 SEED = 1_000_003  # of the evaluation's scenes; no training uses it
 Pictures = Sequence[NDArray[np.uint8]]

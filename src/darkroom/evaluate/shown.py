@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darkroom.errors import RequestError
-from darkroom.sweeps.sheet import arrange
+from ..errors import RequestError
+from ..sweeps.sheet import arrange
 
 
 def one_above_another(rows: Mapping[str, Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Image.Image:

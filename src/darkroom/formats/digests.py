@@ -9,9 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from darkroom.caches import cache_folder
-from darkroom.errors import CheckpointError
-
+from ..caches import cache_folder
+from ..errors import CheckpointError
 from .writer import whole_file
 
 LARGE = 2**26  # bytes of files from which on their digest is kept

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darkroom.embedded import place_of
-from darkroom.errors import CheckpointError, RequestError
-from darkroom.prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
-
+from ..embedded import place_of
+from ..errors import CheckpointError, RequestError
+from ..prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
 from .files import open_tensors
 from .header import safetensors_slots
 from .pickles import is_pickle, read_pickle_tensors

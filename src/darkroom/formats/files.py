@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.errors import CheckpointError
-from darkroom.formats.header import MAX_HEADER, parse_json, safetensors_slots
-from darkroom.formats.pickles import is_pickle, pickled_slots
-from darkroom.formats.scaled import take_scales
-from darkroom.formats.storage import MAX_TENSORS, Slot, Source, check_finite, check_name, clip, is_finite
+from ..errors import CheckpointError
+from .header import MAX_HEADER, parse_json, safetensors_slots
+from .pickles import is_pickle, pickled_slots
+from .scaled import take_scales
+from .storage import MAX_TENSORS, Slot, Source, check_finite, check_name, clip, is_finite
 
 if TYPE_CHECKING:
     import torch

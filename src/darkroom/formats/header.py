@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import CheckpointError
-from darkroom.formats.storage import MAX_TENSORS, Slot, Source, check_name, clip, is_count
+from ..errors import CheckpointError
+from .storage import MAX_TENSORS, Slot, Source, check_name, clip, is_count
 
 MAX_HEADER = 16_000_000  # bytes of JSON in a safetensors header or in a shard index
 

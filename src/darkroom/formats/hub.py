@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from darkroom.embedded import place_of
-from darkroom.errors import CheckpointError
-from darkroom.formats.storage import clip
+from ..embedded import place_of
+from ..errors import CheckpointError
+from .storage import clip
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII)
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json", ".gguf", ".onnx")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.errors import RequestError
-from darkroom.prompts.tags import take_tags
-from darkroom.request import MAX_MERGING
+from ..errors import RequestError
+from ..prompts.tags import take_tags
+from ..request import MAX_MERGING
 
 # A1111's name of a sampler and of a schedule, by our id (ComfyUI's).
 SAMPLER_NAMES = {

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import CheckpointError
-from darkroom.formats.storage import Slot, Source, check_finite, clip
+from ..errors import CheckpointError
+from .storage import Slot, Source, check_finite, clip
 
 TIMEOUT = 120.0  # seconds of wall-clock; the child allows itself 60 of computing
 

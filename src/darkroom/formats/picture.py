@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from darkroom.errors import ImageError
-from darkroom.formats.chunks import DESCRIPTION, EXIF_IFD, USER_COMMENT, header_size, read_exif, read_png
-from darkroom.formats.disk import sync_folder
-from darkroom.formats.foreign import read_comfyui, read_dream, read_invokeai
-from darkroom.formats.infotext import parse_infotext, to_infotext
-from darkroom.formats.recipe import dump_recipe, load_json, load_recipe
+from ..errors import ImageError
+from .chunks import DESCRIPTION, EXIF_IFD, USER_COMMENT, header_size, read_exif, read_png
+from .disk import sync_folder
+from .foreign import read_comfyui, read_dream, read_invokeai
+from .infotext import parse_infotext, to_infotext
+from .recipe import dump_recipe, load_json, load_recipe
 
 MAX_PIXELS = 64 * 2**20  # 8192 x 8192
 MAX_FILE = 512 * 2**20  # bytes

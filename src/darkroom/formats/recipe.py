@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from darkroom.errors import ImageError
+from ..errors import ImageError
 
 SCHEMA = 1  # a change of meaning raises it; a reader takes every schema, and what it doesn't know it passes on
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from darkroom.errors import CheckpointError
-from darkroom.formats.storage import Slot, clip
+from ..errors import CheckpointError
+from .storage import Slot, clip
 
 _SCALES = (".scale_weight", ".weight_scale")
 _BESIDE = (".scale_input", ".input_scale", ".comfy_quant")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.errors import CheckpointError
+from ..errors import CheckpointError
 
 if TYPE_CHECKING:  # a file's description needs no torch: `darkroom info` answers without waiting for it
     import torch

@@ -20,8 +20,8 @@ import sys
 import zipfile
 from typing import Any, BinaryIO
 
-from darkroom.formats.storage import DTYPES, MAX_TENSORS
-from darkroom.formats.unpickle import Fault, Global, Inert, Lump, Storage, interpret, short
+from .storage import DTYPES, MAX_TENSORS
+from .unpickle import Fault, Global, Inert, Lump, Storage, interpret, short
 
 MEMORY = 2 << 30  # bytes
 SECONDS = 60

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from darkroom.formats.storage import DTYPES
+from .storage import DTYPES
 
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",

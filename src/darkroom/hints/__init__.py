@@ -12,10 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from darkroom.errors import RequestError
-from darkroom.images import Picture
-from darkroom.request import choice, nearest
-
+from ..errors import RequestError
+from ..images import Picture
+from ..request import choice, nearest
 from .edges import canny, soft_edges
 from .lines import line_art, scribble
 from .tones import depth, invert, palette, recolour, tile

@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darkroom.errors import RequestError
-from darkroom.images import Picture, open_picture
-from darkroom.request import real
-
+from ..errors import RequestError
+from ..images import Picture, open_picture
+from ..request import real
 from .filters import Floats, blur, colours, sobel, to_picture
 
 _FLAT = 13573 / 2**15  # tan 22.5 degrees as OpenCV has it, so that both take a slope for the same direction

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from darkroom.errors import RequestError
-from darkroom.images import Picture, open_picture
-from darkroom.request import real
-
+from ..errors import RequestError
+from ..images import Picture, open_picture
+from ..request import real
 from .filters import blur, dilate, luma, to_picture
 
 

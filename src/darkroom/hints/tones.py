@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from darkroom.images import Picture, open_map, open_picture
-from darkroom.request import choice, real, whole
-
+from ..images import Picture, open_map, open_picture
+from ..request import choice, real, whole
 from .filters import Floats, colours, to_picture
 
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
+from ..kernels.attention import attend
+from ..kernels.packed import ready
+from ..kernels.strips import MEMORY, Attend, Convolve, Step, pays, resnets, through
 from .config import AutoencoderConfig
 from .layers import Block, ResnetBlock, Upsample
-from .packed import ready
-from .strips import MEMORY, Attend, Convolve, Step, pays, resnets, through
 
 EPS = 1e-6  # every GroupNorm of the original autoencoder
 
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         return y
 
     def steps(self) -> list[Step]:
-        """The same in strips (`models.strips`)."""
+        """The same in strips (`kernels.strips`)."""
         levels = [step for level in self.down for step in cast(DownLevel, level).steps()]
         return [Convolve(self.conv_in), *levels, *self.mid.steps(), Convolve(self.conv_out, self.norm_out)]
 
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         return y
 
     def steps(self) -> list[Step]:
-        """The same in strips (`models.strips`)."""
+        """The same in strips (`kernels.strips`)."""
         levels = [step for level in self.up for step in cast(UpLevel, level).steps()]
         return [Convolve(self.conv_in), *self.mid.steps(), *levels, Convolve(self.conv_out, self.norm_out)]
 
@@ -166,7 +166,7 @@ class Autoencoder(nn.Module):
     def encode(self, pictures: Tensor, memory: float = MEMORY) -> Tensor:
         """[N, 3, H, W] in -1..1 -> moments [N, 2 C, h, w]: mean and log-variance of the unscaled latent.
 
-        Without gradients, large pictures are encoded in strips (`models.strips`), with activations of about `memory`
+        Without gradients, large pictures are encoded in strips (`kernels.strips`), with activations of about `memory`
         bytes at most; what lies under a result of latent size (1.6 GB for a 4096x4096 picture) must fit.
 
         Raises ValueError on another number of channels and on pictures smaller than a latent pixel.

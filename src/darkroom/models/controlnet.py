@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.packed import ready
 from .config import ControlNetConfig, UNetConfig
-from .packed import ready
 from .unet import Encoder, UNet
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .doubling import Doubling, enlarged
+from ..kernels.doubling import Doubling, enlarged
 
 
 class Block(nn.Module):

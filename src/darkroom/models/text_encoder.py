@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
+from ..kernels.attention import attend
+from ..kernels.packed import ready
 from .config import TextEncoderConfig, VisionEncoderConfig
 from .layers import Block
-from .packed import ready
 
 
 def quick_gelu(x: Tensor) -> Tensor:

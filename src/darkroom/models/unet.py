@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
+from ..kernels.attention import attend
+from ..kernels.packed import ready
 from .config import UNetConfig
 from .layers import Block, ResnetBlock, Upsample
-from .packed import ready
 
 EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
 MAX_PERIOD = 10_000.0  # longest wavelength of the timestep embedding, over 2 pi

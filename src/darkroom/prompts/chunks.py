@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from darkroom.errors import RequestError
-from darkroom.prompts.embeddings import Finder, LearnedWord
-from darkroom.prompts.grammar import Span, parse
-from darkroom.prompts.tokenizer import Tokenizer
+from ..errors import RequestError
+from .embeddings import Finder, LearnedWord
+from .grammar import Span, parse
+from .tokenizer import Tokenizer
 
 COMMA_REACH = 20  # tokens that a1111 goes back for a comma
 WHOLE_BELOW = 8  # tokens of a span that comfy cuts

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 MAX_PARTS = 16  # each is a row of every U-Net call
-MAX_WEIGHT = 100.0
+MAX_SHARE = 100.0
 
 _AND = re.compile(r"(?<!\\)(?P<escapes>(?:\\\\)*)\bAND\b")
 _WEIGHT = re.compile(r":\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))$")
@@ -45,9 +45,9 @@ def _part(text: str) -> Part:
     if match is None:
         return Part(text)
     weight = float(match[1])
-    if not abs(weight) <= MAX_WEIGHT:
+    if not abs(weight) <= MAX_SHARE:
         shown = match[1] if len(match[1]) <= 20 else match[1][:17] + "..."
         raise RequestError(
-            f"a part of the prompt has the weight {shown}; choose one between {-MAX_WEIGHT:.0f} and {MAX_WEIGHT:.0f}"
+            f"a part of the prompt has the weight {shown}; choose one between {-MAX_SHARE:.0f} and {MAX_SHARE:.0f}"
         )
     return Part(text[: match.start()].rstrip(), weight)

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from darkroom.errors import RequestError
-from darkroom.prompts.words import normalizer, without_surrogates
+from ..errors import RequestError
+from .words import normalizer, without_surrogates
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,13 +12,13 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from darkroom.adapters import Scaled, attached
-from darkroom.errors import CheckpointError, RequestError
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.prompts.chunks import Chunk, chunk_prompt
-from darkroom.prompts.embeddings import LearnedWord, check_widths
-from darkroom.prompts.grammar import check_prompt
-from darkroom.prompts.tokenizer import Tokenizer
+from ..adapters import Scaled, attached
+from ..errors import CheckpointError, RequestError
+from ..models.text_encoder import TextEncoder
+from .chunks import Chunk, chunk_prompt
+from .embeddings import LearnedWord, check_widths
+from .grammar import check_prompt
+from .tokenizer import Tokenizer
 
 CACHE_BYTES = 64 << 20  # of encoded prompts kept: about 280 of one chunk for Stable Diffusion 1.5
 ROWS = 16  # chunks in one call of the text encoder

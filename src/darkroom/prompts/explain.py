@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from darkroom.prompts.chunks import Chunk, chunk_prompt
-from darkroom.prompts.composition import Part, parts
-from darkroom.prompts.embeddings import LearnedWord, check_widths
-from darkroom.prompts.grammar import check_prompt
-from darkroom.prompts.stages import Stage, stages
-from darkroom.prompts.tags import Tag, take_tags
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.words import END_OF_WORD
+from .chunks import Chunk, chunk_prompt
+from .composition import Part, parts
+from .embeddings import LearnedWord, check_widths
+from .grammar import check_prompt
+from .stages import Stage, stages
+from .tags import Tag, take_tags
+from .tokenizer import Tokenizer
+from .words import END_OF_WORD
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import CheckpointError
+from ..errors import CheckpointError
 
 MAX_BYTES = 64 << 20  # CLIP's vocab.json has under a megabyte
 MAX_ID = 2**31 - 1

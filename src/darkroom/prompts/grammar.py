@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 STYLES = ("a1111", "comfy", "plain")
 MAX_CHARACTERS = 32_000  # of a prompt; above it, it is refused

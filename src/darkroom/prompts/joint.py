@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from darkroom.adapters import Scaled
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.prompts.chunks import Chunk
-from darkroom.prompts.embeddings import LearnedWord
-from darkroom.prompts.encoder import PromptEncoder
-from darkroom.prompts.tokenizer import Tokenizer
+from ..adapters import Scaled
+from ..models.text_encoder import TextEncoder
+from .chunks import Chunk
+from .embeddings import LearnedWord
+from .encoder import PromptEncoder
+from .tokenizer import Tokenizer
 
 
 def encoder_of(texts: Sequence[tuple[Tokenizer, TextEncoder]], *, penultimate: bool) -> PromptEncoder | JointEncoder:

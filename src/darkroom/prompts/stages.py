@@ -22,10 +22,10 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 MAX_TEXTS = 200  # distinct texts of one prompt: each is encoded
-MAX_CHARACTERS = 320_000  # of those texts together
+MAX_TOTAL = 320_000  # of those texts together
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ def stages(text: str, steps: int) -> tuple[Stage, ...]:
                 distinct[now] = now
                 characters += len(now)
             rendered[key] = distinct[now]
-            if len(distinct) > MAX_TEXTS or characters > MAX_CHARACTERS:
+            if len(distinct) > MAX_TEXTS or characters > MAX_TOTAL:
                 raise RequestError(
-                    f"the prompt becomes more than {MAX_TEXTS} different texts, or {MAX_CHARACTERS:,} characters, over "
+                    f"the prompt becomes more than {MAX_TEXTS} different texts, or {MAX_TOTAL:,} characters, over "
                     f"{steps} steps; use fewer or shorter [from:to:when] and [a|b]"
                 )
         if found and found[-1].text is rendered[key]:

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 MAX_TAGS = 100
 _TAG = re.compile(r"<lora:([^<>]+)>")

@@ -22,18 +22,10 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from darkroom.errors import CheckpointError
-from darkroom.prompts.files import parse_merges, read_folder, read_merges, read_vocab
-from darkroom.prompts.vocabulary import vocabulary_of, write_vocabulary
-from darkroom.prompts.words import (
-    BOS_TOKEN,
-    END_OF_WORD,
-    EOS_TOKEN,
-    byte_symbols,
-    normalizer,
-    pre_tokenizer,
-    without_surrogates,
-)
+from ..errors import CheckpointError
+from .files import parse_merges, read_folder, read_merges, read_vocab
+from .vocabulary import vocabulary_of, write_vocabulary
+from .words import BOS_TOKEN, END_OF_WORD, EOS_TOKEN, byte_symbols, normalizer, pre_tokenizer, without_surrogates
 
 MAX_LENGTH = 77  # tokens the published CLIP text encoders take at once, BOS and EOS included
 

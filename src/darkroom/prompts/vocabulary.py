@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from darkroom.prompts.words import BOS_TOKEN, END_OF_WORD, EOS_TOKEN, byte_symbols, split_words
+from .words import BOS_TOKEN, END_OF_WORD, EOS_TOKEN, byte_symbols, split_words
 
 Pair = tuple[str, str]
 

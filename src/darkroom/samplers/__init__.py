@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 if TYPE_CHECKING:
-    from darkroom.samplers.state import Sampler
+    from .state import Sampler
 
 __all__ = ["Entry", "canonical", "entry", "get", "names"]
 

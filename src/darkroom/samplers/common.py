@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darkroom.samplers.state import Noise, SamplerState
+from .state import Noise, SamplerState
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from darkroom.errors import RequestError
-from darkroom.samplers.common import Limit, arrive, limited, stands
-from darkroom.samplers.multistep import weighted
-from darkroom.samplers.state import Noise, SamplerState
+from ..errors import RequestError
+from .common import Limit, arrive, limited, stands
+from .multistep import weighted
+from .state import Noise, SamplerState
 
 
 def _weights(levels: Sequence[float], after: float) -> list[float]:

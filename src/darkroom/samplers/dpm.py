@@ -14,9 +14,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from darkroom.errors import RequestError
-from darkroom.samplers.common import Limit, arrive, draw, limited, log_snr, stands
-from darkroom.samplers.state import Noise, SamplerState
+from ..errors import RequestError
+from .common import Limit, arrive, draw, limited, log_snr, stands
+from .state import Noise, SamplerState
 
 ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
 

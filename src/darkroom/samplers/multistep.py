@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from darkroom.errors import RequestError
-from darkroom.samplers.common import arrive, pause
-from darkroom.samplers.state import Noise, SamplerState
+from ..errors import RequestError
+from .common import arrive, pause
+from .state import Noise, SamplerState
 
 # Adams-Bashforth for equal steps, newest first (Liu et al. 2022, arXiv 2202.09778, eq. 12, for four).
 EQUAL_STEPS = (

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from darkroom.samplers.common import Limit, ancestral, arrive, draw, limited
-from darkroom.samplers.state import Noise, SamplerState
+from .common import Limit, ancestral, arrive, draw, limited
+from .state import Noise, SamplerState
 
 
 def _rescale(x: Tensor, landed: float, read: float) -> Tensor:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from darkroom.samplers.common import Limit, ancestral, arrive, draw, limited, pause
-from darkroom.samplers.state import Noise, SamplerState
+from .common import Limit, ancestral, arrive, draw, limited, pause
+from .state import Noise, SamplerState
 
 
 def _noised(x: Tensor, std: float, state: SamplerState, noise: Noise) -> Tensor:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from darkroom.errors import RequestError
-from darkroom.samplers.common import Limit, arrive, limited, log_snr, stands
-from darkroom.samplers.state import Noise, SamplerState
+from ..errors import RequestError
+from .common import Limit, arrive, limited, log_snr, stands
+from .state import Noise, SamplerState
 
 
 @dataclass(frozen=True, slots=True)

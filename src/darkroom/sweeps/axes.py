@@ -20,9 +20,9 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import Any
 
-from darkroom.errors import RequestError
-from darkroom.request import MAX_IMAGES, Request, nearest
-from darkroom.samplers import canonical
+from ..errors import RequestError
+from ..request import MAX_IMAGES, Request, nearest
+from ..samplers import canonical
 
 Given = str | tuple[str, Sequence[Any]] | Mapping[str, Sequence[Any]]  # an axis as a user gives it
 LETTERS = "xyz"

@@ -11,7 +11,7 @@ from statistics import median
 
 from PIL import Image, ImageDraw, ImageFont
 
-from darkroom.errors import RequestError
+from ..errors import RequestError
 
 Place = tuple[int, int, int]  # x, y, z
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the sheet

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from darkroom.errors import Error, RequestError
-from darkroom.formats.picture import write_atomically, write_picture
-from darkroom.request import Request, draw_seed
-
+from ..errors import Error, RequestError
+from ..formats.picture import write_atomically, write_picture
+from ..request import Request, draw_seed
 from .axes import LETTERS, PROMPT, Axis, Cell, cells
 from .sheet import Box, Place, Sheet, arrange
 
 if TYPE_CHECKING:
-    from darkroom.engine import Engine, Event, Inputs
+    from ..engine import Engine, Event, Inputs
 
 SCHEMA = 1
 
@@ -64,8 +63,8 @@ class Sweep:
         """
         import torch  # a grid is planned without it
 
-        from darkroom.engine import Failed, Finished
-        from darkroom.engine.prepare import prepare
+        from ..engine import Failed, Finished
+        from ..engine.prepare import prepare
 
         jobs = []
         for number, cell in enumerate(self.cells):

@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import AutoencoderConfig
-from darkroom.models.discriminator import PatchDiscriminator
-
+from ..models.autoencoder import Autoencoder
+from ..models.config import AutoencoderConfig
+from ..models.discriminator import PatchDiscriminator
 from .adversarial import adaptive_weight, deceiver_loss, discriminator_loss
 from .config import LoopConfig
 from .crops import SHOWN, Crops

@@ -15,12 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from darkroom.data.glyphs import find_font, other_emoji
-from darkroom.data.objects import SIZES
-from darkroom.errors import TrainingError
-from darkroom.formats.vae import save_vae
-from darkroom.models.autoencoder import Autoencoder
-
+from ..errors import TrainingError
+from ..formats.vae import save_vae
+from ..models.autoencoder import Autoencoder
+from ..toy.glyphs import find_font, other_emoji
+from ..toy.objects import SIZES
 from . import state
 from .autoencoder import AutoencoderRecipe, AutoencoderStage, network
 from .crops import Crops, LessonCrops, SceneCrops, open_crops

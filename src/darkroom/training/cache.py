@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from darkroom.errors import CheckpointError, TrainingError
-from darkroom.formats.header import safetensors_slots
-from darkroom.formats.storage import Source
-from darkroom.formats.writer import Entry, whole_file, write_safetensors
+from ..errors import CheckpointError, TrainingError
+from ..formats.header import safetensors_slots
+from ..formats.storage import Source
+from ..formats.writer import Entry, whole_file, write_safetensors
 
 MAX_ENTRIES = 1024  # in a file
 MAX_BYTES = 32 << 20

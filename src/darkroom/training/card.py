@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from darkroom.data.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
-from darkroom.formats.writer import whole_file, write_json
-from darkroom.models.layers import parameter_count
-
+from ..formats.writer import whole_file, write_json
+from ..models.layers import parameter_count
+from ..toy.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
 from . import state
 
 if TYPE_CHECKING:
-    from darkroom.evaluate.scenes import Score
+    from ..evaluate.scenes import Score
 
 ROWS = ("seen", "held out", "renders", "reconstructions", "chance")
 
@@ -46,7 +45,7 @@ def write_cards(output: Path, model: Path, count: int, workers: int = 1) -> dict
     }
     scores = _old_scores(path, card["model"], count)
     if scores is None and count:
-        from darkroom.evaluate.scenes import evaluate
+        from ..evaluate.scenes import evaluate
 
         scores = scores_as_json(evaluate(pipe, count))
     if scores is not None:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from darkroom.errors import TrainingError
-from darkroom.formats.writer import whole_file
-from darkroom.pipeline import Pipeline
-
+from ..errors import TrainingError
+from ..formats.writer import whole_file
+from ..pipeline import Pipeline
 from .background import interruptible
 from .kinds import Report
 from .loop import Stopped, step_seed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from darkroom.errors import TrainingError
+from ..errors import TrainingError
 
 OPTIMIZERS = ("muon", "adamw", "adamw8bit", "adafactor")
 SCHEDULES = ("stable", "constant", "linear", "cosine", "restarts")

@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.data.buckets import Cut, sizes
-from darkroom.data.glyphs import Glyph
-from darkroom.data.lessons import FileLessons, Lessons, open_lessons
-from darkroom.data.objects import CANVAS, GRID
-from darkroom.data.order import Order
-from darkroom.data.scenes import draw_collage, draw_scene, render_scene
-from darkroom.errors import TrainingError
-
+from ..data.buckets import Cut, sizes
+from ..data.lessons import FileLessons, Lessons, open_lessons
+from ..data.order import Order
+from ..errors import TrainingError
+from ..toy.glyphs import Glyph
+from ..toy.objects import CANVAS, GRID
+from ..toy.scenes import draw_collage, draw_scene, render_scene
 from .latents import stacked
 from .parallel import Share
 from .stage import parted

@@ -21,15 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darkroom.adapters import TrainableLora, init_lora
-from darkroom.diffusion.condition import Batch, alike
-from darkroom.diffusion.denoiser import Denoiser
-from darkroom.diffusion.schedule import levels_of
-from darkroom.errors import TrainingError
-from darkroom.formats.lora_save import save_lora
-from darkroom.models.unet import UNet
-from darkroom.pipeline import Pipeline
-
+from ..adapters import TrainableLora, init_lora
+from ..diffusion.condition import Batch, alike
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.schedule import levels_of
+from ..errors import TrainingError
+from ..formats.lora_save import save_lora
+from ..models.unet import UNet
+from ..pipeline import Pipeline
 from .finetune import rebuilt
 from .lora import chooser
 from .objective import DenoisingRecipe, noise_of, times_of

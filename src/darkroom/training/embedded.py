@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from darkroom.errors import TrainingError
-
+from ..errors import TrainingError
 from . import autoencoder as ae
 from . import unet
 from .autoencoder_run import finish_autoencoder, train_autoencoder

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from darkroom.diffusion.schedule import Schedule
-from darkroom.errors import TrainingError
-from darkroom.models.unet import UNet
-from darkroom.pipeline import Pipeline
-
+from ..diffusion.schedule import Schedule
+from ..errors import TrainingError
+from ..models.unet import UNet
+from ..pipeline import Pipeline
 from .kinds import Subject
 from .stage import PictureRecipe, PictureStage
 from .unet import UNetRecipe

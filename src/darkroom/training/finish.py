@@ -10,15 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from darkroom.data.objects import vocabulary
-from darkroom.errors import Error, TrainingError
-from darkroom.formats.files import open_tensors
-from darkroom.formats.writer import Entry, whole_file, write_safetensors
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import AutoencoderConfig
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import build_vocabulary
-
+from ..errors import Error, TrainingError
+from ..formats.files import open_tensors
+from ..formats.writer import Entry, whole_file, write_safetensors
+from ..models.autoencoder import Autoencoder
+from ..models.config import AutoencoderConfig
+from ..prompts.tokenizer import Tokenizer
+from ..prompts.vocabulary import build_vocabulary
+from ..toy.objects import vocabulary
 from . import autoencoder as ae
 from .config import LoopConfig
 

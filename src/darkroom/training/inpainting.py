@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from darkroom.errors import TrainingError
-from darkroom.models.unet import UNet
-from darkroom.pipeline import Pipeline
-
+from ..errors import TrainingError
+from ..models.unet import UNet
+from ..pipeline import Pipeline
 from .finetune import FinetuneRecipe, FinetuneStage, rebuilt
 from .kinds import Subject
 from .parallel import Share

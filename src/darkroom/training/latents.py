@@ -16,11 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.data.buckets import LIVE
-from darkroom.data.lessons import Lessons
-from darkroom.errors import TrainingError
-from darkroom.models.autoencoder import Autoencoder
-
+from ..data.buckets import LIVE
+from ..data.lessons import Lessons
+from ..errors import TrainingError
+from ..models.autoencoder import Autoencoder
 from .background import interruptible
 from .cache import Cache, fingerprint, key_of, missing, stacked_rows
 from .loop import Stopped

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darkroom.errors import TrainingError
-
+from ..errors import TrainingError
 from .config import LoopConfig
 from .parallel import sum_over_ranks
 

@@ -19,10 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from darkroom.errors import TrainingError
-from darkroom.models.layers import set_checkpointing
-from darkroom.models.products import linear_layers, quick
-
+from ..errors import TrainingError
+from ..kernels.products import linear_layers, quick
+from ..models.layers import set_checkpointing
 from . import optim, state
 from .background import Aside, interruptible, prefetch
 from .config import LoopConfig, check_loop, check_recipe

@@ -11,14 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from darkroom.adapters import Adapter, TrainableLora, init_lora
-from darkroom.adapters.train import KINDS, WHICH, Layer
-from darkroom.errors import TrainingError
-from darkroom.formats.lora import read_lora
-from darkroom.formats.lora_keys import Home, Homes
-from darkroom.formats.lora_save import FORMS, Form, save_lora
-from darkroom.pipeline import Pipeline
-
+from ..adapters import Adapter, TrainableLora, init_lora
+from ..adapters.train import KINDS, WHICH, Layer
+from ..errors import TrainingError
+from ..formats.lora import read_lora
+from ..formats.lora_keys import Home, Homes
+from ..formats.lora_save import FORMS, Form, save_lora
+from ..pipeline import Pipeline
 from .kinds import Subject
 from .loop import step_seed
 from .parallel import Share

@@ -21,8 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from darkroom.models.layers import set_checkpointing
-
+from ..models.layers import set_checkpointing
 from . import optim
 from .config import LoopConfig
 

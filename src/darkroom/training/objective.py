@@ -16,11 +16,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.condition import Batch
-from darkroom.diffusion.denoiser import Denoiser
-from darkroom.diffusion.scalings import Scaling
-from darkroom.diffusion.schedule import Schedule
-
+from ..diffusion.condition import Batch
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.scalings import Scaling
+from ..diffusion.schedule import Schedule
 from .assignment import assign
 from .config import LoopConfig
 from .parallel import Share

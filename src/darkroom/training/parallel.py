@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from darkroom.errors import Error, TrainingError
+from ..errors import Error, TrainingError
 
 Rows = TypeVar("Rows", Tensor, range)
 

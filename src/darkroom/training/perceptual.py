@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.models.autoencoder import Autoencoder, DownLevel, Encoder
-from darkroom.models.layers import ResnetBlock
+from ..models.autoencoder import Autoencoder, DownLevel, Encoder
+from ..models.layers import ResnetBlock
 
 EPS = 1e-10
 OWN = "own"  # names the features that come with the package
@@ -104,8 +104,8 @@ def open_distance(features: str) -> nn.Module:
     """
     if features == OWN:
         return PerceptualDistance(own_features())
-    from darkroom.evaluate.networks import load_lpips
-    from darkroom.formats.features import open_features, require
+    from ..evaluate.networks import load_lpips
+    from ..formats.features import open_features, require
 
     found = open_features([part.strip() for part in features.split(",") if part.strip()])
     return LpipsDistance(load_lpips(require(found, "lpips", "the perceptual term")))

@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.errors import TrainingError
-
+from ..errors import TrainingError
 from . import state
 from .config import LoopConfig
 from .ema import Weights, exponent

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from darkroom.adapters.train import WHICH
-from darkroom.errors import TrainingError
-from darkroom.hints import HINTS
-from darkroom.models.discriminator import smallest
-from darkroom.pipeline import DTYPES
-
+from ..adapters.train import WHICH
+from ..errors import TrainingError
+from ..hints import HINTS
+from ..models.discriminator import smallest
+from ..pipeline import DTYPES
 from .autoencoder import SCALINGS, AutoencoderRecipe
 from .config import LOOP_RULES, LoopConfig, Rule, check_loop, check_rules
 from .crops import whole_rows

@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darkroom.adapters import init_lora
-from darkroom.embedded import MODEL
-from darkroom.errors import TrainingError
-from darkroom.formats.checkpoint import open_checkpoint
-from darkroom.formats.vae import open_vae
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.clip import contrastive_loss
-from darkroom.models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
-from darkroom.models.controlnet import ControlNet, config_for
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.models.tiny_autoencoder import TinyAutoencoder
-from darkroom.models.unet import UNet
-
+from ..adapters import init_lora
+from ..embedded import MODEL
+from ..errors import TrainingError
+from ..formats.checkpoint import open_checkpoint
+from ..formats.vae import open_vae
+from ..models.autoencoder import Autoencoder
+from ..models.clip import contrastive_loss
+from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
+from ..models.controlnet import ControlNet, config_for
+from ..models.text_encoder import TextEncoder
+from ..models.tiny_autoencoder import TinyAutoencoder
+from ..models.unet import UNet
 from . import autoencoder as ae
 from . import state, text_encoder
 from .autoencoder_run import finish_autoencoder

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.data.objects import with_article
-from darkroom.data.scenes import Scene, draw_scene, render_scene
-from darkroom.models.clip import Clip
-from darkroom.prompts.tokenizer import Tokenizer
-
+from ..models.clip import Clip
+from ..prompts.tokenizer import Tokenizer
+from ..toy.objects import with_article
+from ..toy.scenes import Scene, draw_scene, render_scene
 from .text_encoder import pixels_of
 
 ROWS = 50  # encoded at once

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from darkroom.engine.inputs import Inputs
-from darkroom.request import Request
+from ..engine.inputs import Inputs
+from ..request import Request
 
 if TYPE_CHECKING:
     from .stage import PictureStage

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkroom.errors import TrainingError
-from darkroom.models.autoencoder import Autoencoder
-
+from ..errors import TrainingError
+from ..models.autoencoder import Autoencoder
 from .latents import stacked
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import darkroom
-from darkroom.data.lessons import Lessons
-from darkroom.errors import TrainingError
-from darkroom.pipeline import Pipeline
-from darkroom.prompts.tokenizer import Tokenizer
 
+from ..data.lessons import Lessons
+from ..errors import TrainingError
+from ..pipeline import Pipeline
+from ..prompts.tokenizer import Tokenizer
 from . import state
 from .autoencoder_run import finish_autoencoder
 from .cache import fingerprint

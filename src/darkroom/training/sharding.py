@@ -17,10 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from darkroom.errors import TrainingError
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.layers import Block
-
+from ..errors import TrainingError
+from ..models.autoencoder import Autoencoder
+from ..models.layers import Block
 from .exchange import Replicas
 from .parallel import local, share, sum_over_ranks
 

@@ -19,19 +19,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 import darkroom
-from darkroom.data.buckets import Cut
-from darkroom.data.captions import Captions
-from darkroom.data.lessons import Lessons, open_lessons
-from darkroom.data.order import Order
-from darkroom.diffusion.condition import Batch, alike
-from darkroom.errors import TrainingError
-from darkroom.models.layers import set_checkpointing
-from darkroom.pipeline import Pipeline
-from darkroom.prompts.chunks import Chunk
-from darkroom.prompts.embeddings import LearnedWord
-from darkroom.prompts.encoder import Encoded, PromptEncoder
-from darkroom.prompts.joint import JointEncoder
 
+from ..data.buckets import Cut
+from ..data.captions import Captions
+from ..data.lessons import Lessons, open_lessons
+from ..data.order import Order
+from ..diffusion.condition import Batch, alike
+from ..errors import TrainingError
+from ..models.layers import set_checkpointing
+from ..pipeline import Pipeline
+from ..prompts.chunks import Chunk
+from ..prompts.embeddings import LearnedWord
+from ..prompts.encoder import Encoded, PromptEncoder
+from ..prompts.joint import JointEncoder
 from .classes import class_folder, draw_class
 from .kinds import Report, Subject
 from .latents import Latents
@@ -39,8 +39,7 @@ from .loop import step_seed
 from .objective import DenoisingRecipe, denoising_loss
 from .parallel import Share
 from .samples import draw_sheet
-from .texts import TextStore
-from .texts import place as texts_place
+from .texts import TextStore, texts_place
 
 NEVER = 1 << 40  # the step of what is validated: training has none of that number
 INDEX = "pictures.sqlite"  # in a run's folder: what was found in the files of its pictures

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from darkroom.errors import TrainingError
-from darkroom.formats.disk import sync_folder
+from ..errors import TrainingError
+from ..formats.disk import sync_folder
 
 NAME = re.compile(r"step-(\d{9})\.pt")
 

@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from darkroom.data.captions import Captions
-from darkroom.data.lessons import Lessons
-from darkroom.data.order import Order
-from darkroom.formats.clip import MEAN, STD
-from darkroom.models.clip import LARGEST, Clip, contrastive_loss
-from darkroom.models.config import TextEncoderConfig, VisionEncoderConfig
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.models.vision import VisionEncoder
-from darkroom.prompts.tokenizer import Tokenizer
-
+from ..data.captions import Captions
+from ..data.lessons import Lessons
+from ..data.order import Order
+from ..formats.clip import MEAN, STD
+from ..models.clip import LARGEST, Clip, contrastive_loss
+from ..models.config import TextEncoderConfig, VisionEncoderConfig
+from ..models.text_encoder import TextEncoder
+from ..models.vision import VisionEncoder
+from ..prompts.tokenizer import Tokenizer
 from .config import LoopConfig
 from .loop import step_seed
 from .parallel import Share

@@ -13,13 +13,12 @@ import json
 import shutil
 from pathlib import Path
 
-from darkroom.data.buckets import Cut
-from darkroom.data.lessons import Lessons, open_lessons
-from darkroom.errors import TrainingError
-from darkroom.formats.clip import save_clip
-from darkroom.models.clip import Clip
-from darkroom.prompts.tokenizer import Tokenizer
-
+from ..data.buckets import Cut
+from ..data.lessons import Lessons, open_lessons
+from ..errors import TrainingError
+from ..formats.clip import save_clip
+from ..models.clip import Clip
+from ..prompts.tokenizer import Tokenizer
 from . import state
 from .finish import scene_tokenizer
 from .kinds import Report, Subject, tell_left_out

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from darkroom.prompts.encoder import Encoded
-
+from ..prompts.encoder import Encoded
 from .background import interruptible
 from .cache import Cache, fingerprint, key_of, missing
 from .parallel import Share
 
 
-def place(folder: Path, text_encoders: Sequence[nn.Module], told: object = "") -> Path:
+def texts_place(folder: Path, text_encoders: Sequence[nn.Module], told: object = "") -> Path:
     """Where in a cache's folder the texts of some text encoders lie. `told`: what else changes the answer."""
     names = [fingerprint(encoder) for encoder in text_encoders]
     return folder / f"texts-{hashlib.sha256(f'{names} {told}'.encode()).hexdigest()[:16]}"
@@ -29,7 +28,7 @@ class TextStore:
     """Captions through frozen text encoders: from disk where they are there, computed where not; the same bits.
 
     Args:
-        place: the folder of a cache, as `place` names it.
+        place: the folder of a cache, as `texts_place` names it.
         encode: a caption to [T, D] and [P] or None, float32; always the same for the same caption.
     """
 

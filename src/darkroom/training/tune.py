@@ -17,17 +17,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from darkroom import hints
-from darkroom.data.lessons import Lessons
-from darkroom.diffusion.control import ControlBatch
-from darkroom.engine.inputs import Control
-from darkroom.errors import TrainingError
-from darkroom.formats.control import save_controlnet
-from darkroom.formats.embedding import save_embedding
-from darkroom.models.controlnet import ControlNet
-from darkroom.pipeline import Pipeline
-from darkroom.prompts.embeddings import LearnedWord
-
+from .. import hints
+from ..data.lessons import Lessons
+from ..diffusion.control import ControlBatch
+from ..engine.inputs import Control
+from ..errors import TrainingError
+from ..formats.control import save_controlnet
+from ..formats.embedding import save_embedding
+from ..models.controlnet import ControlNet
+from ..pipeline import Pipeline
+from ..prompts.embeddings import LearnedWord
 from .kinds import Report, Subject
 from .parallel import Share
 from .stage import PictureRecipe, PictureStage

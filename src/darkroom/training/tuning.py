@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from darkroom.data.lessons import Lessons
-from darkroom.errors import TrainingError
-from darkroom.formats.writer import clear_drafts, whole_file
-from darkroom.pipeline import Pipeline
-
+from ..data.lessons import Lessons
+from ..errors import TrainingError
+from ..formats.writer import clear_drafts, whole_file
+from ..pipeline import Pipeline
 from . import state
 from .distill import DistillRecipe, DistillStage
 from .finetune import FinetuneRecipe, FinetuneStage

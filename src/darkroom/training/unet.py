@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from darkroom.models.config import TextEncoderConfig, UNetConfig
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.models.unet import UNet
-from darkroom.prompts.tokenizer import Tokenizer
-
+from ..models.config import TextEncoderConfig, UNetConfig
+from ..models.text_encoder import TextEncoder
+from ..models.unet import UNet
+from ..prompts.tokenizer import Tokenizer
 from .loop import step_seed
 from .stage import PictureRecipe
 

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from darkroom.errors import TrainingError
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import vocabulary_of
-from darkroom.prompts.words import END_OF_WORD, byte_symbols, normalizer, pre_tokenizer, without_surrogates
+from ..errors import TrainingError
+from ..prompts.tokenizer import Tokenizer
+from ..prompts.vocabulary import vocabulary_of
+from ..prompts.words import END_OF_WORD, byte_symbols, normalizer, pre_tokenizer, without_surrogates
 
 LEAST = len(byte_symbols()) * 2 + 2  # tokens without a merge: bytes, bytes that end a word, begin and end of a text
 

@@ -9,19 +9,20 @@ from pathlib import Path
 import torch
 
 import darkroom
-from darkroom.errors import TrainingError
-from darkroom.formats.checkpoint import open_checkpoint
-from darkroom.formats.configs import network_config, read_json
-from darkroom.formats.folder import weights_file
-from darkroom.formats.layouts import Part
-from darkroom.formats.rules import Config
-from darkroom.formats.vae import open_vae
-from darkroom.formats.weights import Weights, native_state
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import TextEncoderConfig, TinyAutoencoderConfig
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.models.tiny_autoencoder import TinyAutoencoder
-from darkroom.prompts.tokenizer import Tokenizer
+
+from ..errors import TrainingError
+from ..formats.checkpoint import open_checkpoint
+from ..formats.configs import network_config, read_json
+from ..formats.folder import weights_file
+from ..formats.layouts import Part
+from ..formats.rules import Config
+from ..formats.vae import open_vae
+from ..formats.weights import Weights, native_state
+from ..models.autoencoder import Autoencoder
+from ..models.config import TextEncoderConfig, TinyAutoencoderConfig
+from ..models.text_encoder import TextEncoder
+from ..models.tiny_autoencoder import TinyAutoencoder
+from ..prompts.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.errors import RequestError
-from darkroom.request import Request
-
+from ...errors import RequestError
+from ...request import Request
+from ..inputs import Inputs
+from ..job import Job
 from .common import Model
 from .control import check_controls, steered
 from .depth import depth_to_image, takes_depth

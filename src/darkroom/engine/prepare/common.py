@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from darkroom import __version__
-from darkroom.adapters import Adapter, Scaled
-from darkroom.diffusion.condition import Condition, Prompted
-from darkroom.diffusion.denoiser import Denoiser
-from darkroom.diffusion.guidance import (
+from ... import __version__
+from ...adapters import Adapter, Scaled
+from ...diffusion.condition import Condition, Prompted
+from ...diffusion.denoiser import Denoiser
+from ...diffusion.guidance import (
     ClassifierFree,
     Composed,
     Guidance,
@@ -27,22 +27,21 @@ from darkroom.diffusion.guidance import (
     Thresholded,
     Within,
 )
-from darkroom.diffusion.noise import SeededNoise
-from darkroom.diffusion.schedule import Schedule
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.engine.plan import LCM_STEPS, STEPS, Plan, plan
-from darkroom.engine.preview import Previewer
-from darkroom.errors import RequestError
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import UNetConfig
-from darkroom.models.controlnet import ControlNet
-from darkroom.models.unet import UNet
-from darkroom.prompts.embeddings import LearnedWord, fingerprints
-from darkroom.request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, choice, draw_seed
-from darkroom.samplers import canonical
-from darkroom.samplers.state import Noise, SamplerState
-
+from ...diffusion.noise import SeededNoise
+from ...diffusion.schedule import Schedule
+from ...errors import RequestError
+from ...models.autoencoder import Autoencoder
+from ...models.config import UNetConfig
+from ...models.controlnet import ControlNet
+from ...models.unet import UNet
+from ...prompts.embeddings import LearnedWord, fingerprints
+from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, choice, draw_seed
+from ...samplers import canonical
+from ...samplers.state import Noise, SamplerState
+from ..inputs import Inputs
+from ..job import Job
+from ..plan import LCM_STEPS, STEPS, Plan, plan
+from ..preview import Previewer
 from .prompted import composed_parts, learned_words, over_steps
 from .sizes import check_sizes, sizes_of
 

@@ -10,15 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from darkroom import hints
-from darkroom.diffusion.control import ControlInput, Controls, window
-from darkroom.engine.inputs import Control
-from darkroom.engine.job import Job
-from darkroom.errors import RequestError
-from darkroom.images import open_picture, pad_to_grid, to_tensor, to_unit
-from darkroom.models.controlnet import ControlNet
-from darkroom.request import Request, UsedControl
-
+from ... import hints
+from ...diffusion.control import ControlInput, Controls, window
+from ...errors import RequestError
+from ...images import open_picture, pad_to_grid, to_tensor, to_unit
+from ...models.controlnet import ControlNet
+from ...request import Request, UsedControl
+from ..inputs import Control
+from ..job import Job
 from .common import picture_fingerprint
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.errors import RequestError
-from darkroom.request import Request
-
+from ...errors import RequestError
+from ...request import Request
+from ..inputs import Inputs
+from ..job import Job
 from .common import Model
 from .image import redrawn
 from .inpaint import Beside

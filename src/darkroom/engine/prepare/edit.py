@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from darkroom.diffusion.condition import Prompted, beside
-from darkroom.diffusion.guidance import TwoConditions
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.errors import RequestError
-from darkroom.images import open_picture, to_tensor
-from darkroom.request import Request
-
+from ...diffusion.condition import Prompted, beside
+from ...diffusion.guidance import TwoConditions
+from ...errors import RequestError
+from ...images import open_picture, to_tensor
+from ...request import Request
+from ..inputs import Inputs
+from ..job import Job
 from .common import Model
 from .image import moments, sized
 from .prompted import composed_parts

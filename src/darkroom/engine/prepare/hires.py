@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job, Next
-from darkroom.errors import RequestError
-from darkroom.images import latent_size
-from darkroom.request import Request
-
+from ...errors import RequestError
+from ...images import latent_size
+from ...request import Request
+from ..inputs import Inputs
+from ..job import Job, Next
 from .common import Model, assemble, complete, guidance, noise_of
 from .image import begun, image_to_image, noised
 from .upscale import check_size

@@ -10,19 +10,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from darkroom.engine.exact import same_bits
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.engine.memory import out_of_memory, release
-from darkroom.engine.overflow import finite
-from darkroom.engine.plan import Plan, plan
-from darkroom.errors import RequestError
-from darkroom.images import latent_size, open_picture, pad_to_grid, to_tensor
-from darkroom.masks import Composite
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.request import MAX_SIDE, MIN_SIDE, Request
-from darkroom.samplers.state import Noise, SamplerState
-
+from ...accelerate.exact import same_bits
+from ...errors import RequestError
+from ...images import latent_size, open_picture, pad_to_grid, to_tensor
+from ...masks import Composite
+from ...models.autoencoder import Autoencoder
+from ...request import MAX_SIDE, MIN_SIDE, Request
+from ...samplers.state import Noise, SamplerState
+from ..inputs import Inputs
+from ..job import Job
+from ..memory import out_of_memory, release
+from ..overflow import finite
+from ..plan import Plan, plan
 from .common import Model, assemble, complete, guidance, noise_of
 
 STRENGTH = 0.75
@@ -34,7 +33,7 @@ def image_to_image(model: Model, request: Request, id: str, inputs: Inputs, outp
     The result is diffusers' with the same seed: the seed's first draw samples the autoencoder's posterior, the second
     is the noise. Strength 0 gives the picture back as it is.
     """
-    _check_model(model)
+    _check_changes_pictures(model)
     return redrawn(model, request, id, inputs, output)
 
 
@@ -58,7 +57,7 @@ def redrawn(model: Model, request: Request, id: str, inputs: Inputs, output: str
     return job
 
 
-def _check_model(model: Model) -> None:
+def _check_changes_pictures(model: Model) -> None:
     wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
     if wanted == 2 * given + 1:
         raise RequestError("this model repaints parts of pictures; give a mask too, white where to repaint")

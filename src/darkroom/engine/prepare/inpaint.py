@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from darkroom.diffusion.condition import Condition
-from darkroom.diffusion.guidance import Guidance
-from darkroom.diffusion.known import Known
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.errors import RequestError
-from darkroom.images import latent_size, open_mask, open_picture, to_tensor
-from darkroom.masks import (
+from ...diffusion.condition import Condition
+from ...diffusion.guidance import Guidance
+from ...diffusion.known import Known
+from ...errors import RequestError
+from ...images import latent_size, open_mask, open_picture, to_tensor
+from ...masks import (
     Box,
     Composite,
     as_picture,
@@ -31,9 +29,10 @@ from darkroom.masks import (
     surroundings,
     working_size,
 )
-from darkroom.request import Request
-from darkroom.samplers.state import SamplerState
-
+from ...request import Request
+from ...samplers.state import SamplerState
+from ..inputs import Inputs
+from ..job import Job
 from .common import GivenNoise, Model, assemble, complete, guidance, noise_of
 from .image import begun, encoded, sized, strength_of, unchanged
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from darkroom.adapters import Adapter, Scaled
-from darkroom.diffusion.guidance import Adapted
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.errors import RequestError
-from darkroom.prompts.tags import take_tags
-from darkroom.request import Request, UsedLora
-
+from ...adapters import Adapter, Scaled
+from ...diffusion.guidance import Adapted
+from ...errors import RequestError
+from ...prompts.tags import take_tags
+from ...request import Request, UsedLora
+from ..inputs import Inputs
+from ..job import Job
 from .common import Model
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from darkroom.diffusion.condition import Condition, Prompted, Timeline
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.plan import Plan
-from darkroom.errors import RequestError
-from darkroom.prompts.composition import Part, parts
-from darkroom.prompts.embeddings import Finder, LearnedWord
-from darkroom.prompts.stages import stages
-from darkroom.request import Request
+from ...diffusion.condition import Condition, Prompted, Timeline
+from ...errors import RequestError
+from ...prompts.composition import Part, parts
+from ...prompts.embeddings import Finder, LearnedWord
+from ...prompts.stages import stages
+from ...request import Request
+from ..inputs import Inputs
+from ..plan import Plan
 
 
 def over_steps(text: str, style: str, plan: Plan, condition: Callable[[str], Condition]) -> Prompted:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from darkroom.errors import RequestError
-from darkroom.models.config import UNetConfig
-from darkroom.request import SCORES, SIZES, Request
+from ...errors import RequestError
+from ...models.config import UNetConfig
+from ...request import SCORES, SIZES, Request
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5  # what diffusers tells the refiner
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from darkroom.diffusion.guidance import ClassifierFree
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.errors import RequestError
-from darkroom.images import latent_size
-from darkroom.request import Request
-from darkroom.samplers.state import SamplerState
-
+from ...diffusion.guidance import ClassifierFree
+from ...errors import RequestError
+from ...images import latent_size
+from ...request import Request
+from ...samplers.state import SamplerState
+from ..inputs import Inputs
+from ..job import Job
 from .common import NOTHING, Guide, Model, assemble, complete, guidance, noise_of, plan_of
 
 
 def text_to_image(model: Model, request: Request, id: str, inputs: Inputs = NOTHING, output: str = "pil") -> Job:
     """A picture from a text alone. Raises RequestError where the model can't do what is asked."""
-    _check_model(model)
+    _check_draws_from_text(model)
     return drawn(model, request, id, inputs, output)
 
 
@@ -41,7 +40,7 @@ def drawn(
     return assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs, guide), output)
 
 
-def _check_model(model: Model) -> None:
+def _check_draws_from_text(model: Model) -> None:
     """Raise RequestError for a U-Net that needs more than a text: inpainting, upscaling, depth, editing."""
     wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
     if wanted != given or model.unet.config.num_class_embeds is not None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from darkroom.diffusion.noise import SeededNoise
-from darkroom.diffusion.windows import Windows
-from darkroom.engine.inputs import Inputs
-from darkroom.engine.job import Job
-from darkroom.engine.plan import plan
-from darkroom.errors import RequestError
-from darkroom.images import open_picture, to_tensor
-from darkroom.request import MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, Request, real
-from darkroom.samplers.state import SamplerState
-
+from ...diffusion.noise import SeededNoise
+from ...diffusion.windows import Windows
+from ...errors import RequestError
+from ...images import open_picture, to_tensor
+from ...request import MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, Request, real
+from ...samplers.state import SamplerState
+from ..inputs import Inputs
+from ..job import Job
+from ..plan import plan
 from .common import Model, assemble, complete, guidance, noise_of
 from .inpaint import Beside
 

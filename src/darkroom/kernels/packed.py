@@ -280,3 +280,18 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
 def _geometry(layer: nn.Conv2d) -> Geometry:
     assert not isinstance(layer.padding, str)
     return list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups
+
+
+class Hooks:
+    """True while a hook hangs on any layer of a network, such as a LoRA's.
+
+    Compiled and recorded code would pass over it: nobody told them, when they were made.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._places = [
+            hooks for module in network.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+
+    def __bool__(self) -> bool:
+        return any(self._places)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from darkroom.engine.exact import SameBits, attention, conv1x1, same_bits
+from darkroom.accelerate.exact import SameBits, attention, conv1x1, same_bits
 from darkroom.pipeline import Pipeline
 
 

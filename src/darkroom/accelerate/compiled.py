@@ -16,22 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import Block
-
-
-class Hooks:
-    """True while a hook hangs on any layer of a network, such as a LoRA's.
-
-    Compiled and recorded code would pass over it: nobody told them, when they were made.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self._places = [
-            hooks for module in network.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
-
-    def __bool__(self) -> bool:
-        return any(self._places)
+from ..kernels.packed import Hooks
+from ..models.layers import Block
 
 
 def compile_blocks(network: nn.Module, mode: str | None = None) -> None:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from darkroom.models import attention
-from darkroom.models.attention import attend, by_powers
-from darkroom.models.packed import available
+from darkroom.kernels import attention
+from darkroom.kernels.attention import attend, by_powers
+from darkroom.kernels.packed import available
 
 DTYPES = [
     pytest.param(dtype, marks=pytest.mark.skipif(not available(dtype), reason="no packed products of it here"))

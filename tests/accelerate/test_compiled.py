@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from darkroom.accelerate import compiled
+from darkroom.accelerate.compiled import compile_blocks, is_compiled
 from darkroom.adapters import Scaled, attached, init_lora
 from darkroom.engine import Engine, Finished
-from darkroom.models import compiled
-from darkroom.models.compiled import Hooks, compile_blocks, is_compiled
+from darkroom.kernels.packed import Hooks
 from darkroom.models.config import UNetConfig
 from darkroom.models.layers import Block, ResnetBlock
 from darkroom.models.unet import UNet

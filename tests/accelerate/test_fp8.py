@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import darkroom
+from darkroom.accelerate.fp8 import Float8Linear, fp8_problem, rounded_rows, to_fp8
 from darkroom.adapters import Merged, Scaled, attached, init_lora
 from darkroom.errors import RequestError
 from darkroom.models.config import UNetConfig
-from darkroom.models.fp8 import Float8Linear, fp8_problem, rounded_rows, to_fp8
 from darkroom.models.unet import UNet
 
 CONFIG = UNetConfig(

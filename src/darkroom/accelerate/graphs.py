@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compiled import Hooks
+from ..kernels.packed import Hooks
 
 MOST = 16  # graphs that are kept: the sizes, text lengths and numbers of rows that a server sees in a while
 WARM_UP = 3  # calls before recording: code is compiled, cuDNN chooses its kernels, work space is allocated

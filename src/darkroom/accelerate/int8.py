@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .packed import unpack
-from .unet import UNet
+from ..kernels.packed import unpack
+from ..models.unet import UNet
 
 LEVELS = 254  # steps of an activation in 0..255; one less, so that the largest never goes over when it is rounded
 LARGEST = 127  # of a weight, -127..127

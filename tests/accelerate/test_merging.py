@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from darkroom.accelerate.merging import Groups, _split, grouped, merging
 from darkroom.models.config import UNetConfig
-from darkroom.models.merging import Groups, _split, grouped, merging
 from darkroom.models.unet import UNet
 
 CONFIG = UNetConfig(

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from darkroom.models import packed
-from darkroom.models.doubling import Doubling
+from darkroom.kernels import packed
+from darkroom.kernels.doubling import Doubling
+from darkroom.kernels.packed import PackedConv2d, PackedLinear, PackedPointwise, available, pack, ready, weight_of
 from darkroom.models.layers import Upsample
-from darkroom.models.packed import PackedConv2d, PackedLinear, PackedPointwise, available, pack, ready, weight_of
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="this build of torch has no oneDNN")
 TYPES = [

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from darkroom.diffusion.schedule import Schedule
-from darkroom.diffusion.spacings import Options, sigmas, spaced
-from darkroom.errors import CheckpointError, RequestError
-from darkroom.samplers.common import Clip, Limit, Threshold
-from darkroom.samplers.deis import DEIS
-from darkroom.samplers.dpm import DPMMultistep
-from darkroom.samplers.multistep import IPNDM, LMS, PNDM
-from darkroom.samplers.single import DDIM, DDPM, LCM, Euler, EulerAncestral
-from darkroom.samplers.state import Sampler
-from darkroom.samplers.two_stage import DPM2, DPM2Ancestral, DPMpp2SAncestral, DPMppSDE, Heun
-from darkroom.samplers.unipc import UniPC
+from ..diffusion.schedule import Schedule
+from ..diffusion.spacings import Options, sigmas, spaced
+from ..errors import CheckpointError, RequestError
+from ..samplers.common import Clip, Limit, Threshold
+from ..samplers.deis import DEIS
+from ..samplers.dpm import DPMMultistep
+from ..samplers.multistep import IPNDM, LMS, PNDM
+from ..samplers.single import DDIM, DDPM, LCM, Euler, EulerAncestral
+from ..samplers.state import Sampler
+from ..samplers.two_stage import DPM2, DPM2Ancestral, DPMpp2SAncestral, DPMppSDE, Heun
+from ..samplers.unipc import UniPC
 
 # Classes that work on x0 + sigma noise at fractional timesteps. "DPM++ 2S a" has no class of its own in diffusers.
 _SIGMA_SPACE: Mapping[str, type[Any]] = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darkroom.models.packed import PackedLinear, available, pack
-from darkroom.models.products import FEW, _Quick, linear_layers, quick
+from darkroom.kernels.packed import PackedLinear, available, pack
+from darkroom.kernels.products import FEW, _Quick, linear_layers, quick
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="no oneDNN here")
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.models import winograd
-from darkroom.models.packed import PackedConv2d, available, pack, unpadded
+from darkroom.kernels import winograd
+from darkroom.kernels.packed import PackedConv2d, available, pack, unpadded
 
 needs_packing = pytest.mark.skipif(not available(torch.float32), reason="this build of torch has no oneDNN")
 

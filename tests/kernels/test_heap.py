@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from darkroom.models import heap
+from darkroom.kernels import heap
 
 GROWTH = 2 * heap.SMALL
 

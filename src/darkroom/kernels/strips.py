@@ -18,21 +18,16 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .compiled import Hooks
 from .doubling import Doubling, enlarged
 from .heap import Bound
-from .layers import ResnetBlock
-from .packed import unpadded
-
-if TYPE_CHECKING:
-    from .autoencoder import PixelAttention
+from .packed import Hooks, unpadded
 
 MEMORY = 4_000_000_000  # bytes of activations; 4096x4096 is just possible for Stable Diffusion in float32
 KEPT, STRIP = 0.6, 1 / 90  # the shares of it for a kept picture, and for one strip of an activation
@@ -233,6 +228,26 @@ class Convolution:
         return unpadded(self.conv, enlarged(y)[:, :, 1:-1, 1:-1]) if doubled is None else doubled
 
 
+class Residual(Protocol):
+    """A residual block that takes no time: norm1, SiLU, conv1, norm2, SiLU, conv2, added to its (projected) input."""
+
+    norm1: nn.GroupNorm
+    conv1: nn.Conv2d
+    norm2: nn.GroupNorm
+    conv2: nn.Conv2d
+    shortcut: nn.Conv2d | None
+
+
+class SelfAttention(Protocol):
+    """Self-attention between all pixels, of the normalised picture."""
+
+    norm: nn.GroupNorm
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    out: nn.Linear
+
+
 class Step:
     """A part of a network that makes strips of strips; what looks at the whole picture is known before."""
 
@@ -278,7 +293,7 @@ class _First(Step):
 
     pictures = 2
 
-    def __init__(self, block: ResnetBlock) -> None:
+    def __init__(self, block: Residual) -> None:
         self.block, self.norm = block, block.norm1
 
     def answer(self, shape: Shape) -> Shape:
@@ -294,7 +309,7 @@ class _First(Step):
 class _Second(Step):
     """A resnet block's second convolution, of what `_First` made."""
 
-    def __init__(self, block: ResnetBlock) -> None:
+    def __init__(self, block: Residual) -> None:
         self.block, self.norm = block, block.norm2
 
     def answer(self, shape: Shape) -> Shape:
@@ -322,7 +337,7 @@ class Attend(Step):
 
     whole = True
 
-    def __init__(self, attention: PixelAttention) -> None:
+    def __init__(self, attention: SelfAttention) -> None:
         self.attention, self.norm = attention, attention.norm
 
     def answer(self, shape: Shape) -> Shape:
@@ -350,7 +365,7 @@ class Attend(Step):
                 yield (x + y.transpose(1, 2).view_as(x),)
 
 
-def resnet(block: ResnetBlock) -> list[Step]:
+def resnet(block: Residual) -> list[Step]:
     """The steps of a resnet block that takes no time."""
     return [_First(block), _Second(block)]
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent))  # for diffusers_names
 from diffusers_names import AUTOENCODER, CONTROLNET, PROJECTED, TEXT_ENCODER, UNET, rename
+from torch import Tensor, nn
 
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig

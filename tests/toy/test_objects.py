@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data import glyphs
-from darkroom.data.objects import BACKGROUNDS, OBJECTS, SIZES, plural, vocabulary, with_article
-from darkroom.data.scenes import draw_scene
 from darkroom.errors import TrainingError
+from darkroom.toy import glyphs
+from darkroom.toy.objects import BACKGROUNDS, OBJECTS, SIZES, plural, vocabulary, with_article
+from darkroom.toy.scenes import draw_scene
 
 
 def test_there_is_enough_to_draw() -> None:

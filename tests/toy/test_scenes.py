@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data.glyphs import SHEET_COLUMNS, SHEET_SIDE
-from darkroom.data.objects import BACKGROUNDS, CANVAS, GRID, OBJECTS, RELATIONS, vocabulary, with_article
-from darkroom.data.scenes import (
+from darkroom.toy.glyphs import SHEET_COLUMNS, SHEET_SIDE
+from darkroom.toy.objects import BACKGROUNDS, CANVAS, GRID, OBJECTS, RELATIONS, vocabulary, with_article
+from darkroom.toy.scenes import (
     COLOURS,
     KINDS,
     MARGIN,
@@ -149,7 +149,7 @@ def test_a_triple_and_its_mirror_share_their_fate(relation: str, mirror: str) ->
 
 def by_pillow(scene: Scene) -> Image.Image:
     """The scene composed by Pillow from the shipped sheet."""
-    with resources.files("darkroom.data").joinpath("glyphs.webp").open("rb") as f:
+    with resources.files("darkroom.toy").joinpath("glyphs.webp").open("rb") as f:
         sheet = Image.open(f).convert("RGBA")
     picture = Image.new("RGBA", (CANVAS, CANVAS), (*BACKGROUNDS[scene.background], 255))
     for o in scene.objects:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from darkroom.accelerate.graphs import RowGraphs, bucket
 from darkroom.models.config import UNetConfig
-from darkroom.models.graphs import RowGraphs, bucket
 from darkroom.models.unet import UNet
 
 CONFIG = UNetConfig(

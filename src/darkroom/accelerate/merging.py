@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import TransformerBlock, UNet
+from ..models.unet import TransformerBlock, UNet
 
 
 @dataclass(frozen=True, slots=True, eq=False)

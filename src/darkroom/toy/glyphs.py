@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from darkroom.errors import TrainingError
-from darkroom.images import FORMATS
-
+from ..errors import TrainingError
+from ..images import FORMATS
 from .objects import OBJECTS, SIZES
 
 FONT_PLACES = (

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from darkroom.engine.exact import same_bits
-from darkroom.models import strips
+from darkroom.accelerate.exact import same_bits
+from darkroom.kernels import strips
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import SD15_AUTOENCODER, UPSCALER_AUTOENCODER, AutoencoderConfig
 
