@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from darkroom.bench.networks import DTYPES, with_random_weights
-from darkroom.bench.timing import alternate, machine, report
+from darkroom.bench.table import alternate, machine, report
 from darkroom.formats.layouts import Part, table
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, UNetConfig

@@ -25,10 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from darkroom.data.buckets import Cut
-from darkroom.data.lessons import open_lessons
+from darkroom.data.dataset import open_lessons, scan_any
 from darkroom.data.order import Order
 from darkroom.data.shards import write_shards
-from darkroom.data.sources import scan_any
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 from darkroom.training.latents import LatentStore, fill

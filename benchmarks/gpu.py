@@ -28,7 +28,7 @@ from darkroom.accelerate.compiled import compile_blocks
 from darkroom.accelerate.fp8 import fp8_problem, to_fp8
 from darkroom.accelerate.graphs import record_calls
 from darkroom.bench.networks import SIGMA, UNETS, finished, schedule
-from darkroom.bench.timing import alternate, machine, report
+from darkroom.bench.table import alternate, machine, report
 from darkroom.diffusion.condition import Condition
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.models.config import UNetConfig

@@ -24,7 +24,7 @@ from torch import Tensor
 import darkroom
 from darkroom.accelerate.int8 import to_int8
 from darkroom.accelerate.merging import merging
-from darkroom.evaluate.scenes import SEED, scenes_of, score
+from darkroom.evaluate.judge import SEED, scenes_of, score
 from darkroom.models.config import SD15_UNET, UNetConfig
 from darkroom.models.unet import Deep, UNet
 from darkroom.pipeline import Pipeline

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from darkroom.bench.networks import AUTOENCODERS, DTYPES, UNETS, decode_run, guided_step
-from darkroom.bench.timing import alternate, machine
+from darkroom.bench.table import alternate, machine
 
 KINDS = ("3x3 convolution", "1x1 convolution", "linear", "attention", "normalisation", "activation", "the rest")
 # What operations are called, plain or in oneDNN's dress; the outermost that is found gives the type.

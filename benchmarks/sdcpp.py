@@ -31,8 +31,7 @@ from common import machine, report
 from load import SCHEDULER, SHAPES, Meaningless
 
 from darkroom.bench.networks import AUTOENCODERS, DTYPES, UNETS, decode_run, guided_step
-from darkroom.bench.table import ceilings
-from darkroom.bench.timing import alternate
+from darkroom.bench.table import alternate, ceilings
 from darkroom.formats.save import save_single_file
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.text_encoder import TextEncoder

@@ -20,7 +20,7 @@ from common import alternate, machine, report
 from torch import Tensor, nn
 
 from darkroom.backends import classes
-from darkroom.backends.library import core, openvino
+from darkroom.backends.convert import core, openvino
 from darkroom.bench.networks import AUTOENCODERS, UNETS
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.unet import UNet

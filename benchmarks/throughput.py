@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import darkroom
-from darkroom.bench.timing import machine
+from darkroom.bench.table import machine
 from darkroom.diffusion.condition import Condition
 from darkroom.engine import Engine, Failed, Finished
 from darkroom.pipeline import Pipeline

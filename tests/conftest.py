@@ -38,7 +38,7 @@ LENGTH = 77
 @pytest.fixture(scope="session")
 def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP tokenizer with a vocabulary of a few hundred tokens."""
-    from darkroom.prompts.vocabulary import build_vocabulary, write_vocabulary
+    from darkroom.prompts.tokenizer import build_vocabulary, write_vocabulary
 
     folder = tmp_path_factory.mktemp("tokenizer")
     vocab, merges = build_vocabulary(WORDS)

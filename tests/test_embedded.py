@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 import darkroom
 from darkroom import hints
 from darkroom.embedded import MODEL
-from darkroom.evaluate.scenes import psnr, reconstruct, scenes_of, score
+from darkroom.evaluate.judge import psnr, reconstruct, scenes_of, score
 from darkroom.toy.objects import OBJECTS
 from darkroom.toy.scenes import draw_scene, render_scene
 

@@ -10,7 +10,7 @@ import torch
 
 import darkroom
 from darkroom.formats.convert import convert
-from darkroom.formats.files import open_tensors
+from darkroom.formats.tensors import open_tensors
 
 
 @pytest.fixture(scope="module")

@@ -398,7 +398,7 @@ def test_the_refiner_goes_on_where_the_base_stops(
 def test_published_shapes_are_recognised(kind: str) -> None:
     from darkroom.formats import detect
     from darkroom.formats.layouts import prefix, table
-    from darkroom.formats.shapes import native_shapes
+    from darkroom.formats.rules import native_shapes
     from darkroom.formats.weights import in_file_shape
     from darkroom.models.config import SDXL_REFINER_UNET, SDXL_TEXT_ENCODER_2, SDXL_UNET
 

@@ -28,7 +28,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "embedded": "",
         "toy": "images request",
         "models": "kernels",
-        "request": "",
+        "settings": "",
+        "request": "settings",
         "images": "request",
         "masks": "images request",
         "hints": "images request",
@@ -59,8 +60,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
 }
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
-    ("formats", "prompts"): ("convert.py", "embedding.py", "infokeys.py", "save.py"),
-    ("prompts", "models"): ("encoder.py", "joint.py"),
+    ("formats", "prompts"): ("convert.py", "embedding.py", "infotext.py", "save.py"),
+    ("prompts", "models"): ("encoder.py",),
     ("formats", "samplers"): ("scheduler_config.py",),
     ("formats", "diffusion"): ("scheduler_config.py",),
 }

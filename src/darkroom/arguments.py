@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from .adapters import Lora
-from .engine.inputs import Control
+from .engine.job import Control
 from .errors import RequestError
 from .images import Picture
 

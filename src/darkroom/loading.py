@@ -25,10 +25,9 @@ from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open
 from .formats.layouts import Part
 from .formats.vae import with_vae
 from .kernels.packed import available
-from .models.autoencoder import Autoencoder
+from .models.autoencoder import Autoencoder, TinyAutoencoder
 from .models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig
 from .models.text_encoder import TextEncoder
-from .models.tiny_autoencoder import TinyAutoencoder
 from .pipeline import DTYPES, Pipeline
 from .prompts.tokenizer import Tokenizer
 from .request import choice

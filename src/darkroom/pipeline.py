@@ -19,8 +19,8 @@ from .adapters import Adapter, Lora, Merged, Scaled
 from .diffusion.denoiser import Denoiser
 from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
-from .engine.inputs import Control, Inputs
-from .engine.overflow import finite
+from .engine.job import Control, Inputs
+from .engine.memory import finite
 from .engine.plan import STEPS
 from .engine.prepare.common import LoadedControlNet
 from .engine.prepare.upscale import upscaling
@@ -38,9 +38,9 @@ from .models.autoencoder import Autoencoder
 from .models.controlnet import ControlNet
 from .models.text_encoder import TextEncoder
 from .models.unet import UNet
+from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
-from .prompts.joint import encoder_of
 from .prompts.tokenizer import Tokenizer
 from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, margins, whole
 from .result import Result, gathered

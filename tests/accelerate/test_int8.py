@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import darkroom
 from darkroom.accelerate.int8 import Int8Conv2d, Int8Linear, _rounded, int8_problem, to_int8
 from darkroom.adapters import Adapter, Scaled
-from darkroom.adapters.merge import Merged
+from darkroom.adapters.adapter import Merged
 from darkroom.adapters.updates import Update
 from darkroom.errors import RequestError
 from darkroom.models.config import UNetConfig

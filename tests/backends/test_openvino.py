@@ -18,7 +18,7 @@ pytest.importorskip("openvino")
 
 import darkroom
 from darkroom.adapters import Adapter, Merged, Scaled, Update, attached
-from darkroom.backends import cache, convert, runner
+from darkroom.backends import convert, runner
 from darkroom.backends.networks import OpenVINOAutoencoder, OpenVINOTextEncoder, OpenVINOUNet
 from darkroom.caches import cache_folder
 from darkroom.errors import RequestError
@@ -328,7 +328,7 @@ def test_a_torn_entry_is_made_anew(
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
     plain, ours = pair(UNet, OpenVINOUNet, UNET)
     ours(*question())
-    (graph,) = tmp_path.rglob(cache.GRAPH)
+    (graph,) = tmp_path.rglob(convert.GRAPH)
     whole = graph.read_bytes()
     graph.write_bytes(whole[: len(whole) // 2])
     plain, ours = pair(UNet, OpenVINOUNet, UNET)
@@ -352,11 +352,11 @@ def test_a_disk_that_tears_the_graph_leaves_no_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path))
-    monkeypatch.setattr(cache.openvino(), "save_model", lambda graph, path, **_: path.write_text("<net><lay"))
+    monkeypatch.setattr(convert.openvino(), "save_model", lambda graph, path, **_: path.write_text("<net><lay"))
     plain, ours = pair(UNet, OpenVINOUNet, UNET)
     assert apart(ours(*question()), plain(*question())) < 2e-5
     assert "can't be kept" in caplog.text
-    assert not list(tmp_path.rglob(cache.GRAPH))
+    assert not list(tmp_path.rglob(convert.GRAPH))
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_what_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_reported_to_anyone() -> None:
     """OpenVINO's converter tells its maker when it is imported; not when Darkroom imports it."""
     program = (
-        "import sys; from darkroom.backends.library import openvino; openvino(); "
+        "import sys; from darkroom.backends.convert import openvino; openvino(); "
         "assert 'openvino_telemetry' not in sys.modules; "
         "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
     )

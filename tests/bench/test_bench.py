@@ -13,7 +13,7 @@ import torch
 
 from darkroom.bench import table
 from darkroom.bench.networks import AUTOENCODERS, UNETS, decode_run, guided_step, with_random_weights
-from darkroom.bench.timing import alternate, report
+from darkroom.bench.table import alternate, report
 from darkroom.embedded import MODEL
 from darkroom.errors import Error
 from darkroom.formats.checkpoint import open_checkpoint

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.data.buckets import Crop, Cut, sizes
-from darkroom.data.lessons import open_lessons
+from darkroom.data.dataset import open_lessons
 from darkroom.errors import TrainingError
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darkroom.data.dataset import scan_any
 from darkroom.data.examples import Remembered, look
 from darkroom.data.folders import scan
-from darkroom.data.sources import scan_any
 from darkroom.errors import TrainingError
 
 

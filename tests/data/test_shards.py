@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darkroom.data.dataset import open_lessons
 from darkroom.data.examples import Remembered
 from darkroom.data.folders import scan
-from darkroom.data.lessons import open_lessons
-from darkroom.data.shards import braces, scan_shards, shard_files, write_shards
-from darkroom.data.tar import members
+from darkroom.data.shards import braces, members, scan_shards, shard_files, write_shards
 from darkroom.errors import TrainingError
 
 

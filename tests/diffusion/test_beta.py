@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darkroom.diffusion.beta import beta_cdf, beta_quantile
+from darkroom.diffusion.spacings import beta_cdf, beta_quantile
 
 shapes = st.floats(0.05, 20)
 

@@ -1,6 +1,6 @@
 import torch
 
-from darkroom.diffusion.known import Known
+from darkroom.diffusion.regions import Known
 
 
 def test_the_known_part_is_put_back_and_the_rest_left_alone() -> None:

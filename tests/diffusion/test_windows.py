@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from darkroom.diffusion.condition import Condition
-from darkroom.diffusion.windows import Windows
+from darkroom.diffusion.regions import Windows
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 
 import darkroom
 from darkroom import hints
-from darkroom.diffusion.control import window
+from darkroom.diffusion.condition import window
 from darkroom.engine import Inputs
 from darkroom.models.config import ControlNetConfig
 from darkroom.models.controlnet import ControlNet

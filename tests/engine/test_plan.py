@@ -14,10 +14,9 @@ from darkroom.diffusion.spacings import sigmas as spaced_sigmas
 from darkroom.engine.plan import Plan, plan
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.samplers import names
-from darkroom.samplers.common import Clip
 from darkroom.samplers.dpm import DPMMultistep
 from darkroom.samplers.multistep import PNDM
-from darkroom.samplers.state import SamplerState
+from darkroom.samplers.state import Clip, SamplerState
 
 SD15 = {
     "_class_name": "PNDMScheduler",

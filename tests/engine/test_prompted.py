@@ -6,7 +6,7 @@ import torch
 from darkroom.diffusion.condition import Condition, Timeline
 from darkroom.diffusion.guidance import ClassifierFree, Composed, Rescaled, Within
 from darkroom.diffusion.scalings import Epsilon
-from darkroom.engine.inputs import Inputs
+from darkroom.engine.job import Inputs
 from darkroom.engine.prepare import prepare
 from darkroom.errors import RequestError
 from darkroom.prompts.embeddings import LearnedWord

@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 
 from darkroom.errors import CheckpointError, RequestError, TrainingError
-from darkroom.evaluate.drawing import draw
+from darkroom.evaluate.judge import SEED, scenes_of
 from darkroom.evaluate.measure import Asked, measure
 from darkroom.evaluate.memorisation import Memorisation
 from darkroom.evaluate.networks import PixelSeer
-from darkroom.evaluate.pictures import Pictures
-from darkroom.evaluate.scenes import SEED, scenes_of
+from darkroom.evaluate.pictures import Pictures, draw
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 from darkroom.request import Request
@@ -64,7 +63,7 @@ class Painter:
 
 
 def test_an_interrupted_drawing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("darkroom.evaluate.drawing.TOGETHER", 2)
+    monkeypatch.setattr("darkroom.evaluate.pictures.TOGETHER", 2)
     prompts = [f"picture {i}" for i in range(5)]
     with pytest.raises(KeyboardInterrupt):
         draw(Painter(calls=2), prompts, tmp_path / "kept", seed=7, steps=3)  # type: ignore[arg-type]

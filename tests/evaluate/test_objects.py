@@ -12,9 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from darkroom.errors import RequestError, TrainingError
-from darkroom.evaluate.judge import Known, look
-from darkroom.evaluate.objects import NewObject, evaluate_object
-from darkroom.evaluate.scenes import SEED, scenes_of, score
+from darkroom.evaluate.judge import SEED, Known, NewObject, evaluate_object, look, scenes_of, score
 from darkroom.toy import glyphs
 from darkroom.toy.objects import BACKGROUNDS, SIZES
 from darkroom.toy.scenes import draw_scene, render_scene

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.evaluate.judge import Verdict
+from darkroom.evaluate.judge import SEED, Score, Verdict, evaluate, scenes_of, score
 from darkroom.evaluate.reconstruction import psnr, reconstruct
-from darkroom.evaluate.scenes import SEED, Score, evaluate, scenes_of, score
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 from darkroom.toy.scenes import KINDS, draw_scene, render_scene

@@ -14,8 +14,7 @@ from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.unet import UNet
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import build_vocabulary
+from darkroom.prompts.tokenizer import Tokenizer, build_vocabulary
 
 CLASSES = {"unet": UNet, "autoencoder": Autoencoder, "text_encoder": TextEncoder}
 SCHEDULER = {

@@ -19,7 +19,7 @@ from darkroom.errors import CheckpointError
 from darkroom.formats import folder
 from darkroom.formats.checkpoint import Checkpoint, native_state, open_checkpoint
 from darkroom.formats.layouts import ema_name, table
-from darkroom.formats.shapes import native_shapes
+from darkroom.formats.rules import native_shapes
 
 PARTS = ("unet", "autoencoder", "text_encoder")
 SUBFOLDERS = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from darkroom.errors import CheckpointError
 from darkroom.formats.control import PART, is_controlnet, open_controlnet, save_controlnet
 from darkroom.formats.layouts import table
-from darkroom.formats.shapes import native_shapes
+from darkroom.formats.rules import native_shapes
 from darkroom.formats.weights import native_state
 from darkroom.models.config import SD2_UNET, SD15_UNET, ControlNetConfig, UNetConfig
 from darkroom.models.controlnet import ControlNet
@@ -154,7 +154,7 @@ def test_a_diffusers_file_without_a_configuration(net: ControlNet, tmp_path: Pat
 @pytest.mark.parametrize("config", [SD1, SD2, UNEVEN], ids=["sd1", "sd2", "uneven"])
 def test_shapes_tell_the_configuration(config: ControlNetConfig, layout, tmp_path: Path) -> None:
     from darkroom.formats import control as room
-    from darkroom.formats.files import TensorFile
+    from darkroom.formats.tensors import TensorFile
 
     native = native_shapes(config)
     places = table(PART, layout, native, config)

@@ -19,7 +19,7 @@ from darkroom.formats.describe import describe
 from darkroom.formats.embedding import read_embedding
 from darkroom.formats.layouts import PARTS
 from darkroom.formats.lora import read_lora
-from darkroom.formats.shapes import native_shapes
+from darkroom.formats.rules import native_shapes
 from darkroom.formats.weights import native_state
 from darkroom.formats.writer import saved_type
 from darkroom.models.config import ControlNetConfig

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save_file
 
 from darkroom.errors import CheckpointError
-from darkroom.formats.files import check_finite, open_tensors
+from darkroom.formats.tensors import check_finite, open_tensors
 
 TENSORS = {
     "conv.weight": torch.linspace(-1, 1, 24).reshape(2, 3, 2, 2),
@@ -97,7 +97,7 @@ def test_conversion_leaves_whole_numbers_alone_and_refuses_overflow(tmp_path):
 
 
 def test_a_tensor_of_many_pieces_is_converted_as_a_whole_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("darkroom.formats.files.PIECE", 64)
+    monkeypatch.setattr("darkroom.formats.tensors.PIECE", 64)
     tensors = {"x": torch.randn(7, 37), "bits": torch.rand(300) > 0.5, "one": torch.tensor(3.0)}
     tensors["half"] = tensors["x"].half()
     scales = torch.rand(7) + 0.5
@@ -133,7 +133,7 @@ def test_every_number_of_16_bits_becomes_what_torch_makes_of_it(tmp_path, stored
 
 
 def test_poison_at_the_end_of_many_pieces_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("darkroom.formats.files.PIECE", 64)
+    monkeypatch.setattr("darkroom.formats.tensors.PIECE", 64)
     poisoned, large = torch.ones(200), torch.ones(200)
     poisoned[-1], large[-1] = float("nan"), 1e6
     save_file({"poisoned": poisoned, "large": large}, tmp_path / "x")

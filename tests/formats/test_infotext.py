@@ -9,8 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from darkroom import samplers
-from darkroom.formats.infokeys import ROWS, SAMPLER_NAMES, SCHEDULE_NAMES
-from darkroom.formats.infotext import parse_infotext, to_infotext
+from darkroom.formats.infotext import ROWS, SAMPLER_NAMES, SCHEDULE_NAMES, parse_infotext, to_infotext
 from darkroom.request import Request
 
 RECIPE = {
@@ -120,7 +119,7 @@ def test_every_further_field_is_written_as_a1111_writes_it_and_read_back(field: 
 
 
 def test_every_field_of_a_request_has_a_row() -> None:
-    """A field that is missing here needs one line in ROWS (formats/infokeys.py)."""
+    """A field that is missing here needs one line in ROWS (formats/infotext.py)."""
     told = {field for row in ROWS for field in row.fields}
     assert {f.name for f in fields(Request)} - {"prompt", "negative_prompt"} == told
 

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from darkroom.adapters import Adapter, Update
 from darkroom.errors import CheckpointError, RequestError
-from darkroom.formats.lora import read_lora
-from darkroom.formats.lora_describe import describe_lora, holds_lora
-from darkroom.formats.lora_keys import Home, Homes, read_key
-from darkroom.formats.lora_save import convert_lora, published_networks, save_lora
+from darkroom.formats.lora import Home, Homes, read_key, read_lora
+from darkroom.formats.lora_save import convert_lora, describe_lora, holds_lora, published_networks, save_lora
 from darkroom.formats.lora_store import LoraStore, index_of
 from darkroom.pipeline import Pipeline
 

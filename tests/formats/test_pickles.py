@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from darkroom.errors import CheckpointError
-from darkroom.formats.files import open_tensors
-from darkroom.formats.pickles import read_pickle_tensors
+from darkroom.formats.tensors import open_tensors, read_pickle_tensors
 from darkroom.formats.torchfile import answer
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

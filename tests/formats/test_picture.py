@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.errors import ImageError
-from darkroom.formats.picture import MAX_PIXELS, read_metadata, write_into, write_picture, write_png
-from darkroom.formats.recipe import load_recipe
+from darkroom.formats.picture import MAX_PIXELS, load_recipe, read_metadata, write_into, write_picture, write_png
 
 RECIPE = {
     "prompt": "a fox",

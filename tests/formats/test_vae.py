@@ -16,9 +16,8 @@ import darkroom
 from darkroom.errors import CheckpointError
 from darkroom.formats.picture import read_metadata
 from darkroom.formats.vae import open_vae
-from darkroom.models.autoencoder import Autoencoder
+from darkroom.models.autoencoder import Autoencoder, TinyAutoencoder
 from darkroom.models.config import TinyAutoencoderConfig
-from darkroom.models.tiny_autoencoder import TinyAutoencoder
 from darkroom.pipeline import Pipeline
 
 TINY = TinyAutoencoderConfig(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from darkroom.models.autoencoder import TinyAutoencoder
 from darkroom.models.config import TinyAutoencoderConfig
-from darkroom.models.tiny_autoencoder import TinyAutoencoder
 
 SMALL = {
     "encoder_block_out_channels": [8, 8, 8],

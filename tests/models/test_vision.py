@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from darkroom.models.clip import VisionEncoder
 from darkroom.models.config import VisionEncoderConfig
 from darkroom.models.layers import set_checkpointing
-from darkroom.models.vision import VisionEncoder
 
 BASE = VisionEncoderConfig(
     hidden_size=48,

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkroom.prompts.chunks import chunk_prompt
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import build_vocabulary
+from darkroom.prompts.tokenizer import Tokenizer, build_vocabulary
 
 CLIP = Tokenizer.default()
 BOS, EOS, COMMA, CAT = 49406, 49407, 267, 2368

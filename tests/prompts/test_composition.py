@@ -3,7 +3,7 @@
 import pytest
 
 from darkroom.errors import RequestError
-from darkroom.prompts.composition import parts
+from darkroom.prompts.grammar import parts
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from darkroom.models.text_encoder import TextEncoder
 from darkroom.prompts.chunks import chunk_prompt
 from darkroom.prompts.embeddings import Finder, LearnedWord, names_in
 from darkroom.prompts.encoder import PromptEncoder
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import build_vocabulary
+from darkroom.prompts.tokenizer import Tokenizer, build_vocabulary
 
 D = 32
 TOKENIZER = Tokenizer(*build_vocabulary(["a", "large", "fox", "cat", "cats", "dog", ","]))

@@ -9,8 +9,7 @@ from darkroom.errors import CheckpointError, RequestError
 from darkroom.models.config import TextEncoderConfig
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.prompts.encoder import PromptEncoder
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import build_vocabulary, write_vocabulary
+from darkroom.prompts.tokenizer import Tokenizer, build_vocabulary, write_vocabulary
 
 WORDS = ["a", "large", "fox", "on", "yellow", "background", "very", "cat", ","]
 D = 32

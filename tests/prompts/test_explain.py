@@ -8,8 +8,7 @@ import torch
 from darkroom.errors import RequestError
 from darkroom.prompts.embeddings import LearnedWord
 from darkroom.prompts.explain import explain
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import build_vocabulary
+from darkroom.prompts.tokenizer import Tokenizer, build_vocabulary
 
 TOKENIZER = Tokenizer(*build_vocabulary(["a", "large", "fox", "owl", "hot"]))
 

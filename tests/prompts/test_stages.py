@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkroom.errors import RequestError
-from darkroom.prompts.stages import MAX_TEXTS, last_step, stages
+from darkroom.prompts.grammar import MAX_TEXTS, last_step, stages
 
 
 def table(text, steps=10):

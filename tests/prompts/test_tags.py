@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from darkroom.errors import RequestError
-from darkroom.prompts.tags import Tag, take_tags
+from darkroom.prompts.grammar import Tag, take_tags
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from darkroom.errors import CheckpointError
-from darkroom.prompts.tokenizer import Tokenizer
-from darkroom.prompts.vocabulary import build_vocabulary, vocabulary_of, write_vocabulary
+from darkroom.prompts.tokenizer import Tokenizer, build_vocabulary, vocabulary_of, write_vocabulary
 
 TORTURE = {
     "empty": "",

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darkroom.prompts.vocabulary import build_vocabulary, vocabulary_of, write_vocabulary
-from darkroom.prompts.words import byte_symbols
+from darkroom.prompts.tokenizer import build_vocabulary, byte_symbols, vocabulary_of, write_vocabulary
 
 TEXT = (
     "a large small two three of and to the left right above below on background fox foxes ox box balloon balloons "

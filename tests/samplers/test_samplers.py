@@ -15,9 +15,8 @@ import torch
 
 from darkroom.errors import RequestError
 from darkroom.samplers import get, names
-from darkroom.samplers.common import Clip, Threshold
 from darkroom.samplers.multistep import lagrange_integrals
-from darkroom.samplers.state import SamplerState
+from darkroom.samplers.state import Clip, SamplerState, Threshold
 
 MEAN, DEVIATION = 0.7, 0.5
 START, END = 8.0, 0.1

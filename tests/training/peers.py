@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from darkroom.data.lessons import Lessons, open_lessons
+from darkroom.data.dataset import Lessons, open_lessons
 from darkroom.formats.layouts import table
 from darkroom.pipeline import Pipeline
 from darkroom.training.stage import PictureRecipe, PictureStage

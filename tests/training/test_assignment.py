@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from darkroom.training.assignment import assign
+from darkroom.training.objective import assign
 
 
 @pytest.mark.parametrize("seed", range(20))

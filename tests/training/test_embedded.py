@@ -14,7 +14,7 @@ import torch
 
 import darkroom
 from darkroom.errors import TrainingError
-from darkroom.evaluate import scenes
+from darkroom.evaluate import judge
 from darkroom.toy import glyphs
 from darkroom.toy.objects import OBJECTS
 from darkroom.training import autoencoder_run, card, embedded, finish, state
@@ -206,7 +206,7 @@ def test_a_run_keeps_to_the_emoji_it_began_with(tmp_path: Path, monkeypatch: pyt
 
 
 def test_scores_are_kept_for_the_same_model(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenes, "evaluate", functools.partial(scenes.evaluate, steps=1, guidance_scale=1.0))
+    monkeypatch.setattr(judge, "evaluate", functools.partial(judge.evaluate, steps=1, guidance_scale=1.0))
     for name in ("autoencoder", "unet"):
         shutil.copytree(output / name, tmp_path / name)
     first = card.write_cards(tmp_path, output / "model", 1)

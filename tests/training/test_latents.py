@@ -15,16 +15,15 @@ import torch
 from PIL import Image
 
 from darkroom.data.buckets import Cut
-from darkroom.data.lessons import Lessons, open_lessons
+from darkroom.data.dataset import Lessons, open_lessons
 from darkroom.errors import TrainingError
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 from darkroom.training import cache as caches
 from darkroom.training.cache import Cache, key_of
-from darkroom.training.latents import LatentStore, LiveLatents, fill, keys, latents_of, place, stacked
+from darkroom.training.latents import LatentStore, LiveLatents, TextStore, fill, keys, latents_of, place, stacked
 from darkroom.training.loop import Stopped
 from darkroom.training.parallel import Share
-from darkroom.training.texts import TextStore
 
 
 def network(seed: int = 0) -> Autoencoder:
@@ -198,7 +197,7 @@ import sys, time
 from pathlib import Path
 from test_latents import network
 from darkroom.data.buckets import Cut
-from darkroom.data.lessons import open_lessons
+from darkroom.data.dataset import open_lessons
 from darkroom.training import cache
 from darkroom.training.latents import fill
 cache.MAX_ENTRIES = 1

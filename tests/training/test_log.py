@@ -15,8 +15,7 @@ import torch
 from darkroom.errors import TrainingError
 from darkroom.training import loop
 from darkroom.training.log import Log
-from darkroom.training.loop import train
-from darkroom.training.utilisation import operations, peak
+from darkroom.training.loop import operations, peak, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyStage, toy_config

@@ -55,13 +55,13 @@ def test_an_optimizer_shows_what_it_keeps(optimizer: str, least: float, most: fl
 
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor"])
 def test_an_optimizer_is_looked_at_with_values_wherever_the_question_comes_from(optimizer: str) -> None:
-    from darkroom.training import lean
+    from darkroom.training import optim
 
-    lean.table.cache_clear()
+    optim.table.cache_clear()
     with memory.without_values():
         inside = memory.cost(optimizer)
     assert inside == memory.cost(optimizer)
-    assert type(lean.table(True)) is torch.Tensor
+    assert type(optim.table(True)) is torch.Tensor
 
 
 def test_the_rehearsal_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from darkroom.training.config import OPTIMIZERS
-from darkroom.training.lean import pack, table, unpack
-from darkroom.training.optim import LossScale, Muon, build, orthogonalize
+from darkroom.training.optim import LossScale, Muon, build, orthogonalize, pack, table, unpack
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (64, 27), (1, 9)])

@@ -17,9 +17,8 @@ import torch
 from darkroom.errors import TrainingError
 from darkroom.training import state
 from darkroom.training.config import check_loop
-from darkroom.training.exchange import buckets
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share, launch, launched, share, sum_over_ranks
+from darkroom.training.parallel import Share, buckets, launch, launched, share, sum_over_ranks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyStage, toy_config

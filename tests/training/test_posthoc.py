@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from darkroom.errors import TrainingError
-from darkroom.training import posthoc, state
+from darkroom.training import ema, state
 from darkroom.training.ema import Average, exponent, power
 from darkroom.training.loop import Trainer, train
 
@@ -44,7 +44,7 @@ def test_known_exponents() -> None:
 
 def test_products_are_integrals() -> None:
     one, other = [(300.0, 0.05), (700.0, 0.1)], [(500.0, 0.2), (300.0, 0.05), (1000.0, 0.02)]
-    found = posthoc.products(one, other)
+    found = ema.products(one, other)
     for i, (ta, sa) in enumerate(one):
         for j, (tb, sb) in enumerate(other):
             m, g, h = min(ta, tb), exponent(sa), exponent(sb)
@@ -55,7 +55,7 @@ def test_products_are_integrals() -> None:
 
 def test_what_was_saved_is_found_again() -> None:
     saved = [(100.0 * t, s) for t in range(1, 6) for s in (0.05, 0.1)]
-    assert posthoc.mixture(saved, (500.0, 0.1)) == pytest.approx([0.0] * 9 + [1.0], abs=1e-6)
+    assert ema.mixture(saved, (500.0, 0.1)) == pytest.approx([0.0] * 9 + [1.0], abs=1e-6)
 
 
 def test_a_run_s_average_of_any_length(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_run_s_average_of_any_length(tmp_path: Path) -> None:
     last = state.load_last(tmp_path)
     assert last is not None
     for length in lengths:
-        made = posthoc.average_of_length(tmp_path, length, 240)["toy"]
+        made = ema.average_of_length(tmp_path, length, 240)["toy"]
         exact = tracked[length].weights["toy"]
         off = sum(float((made[k] - exact[k]).square().sum()) for k in exact) ** 0.5
         apart = sum(float((last["modules"]["toy"][k] - exact[k]).square().sum()) for k in exact) ** 0.5
@@ -90,19 +90,19 @@ def test_a_run_s_average_of_any_length(tmp_path: Path) -> None:
         assert off < 0.5 * near, length
     # The same through the recipe: chosen when all is done.
     chosen = toy_config(ema_length=0.07, **changes)
-    saved = posthoc.result(tmp_path, chosen)
-    again = posthoc.average_of_length(tmp_path, 0.07, 240)
+    saved = ema.result(tmp_path, chosen)
+    again = ema.average_of_length(tmp_path, 0.07, 240)
     assert all(torch.equal(saved["ema"]["toy"][k], v) for k, v in again["toy"].items())
     assert train(ToyStage(chosen), tmp_path) == 240
     with pytest.raises(TrainingError, match="has 1 snapshots up to step 8"):
-        posthoc.average_of_length(tmp_path, 0.07, 8)
+        ema.average_of_length(tmp_path, 0.07, 8)
 
 
 def test_no_snapshots_no_choice(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no checkpoint"):
-        posthoc.result(tmp_path)
+        ema.result(tmp_path)
     train(ToyStage(toy_config(steps=2)), tmp_path)
     with pytest.raises(TrainingError, match="no best checkpoint"):
-        posthoc.result(tmp_path, toy_config(best=True, validate_every=1))
+        ema.result(tmp_path, toy_config(best=True, validate_every=1))
     with pytest.raises(TrainingError, match=r"ema_lengths=\(\), not \(0\.05, 0\.1\)"):
         train(ToyStage(toy_config(ema_lengths=(0.05, 0.1))), tmp_path)

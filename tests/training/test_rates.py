@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from darkroom.training.rates import rate
+from darkroom.training.optim import rate
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import toy_config

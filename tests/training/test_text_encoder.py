@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.data.lessons import SceneLessons
+from darkroom.data.dataset import SceneLessons
 from darkroom.errors import TrainingError
 from darkroom.models.clip import Clip, contrastive_loss
 from darkroom.prompts.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import darkroom
-from darkroom.data.lessons import SceneLessons, open_lessons
+from darkroom.data.dataset import SceneLessons, open_lessons
 from darkroom.errors import TrainingError
 from darkroom.toy.scenes import draw_scene, render_scene
 from darkroom.training.kinds import KINDS as ALL

@@ -6,10 +6,7 @@ adds them to the weights for good, or until it is undone; `init_lora` makes one 
 
 from __future__ import annotations
 
-from .adapter import Adapter, Scaled
-from .attach import Group, attached, attached_to
-from .merge import Merged
-from .request import Lora
+from .adapter import Adapter, Group, Lora, Merged, Scaled, attached, attached_to
 from .train import TrainableLora, init_lora
 from .updates import Update
 

@@ -28,7 +28,7 @@ def classes(backend: str) -> Networks:
     """The classes of a backend; "auto" is "native" (docs/decisions/0013). Raises RequestError if it isn't installed."""
     if backend != "openvino":
         return Networks()
-    from .library import openvino
+    from .convert import openvino
     from .networks import OpenVINOAutoencoder, OpenVINOTextEncoder, OpenVINOUNet
 
     openvino()

@@ -1,4 +1,11 @@
-"""A network's graph for OpenVINO, without its weights.
+"""OpenVINO itself, imported when it is asked for.
+
+Converted graphs on disk, in the folder of `caches`.
+
+An entry is a folder that comes into being with one rename: whole or not at all, whoever else is at it. One that can't
+be read any more is made anew.
+
+A network's graph for OpenVINO, without its weights.
 
 A throw-away network on no memory (every weight one zero, seen in its whole shape) is traced with all its weights as
 inputs; whoever compiles the graph puts the weights in by name. So a graph belongs to an architecture, not to a
@@ -8,20 +15,94 @@ checkpoint: it takes a megabyte or two, and all fine-tunes of a model share it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
+import shutil
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import models
-from .cache import kept
-from .library import openvino
+from ..caches import cache_folder
+from ..errors import RequestError
+
+TELEMETRY = "openvino_telemetry"
+
+
+def openvino() -> Any:
+    """The module. Raises RequestError where it isn't installed.
+
+    Its converter reports its use to its maker as soon as it is imported. Nothing that Darkroom does may leave the
+    machine, so the reporting part is out of reach meanwhile, and the converter takes the silent one that it has.
+    """
+    hidden = TELEMETRY not in sys.modules and "openvino" not in sys.modules
+    if hidden:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        import openvino as library
+    except ImportError as error:
+        raise RequestError(
+            "backend is 'openvino', and OpenVINO isn't installed; pip install 'darkroom-diffusion[openvino]', "
+            "or leave it"
+        ) from error
+    finally:
+        if hidden:
+            del sys.modules[TELEMETRY]
+    return library
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's devices; one for the process."""
+    return openvino().Core()
+
+
+# --- cache
+
+
+GRAPH = "graph.xml"  # and graph.bin, its constants
+
+log = logging.getLogger(__name__)
+
+
+def kept(key: str, make: Callable[[], Any]) -> Any:
+    """The graph of a key (a file name), an `openvino.Model`; made, and kept, where it isn't there yet.
+
+    A disk that is full or not writable costs the keeping, not the picture: one warning says so.
+    """
+    place = cache_folder() / "openvino" / key
+    if (place / GRAPH).is_file():
+        try:
+            return core().read_model(place / GRAPH)
+        except RuntimeError:
+            log.warning("the converted network in %s can't be read; converting again", place)
+            shutil.rmtree(place, ignore_errors=True)
+    graph = make()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
+            new = Path(temporary, key)
+            new.mkdir()
+            openvino().save_model(graph, new / GRAPH, compress_to_fp16=False)
+            core().read_model(new / GRAPH)  # the library notices a full disk when it reads, not when it writes
+            new.rename(place)
+    except (OSError, RuntimeError) as error:
+        if not place.exists():  # else another process was first, with the same graph
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            log.warning("the converted network can't be kept in %s (%s); it is converted each time", place, reason)
+    return graph
+
+
+# --- convert
+
 
 Answer = Tensor | tuple[Tensor, ...]
 FORMAT = 1  # of what is kept

@@ -41,7 +41,7 @@ def convert(
             choice("dtype", dtype, SAVED)
     if os.path.lexists(options.path(target)) and not overwrite:
         raise RequestError(f"{target[:200]!r} exists already: choose another name, or add --overwrite")
-    from ..formats.lora_describe import holds_lora
+    from ..formats.lora_save import holds_lora
 
     if holds_lora(source):
         if dtype is not None or variant is not None:

@@ -14,7 +14,7 @@ from ..request import choice, whole
 from . import INTERRUPTED, complain, new_app, options, visible
 
 if TYPE_CHECKING:
-    from ..data.lessons import Lessons
+    from ..data.dataset import Lessons
 
 app = new_app()
 
@@ -53,7 +53,7 @@ def scan(
         whole("--size", size, 16, 8192)
         whole("--grid", grid, 1, 1024)
     from ..data.buckets import Cut
-    from ..data.lessons import open_lessons
+    from ..data.dataset import open_lessons
 
     cut = Cut(buckets=buckets, grid=grid, aspect=aspect, enlarge=enlarge)
     lessons = open_lessons(data, (size, size), cut)
@@ -107,8 +107,8 @@ def pack(
         whole("--megabytes", megabytes, 1, 1_000_000)
         whole("--count", count, 1, _MOST)
     folder = _new_folder(output, SHARDS, overwrite)
+    from ..data.dataset import scan_any
     from ..data.shards import write_shards
-    from ..data.sources import scan_any
     from ..formats.writer import whole_folder
     from .display import Display
 
@@ -226,7 +226,7 @@ def render(
 
     from PIL import Image
 
-    from ..evaluate.objects import NewObject
+    from ..evaluate.judge import NewObject
     from ..formats.writer import whole_folder
     from ..toy.scenes import draw_scene, render_scene
     from .display import Display

@@ -15,7 +15,7 @@ from . import new_app, options
 
 if TYPE_CHECKING:
     from ..engine.engine import Progress
-    from ..evaluate.objects import NewObject
+    from ..evaluate.judge import NewObject
     from ..pipeline import Pipeline
     from .display import Display
 
@@ -174,7 +174,7 @@ def evaluate(
 
 def new_object(noun: str, word: str | None, glyph: str | None) -> NewObject:
     """What `--object` and its companions tell. Raises `darkroom.Error`."""
-    from ..evaluate.objects import NewObject
+    from ..evaluate.judge import NewObject
 
     return NewObject.of(noun, word, glyph)
 
@@ -183,7 +183,7 @@ def of_object(
     display: Display, pipe: Pipeline, new: NewObject, count: int, before: Pipeline | None, drawing: dict[str, Any]
 ) -> dict[str, Any]:
     """The scores of a new object."""
-    from ..evaluate.objects import evaluate_object
+    from ..evaluate.judge import evaluate_object
     from ..training.card import score_as_json
 
     stage, step = watching(display, count, 4 if drawing["loras"] or before is not None else 3)
@@ -194,7 +194,7 @@ def of_object(
 
 def adherence(display: Display, pipe: Pipeline, count: int, drawing: dict[str, Any]) -> dict[str, Any]:
     """The scores on the built-in scenes."""
-    from ..evaluate.scenes import evaluate as judge_all
+    from ..evaluate.judge import evaluate as judge_all
     from ..toy.objects import CANVAS
     from ..toy.scenes import KINDS
     from ..training.card import scores_as_json

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
-from ..formats.picture import PictureExists, file_stem, read_metadata, write_into, write_picture
-from ..formats.recipe import load_json
+from ..formats.picture import PictureExists, file_stem, load_json, read_metadata, write_into, write_picture
 from ..request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
 from . import INTERRUPTED, USER_ERROR, complain, new_app, options
 from .display import Display, uninterrupted

@@ -40,7 +40,7 @@ def info(
         return 0
     from ..embedded import MODEL
     from ..formats.describe import describe
-    from ..formats.lora_describe import describe_lora, holds_lora
+    from ..formats.lora_save import describe_lora, holds_lora
 
     if source is not None and holds_lora(source):
         found = describe_lora(source)

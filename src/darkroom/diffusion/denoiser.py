@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ..accelerate.merging import merging
 from ..adapters import attached
 from ..models.unet import Deep, timestep_embedding
-from .condition import Batch, Condition, collate, to_device
-from .control import residuals
+from .condition import Batch, Condition, collate, residuals, to_device
 from .scalings import Scaling, scaling_for
 from .schedule import Schedule
 

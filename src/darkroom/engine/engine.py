@@ -25,10 +25,8 @@ from ..images import to_pil, to_unit
 from ..models.autoencoder import Autoencoder
 from ..request import Request, whole
 from .advance import advance
-from .inputs import Inputs
-from .job import Job
-from .memory import default_rows, out_of_memory, release
-from .overflow import finite
+from .job import Inputs, Job
+from .memory import default_rows, finite, out_of_memory, release
 from .prepare import Model, prepare, prepare_next
 from .preview import Preview
 from .scheduler import pick

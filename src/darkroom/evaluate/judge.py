@@ -1,13 +1,20 @@
 """Does a picture show what its caption says? A judge for the built-in scenes, without any network.
 
 The background is the border's median; objects are connected components, each named by the nearest rendered glyph.
-How far the judge itself can be trusted is measured on true renders (`evaluate/scenes.py`, the ceiling).
+How far the judge itself can be trusted is measured on true renders (`evaluate/judge.py`, the ceiling).
+
+Prompt adherence on the built-in scenes: seen and held-out combinations, beside the ceiling and chance.
+
+Has a model that knows the built-in scenes learned one object more, and has it forgotten any?
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,9 +22,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..toy.glyphs import Glyphs, load_glyphs
+from ..toy.glyphs import Glyphs, load_glyphs, new_glyphs
 from ..toy.objects import BACKGROUNDS, CANVAS, GRID, SIZES
-from ..toy.scenes import NOUNS, Placed, Scene, holds
+from ..toy.scenes import KINDS, NOUNS, Placed, Scene, draw_object, draw_scene, holds, render_scene
+from .pictures import one_above_another, write_sheet
+from .reconstruction import psnr, reconstruct
+
+if TYPE_CHECKING:
+    from ..adapters import Lora
+    from ..pipeline import Pipeline
 
 INK = 36.0  # distance from the background (of 0..442) from which a pixel belongs to an object
 CELL_INK = 0.05  # fraction of such pixels from which a cell of the grid does
@@ -148,3 +161,149 @@ def _templates(glyphs: Glyphs, nouns: tuple[str, ...], base: Known | None = None
     stacked = torch.stack(thumbs)
     colours, alphas = stacked[:, :3], stacked[:, 3:]
     return (colours, alphas) if base is None else (torch.cat([base.colours, colours]), torch.cat([base.alphas, alphas]))
+
+
+# --- scenes
+
+
+SEED = 1_000_003  # of the evaluation's scenes; no training uses it
+Pictures = Sequence[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Fractions (0..1) of `count` pictures that keep each claim."""
+
+    count: int
+    background: float
+    objects: float
+    layout: float
+    right: float
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Verdict]) -> Score:
+        names = ("background", "objects", "layout", "right")
+        return cls(len(verdicts), *(sum(getattr(v, n) for v in verdicts) / max(len(verdicts), 1) for n in names))
+
+
+def scenes_of(kind: str, held_out: bool, count: int) -> list[Scene]:
+    """The evaluation's scenes of a kind: always the same ones, never drawn in training."""
+    return [draw_scene(SEED + held_out, i, kind, held_out) for i in range(count)]
+
+
+def score(pictures: Pictures, scenes: Sequence[Scene], known: Known | None = None) -> Score:
+    """Judge pictures against the scenes they should show, by the built-in objects or those that are `known`."""
+    return Score.of([judge(p, s, known) for p, s in zip(pictures, scenes, strict=True)])
+
+
+def evaluate(
+    pipe: Pipeline, count: int = 100, progress: Callable[[str], None] = lambda _: None, **options: Any
+) -> dict[str, Any]:
+    """Judge `count` pictures a category: {"autoencoder_psnr": dB, "scores": {kind: {row: Score}}}.
+
+    Rows: "seen" and "held out" (the model's pictures), "renders" and "reconstructions" (the ceiling, on the held-out
+    scenes), "chance" (the model's pictures against each other's captions). `options` go to `pipe.generate`.
+    """
+    table: dict[str, dict[str, Score]] = {}
+    truth: list[NDArray[np.uint8]] = []
+    through: list[NDArray[np.uint8]] = []
+    for kind in KINDS:
+        table[kind] = rows = {}
+        for held_out in (False, True):
+            scenes = scenes_of(kind, held_out, count)
+            progress(f"{kind}, {'held out' if held_out else 'seen'}")
+            result = pipe.generate([s.caption for s in scenes], seed=SEED, **options)
+            pictures = [np.asarray(p) for p in result.images]
+            rows["held out" if held_out else "seen"] = score(pictures, scenes)
+        rows["chance"] = score(pictures, [*scenes[1:], scenes[0]])
+        renders = [render_scene(s) for s in scenes]
+        back = reconstruct(pipe.autoencoder, renders)
+        rows["renders"], rows["reconstructions"] = score(renders, scenes), score(back, scenes)
+        truth += renders
+        through += back
+    return {"autoencoder_psnr": psnr(truth, through), "scores": table}
+
+
+# --- objects
+
+
+SHOWN = 8  # scenes on a sheet
+SMALL = 0.7  # the part of a new object's lessons in which it is small
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """An object that a model was taught: its name, what prompts call it, and how it looks."""
+
+    noun: str
+    word: str
+    glyphs: Glyphs
+
+    @classmethod
+    def of(cls, noun: str, word: str | None = None, source: str | Path | None = None) -> NewObject:
+        """`source`: an emoji or a picture, see `new_glyphs`. Raises TrainingError."""
+        return cls(noun, word or noun, new_glyphs(noun, source))
+
+    def scenes(self, count: int, seed: int = SEED + 2) -> list[Scene]:
+        """`count` scenes of the object alone, of both sizes, anywhere, on all backgrounds."""
+        return [draw_object(seed, i, self.noun, self.word) for i in range(count)]
+
+    def lessons(self, count: int, seed: int = 0) -> list[Scene]:
+        """`count` scenes to learn it from: seven in ten are small, which is harder; each size on all backgrounds."""
+        found = self.scenes(max(400, 4 * count), seed)
+        small = round(SMALL * count)
+        chosen: list[Scene] = []
+        for size, wanted in (("small", small), ("large", count - small)):
+            sized = sorted((s for s in found if s.objects[0].side == SIZES[size]), key=lambda s: s.background)
+            chosen += [sized[i * len(sized) // wanted] for i in range(wanted)]
+        return chosen
+
+
+def evaluate_object(
+    pipe: Pipeline,
+    new: NewObject,
+    count: int = 100,
+    *,
+    before: Pipeline | None = None,
+    loras: Sequence[Lora | str | Path] = (),
+    embeddings: Sequence[Any] = (),
+    sheet: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> dict[str, Score]:
+    """Judge `count` pictures of the new object, and as many of single built-in objects, before and after.
+
+    Args:
+        pipe: the model, which `loras` and `embeddings` were trained for; or which was itself trained on.
+        before: the model as it was; None: `pipe` without `loras` and `embeddings`.
+        sheet: a picture to write: the first eight scenes of the new object as they should be, before and after.
+        progress: called with the name of each row before it is drawn.
+        options: for `Pipeline.generate`.
+
+    Returns a score for each of "new, before", "new, after", "old, before", "old, after", and for the new object's
+    "renders" and "reconstructions": what the judge says of true pictures, and of true ones through the autoencoder.
+    """
+    known = Known.of(new.glyphs)
+    old, scenes = scenes_of("single", False, count), new.scenes(count)
+    taught: dict[str, Any] = {"loras": loras, "embeddings": embeddings}
+    rows: dict[str, Score] = {}
+    renders = [render_scene(s, new.glyphs) for s in scenes]
+    shown = {"true": renders}
+    for what, wanted in (("new", scenes), ("old", old)):
+        for when, model, more in (("before", before or pipe, {}), ("after", pipe, taught)):
+            if what == "old" and when == "after" and before is None and not loras:
+                rows["old, after"] = rows["old, before"]  # no prompt has the learned word: the same pictures
+                continue
+            progress(f"{what}, {when}")
+            result = model.generate(
+                [s.caption for s in wanted], seed=SEED, width=CANVAS, height=CANVAS, **more, **options
+            )
+            pictures = [np.asarray(p) for p in result.images]
+            rows[f"{what}, {when}"] = score(pictures, wanted, known)
+            if what == "new":
+                shown[when] = pictures
+    rows["renders"] = score(renders, scenes, known)
+    rows["reconstructions"] = score(reconstruct(pipe.autoencoder, renders), scenes, known)
+    if sheet is not None:
+        write_sheet(one_above_another(shown, [s.caption for s in scenes[:SHOWN]]), sheet)
+    return rows

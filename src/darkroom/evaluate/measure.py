@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.lessons import open_lessons
+from ..data.dataset import open_lessons
 from ..errors import RequestError
 from ..formats.features import FeatureFile, Kind, require
 from .distances import Moments, clip_score, cmmd, frechet, kernel_distance
-from .drawing import draw
+from .judge import SEED
 from .memorisation import Memorisation
 from .networks import ClipSeer, InceptionSeer, PixelSeer, Seer, Vectors, load_lpips, see
-from .pictures import Pictures
+from .pictures import Pictures, draw, write_sheet
 from .reconstruction import reconstruction
-from .scenes import SEED
-from .shown import write_sheet
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline

@@ -23,11 +23,11 @@ from ..formats.features import FeatureFile
 from ..formats.layouts import Part
 from ..formats.weights import native_state
 from ..formats.writer import whole_file
+from ..models.clip import VisionEncoder
 from ..models.config import InceptionConfig, LpipsConfig, TextEncoderConfig, VisionEncoderConfig
 from ..models.inception import Inception
 from ..models.lpips import Lpips
 from ..models.text_encoder import TextEncoder
-from ..models.vision import VisionEncoder
 from ..prompts.tokenizer import Tokenizer
 from .pictures import Array, Pictures
 

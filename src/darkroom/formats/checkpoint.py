@@ -15,10 +15,10 @@ from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from . import detect, folder, single
 from .configs import network_config, read_json, sentences
 from .digests import digest_of
-from .files import open_tensors
 from .hub import resolve
 from .layouts import PARTS, Part
 from .rules import Config
+from .tensors import open_tensors
 from .weights import PartTensors, Weights, native_state
 
 __all__ = ["Checkpoint", "PartTensors", "native_state", "open_checkpoint"]

@@ -28,12 +28,12 @@ from ..models.config import ControlNetConfig, UNetConfig
 from . import detect, folder
 from .checkpoint import weight_files
 from .configs import network_config, parse_json, read_json, sentences
-from .files import TensorFile, open_tensors
 from .hub import resolve
 from .layouts import IGNORED_AT_TOP, Part
+from .rules import native_shapes
 from .save import State, entries_of
-from .shapes import native_shapes
 from .single import METADATA
+from .tensors import TensorFile, open_tensors
 from .weights import PartTensors, Weights
 from .writer import whole_file, whole_folder, write_json, write_safetensors
 

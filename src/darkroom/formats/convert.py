@@ -10,8 +10,8 @@ from ..errors import CheckpointError
 from .checkpoint import EXCLAMATION_MARK, open_checkpoint
 from .control import convert_controlnet, is_controlnet
 from .hub import resolve
+from .rules import native_shapes
 from .save import TokenizerSource, save_folder, save_single_file
-from .shapes import native_shapes
 from .weights import PartTensors
 
 if TYPE_CHECKING:

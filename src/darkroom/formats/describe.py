@@ -13,7 +13,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .control import describe_controlnet, is_controlnet
 from .hub import resolve
 from .layouts import TITLES, Part
-from .shapes import native_shapes
+from .rules import native_shapes
 from .weights import PartTensors, Weights
 
 

@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 from ..embedded import place_of
 from ..errors import CheckpointError, RequestError
 from ..prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
-from .files import open_tensors
-from .header import safetensors_slots
-from .pickles import is_pickle, read_pickle_tensors
 from .storage import Source, clip
+from .tensors import is_pickle, open_tensors, read_pickle_tensors, safetensors_slots
 from .writer import Entry, whole_file, write_safetensors
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from ..models.config import InceptionConfig, LpipsConfig
 from . import folder
 from .checkpoint import weight_files
 from .configs import network_config, read_json
-from .files import TensorFile, open_tensors
 from .hub import resolve
 from .layouts import Part
 from .rules import Config
+from .tensors import TensorFile, open_tensors
 from .weights import Weights
 
 Kind = Literal["clip", "inception", "lpips"]

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .infokeys import number, sampler_and_schedule, whole
+from .infotext import number, sampler_and_schedule, whole
 
 Node = Mapping[str, Any]
 Graph = Mapping[str, Node]

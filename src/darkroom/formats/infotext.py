@@ -1,4 +1,8 @@
-"""A1111's "infotext": how a picture was made, as three lines of text that a dozen other tools can read.
+"""A1111's keys for the fields of a recipe: one row a field, in the order in which A1111 writes them.
+
+A new field of `Request` gets a row here, and is then written, read and told by `darkroom info` like the others.
+
+A1111's "infotext": how a picture was made, as three lines of text that a dozen other tools can read.
 
     {prompt}
     Negative prompt: {negative prompt}
@@ -11,11 +15,388 @@ prompt. Darkroom therefore keeps the exact recipe in a second place (see `pictur
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from .infokeys import ROWS, loras_of, plain
+from ..errors import RequestError
+from ..prompts.grammar import take_tags
+from ..request import MAX_MERGING
+
+# A1111's name of a sampler and of a schedule, by our id (ComfyUI's).
+SAMPLER_NAMES = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "deis": "DEIS",
+    "dpm_2": "DPM2",
+    "dpm_2_ancestral": "DPM2 a",
+    "dpm_adaptive": "DPM adaptive",
+    "dpm_fast": "DPM fast",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "dpmpp_sde": "DPM++ SDE",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "ipndm": "iPNDM",
+    "lcm": "LCM",
+    "lms": "LMS",
+    "plms": "PLMS",
+    "pndm": "PNDM",
+    "uni_pc": "UniPC",
+    "uni_pc_bh2": "UniPC bh2",
+}
+SCHEDULE_NAMES = {
+    "align_your_steps": "Align Your Steps",
+    "automatic": "Automatic",
+    "beta": "Beta",
+    "exponential": "Exponential",
+    "karras": "Karras",
+    "kl_optimal": "KL Optimal",
+    "normal": "Uniform",
+    "sgm_uniform": "SGM Uniform",
+    "simple": "Simple",
+}
+_SAMPLER_IDS = {name.lower(): id for id, name in SAMPLER_NAMES.items()}
+_SCHEDULE_IDS = {name.lower(): id for id, name in SCHEDULE_NAMES.items()} | {"polyexponential": "exponential"}
+
+# Before version 1.9, A1111 wrote the schedule as the last word of the sampler's name.
+_OLD_SUFFIXES = ("karras", "exponential", "polyexponential")
+
+_WHOLE = re.compile(r"[+-]?\d{1,20}\Z", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d{1,20}(?:\.\d{0,40})?|\.\d{1,40})(?:e[+-]?\d{1,3})?\Z", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})\Z", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One pair of the line of parameters.
+
+    Attributes:
+        key: A1111's name.
+        fields: ours that it tells.
+        write: a recipe's value for it; None: no pair.
+        read: the fields in a pair's text, given all pairs and the prompt; None: it makes no sense, or isn't ours.
+    """
+
+    key: str
+    fields: tuple[str, ...]
+    write: Callable[[Mapping[str, Any]], object]
+    read: Callable[[str, Mapping[str, str], str], Mapping[str, Any] | None]
+
+
+def one(
+    key: str, field: str, read: Callable[[str], object], write: Callable[[Any], object] = lambda value: value
+) -> Row:
+    """The row of a single field: `read` its text (None: no sense), `write` its value (None: not worth a pair)."""
+
+    def written(recipe: Mapping[str, Any]) -> object:
+        value = recipe.get(field)
+        return None if value is None else write(value)
+
+    def found(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+        value = read(text)
+        return None if value is None else {field: value}
+
+    return Row(key, (field,), written, found)
+
+
+def plain(value: object) -> str:
+    """A number as A1111 writes it: 7, not 7.0."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value)
+
+
+def sampler_and_schedule(sampler: str, schedule: str | None = None) -> tuple[str, str | None]:
+    """Our ids for A1111's names, in the new form ("DPM++ 2M", "Karras") and the old one ("DPM++ 2M Karras").
+
+    A name we don't know comes back unchanged.
+    """
+    if schedule is None:
+        front, _, suffix = sampler.rpartition(" ")
+        if front and suffix.lower() in _OLD_SUFFIXES:
+            sampler, schedule = front, suffix
+    if schedule is not None:
+        schedule = _SCHEDULE_IDS.get(schedule.lower(), schedule)
+    return _SAMPLER_IDS.get(sampler.lower(), sampler), schedule
+
+
+def whole(value: object) -> int | None:
+    """An integer of at most 20 digits, from a number or its digits; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**63 else None
+    if isinstance(value, int):
+        return value if abs(value) < 10**20 else None
+    return int(value) if isinstance(value, str) and _WHOLE.match(value) else None
+
+
+def number(value: object) -> float | None:
+    """A finite float, from a number or its digits; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.match(value) else None
+    if isinstance(value, int):
+        value = float(value) if abs(value) < 10**20 else None
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def _interval(value: str) -> list[float | None] | None:
+    """Two noise levels; the second is None if it is infinite, as in the JSON recipe."""
+    low, _, high = (part.strip() for part in value.partition(","))
+    ends = [number(low), number(high)]
+    return ends if ends[0] is not None and (ends[1] is not None or high == "inf") else None
+
+
+def _flag(text: str) -> bool | None:
+    return {"True": True, "False": False}.get(text)
+
+
+def _told(default: object) -> Callable[[Any], object]:
+    """A writer that leaves out what other tools take for granted."""
+    return lambda value: None if value == default else value
+
+
+def _listed(value: object) -> object:
+    return ", ".join(map(plain, value)) if isinstance(value, list | tuple) and value else None
+
+
+def _names(text: str) -> list[str] | None:
+    return [name.strip() for name in text.split(",")] if text.strip() else None
+
+
+def _wholes(count: int) -> Callable[[str], list[int] | None]:
+    """A reader of that many whole numbers."""
+
+    def read(text: str) -> list[int] | None:
+        numbers = [n for part in text.split(",") if (n := whole(part.strip())) is not None]
+        return numbers if len(numbers) == count == text.count(",") + 1 else None
+
+    return read
+
+
+def _read_size(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    match = _SIZE.match(text)
+    return {"width": int(match[1]), "height": int(match[2])} if match else None
+
+
+def _write_size(recipe: Mapping[str, Any]) -> object:
+    width, height = recipe.get("width"), recipe.get("height")
+    return f"{width}x{height}" if width and height else None
+
+
+def _read_sampler(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any]:
+    sampler, schedule = sampler_and_schedule(text, pairs.get("Schedule type"))
+    return {"sampler": sampler} if schedule is None else {"sampler": sampler, "schedule": schedule}
+
+
+_UPSCALERS = {"Latent": "latent", "Lanczos": "lanczos"}  # A1111's -> ours
+
+
+def _hires(pairs: Mapping[str, str]) -> dict[str, Any] | None:
+    """The second pass that the pairs tell of, if there is one and we can do it; A1111's 0 steps are the first's."""
+    scale, strength = number(pairs.get("Hires upscale")), number(pairs.get("Denoising strength"))
+    upscaler, steps = _UPSCALERS.get(pairs.get("Hires upscaler", "")), whole(pairs.get("Hires steps", 0))
+    if scale is None or strength is None or upscaler is None or steps is None:
+        return None
+    return {"scale": scale, "strength": strength, "upscaler": upscaler, **({"steps": steps} if steps else {})}
+
+
+def _read_hires(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    hires = _hires(pairs)
+    return None if hires is None else {"hires": hires}
+
+
+def _of_hires(name: str) -> Callable[[Mapping[str, Any]], object]:
+    def written(recipe: Mapping[str, Any]) -> object:
+        hires = recipe.get("hires")
+        return hires.get(name) if isinstance(hires, Mapping) else None
+
+    return written
+
+
+def _write_upscaler(recipe: Mapping[str, Any]) -> object:
+    name = _of_hires("upscaler")(recipe)
+    return next((theirs for theirs, ours in _UPSCALERS.items() if ours == name), name)
+
+
+def _write_strength(recipe: Mapping[str, Any]) -> object:
+    return recipe.get("strength") if recipe.get("strength") is not None else _of_hires("strength")(recipe)
+
+
+def _read_strength(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    """Of a picture that was given; beside "Hires ..." it is the second pass's."""
+    if any(key.startswith("Hires ") for key in pairs):
+        return _read_hires(text, pairs, prompt)
+    strength = number(text)
+    return None if strength is None else {"strength": strength}
+
+
+def _control(i: int) -> Row:
+    """A ControlNet as sd-webui-controlnet tells of it; what it was shown, a text can't bring back."""
+
+    def written(recipe: Mapping[str, Any]) -> object:
+        controls = recipe.get("controls")
+        if not isinstance(controls, list | tuple) or i >= len(controls) or not isinstance(controls[i], Mapping):
+            return None
+        control = controls[i]
+        name = f"{control.get('name')} [{control['hash'][:8]}]" if control.get("hash") else control.get("name")
+        told = {
+            "Module": "none",
+            "Model": name,
+            "Weight": control.get("scale"),
+            "Resize Mode": "Just Resize",
+            "Guidance Start": control.get("start"),
+            "Guidance End": control.get("stop"),
+            "Control Mode": "ControlNet is more important" if control.get("guess") else "Balanced",
+        }
+        return ", ".join(f"{key}: {value}" for key, value in told.items())
+
+    return Row(f"ControlNet {i}", ("controls",), written, _nothing)
+
+
+_FILLS = {"original": "original", "fill": "fill", "latent noise": "noise"}  # A1111's -> ours
+_FILL_NAMES = {ours: theirs for theirs, ours in _FILLS.items()}
+
+
+def _write_loras(recipe: Mapping[str, Any]) -> object:
+    return ", ".join(f"{lora['name']}: {str(lora['hash'])[:12]}" for lora in loras_of(recipe)) or None
+
+
+def _read_loras(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    """The LoRAs that both the prompt's tags (with their scales) and the hashes name."""
+    hashes = {name.strip(): digits for name, _, digits in (part.rpartition(":") for part in text.split(","))}
+    try:
+        tags = take_tags(prompt)[1]
+    except RequestError:
+        return None
+    found = [
+        {"name": tag.name, "hash": hashes[tag.name].strip(), "scale": tag.scale, "text_scale": tag.text_scale}
+        for tag in tags
+        if tag.name in hashes
+    ]
+    return {"loras": found} if len(found) == len(hashes) else None
+
+
+def loras_of(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The well-formed LoRAs of a recipe: objects of name, hash, scale and text_scale."""
+    loras = recipe.get("loras")
+    kept = [lora for lora in loras if isinstance(lora, Mapping)] if isinstance(loras, list | tuple) else []
+    return [lora for lora in kept if {"name", "hash", "scale", "text_scale"} <= lora.keys()]
+
+
+def _write_words(recipe: Mapping[str, Any]) -> object:
+    words = recipe.get("embeddings")
+    told = [str(word).rpartition(":") for word in words] if isinstance(words, list | tuple) else []
+    return ", ".join(f"{name}: {digits}" for name, _, digits in told) or None
+
+
+def _read_words(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    """Ours have 16 digits, of the vectors; A1111's have 12, of the file, and can't be compared with them."""
+    words = [part.strip().rpartition(":") for part in text.split(",")]
+    if any(not name or len(digits.strip()) != 16 for name, _, digits in words):
+        return None
+    return {"embeddings": [f"{name}:{digits.strip()}" for name, _, digits in words]}
+
+
+def _write_interval(value: object) -> object:
+    return ", ".join("inf" if end is None else plain(end) for end in value) if isinstance(value, list | tuple) else None
+
+
+def _merging(text: str) -> float | None:
+    """A1111 goes on to 0.9, where it merges no more than at 0.75."""
+    value = number(text)
+    return value if value is None else min(value, MAX_MERGING)
+
+
+def _nothing(text: str, pairs: Mapping[str, str], prompt: str) -> None:
+    return None
+
+
+ROWS = (
+    one("Steps", "steps", whole),
+    Row("Sampler", ("sampler",), lambda r: _named(r.get("sampler"), SAMPLER_NAMES), _read_sampler),
+    Row(
+        "Schedule type",
+        ("schedule",),
+        lambda r: _named(r.get("schedule"), SCHEDULE_NAMES),
+        lambda text, pairs, prompt: {} if "Sampler" in pairs else None,  # read with the sampler
+    ),
+    one("CFG scale", "guidance_scale", number),
+    one("Image CFG scale", "image_guidance_scale", number),
+    one("Seed", "seed", whole),
+    Row("Size", ("width", "height"), _write_size, _read_size),
+    one("Model hash", "model_hash", str, lambda value: str(value)[:10] or None),
+    one("Model", "model", str),
+    one("VAE hash", "vae_hash", str, lambda value: str(value)[:10] or None),
+    one("VAE", "vae", str),
+    Row("Denoising strength", ("strength",), _write_strength, _read_strength),
+    one("Clip skip", "clip_skip", whole, lambda value: value if isinstance(value, int) and value > 1 else None),
+    one("Token merging ratio", "token_merging", _merging, _told(0)),
+    Row("RNG", (), lambda r: "CPU" if r.get("seed") is not None else None, _nothing),
+    one("Mask blur", "mask_blur", whole),
+    one("Masked content", "fill", _FILLS.get, lambda value: _told("original")(_FILL_NAMES.get(value, value))),
+    one(
+        "Inpaint area",
+        "only_masked",
+        {"Only masked": True, "Whole picture": False}.get,
+        lambda value: "Only masked" if value is True else None,
+    ),
+    one("Masked area padding", "mask_padding", whole),
+    Row("Hires upscale", ("hires",), _of_hires("scale"), _read_hires),
+    Row("Hires steps", ("hires",), _of_hires("steps"), _read_hires),
+    Row("Hires upscaler", ("hires",), _write_upscaler, _read_hires),
+    *(_control(i) for i in range(10)),
+    Row("Lora hashes", ("loras",), _write_loras, _read_loras),
+    Row("TI hashes", ("embeddings",), _write_words, _read_words),
+    # No key of A1111's:
+    one("Cache interval", "cache_interval", whole, _told(1)),
+    one("CFG rescale", "guidance_rescale", number, _told(0)),
+    one("CFG interval", "guidance_interval", _interval, _write_interval),
+    one("CFG projection", "guidance_projection", number),
+    one("PAG scale", "pag_scale", number),
+    one("PAG adaptive scale", "pag_adaptive_scale", number),
+    one("PAG levels", "pag_levels", _names, _listed),
+    one("Dynamic threshold", "threshold", number),
+    one("Dynamic threshold mimic", "threshold_mimic", number),
+    one("Prompt style", "prompt_style", str, _told("a1111")),
+    one("Exact steps", "exact_steps", _flag, _told(False)),
+    one("Outpaint", "outpaint", _wholes(4), _listed),
+    one("Tile", "tile", whole),
+    one("Tile overlap", "overlap", whole),
+    one("Noise level", "noise_level", whole),
+    one("Original size", "original_size", _wholes(2), _listed),
+    one("Crop", "crop", _wholes(2), _listed),
+    one("Target size", "target_size", _wholes(2), _listed),
+    one("Aesthetic score", "aesthetic_score", number),
+    one("Negative original size", "negative_original_size", _wholes(2), _listed),
+    one("Negative crop", "negative_crop", _wholes(2), _listed),
+    one("Negative target size", "negative_target_size", _wholes(2), _listed),
+    one("Negative aesthetic score", "negative_aesthetic_score", number),
+    one("Starts at", "start", number),
+    one("Stops at", "stop", number),
+    one("Image fingerprint", "image", str),
+    one("Mask fingerprint", "mask", str),
+    one("Depth fingerprint", "depth", str),
+    one("Noise fingerprint", "latents", str),
+    Row("Version", ("version",), lambda r: f"darkroom {r['version']}" if r.get("version") else None, _nothing),
+)
+
+
+def _named(id: object, names: Mapping[str, str]) -> object:
+    return names.get(id, id) if isinstance(id, str) else None
+
+
+# --- infotext
+
 
 _NEGATIVE = "Negative prompt:"
 _KEY = re.compile(r"\w[\w \-/]+\Z")

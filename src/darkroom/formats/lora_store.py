@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, RequestError
 from ..request import nearest
-from .lora import lora_path, read_lora
-from .lora_keys import Homes
+from .lora import Homes, lora_path, read_lora
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,6 +4,8 @@ A rule says what a native module (`down.{l}.resnets.{i}`) is called in a file (`
 rules hold inside it. Rules translate one way, native to foreign; `layouts.table` does so for every name of a network,
 and reading goes through the same table turned round. So whatever can be read can be written, and a key that no native
 tensor claims is known to be extra. The rules themselves are in `layouts`.
+
+The native names and shapes of a network, without its memory. The one place in `formats` that builds networks.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import torch
+
+from ..errors import CheckpointError
 from ..models.config import (
     AutoencoderConfig,
+    ControlNetConfig,
     InceptionConfig,
     LpipsConfig,
     TextEncoderConfig,
+    TinyAutoencoderConfig,
     UNetConfig,
     VisionEncoderConfig,
 )
@@ -79,3 +86,32 @@ def _pattern(template: str) -> re.Pattern[str]:
     """A template at the beginning of a name, ending at a dot or with it."""
     escaped = re.sub(r"\\{(\w)\\}", r"(?P<\1>[0-9]+)", re.escape(template))
     return re.compile(rf"{escaped}(?:\.(?P<rest>.+))?\Z")
+
+
+# --- shapes
+
+
+def native_shapes(config: Config, where: str = "the configuration") -> dict[str, torch.Size]:
+    """Native tensor name -> shape of the network of `config`. CheckpointError, naming `where`, if it can't be built."""
+    network: Any
+    if isinstance(config, ControlNetConfig):
+        from ..models.controlnet import ControlNet as network
+    elif isinstance(config, UNetConfig):
+        from ..models.unet import UNet as network
+    elif isinstance(config, TinyAutoencoderConfig):
+        from ..models.autoencoder import TinyAutoencoder as network
+    elif isinstance(config, AutoencoderConfig):
+        from ..models.autoencoder import Autoencoder as network
+    elif isinstance(config, VisionEncoderConfig):
+        from ..models.clip import VisionEncoder as network
+    elif isinstance(config, InceptionConfig):
+        from ..models.inception import Inception as network
+    elif isinstance(config, LpipsConfig):
+        from ..models.lpips import Lpips as network
+    else:
+        from ..models.text_encoder import TextEncoder as network
+    try:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in network(config).state_dict().items()}
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}.") from None

@@ -16,12 +16,10 @@ import numpy as np
 from ..diffusion.schedule import Schedule
 from ..diffusion.spacings import Options, sigmas, spaced
 from ..errors import CheckpointError, RequestError
-from ..samplers.common import Clip, Limit, Threshold
-from ..samplers.deis import DEIS
 from ..samplers.dpm import DPMMultistep
-from ..samplers.multistep import IPNDM, LMS, PNDM
+from ..samplers.multistep import DEIS, IPNDM, LMS, PNDM
 from ..samplers.single import DDIM, DDPM, LCM, Euler, EulerAncestral
-from ..samplers.state import Sampler
+from ..samplers.state import Clip, Limit, Sampler, Threshold
 from ..samplers.two_stage import DPM2, DPM2Ancestral, DPMpp2SAncestral, DPMppSDE, Heun
 from ..samplers.unipc import UniPC
 

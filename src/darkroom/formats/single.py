@@ -12,10 +12,9 @@ from ..errors import CheckpointError
 from ..models.config import SD15_UNET, UPSCALER_UNET, TextEncoderConfig
 from . import detect
 from .configs import checked_defaults, network_config, parse_json, sentences
-from .files import TensorFile
 from .layouts import IGNORED_AT_TOP, TITLES, Layout, Part, canonical, ema_name, prefix, root, table
-from .rules import Config
-from .shapes import native_shapes
+from .rules import Config, native_shapes
+from .tensors import TensorFile
 
 METADATA = "darkroom"  # the key of our own configuration in a safetensors file's metadata: JSON
 _V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"

@@ -1,4 +1,13 @@
-"""What a file of torch.save holds, told in JSON by a process that can do nothing else.
+"""What a pickle would make, found out without running it.
+
+A pickle is a program. This one is not run but read: an interpreter of its opcodes in which every class or function is a
+mere name and every call makes an inert object, except that calls of torch's own tensor builders become descriptions of
+tensors. So the files of trainers that also store callbacks or optimizer states open like any other. A pickle that names
+what no checkpoint needs (os.system, eval, ...) is refused: nothing in it would be run, but nobody should keep it.
+
+Opcodes: `pickletools` of the standard library. It runs in a confined process of its own, see `torchfile`.
+
+What a file of torch.save holds, told in JSON by a process that can do nothing else.
 
 `main` runs in a fresh interpreter with the file on stdin. It imports only the standard library and, before it looks at
 a byte, gives up what it does not need: after `confine` it can open no file or socket, write to no file, and neither
@@ -16,12 +25,295 @@ import codecs
 import contextlib
 import io
 import json
+import pickletools
 import sys
 import zipfile
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from .storage import DTYPES, MAX_TENSORS
-from .unpickle import Fault, Global, Inert, Lump, Storage, interpret, short
+
+STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8", "_UntypedStorage": "uint8",
+}  # fmt: skip
+
+# A checkpoint may name these standard modules and these built-ins; the rest is what attacks are made of.
+PLAIN_MODULES = {
+    "collections", "datetime", "pathlib", "enum", "typing", "copyreg", "copy_reg", "decimal", "fractions", "uuid",
+    "argparse", "dataclasses", "abc", "numbers", "functools", "itertools", "math", "re", "time", "random", "array",
+    "types", "__main__", "_codecs",
+}  # fmt: skip
+PLAIN_BUILTINS = {
+    "set", "frozenset", "list", "dict", "tuple", "int", "float", "complex", "bool", "str", "bytes", "bytearray",
+    "slice", "range", "xrange", "object", "getattr", "unicode", "long", "basestring", "NoneType", "type",
+}  # fmt: skip
+BUILTINS = {"builtins", "__builtin__", "__builtins__"}
+# renamed or removed since
+REMOVED_MODULES = {"commands", "popen2", "urllib2", "cPickle", "thread", "dl", "imp", "distutils", "pipes"}
+# Known ways out through other packages: numpy.testing's runstring, torch.hub, the `os` that some module imports.
+HOSTILE_PARTS = {
+    "os", "sys", "posix", "nt", "subprocess", "importlib", "shutil", "socket", "ctypes", "runpy", "pty", "builtins",
+    "__builtins__", "__import__", "__globals__", "__subclasses__", "system", "popen", "Popen", "exec", "eval", "open",
+    "execfile", "runstring", "hub", "cpp_extension", "f2py", "pip", "dill", "cloudpickle", "joblib", "IPython",
+    "CodeType", "FunctionType",
+}  # fmt: skip
+
+
+class Fault(Exception):
+    """Why a file is refused: the rest of a sentence that starts with its path."""
+
+
+@dataclass(frozen=True)
+class Global:
+    """A class or function that the pickle names."""
+
+    module: str
+    name: str
+
+
+@dataclass(eq=False)
+class Inert:
+    """An object that the pickle would have made; it holds only what was to be put into it."""
+
+    kind: object = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    state: Any = None
+
+
+@dataclass(eq=False)
+class Storage:
+    """Where a tensor's numbers are: record `key` of the file, from element `begin` on."""
+
+    key: str
+    dtype: str | None
+    elements: int
+    begin: int = 0
+
+
+@dataclass(eq=False)
+class Lump:
+    """A tensor; `offset` and `stride` in elements."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: list[int]
+    stride: list[int]
+
+
+def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
+    """The value of one pickle, of plain values, dicts, Lumps, Globals and Inerts; adds its storages to `storages`.
+
+    Raises Fault for a hostile pickle, and any of ValueError, LookupError, TypeError, ... for a broken one.
+    """
+    stack: list[Any] = []
+    outer: list[list[Any]] = []  # the stacks below the open marks
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        nonlocal stack
+        items, stack = stack, outer.pop()
+        return items
+
+    arg: Any
+    for code, arg, _ in pickletools.genops(stream):
+        match code.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case "MARK":
+                outer.append(stack)
+                stack = []
+            case "POP":
+                if stack:
+                    stack.pop()
+                else:
+                    since_mark()
+            case "POP_MARK":
+                since_mark()
+            case "DUP":
+                stack.append(stack[-1])
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[int(arg)])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[int(arg)] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE":
+                stack.append(True)
+            case "NEWFALSE":
+                stack.append(False)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_SET":
+                stack.append(Inert())
+            case "TUPLE":
+                items = since_mark()
+                stack.append(tuple(items))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(code.name[-1])
+                items = [stack.pop() for _ in range(count)]
+                stack.append(tuple(reversed(items)))
+            case "LIST":
+                items = since_mark()
+                stack.append(items)
+            case "DICT":
+                items = since_mark()
+                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+            case "FROZENSET":
+                since_mark()
+                stack.append(Inert())
+            case "APPEND":
+                item = stack.pop()
+                _append(stack[-1], [item])
+            case "APPENDS" | "ADDITEMS":
+                items = since_mark()
+                _append(stack[-1], items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _set(stack[-1], [key, value])
+            case "SETITEMS":
+                items = since_mark()
+                _set(stack[-1], items)
+            case "GLOBAL":
+                module, _, name = arg.partition(" ")
+                stack.append(named(module, name))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(named(module, name))
+            case "INST":
+                module, _, name = arg.partition(" ")
+                since_mark()
+                stack.append(Inert(named(module, name)))
+            case "OBJ":
+                items = since_mark()
+                stack.append(Inert(items[0]))
+            case "REDUCE" | "NEWOBJ":
+                args, function = stack.pop(), stack.pop()
+                stack.append(call(function, args))
+            case "NEWOBJ_EX":
+                _, args, function = stack.pop(), stack.pop(), stack.pop()
+                stack.append(call(function, args))
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], Inert):
+                    stack[-1].state = state
+            case "BINPERSID":
+                stack.append(persistent(stack.pop(), storages))
+            case "PERSID" | "EXT1" | "EXT2" | "EXT4" | "NEXT_BUFFER" | "READONLY_BUFFER":
+                raise ValueError(code.name)
+            case _:  # what is left are the numbers, texts and bytes: the argument is the value
+                stack.append(arg)
+    raise ValueError("no STOP")
+
+
+def named(module: object, name: object) -> Global:
+    """The name of a class or function, unless no checkpoint would need it."""
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("a class is named by two texts")
+    root, *path = [*module.split("."), *name.split(".")]
+    if root in BUILTINS:
+        hostile = name not in PLAIN_BUILTINS
+    elif root in PLAIN_MODULES:
+        hostile = not HOSTILE_PARTS.isdisjoint(path)
+    else:
+        hostile = (
+            root in sys.stdlib_module_names or root in REMOVED_MODULES or not HOSTILE_PARTS.isdisjoint([root, *path])
+        )
+    if hostile:
+        raise Fault(
+            f"names {short(f'{module}.{name}')}, which no weights need: it is hostile or broken; nothing in it was run"
+        )
+    return Global(module, name)
+
+
+def call(function: object, args: Any) -> Any:
+    """What stands for `function(*args)`: a tensor, a dict, or an inert object."""
+    if not isinstance(function, Global):
+        return Inert(function)
+    match function.module, function.name:
+        case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
+            return lump(args[0], args[1], args[2], args[3], None)
+        case "torch._utils", "_rebuild_tensor_v3":
+            return lump(args[0], args[1], args[2], args[3], args[6])
+        case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
+            return args[0]
+        case "torch._tensor", "_rebuild_from_type_v2":
+            return call(args[0], args[2])
+        case "collections", "OrderedDict":
+            return dict(args[0]) if args else {}
+        case (("builtins" | "__builtin__"), "dict"):
+            return dict(*args)
+        case "collections", "defaultdict":
+            return {}
+        case (("copyreg" | "copy_reg"), "_reconstructor"):
+            return Inert(args[0])
+    return Inert(function)
+
+
+def lump(storage: object, offset: object, shape: Any, stride: Any, dtype: object) -> Lump | Inert:
+    """A tensor over `storage`; inert if of a type that we don't read (complex, quantised)."""
+    if not isinstance(storage, Storage):
+        return Inert()
+    kind = storage.dtype
+    if dtype is not None:
+        kind = dtype.name if isinstance(dtype, Global) and dtype.module == "torch" else None
+    if kind not in DTYPES:
+        return Inert()
+    numbers = [offset, *shape, *stride]
+    if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers) or len(shape) != len(stride):
+        raise Fault("is broken: it describes a tensor of an impossible shape, stride or offset")
+    return Lump(storage, kind, numbers[0], list(shape), list(stride))
+
+
+def persistent(key: Any, storages: dict[str, Storage]) -> Any:
+    """A storage; ("storage", its class, record, device, elements[, (view's record, offset, elements)])."""
+    if key[0] == "module":
+        return key[1]
+    if key[0] != "storage":
+        raise ValueError("an unknown persistent id")
+    kind, record, elements = key[1], key[2], key[4]
+    if not isinstance(kind, Global) or not isinstance(record, str) or type(elements) is not int or elements < 0:
+        raise TypeError("a malformed storage")
+    storage = storages.setdefault(record, Storage(record, STORAGES.get(kind.name), elements))
+    if len(key) > 5 and key[5] is not None:
+        _, begin, count = key[5]
+        if type(begin) is not int or type(count) is not int or begin < 0 or count < 0 or begin + count > elements:
+            raise Fault("is broken: it describes a view outside its storage")
+        return Storage(record, storage.dtype, begin + count, begin)
+    return storage
+
+
+def _append(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Inert):
+        raise TypeError("appending to no list")
+
+
+def _set(target: Any, items: list[Any]) -> None:
+    into = target.items if isinstance(target, Inert) else target
+    if not isinstance(into, dict):
+        raise TypeError("setting items of no mapping")
+    into.update(zip(items[::2], items[1::2], strict=True))
+
+
+def short(text: str) -> str:
+    """`text` fit for a sentence."""
+    return "".join(c if c.isprintable() else "?" for c in text[:60])
+
+
+# --- torchfile
+
 
 MEMORY = 2 << 30  # bytes
 SECONDS = 60

@@ -25,9 +25,9 @@ from ..models.config import AutoencoderConfig, TinyAutoencoderConfig
 from . import detect, folder
 from .checkpoint import Checkpoint
 from .configs import network_config, read_json, sentences
-from .files import open_tensors
 from .hub import resolve
 from .save import State, entries_of
+from .tensors import open_tensors
 from .weights import Weights
 from .writer import whole_folder, write_json, write_safetensors
 

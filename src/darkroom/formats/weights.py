@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import CheckpointError
 from ..models.config import TextEncoderConfig
 from . import single
-from .files import TensorFile, open_tensors
 from .layouts import TITLES, Layout, Part, is_ignored, table
 from .rules import Config, Place
+from .tensors import TensorFile, open_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from .words import normalizer, without_surrogates
+from .tokenizer import normalizer, without_surrogates
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,13 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .chunks import Chunk, chunk_prompt
-from .composition import Part, parts
 from .embeddings import LearnedWord, check_widths
-from .grammar import check_prompt
-from .stages import Stage, stages
-from .tags import Tag, take_tags
-from .tokenizer import Tokenizer
-from .words import END_OF_WORD
+from .grammar import Part, Stage, Tag, check_prompt, parts, stages, take_tags
+from .tokenizer import END_OF_WORD, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

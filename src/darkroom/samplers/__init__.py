@@ -85,7 +85,7 @@ _TABLE = (
     Entry("pndm", "PNDM", "multistep.PNDM", {"warm_up": True}),
     Entry("uni_pc", "UniPC", "unipc.UniPC", {"solver": "bh1"}, ("unipc",)),
     Entry("uni_pc_bh2", "UniPC bh2", "unipc.UniPC", {}, ("unipc_bh2",), "UniPCMultistepScheduler"),
-    Entry("deis", "DEIS", "deis.DEIS", {}, (), "DEISMultistepScheduler"),
+    Entry("deis", "DEIS", "multistep.DEIS", {}, (), "DEISMultistepScheduler"),
     Entry("ipndm", "iPNDM", "multistep.IPNDM", {}, (), "IPNDMScheduler"),
     Entry("lcm", "LCM", "single.LCM", {}, (), "LCMScheduler"),
 )

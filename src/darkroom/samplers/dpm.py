@@ -15,8 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import RequestError
-from .common import Limit, arrive, draw, limited, log_snr, stands
-from .state import Noise, SamplerState
+from .state import Limit, Noise, SamplerState, arrive, draw, limited, log_snr, stands
 
 ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .common import Limit, ancestral, arrive, draw, limited
-from .state import Noise, SamplerState
+from .state import Limit, Noise, SamplerState, ancestral, arrive, draw, limited
 
 
 def _rescale(x: Tensor, landed: float, read: float) -> Tensor:

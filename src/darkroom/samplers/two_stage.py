@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .common import Limit, ancestral, arrive, draw, limited, pause
-from .state import Noise, SamplerState
+from .state import Limit, Noise, SamplerState, ancestral, arrive, draw, limited, pause
 
 
 def _noised(x: Tensor, std: float, state: SamplerState, noise: Noise) -> Tensor:

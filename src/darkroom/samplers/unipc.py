@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import RequestError
-from .common import Limit, arrive, limited, log_snr, stands
-from .state import Noise, SamplerState
+from .state import Limit, Noise, SamplerState, arrive, limited, log_snr, stands
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ from ..toy.objects import SIZES
 from . import state
 from .autoencoder import AutoencoderRecipe, AutoencoderStage, network
 from .crops import Crops, LessonCrops, SceneCrops, open_crops
+from .ema import result
 from .finish import FINISHED, SUBJECT, autoencoder_of, load_autoencoder, recipe_of, save_autoencoder, step_of_file
 from .kinds import Report, Subject, tell_left_out
 from .loop import check_done, train
 from .parallel import launch
 from .perceptual import open_distance
-from .posthoc import result
 from .recipes import check
 from .scaling import fold, measure, tell
 from .warm import open_autoencoder

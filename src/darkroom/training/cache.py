@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, TrainingError
-from ..formats.header import safetensors_slots
 from ..formats.storage import Source
+from ..formats.tensors import safetensors_slots
 from ..formats.writer import Entry, whole_file, write_safetensors
 
 MAX_ENTRIES = 1024  # in a file

@@ -19,7 +19,7 @@ from ..toy.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
 from . import state
 
 if TYPE_CHECKING:
-    from ..evaluate.scenes import Score
+    from ..evaluate.judge import Score
 
 ROWS = ("seen", "held out", "renders", "reconstructions", "chance")
 
@@ -45,7 +45,7 @@ def write_cards(output: Path, model: Path, count: int, workers: int = 1) -> dict
     }
     scores = _old_scores(path, card["model"], count)
     if scores is None and count:
-        from ..evaluate.scenes import evaluate
+        from ..evaluate.judge import evaluate
 
         scores = scores_as_json(evaluate(pipe, count))
     if scores is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.buckets import Cut, sizes
-from ..data.lessons import FileLessons, Lessons, open_lessons
+from ..data.dataset import FileLessons, Lessons, open_lessons
 from ..data.order import Order
 from ..errors import TrainingError
 from ..toy.glyphs import Glyph

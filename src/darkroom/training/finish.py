@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import Error, TrainingError
-from ..formats.files import open_tensors
+from ..formats.tensors import open_tensors
 from ..formats.writer import Entry, whole_file, write_safetensors
 from ..models.autoencoder import Autoencoder
 from ..models.config import AutoencoderConfig
-from ..prompts.tokenizer import Tokenizer
-from ..prompts.vocabulary import build_vocabulary
+from ..prompts.tokenizer import Tokenizer, build_vocabulary
 from ..toy.objects import vocabulary
 from . import autoencoder as ae
 from .config import LoopConfig

@@ -1,6 +1,10 @@
 """Latents of training pictures: encoded, and kept on disk as moments.
 
 Shapes: N rows of a batch, C latent channels, h w latent size.
+
+Encoded captions, kept on disk where no text encoder learns.
+
+Shapes: T tokens, D width of what the U-Net attends to, P width of the pooled text.
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.buckets import LIVE
-from ..data.lessons import Lessons
+from ..data.dataset import Lessons
 from ..errors import TrainingError
 from ..models.autoencoder import Autoencoder
+from ..prompts.encoder import Encoded
 from .background import interruptible
 from .cache import Cache, fingerprint, key_of, missing, stacked_rows
 from .loop import Stopped
@@ -187,3 +192,49 @@ def _noise(rows: Sequence[int] | NDArray[np.int64], step: int, seed: int, shape:
 def stacked(pictures: Sequence[Pixels]) -> Tensor:
     """Pictures [H, W, 3] of one size as [P, 3, H, W] in -1..1."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# --- texts
+
+
+def texts_place(folder: Path, text_encoders: Sequence[nn.Module], told: object = "") -> Path:
+    """Where in a cache's folder the texts of some text encoders lie. `told`: what else changes the answer."""
+    names = [fingerprint(encoder) for encoder in text_encoders]
+    return folder / f"texts-{hashlib.sha256(f'{names} {told}'.encode()).hexdigest()[:16]}"
+
+
+class TextStore:
+    """Captions through frozen text encoders: from disk where they are there, computed where not; the same bits.
+
+    Args:
+        place: the folder of a cache, as `texts_place` names it.
+        encode: a caption to [T, D] and [P] or None, float32; always the same for the same caption.
+    """
+
+    def __init__(self, place: Path, encode: Callable[[str], Encoded]) -> None:
+        self.cache = Cache(place)
+        self.encode = encode
+
+    def __call__(self, caption: str) -> Encoded:
+        """[T, D] and [P] or None, float32; on the CPU where it was kept."""
+        key = key_of(caption)
+        if key not in self.cache:
+            return self.encode(caption)
+        found = {name: torch.from_numpy(array.copy()) for name, array in self.cache.get(key).items()}
+        return found["text"], found.get("pooled")
+
+    def fill(self, captions: Iterable[str], part: Share = Share()) -> None:
+        """Encode this process's part of what is missing, in this order: what is of one shape best comes together, since
+        a file of the cache is. SIGINT and SIGTERM end it early. Raises TrainingError.
+        """
+        texts = list(dict.fromkeys(captions))
+        self.cache.sweep()
+        mine = [text for text in texts if int(key_of(text)[:8], 16) % part.world == part.rank]
+        absent = [mine[i] for i in missing(self.cache, (key_of(text) for text in mine))]
+        with interruptible() as asked, self.cache.writer() as writer, torch.no_grad():
+            for caption in absent:
+                if asked():
+                    break
+                text, pooled = self.encode(caption)
+                parts = {"text": text} if pooled is None else {"text": text, "pooled": pooled}
+                writer.add(key_of(caption), {name: t.float().cpu().numpy() for name, t in parts.items()})

@@ -1,4 +1,10 @@
-"""The training loop: any stage's loss, with exact resume.
+"""How much of what a device could compute, a training does compute.
+
+Networks that learn against those that are trained: a discriminator.
+
+They take part in the same step: the loss goes back to both sides at once, each side's part to its own parameters.
+
+The training loop: any stage's loss, with exact resume.
 
 All randomness of a step is a function of (seed, step): a run that was killed and resumed equals one that was not,
 bit for bit on the CPU with the same number of threads.
@@ -18,6 +24,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import TrainingError
 from ..kernels.products import linear_layers, quick
@@ -25,15 +32,88 @@ from ..models.layers import set_checkpointing
 from . import optim, state
 from .background import Aside, interruptible, prefetch
 from .config import LoopConfig, check_loop, check_recipe
-from .ema import Average, plain, power
-from .exchange import Replicas, spread
+from .ema import Average, plain, power, save_snapshot
 from .log import Log
 from .memory import free
-from .opponents import Opponents
-from .parallel import Share, share, sum_over_ranks
-from .posthoc import save_snapshot
-from .rates import rate
-from .utilisation import operations, peak
+from .optim import rate
+from .parallel import Replicas, Share, share, spread, sum_over_ranks
+
+
+def operations(work: Callable[[], object]) -> int:
+    """The floating-point operations of `work`, a product and its sum counting as two."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of one large matrix product: what the device (with this process's threads) gets to."""
+    n = 1024 if device.type == "cpu" else 8192
+    x = torch.full((n, n), 0.01, device=device, dtype=dtype)
+    best, started = math.inf, time.perf_counter()
+    for _ in range(4):
+        began = time.perf_counter()
+        float((x @ x)[0, 0])  # which waits for the device
+        best = min(best, time.perf_counter() - began)
+        if time.perf_counter() - started > 0.5:
+            break  # such as float16 on a CPU
+    return 2 * n**3 / best
+
+
+# --- opponents
+
+
+BETAS = (0.5, 0.9)  # of Esser et al.'s code: an opponent that changes quickly is no use to remember
+
+
+class Opponents:
+    """A stage's opponents, none or several, with an optimizer (AdamW) and a clipping of their own.
+
+    They are saved, but never averaged: nobody needs them afterwards.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], lr: float) -> None:
+        self.modules, self.lr = modules, lr
+        self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        self._optimizer: torch.optim.Optimizer | None = None
+        if self.parameters:
+            self._optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
+
+    def clear(self) -> None:
+        """Forget the last step's gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def clip(self, largest: float) -> Tensor:
+        """Shrink the gradients to a norm of at most `largest`; returns the norm that they had, 0 without opponents."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters, largest)
+
+    def step(self, factor: float, good: Tensor) -> None:
+        """Learn, at `factor` times the learning rate, unless the step is a bad one for either side."""
+        if self._optimizer is not None:
+            self._optimizer.param_groups[0]["lr"] = self.lr * factor
+            self._optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # see optim.py
+            self._optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of them."""
+        if self._optimizer is None:
+            return {}
+        weights = {n: m.state_dict() for n, m in self.modules.items()}
+        return {"modules": weights, "optimizer": self._optimizer.state_dict()}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        if self._optimizer is not None:
+            for name, module in self.modules.items():
+                module.load_state_dict(saved["modules"][name])
+            groups = self._optimizer.state_dict()["param_groups"]
+            self._optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+
+
+# --- loop
+
 
 MEASURED = 20  # after so many steps of a process its work is counted: shorter runs don't pay for it
 

@@ -5,6 +5,17 @@ at every operation. Two ranks equal one rank with the whole batch, up to the rou
 
 The processes are started by `launch` itself, on this machine, or by torchrun, on one machine or several: then
 `together` makes rank 0 the one that does everything, and the others wait for the works that it launches.
+
+What ranks that hold whole networks tell each other: the sums of their gradients, while they are being made.
+
+Gradients are sent in buckets, each as soon as the way back has made its last one, so that the exchange goes on beside
+the rest of the way back (Li et al. 2020, "PyTorch Distributed", arXiv 2006.15704, sec. 3.2).
+
+Networks, gradients, optimizer state and averages spread over ranks: FSDP2 (Zhao et al. 2023, arXiv 2304.11277).
+
+Every rank keeps its rows of each parameter; a block's whole weights are brought together when it runs, and forgotten
+after. The optimizer and the average see this rank's rows as plain tensors. What is saved is gathered first: a
+checkpoint says nothing of how many ranks there were.
 """
 
 from __future__ import annotations
@@ -17,18 +28,24 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ..errors import Error, TrainingError
+from ..models.autoencoder import Autoencoder
+from ..models.layers import Block
 
 Rows = TypeVar("Rows", Tensor, range)
 
@@ -261,3 +278,236 @@ def _shared(work: Callable[..., Any], args: tuple[Any, ...]) -> None:
         raise
     finally:
         _now = Share()
+
+
+# --- exchange
+
+
+BUCKET = 25 * 2**20  # bytes
+
+
+class Replicas:
+    """Every rank holds all of the networks. (`sharding.Shards` is the other way; the loop needn't know which it is.)
+
+    Args:
+        modules: what is trained, by name.
+        others: further parameters whose gradients are to be exchanged.
+
+    Attributes:
+        parameters: what the optimizer updates in this rank.
+        divisor: what a rank's mean loss is divided by, so that the exchanged gradients are those of the whole mean.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], others: Sequence[Tensor] = ()) -> None:
+        self.modules = modules
+        self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+        self.divisor = share().world
+        self._buckets = list(buckets([*others, *self.parameters])) if share().world > 1 else []
+        self._armed = False
+        self._missing: list[int] = []  # gradients of each bucket that are still to come
+        self._sent: list[tuple[list[Tensor], Tensor, Any]] = []  # gradients, their flat copy, its exchange
+        for i, bucket in enumerate(self._buckets):
+            for p in bucket:
+                p.register_post_accumulate_grad_hook(partial(self._made, i))  # type: ignore[no-untyped-call]
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """The live values of every module, this rank's part of them."""
+        return {n: {k: local(v) for k, v in m.state_dict().items()} for n, m in self.modules.items()}
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over whole weights."""
+        for name, module in self.modules.items():
+            module.load_state_dict(weights[name])
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let a new optimizer update this rank's part of every parameter."""
+
+    def clear(self) -> None:
+        """Forget the last step's gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def arm(self) -> None:
+        """The next way back is the step's last: what it makes may be sent."""
+        self._missing, self._sent = [len(bucket) for bucket in self._buckets], []
+        self._armed = True
+
+    def exchange(self, flags: Tensor) -> None:
+        """Replace gradients and `flags` by their sums over all ranks."""
+        self._armed = False
+        while len(self._sent) < len(self._buckets):
+            self._send()  # of parameters that the loss does not depend on
+        dist.all_reduce(flags)
+        for gradients, flat, exchanged in self._sent:
+            if gradients:
+                exchanged.wait()
+                parts = torch.split(flat, [g.numel() for g in gradients])
+                torch._foreach_copy_(gradients, [f.view_as(g) for f, g in zip(parts, gradients, strict=True)])
+        self._sent = []
+
+    def clip(self, largest: float) -> Tensor:
+        """Shrink the gradients to a norm of at most `largest`; returns the norm that they had."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters, largest)
+
+    def whole(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """`weights`, or an average of them, as an unsharded network has them. All ranks must ask; rank 0 gets them."""
+        return weights
+
+    def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's state_dict of unsharded parameters. All ranks must ask; rank 0 gets it."""
+        return optimizer.state_dict()
+
+    def part(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """This rank's part of whole weights; the inverse of `whole`."""
+        return weights
+
+    def part_of_state(self, optimizer: torch.optim.Optimizer, state: Mapping[int, Any]) -> Mapping[int, Any]:
+        """This rank's part of a whole optimizer's state, by the numbers of the parameters."""
+        return state
+
+    def _made(self, i: int, parameter: Tensor) -> None:
+        """A gradient of bucket i is complete. Buckets go in their order, which is the same in all ranks."""
+        if self._armed:
+            self._missing[i] -= 1
+            while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+                self._send()
+
+    def _send(self) -> None:
+        gradients = [p.grad for p in self._buckets[len(self._sent)] if p.grad is not None]
+        if gradients:
+            flat = torch.cat([g.reshape(-1) for g in gradients])
+            self._sent.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
+        else:
+            self._sent.append(([], torch.empty(0), None))
+
+
+def spread(modules: Mapping[str, nn.Module], others: Sequence[Tensor], sharding: str, device: torch.device) -> Replicas:
+    """How networks lie on the ranks: `sharding` is "none" or "fsdp". A single rank has all of them either way."""
+    if sharding == "fsdp" and share().world > 1:
+        return Shards(modules, others, device)
+    return Replicas(modules, others)
+
+
+def buckets(parameters: Sequence[Tensor], size: int = BUCKET) -> Iterable[list[Tensor]]:
+    """Parameters in the order in which their gradients come (about the reverse), in lists of about `size` bytes.
+
+    A list is of one dtype and on one device.
+    """
+    bucket: list[Tensor] = []
+    for p in reversed(parameters):
+        kind = (p.dtype, p.device)
+        if bucket and (sum(b.nbytes for b in bucket) + p.nbytes > size or (bucket[0].dtype, bucket[0].device) != kind):
+            yield bucket
+            bucket = []
+        bucket.append(p)
+    if bucket:
+        yield bucket
+
+
+# --- sharding
+
+
+class Shards(Replicas):
+    """Each rank holds its rows of all parameters."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], others: Sequence[Tensor], device: torch.device) -> None:
+        """Shard `modules`, in place. Raises TrainingError for one that is never called as a network."""
+        self.modules, self._others = modules, others
+        self.divisor = 1  # FSDP takes the mean over ranks by itself
+        mesh = init_device_mesh(device.type, (share().world,))
+        for name, module in modules.items():
+            if type(module).forward is nn.Module.forward:
+                raise TrainingError(f"sharding is 'fsdp', and {name} is too small to be sharded; use sharding=none")
+            for block in module.modules():
+                if isinstance(block, Block):
+                    fully_shard(block, mesh=mesh, reshard_after_forward=True)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            if isinstance(module, Autoencoder):
+                for method in ("encode", "decode"):
+                    register_fsdp_forward_method(module, method)
+        self._sharded: list[DTensor] = [p for m in modules.values() for p in m.parameters() if p.requires_grad]  # type: ignore[misc]
+        # The optimizer's: the same memory as the networks' own, seen as plain tensors.
+        self.parameters = [nn.Parameter(local(p)) for p in self._sharded]
+        self._of = {id(own): p for own, p in zip(self.parameters, self._sharded, strict=True)}
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        with torch.no_grad():
+            for name, tensors in self.part(weights).items():
+                mine = self.weights()[name]
+                if tensors.keys() != mine.keys():
+                    raise TrainingError(f"the checkpoint's {name} is of another architecture")
+                for key, tensor in tensors.items():
+                    mine[key].copy_(tensor)
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> None:
+        mine = {id(p): own for p, own in zip(self._sharded, self.parameters, strict=True)}
+        for group in optimizer.param_groups:
+            group["params"] = [mine[id(p)] for p in group["params"]]
+
+    def clear(self) -> None:
+        for p in (*self._sharded, *self.parameters):
+            p.grad = None
+
+    def arm(self) -> None:
+        """FSDP sends gradients on its own account."""
+
+    def exchange(self, flags: Tensor) -> None:
+        for p, mine in zip(self._sharded, self.parameters, strict=True):
+            mine.grad = None if p.grad is None else local(p.grad)
+        sum_over_ranks([*(p.grad for p in self._others if p.grad is not None), flags])
+
+    def clip(self, largest: float) -> Tensor:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        square = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        dist.all_reduce(square)
+        norm = square.sqrt()
+        torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def whole(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        like = {name: module.state_dict() for name, module in self.modules.items()}
+        return {n: {k: _gathered(v, like[n][k]) for k, v in tensors.items()} for n, tensors in weights.items()}
+
+    def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        found = optimizer.state_dict()
+        ours = [self._of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            i: {k: _gathered(v, ours[i]) if _islocal(v, ours[i]) else v for k, v in values.items()}
+            for i, values in found["state"].items()
+        }
+        return {**found, "state": state}
+
+    def part(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        like = {name: module.state_dict() for name, module in self.modules.items()}
+        return {n: {k: _part(v, like[n][k]) for k, v in tensors.items()} for n, tensors in weights.items()}
+
+    def part_of_state(self, optimizer: torch.optim.Optimizer, state: Mapping[int, Any]) -> Mapping[int, Any]:
+        ours = [self._of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        return {
+            i: {k: _part(v, ours[i]) if isinstance(v, Tensor) and v.shape == ours[i].shape else v for k, v in s.items()}
+            for i, s in state.items()
+        }
+
+
+def _islocal(value: Any, like: DTensor) -> bool:
+    """Whether an optimizer's value is sharded as its parameter is (a step counter is not)."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape == like.to_local().shape
+
+
+def _gathered(rows: Tensor, like: Tensor) -> Tensor:
+    """All ranks' rows together, as `like` has them; on the CPU, and in rank 0 only."""
+    if not isinstance(like, DTensor):
+        return rows
+    sharded = DTensor.from_local(
+        rows.detach(), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    whole = sharded.full_tensor()
+    return whole.cpu() if share().rank == 0 else torch.empty(0)
+
+
+def _part(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's rows of a tensor that every rank has read."""
+    if not isinstance(like, DTensor):
+        return whole
+    place = whole.to(like.device)
+    return distribute_tensor(place, like.device_mesh, like.placements, src_data_rank=None).to_local()

@@ -19,12 +19,11 @@ from ..embedded import MODEL
 from ..errors import TrainingError
 from ..formats.checkpoint import open_checkpoint
 from ..formats.vae import open_vae
-from ..models.autoencoder import Autoencoder
+from ..models.autoencoder import Autoencoder, TinyAutoencoder
 from ..models.clip import contrastive_loss
 from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
 from ..models.controlnet import ControlNet, config_for
 from ..models.text_encoder import TextEncoder
-from ..models.tiny_autoencoder import TinyAutoencoder
 from ..models.unet import UNet
 from . import autoencoder as ae
 from . import state, text_encoder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ..engine.inputs import Inputs
+from ..engine.job import Inputs
 from ..request import Request
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 import darkroom
 
-from ..data.lessons import Lessons
+from ..data.dataset import Lessons
 from ..errors import TrainingError
 from ..pipeline import Pipeline
 from ..prompts.tokenizer import Tokenizer

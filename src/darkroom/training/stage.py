@@ -22,7 +22,7 @@ import darkroom
 
 from ..data.buckets import Cut
 from ..data.captions import Captions
-from ..data.lessons import Lessons, open_lessons
+from ..data.dataset import Lessons, open_lessons
 from ..data.order import Order
 from ..diffusion.condition import Batch, alike
 from ..errors import TrainingError
@@ -30,16 +30,14 @@ from ..models.layers import set_checkpointing
 from ..pipeline import Pipeline
 from ..prompts.chunks import Chunk
 from ..prompts.embeddings import LearnedWord
-from ..prompts.encoder import Encoded, PromptEncoder
-from ..prompts.joint import JointEncoder
+from ..prompts.encoder import Encoded, JointEncoder, PromptEncoder
 from .classes import class_folder, draw_class
 from .kinds import Report, Subject
-from .latents import Latents
+from .latents import Latents, TextStore, texts_place
 from .loop import step_seed
 from .objective import DenoisingRecipe, denoising_loss
 from .parallel import Share
 from .samples import draw_sheet
-from .texts import TextStore, texts_place
 
 NEVER = 1 << 40  # the step of what is validated: training has none of that number
 INDEX = "pictures.sqlite"  # in a run's folder: what was found in the files of its pictures

@@ -18,13 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.captions import Captions
-from ..data.lessons import Lessons
+from ..data.dataset import Lessons
 from ..data.order import Order
 from ..formats.clip import MEAN, STD
-from ..models.clip import LARGEST, Clip, contrastive_loss
+from ..models.clip import LARGEST, Clip, VisionEncoder, contrastive_loss
 from ..models.config import TextEncoderConfig, VisionEncoderConfig
 from ..models.text_encoder import TextEncoder
-from ..models.vision import VisionEncoder
 from ..prompts.tokenizer import Tokenizer
 from .config import LoopConfig
 from .loop import step_seed

@@ -14,17 +14,17 @@ import shutil
 from pathlib import Path
 
 from ..data.buckets import Cut
-from ..data.lessons import Lessons, open_lessons
+from ..data.dataset import Lessons, open_lessons
 from ..errors import TrainingError
 from ..formats.clip import save_clip
 from ..models.clip import Clip
 from ..prompts.tokenizer import Tokenizer
 from . import state
+from .ema import result
 from .finish import scene_tokenizer
 from .kinds import Report, Subject, tell_left_out
 from .loop import check_done, train
 from .parallel import launch
-from .posthoc import result
 from .recipes import check
 from .retrieval import score_scenes
 from .text_encoder import TextEncoderRecipe, TextEncoderStage, captions_of, network

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import hints
-from ..data.lessons import Lessons
-from ..diffusion.control import ControlBatch
-from ..engine.inputs import Control
+from ..data.dataset import Lessons
+from ..diffusion.condition import ControlBatch
+from ..engine.job import Control
 from ..errors import TrainingError
 from ..formats.control import save_controlnet
 from ..formats.embedding import save_embedding

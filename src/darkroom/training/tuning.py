@@ -15,12 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.lessons import Lessons
+from ..data.dataset import Lessons
 from ..errors import TrainingError
 from ..formats.writer import clear_drafts, whole_file
 from ..pipeline import Pipeline
 from . import state
 from .distill import DistillRecipe, DistillStage
+from .ema import result
 from .finetune import FinetuneRecipe, FinetuneStage
 from .inpainting import InpaintingRecipe, InpaintingStage
 from .kinds import Report, Subject, log, tell_left_out
@@ -28,7 +29,6 @@ from .latents import fill, latents_of, place
 from .loop import check_done, train
 from .lora import LoraRecipe, LoraStage
 from .parallel import launch, launched, share
-from .posthoc import result
 from .recipes import check
 from .scratch import ScratchStage
 from .stage import PictureRecipe, PictureStage

@@ -10,9 +10,15 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from ..errors import TrainingError
-from ..prompts.tokenizer import Tokenizer
-from ..prompts.vocabulary import vocabulary_of
-from ..prompts.words import END_OF_WORD, byte_symbols, normalizer, pre_tokenizer, without_surrogates
+from ..prompts.tokenizer import (
+    END_OF_WORD,
+    Tokenizer,
+    byte_symbols,
+    normalizer,
+    pre_tokenizer,
+    vocabulary_of,
+    without_surrogates,
+)
 
 LEAST = len(byte_symbols()) * 2 + 2  # tokens without a merge: bytes, bytes that end a word, begin and end of a text
 

@@ -18,10 +18,9 @@ from ..formats.layouts import Part
 from ..formats.rules import Config
 from ..formats.vae import open_vae
 from ..formats.weights import Weights, native_state
-from ..models.autoencoder import Autoencoder
+from ..models.autoencoder import Autoencoder, TinyAutoencoder
 from ..models.config import TextEncoderConfig, TinyAutoencoderConfig
 from ..models.text_encoder import TextEncoder
-from ..models.tiny_autoencoder import TinyAutoencoder
 from ..prompts.tokenizer import Tokenizer
 
 

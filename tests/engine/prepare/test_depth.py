@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import darkroom
-from darkroom.engine.prepare.depth import depth_channel
+from darkroom.engine.prepare.extra_channels import depth_channel
 from darkroom.errors import ImageError, RequestError
 from darkroom.pipeline import Pipeline
 

@@ -9,18 +9,14 @@ from torch import Tensor
 
 from ...errors import RequestError
 from ...request import Request
-from ..inputs import Inputs
-from ..job import Job
+from ..job import Inputs, Job
 from .common import Model
 from .control import check_controls, steered
-from .depth import depth_to_image, takes_depth
-from .edit import edit, is_editor
-from .hires import second_pass, with_second_pass
-from .image import image_to_image
+from .extra_channels import depth_to_image, edit, is_editor, takes_depth
+from .image import image_to_image, text_to_image
 from .inpaint import inpaint
 from .loras import carrying, with_loras
-from .text import text_to_image
-from .upscale import enlarge, is_upscaler, windowed
+from .upscale import enlarge, is_upscaler, second_pass, windowed, with_second_pass
 
 __all__ = [
     "Inputs",

@@ -1,4 +1,9 @@
-"""What all tasks share: the complete request, the noise, the plan, the guidance, and the job made of them."""
+"""What SDXL is told of a picture beside its text (Podell et al. 2023, arXiv 2307.01952, sec. 2.2).
+
+Prompts to what guidance holds: texts become conditions, schedules timelines, AND a composition.
+
+What all tasks share: the complete request, the noise, the plan, the guidance, and the job made of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from torch import Tensor
 
 from ... import __version__
 from ...adapters import Adapter, Scaled
-from ...diffusion.condition import Condition, Prompted
+from ...diffusion.condition import Condition, Prompted, Timeline
 from ...diffusion.denoiser import Denoiser
 from ...diffusion.guidance import (
     ClassifierFree,
@@ -34,16 +39,85 @@ from ...models.autoencoder import Autoencoder
 from ...models.config import UNetConfig
 from ...models.controlnet import ControlNet
 from ...models.unet import UNet
-from ...prompts.embeddings import LearnedWord, fingerprints
-from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, choice, draw_seed
+from ...prompts.embeddings import Finder, LearnedWord, fingerprints
+from ...prompts.grammar import Part, parts, stages
+from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, SCORES, SIZES, Request, choice, draw_seed
 from ...samplers import canonical
 from ...samplers.state import Noise, SamplerState
-from ..inputs import Inputs
-from ..job import Job
+from ..job import Inputs, Job
 from ..plan import LCM_STEPS, STEPS, Plan, plan
 from ..preview import Previewer
-from .prompted import composed_parts, learned_words, over_steps
-from .sizes import check_sizes, sizes_of
+
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5  # what diffusers tells the refiner
+
+
+def sizes_of(count: int, request: Request, negative: bool) -> tuple[float, ...]:
+    """Height and width of the original, top and left of the crop, then height and width of the target: 6 numbers.
+
+    For a refiner, 5 numbers: in place of the target the aesthetic score. `request` is complete. What isn't asked for
+    the negative prompt is as for the prompt.
+    """
+    assert request.width is not None
+    assert request.height is not None
+    own = (request.width, request.height)
+    original = (negative and request.negative_original_size) or request.original_size or own
+    crop = (negative and request.negative_crop) or request.crop or (0, 0)
+    first = (original[1], original[0], crop[1], crop[0])
+    if count == 5:
+        score = request.negative_aesthetic_score if negative else request.aesthetic_score
+        usual = NEGATIVE_AESTHETIC_SCORE if negative else AESTHETIC_SCORE
+        return (*first, usual if score is None else score)
+    target = (negative and request.negative_target_size) or request.target_size or own
+    return (*first, target[1], target[0])
+
+
+def check_sizes(request: Request, config: UNetConfig) -> None:
+    """Raise RequestError where sizes are asked for that this model is not told."""
+    asked = [name for name in (*SIZES, *SCORES) if getattr(request, name) is not None]
+    if asked and not config.told_sizes:
+        raise RequestError(
+            f"{asked[0]} is {getattr(request, asked[0])!r}, and only SDXL is told such a thing; leave it out"
+        )
+
+
+# --- prompted
+
+
+def over_steps(text: str, style: str, plan: Plan, condition: Callable[[str], Condition]) -> Prompted:
+    """A prompt's condition, or its timeline where its text changes; `condition` is called once for each text.
+
+    The steps counted are those that the plan runs, from where it starts. Raises RequestError as `stages` does.
+    """
+    if style != "a1111":
+        return condition(text)
+    found = stages(text, max(plan.steps - plan.start, 1))
+    if len(found) == 1:
+        return condition(found[0].text)
+    conditions = {words: condition(words) for words in dict.fromkeys(stage.text for stage in found)}
+    return Timeline(tuple((plan.sigmas[plan.start + stage.until], conditions[stage.text]) for stage in found))
+
+
+def composed_parts(request: Request) -> tuple[Part, ...]:
+    """The prompts that AND joins, with their weights; in a grammar without AND the whole prompt."""
+    return parts(request.prompt) if request.prompt_style == "a1111" else (Part(request.prompt),)
+
+
+def learned_words(request: Request, inputs: Inputs) -> tuple[LearnedWord, ...]:
+    """The learned words given that the request's texts use. Raises RequestError where a recipe's are not given."""
+    given = {word.hash: word for word in inputs.embeddings}
+    for recorded in request.embeddings:
+        name, _, digits = recorded.rpartition(":")
+        if not any(word.startswith(digits) for word in given):
+            raise RequestError(
+                f"this picture was drawn with the embedding {name[:60]!r} (hash {digits[:16]}); give that file again"
+            )
+    finder = Finder(inputs.embeddings, request.prompt_style)
+    used = [*finder.used(request.prompt), *finder.used(request.negative_prompt)]
+    return tuple({word.hash: word for word in used}.values())
+
+
+# --- common
+
 
 GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
 

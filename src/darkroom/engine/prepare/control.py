@@ -11,13 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from ... import hints
-from ...diffusion.control import ControlInput, Controls, window
+from ...diffusion.condition import ControlInput, Controls, window
 from ...errors import RequestError
 from ...images import open_picture, pad_to_grid, to_tensor, to_unit
 from ...models.controlnet import ControlNet
 from ...request import Request, UsedControl
-from ..inputs import Control
-from ..job import Job
+from ..job import Control, Job
 from .common import picture_fingerprint
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...diffusion.condition import Condition
 from ...diffusion.guidance import Guidance
-from ...diffusion.known import Known
+from ...diffusion.regions import Known
 from ...errors import RequestError
 from ...images import latent_size, open_mask, open_picture, to_tensor
 from ...masks import (
@@ -31,8 +31,7 @@ from ...masks import (
 )
 from ...request import Request
 from ...samplers.state import SamplerState
-from ..inputs import Inputs
-from ..job import Job
+from ..job import Inputs, Job
 from .common import GivenNoise, Model, assemble, complete, guidance, noise_of
 from .image import begun, encoded, sized, strength_of, unchanged
 

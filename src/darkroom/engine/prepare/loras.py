@@ -7,10 +7,9 @@ from dataclasses import replace
 from ...adapters import Adapter, Scaled
 from ...diffusion.guidance import Adapted
 from ...errors import RequestError
-from ...prompts.tags import take_tags
+from ...prompts.grammar import take_tags
 from ...request import Request, UsedLora
-from ..inputs import Inputs
-from ..job import Job
+from ..job import Inputs, Job
 from .common import Model
 
 

@@ -1,20 +1,27 @@
-"""Upscaling: models that see a small picture beside the latent of a large one; and windows, for any task."""
+"""Upscaling: models that see a small picture beside the latent of a large one; and windows, for any task.
+
+The second pass of a picture that is drawn small first, then larger (A1111's "hires fix").
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
 from ...diffusion.noise import SeededNoise
-from ...diffusion.windows import Windows
+from ...diffusion.regions import Windows
 from ...errors import RequestError
-from ...images import open_picture, to_tensor
+from ...images import latent_size, open_picture, to_tensor
 from ...request import MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, Request, real
 from ...samplers.state import SamplerState
-from ..inputs import Inputs
-from ..job import Job
+from ..job import Inputs, Job, Next
 from ..plan import plan
 from .common import Model, assemble, complete, guidance, noise_of
+from .image import begun, image_to_image, noised
 from .inpaint import Beside
 
 NOISE_LEVEL, UPSCALER_GUIDANCE = 20, 9.0  # diffusers' defaults
@@ -113,3 +120,60 @@ def windowed(model: Model, job: Job) -> Job:
     if height > side or width > side:
         job.windows = Windows(height, width, side, shared)
     return job
+
+
+# --- hires
+
+
+def with_second_pass(model: Model, job: Job, inputs: Inputs) -> Job:
+    """The job of a first pass, which knows of the second that its request asks for.
+
+    Args:
+        inputs: what the request brought along.
+
+    Raises RequestError for a second pass that can't be.
+    """
+    first, hires = job.request, job.request.hires
+    if hires is None:
+        return job
+    if inputs.image is not None:
+        raise RequestError("hires is asked for, but a given image is enlarged by upscale; leave one of them out")
+    if inputs.depth is not None:
+        raise RequestError("hires is asked for, and this model draws after a depth map; leave hires out")
+    for name in ("start", "stop"):
+        if getattr(first, name) is not None:
+            raise RequestError(
+                f"hires is asked for, and {name} too, which goes with one pass alone; leave one of them out"
+            )
+    assert first.width is not None
+    assert first.height is not None
+    width, height = (round(side * hires.scale) for side in (first.width, first.height))
+    check_size((first.width, first.height), hires.scale, (width, height))
+    steps = hires.steps or first.steps
+    second = replace(first, hires=None, width=width, height=height, steps=steps, strength=hires.strength, latents=None)
+    plan = begun(model, second)
+    job.next = Next(second, replace(inputs, latents=None), plan.steps - plan.start, job.output, hires.upscaler)
+    job.output = "latent" if hires.upscaler == "latent" else "pil"
+    return job
+
+
+def second_pass(
+    model: Model, request: Request, id: str, inputs: Inputs, first: Image.Image | Tensor, output: str
+) -> Job:
+    """The job of a second pass, from what the first one gave: a picture, or a latent [C, h, w].
+
+    A picture is enlarged by Lanczos, and image-to-image does the rest; a latent is enlarged as it is (bilinear).
+    """
+    if isinstance(first, Image.Image):
+        return image_to_image(model, request, id, replace(inputs, image=first), output)
+    strength = request.strength
+    request = replace(complete(model, replace(request, strength=None), inputs), strength=strength)
+    assert request.width is not None
+    assert request.height is not None
+    size = latent_size(request.width, request.height, model.autoencoder.config.downscale)
+    latent = F.interpolate(first[None].float(), size, mode="bilinear")[0]
+    noise = noise_of(request, inputs, tuple(latent.shape))
+    plan = begun(model, request)
+    return assemble(
+        id, request, plan, noised(model, plan, latent, noise), noise, guidance(model, request, plan, inputs), output
+    )

@@ -1,4 +1,6 @@
-"""Drawing a picture larger than the network likes: overlapping windows that agree at every step.
+"""Keeping the known part of a picture while the rest is drawn (inpainting with an ordinary model).
+
+Drawing a picture larger than the network likes: overlapping windows that agree at every step.
 
 Bar-Tal et al. 2023, MultiDiffusion (arXiv 2302.08113, eq. 5): the network answers for each window of the picture in
 progress, and where windows overlap their denoised answers are averaged. Sampler, noise and guidance see one whole
@@ -17,6 +19,27 @@ import torch
 from torch import Tensor
 
 from .condition import Condition
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What is known of a picture's latent, and where.
+
+    The known part is put back into the *denoised* answer, so that x = latent + sigma * noise stays true there at every
+    noise level without new noise (with noise added anew, each step would forget what the last one had agreed on).
+    """
+
+    latent: Tensor  # [C, h, w] float32, scaled as the U-Net sees it
+    mask: Tensor  # [1, h, w] float32 in 0..1: 1 is drawn anew, 0 is known
+
+    def restore(self, denoised: Tensor) -> Tensor:
+        """The denoised answer [C, h, w] with the known part put back."""
+        mask = self.mask.to(denoised.device)
+        return self.latent.to(denoised.device).lerp(denoised, mask)
+
+
+# --- windows
+
 
 Place = tuple[int, int, int, int]  # top, bottom, left, right in latent pixels
 

@@ -1,4 +1,18 @@
-"""One weights file, or a set of shards, read safely and tensor by tensor.
+"""The header of a safetensors file, checked whole before anything is allocated by it.
+
+[8 bytes: N, little-endian] [N bytes of JSON: name -> dtype, shape, data_offsets] [the tensors' bytes, without gaps]
+Source: https://github.com/huggingface/safetensors#format.
+
+PyTorch's pickles (`.ckpt`, `.pt`, `.pth`, `.bin`), read without running anything in them.
+
+`torch.load(weights_only=True)` in a child process would be the usual answer, but it refuses the many published
+checkpoints in which a trainer left a callback object, it needs a second copy of the weights, in memory or on disk, to
+hand them to this process, and seconds to start. So the child here has no torch at all. It is confined (`torchfile`), it
+reads the pickle as a list of instructions that it does not follow (`unpickle`), and it answers where each tensor's
+bytes lie; they are stored as they are in both of PyTorch's formats. This process checks the answer as it would a
+header's and then reads the tensors straight from the file, one at a time: there is no copy beyond the tensors kept.
+
+One weights file, or a set of shards, read safely and tensor by tensor.
 
 What a file is, is decided by its content, never by its name: safetensors (`header`), PyTorch's pickles (`pickles`), or
 the JSON index of a sharded set. Every fault is a CheckpointError of one sentence that names the file.
@@ -7,19 +21,209 @@ the JSON index of a sharded set. Every fault is a CheckpointError of one sentenc
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .header import MAX_HEADER, parse_json, safetensors_slots
-from .pickles import is_pickle, pickled_slots
-from .scaled import take_scales
-from .storage import MAX_TENSORS, Slot, Source, check_finite, check_name, clip, is_finite
+from .storage import MAX_TENSORS, Slot, Source, check_finite, check_name, clip, is_count, is_finite, take_scales
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+MAX_HEADER = 16_000_000  # bytes of JSON in a safetensors header or in a shard index
+
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def safetensors_slots(source: Source) -> tuple[list[Slot], dict[str, str]]:
+    """Every tensor's place in the file, in the order of their bytes, and the file's metadata.
+
+    Raises CheckpointError unless the header is within the limits, names each tensor once by a sane name, gives each a
+    known type, a shape and just the bytes these need, and the tensors fill the file from the header to its last byte
+    without hole or overlap.
+    """
+    path, size = source.path, source.size
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > MAX_HEADER:
+        raise CheckpointError(f"{path} claims a header of {length} bytes; more than {MAX_HEADER} is broken or hostile.")
+    begin = 8 + length
+    if begin > size:
+        raise CheckpointError(
+            f"{path} is cut short: its header ends at byte {begin} but the file has {size}; download it again."
+        )
+    header = parse_json(path, source.read(8, length))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} is broken: its metadata is not a mapping of text to text.")
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path} claims {len(header)} tensors, more than the {MAX_TENSORS} allowed.")
+
+    position = 0
+    entries = [_entry(path, name, entry) for name, entry in header.items()]
+    for start, stop, name, _, _ in sorted(entries, key=lambda entry: entry[:2]):
+        if start != position:
+            fault = "overlaps the one before it" if start < position else "leaves a hole before it"
+            raise CheckpointError(f"{path} is broken: the tensor {name} {fault} (byte {start}, not {position}).")
+        position = stop
+    if begin + position != size:
+        fault = "is cut short" if begin + position > size else "has trailing bytes"
+        raise CheckpointError(
+            f"{path} {fault}: its header describes {begin + position} bytes but the file has {size}; download it again."
+        )
+
+    slots = []
+    for start, stop, name, dtype, shape in entries:
+        slot = Slot(source, name, dtype, shape, begin + start)
+        if slot.bytes != stop - start:
+            raise CheckpointError(
+                f"{path} is broken: the tensor {name}, {clip(shape)} of {dtype}, needs {clip(slot.bytes)} bytes "
+                f"but has {stop - start}."
+            )
+        slots.append(slot)
+    return slots, metadata
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
+    """(start, stop, name, torch's dtype name, shape) of one header entry; what it is, not yet whether it fits."""
+    check_name(path, name)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{path} is broken: {name} is not described by dtype, shape and data_offsets.")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise CheckpointError(f"{path} holds the tensor {name} of the type {clip(code)}, which is unknown.")
+    if not isinstance(shape, list):
+        raise CheckpointError(f"{path} gives the tensor {name} an impossible shape: {clip(shape)}.")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)) or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{path} gives the tensor {name} impossible offsets: {clip(offsets)}.")
+    return offsets[0], offsets[1], name, dtype, tuple(shape)
+
+
+def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+    """`raw` as one JSON object without a repeated key at any depth, else CheckpointError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise CheckpointError(f"{path} names {clip(key)} twice: it is broken or hostile.")
+            result[key] = value
+        return result
+
+    def no_constant(text: str) -> None:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is broken: its {len(raw)} bytes of header or index are not JSON.") from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path} is broken: its header or index is not a JSON object.")
+    return parsed
+
+
+# --- pickles
+
+
+TIMEOUT = 120.0  # seconds of wall-clock; the child allows itself 60 of computing
+
+_CHILD = "import sys; sys.path.append(sys.argv.pop()); from darkroom.formats.torchfile import main; main()"
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether a file that starts with `head` may be of `torch.save`: a zip archive, or pickles in a row."""
+    return head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def pickled_slots(source: Source) -> list[Slot]:
+    """Where the tensors directly in a PyTorch pickle, or in its `state_dict`, lie in the file; all else is left out.
+
+    Raises CheckpointError if the file holds none, or is broken or hostile.
+    """
+    answer = _ask(source, "names")
+    return [_slot(source, name, place) for name, *place in answer["tensors"]]
+
+
+def read_pickle_tensors(path: Path | str, *, finite: bool = True) -> Any:
+    """All that is plain in a PyTorch pickle: nested dicts, lists, numbers, texts, None, and tensors (contiguous, CPU).
+
+    For small files of free form, such as textual-inversion embeddings. Anything that is no plain value is None; so is
+    what lies deeper than twelve levels. Dicts keep keys that are texts or whole numbers. Raises CheckpointError if the
+    file is no PyTorch pickle, is broken or hostile, or, if they must be `finite`, holds NaN or infinity in a tensor.
+    """
+    source = Source(Path(path))
+    try:
+        if not is_pickle(source.read(0, 8)):
+            raise CheckpointError(f"{path} is no PyTorch pickle.")
+        return _grown(source, _ask(source, "tree")["tree"], "", finite)
+    finally:
+        source.close()
+
+
+def _grown(source: Source, value: Any, name: str, finite: bool) -> Any:
+    """The value that the child's JSON stands for."""
+    if not isinstance(value, dict):
+        return value
+    if "dict" in value:
+        return {key: _grown(source, item, f"{name}.{key}", finite) for key, item in value["dict"]}
+    if "list" in value:
+        return [_grown(source, item, f"{name}.{index}", finite) for index, item in enumerate(value["list"])]
+    label = clip(name.removeprefix(".")) or "tensor"
+    tensor = _slot(source, label, value["tensor"]).read()
+    if finite:
+        check_finite(label, tensor, source.path)
+    return tensor
+
+
+def _slot(source: Source, name: str, place: list[Any]) -> Slot:
+    dtype, shape, stride, offset = place
+    return Slot(
+        source, name, dtype, offset=offset, shape=tuple(shape), stride=None if stride is None else tuple(stride)
+    )
+
+
+def _ask(source: Source, mode: str) -> dict[str, Any]:
+    """The child's answer; a fresh interpreter, since a fork of a process with threads can hang."""
+    package = str(Path(__file__).resolve().parents[2])
+    keep = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # what an interpreter may need to start; no secrets
+    try:
+        source.file.seek(0)
+        child = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _CHILD, mode, package],
+            stdin=source.file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT,
+            env={name: os.environ[name] for name in keep if name in os.environ},
+            check=False,
+        )
+        answer = json.loads(child.stdout)
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(
+            f"{source.path} took more than {TIMEOUT:.0f} s to look at: it is broken or hostile."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{source.path}: no process could be started to look at it ({error.strerror}).") from None
+    except ValueError:
+        raise CheckpointError(f"{source.path} is broken: looking at it ended with status {child.returncode}.") from None
+    if "error" in answer:
+        raise CheckpointError(f"{source.path} {answer['error']}.")
+    return dict(answer)
+
+
+# --- files
+
 
 __all__ = ["TensorFile", "check_finite", "open_tensors"]
 
