@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what several rooms' tests share
@@ -33,6 +35,16 @@ WORDS = (
     "!",
 )
 LENGTH = 77
+
+# A busy machine must not fail a test of what is right: none of them is about time.
+hypothesis.settings.register_profile("darkroom", deadline=None)
+hypothesis.settings.load_profile("darkroom")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be what it is to a person: a program started in the background inherits it as ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -31,6 +32,7 @@ def tool(name: str) -> ModuleType:
 
 imports = tool("imports")
 run_docs = tool("run_docs")
+mutants = tool("mutants")
 
 
 # --- the import rule
@@ -220,3 +222,29 @@ def test_ci_can_start() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
+
+
+# --- mutation testing
+
+
+def test_every_mutant_is_a_program_with_one_change(tmp_path: Path) -> None:
+    source = (
+        "def f(a, b):\n    if a < b and not a:\n        print(a, b)\n    elif a == 3:\n        return g(a, b + 1)\n"
+        "    return True\n"
+    )
+    path = tmp_path / "file.py"
+    path.write_text(source)
+    found = list(mutants.mutants(path))
+    assert {mutant.change for mutant in found} >= {
+        "condition negated", "Lt exchanged", "And exchanged", "call dropped", "arguments exchanged", "Add exchanged",
+        "1 raised", "True exchanged",
+    }  # fmt: skip
+    lines = source.splitlines()
+    for mutant in found:
+        changed = "\n".join([*lines[: mutant.first - 1], mutant.text, *lines[mutant.last :]])
+        assert ast.unparse(ast.parse(changed)) != ast.unparse(ast.parse(source)), mutant
+
+
+def test_a_room_has_its_tests() -> None:
+    assert mutants.tests_of(SOURCE / "samplers" / "state.py") == ["tests/samplers"]
+    assert mutants.tests_of(SOURCE / "request.py") == ["tests/test_request.py"]

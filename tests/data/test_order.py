@@ -16,7 +16,7 @@ from darkroom.errors import TrainingError
 A, B, C = (64, 64), (64, 128), (128, 64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from([A, B, C]), st.integers(1, 5)), min_size=1, max_size=20),
     st.integers(1, 7),

@@ -1,7 +1,7 @@
 """The beta quantile against scipy."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.diffusion.spacings import beta_cdf, beta_quantile
@@ -10,7 +10,6 @@ shapes = st.floats(0.05, 20)
 
 
 # Below 1e-12 scipy itself gives nan here and there.
-@settings(deadline=None)
 @given(st.floats(1e-12, 1), shapes, shapes)
 def test_quantile_is_scipys(p, a, b):
     from scipy.stats import beta
@@ -19,7 +18,6 @@ def test_quantile_is_scipys(p, a, b):
     assert x == pytest.approx(beta.ppf(p, a, b), abs=1e-12, rel=1e-9)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), shapes, shapes)
 def test_cdf_is_scipys(x, a, b):
     from scipy.special import betainc

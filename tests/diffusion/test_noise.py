@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.diffusion.noise import SeededNoise
@@ -41,7 +41,6 @@ def test_later_draws_are_those_of_diffusers_ancestral_sampler():
         x = after
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**63), 2**64 - 1), st.lists(st.integers(0, 12), min_size=1, max_size=12))
 def test_any_order_gives_the_same_draws(seed, order):
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.diffusion.schedule import Schedule, rescale_zero_terminal_snr
@@ -122,14 +122,12 @@ def test_sigma_to_t_is_that_of_diffusers(sd):
     assert sd.sigma_to_t(torch.from_numpy(sigmas)).numpy() == pytest.approx(expected, abs=1e-4)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 999))
 def test_fractional_timesteps_round_trip(t):
     schedule = Schedule.from_config(SD)
     assert schedule.sigma_to_t(schedule.t_to_sigma(t)) == pytest.approx(t, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e6))
 def test_tensor_and_float_agree(value):
     schedule = Schedule.from_config(SD)
@@ -164,7 +162,6 @@ def test_flow_levels_are_diffusers_in_our_coordinates(shift):
     assert told[:-1] == pytest.approx(theirs.timesteps.numpy()[::-1][:-1], abs=1e-2)
 
 
-@settings(deadline=None)
 @given(st.floats(1, 999))
 def test_flow_round_trips(t):
     schedule = Schedule.flow()

@@ -163,7 +163,7 @@ def test_drop_penultimate(sd):
     assert timesteps(sd, 10, "karras", drop_penultimate=True) == timesteps(sd, 11, "karras")[:-1]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(1, 1000), st.sampled_from(SPACINGS), st.sampled_from(["sd", "zero-snr", "flow"]), st.booleans())
 def test_every_count_descends_to_zero(steps, spacing, kind, drop):
     schedule = Schedule.flow(shift=3.0) if kind == "flow" else Schedule.from_config(SD if kind == "sd" else ZERO_SNR)

@@ -334,7 +334,7 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=edits)
 def test_a_mutated_file_is_read_or_refused(small, edits):
     path, original = small
@@ -384,7 +384,7 @@ fields = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     header=st.dictionaries(
         st.sampled_from(["a", "b", "__metadata__"]) | st.text(max_size=4), fields | json_values, max_size=3

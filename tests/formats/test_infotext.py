@@ -291,7 +291,7 @@ names = st.text(alphabet=st.characters(), min_size=1, max_size=30)
 )
 @example("Steps: 1, Seed: 2, Size: 3x4", "a:b\n", '"quoted", {x: 1}', 1, 0, 7.5, 0.7, 0.0, None)
 @example("\x00\u202e\ud800\U0001f98a\n\n ", " \n", "\\", 1, 0, 1e-5, 0.7, 0.5, 14.6)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_round_trip(prompt, negative, model, steps, seed, scale, rescale, low, high) -> None:  # type: ignore[no-untyped-def]
     recipe = {
         "prompt": prompt,
@@ -312,7 +312,7 @@ def test_round_trip(prompt, negative, model, steps, seed, scale, rescale, low, h
 
 
 @given(st.text(alphabet=st.characters() | st.sampled_from(':,"\\{[\n Stepx1'), max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_read(text: str) -> None:
     recipe = parse_infotext(text)
     assert isinstance(recipe["prompt"], str)

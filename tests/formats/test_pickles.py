@@ -427,7 +427,7 @@ def originals(tmp_path_factory):
     return [save(value, path, zipped).read_bytes() for zipped in (True, False)]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutated_file_is_answered(originals, data):
     content = bytearray(data.draw(st.sampled_from(originals)))

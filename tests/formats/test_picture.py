@@ -95,7 +95,7 @@ plain = st.recursive(
 @example("\x00a\x00", "\u202eevil\u200f", "\ud800", None, "a.png")
 @example("\ud83e\udd8a", "\U0001f98a", "\udc80\ud800\udc80", None, "a.jpg")
 @example("Negative prompt: x\nSteps: 1, Seed: 2, Size: 3x4", "a\r\nb\x85\u2028c", "", [float("inf")], "a.png")
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_every_text_round_trips(
     tmp_path_factory: pytest.TempPathFactory, prompt: str, negative: str, model: str, other: Any, name: str
 ) -> None:
@@ -553,7 +553,7 @@ json_values = st.recursive(
 
 @given(value=json_values, key=st.sampled_from(["prompt", "workflow", "invokeai_metadata", "sd-metadata", "darkroom"]))
 @example([[[[]]]], "prompt")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_json_is_inert(tmp_path_factory: pytest.TempPathFactory, value: Any, key: str) -> None:
     found = read_metadata(
         png_with(tmp_path_factory.getbasetemp(), text_chunk(key, [value] if isinstance(value, str) else value))
@@ -562,7 +562,7 @@ def test_any_json_is_inert(tmp_path_factory: pytest.TempPathFactory, value: Any,
 
 
 @given(st.text(alphabet=st.sampled_from('"[] -sSACWH0x\\a\n'), max_size=100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_dream_is_inert(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     read_metadata(png_with(tmp_path_factory.getbasetemp(), text_chunk("Dream", '"' + text)))
 
@@ -646,7 +646,7 @@ def test_a_picture_cut_short_keeps_its_recipe(picture: Image.Image, tmp_path: Pa
 @given(
     st.binary(max_size=300), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1", b"RIFF\0\0\0\0WEBPVP8X"])
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes"
     path.write_bytes(magic + data)
@@ -658,7 +658,7 @@ def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damaged_pictures(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A good file with bytes changed, removed or doubled: a recipe or an ImageError, nothing else."""
     folder = tmp_path_factory.getbasetemp()

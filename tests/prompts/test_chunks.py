@@ -100,7 +100,7 @@ def a1111_restated(tokens, room, comma):
 SMALL = Tokenizer(*build_vocabulary(["a", "b", "c", ","]), max_length=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(["a", "b", "c", "a", "b", "c", ",", "a", "BREAK"]), max_size=200),
     st.integers(5, 77),
@@ -115,7 +115,7 @@ def test_a1111_equals_the_rules(words, length):
 
 
 @pytest.mark.parametrize("style", ["a1111", "comfy", "plain"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(alphabet="ab c,(:1)[", max_size=120), length=st.integers(3, 20))
 def test_nothing_is_lost_and_every_row_is_full(style, text, length):
     from darkroom.prompts.grammar import parse

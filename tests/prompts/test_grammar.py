@@ -100,7 +100,7 @@ def a1111_restated(text):
     return [(character, weight) for character, weight in out if character]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(BRACKETS)
 @example("(a:1.1.1)[(b:5)c)")
 @example("([a)(b:2]c:3)")
@@ -167,7 +167,7 @@ def comfy_restated(text, weight=1.0):
     return out
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=700)
 @given(BRACKETS)
 @example("(a (b:1.5)")
 @example("(a (b)")

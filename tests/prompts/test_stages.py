@@ -149,7 +149,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(trees, st.integers(1, 8))
 def test_any_nesting(tree, steps):
     found = table(by_hand(tree, 1, steps)[0], steps)
@@ -158,7 +158,7 @@ def test_any_nesting(tree, steps):
         assert next(text for until, text in found if step <= until) == by_hand(tree, step, steps)[1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("[]():|\\ab1. "), st.integers(1, 5))
 def test_anything_can_be_read(text, steps):
     found = stages(text, steps)

@@ -95,7 +95,7 @@ def test_torture_list_with_a_small_vocabulary(small_folder, name):
     assert small.encode(text) == reference_ids(CLIPTokenizer.from_pretrained(str(small_folder)), text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 @example("\u0345\u0301\u0300 \u1e9e\u0130")
 def test_any_text_equals_transformers(reference, text):

@@ -53,7 +53,7 @@ def test_the_same_words_give_the_same_vocabulary():
     assert build_vocabulary([]) == (vocabulary_of([]), [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(alphabet="abc", min_size=1, max_size=9), min_size=1, max_size=25))
 def test_words_made_of_few_letters_stay_whole(words):
     from tokenizers.models import BPE

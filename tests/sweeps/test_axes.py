@@ -184,7 +184,7 @@ def test_values_of_a_wrong_type_from_python(given: Any) -> None:
 
 
 @given(st.text(alphabet=st.characters() | st.sampled_from('steps=prompt,"..:-1[]()'), max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_is_an_axis_or_a_sentence(text: str) -> None:
     for words in (text, f"steps={text}", f"prompt={text}", f"guidance={text}", f"size={text}"):
         try:
