@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.errors import RequestError
-from darkroom.request import Request, draw_seed, nearest
+from darkroom.errors import RequestError, nearest
+from darkroom.request import Request, draw_seed
 
 REFUSED = [
     ({"width": 0}, "width is 0"),

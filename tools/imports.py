@@ -17,12 +17,12 @@ from pathlib import Path
 PACKAGE = "darkroom"
 SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 
-# Room -> the rooms it may use. Every room may use `errors`, and none a room that is not named here.
+# Room -> the rooms it may use. Every room may use `errors` and `files`, and none a room that is not named here.
 MAY_USE: Mapping[str, frozenset[str]] = {
     room: frozenset(others.split())
     for room, others in {
         "errors": "",
-        "caches": "",
+        "files": "",
         "kernels": "",
         "samplers": "",
         "embedded": "",
@@ -37,11 +37,11 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "accelerate": "kernels models",
         "adapters": "accelerate kernels models request",
         "diffusion": "accelerate adapters models",
-        "backends": "adapters caches kernels models",
+        "backends": "adapters kernels models",
         "bench": "diffusion kernels models",
         "prompts": "adapters models",
         # networks on `meta`; tokenizers; what a scheduler's configuration names
-        "formats": "adapters caches diffusion embedded models prompts request samplers",
+        "formats": "adapters diffusion embedded models prompts request samplers",
         "engine": "accelerate adapters diffusion formats hints images kernels masks models prompts request samplers "
         "__version__",
         "sweeps": "engine formats request samplers",
@@ -49,7 +49,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "arguments": "adapters engine images",
         "pipeline": "accelerate adapters arguments diffusion engine formats images models prompts request result "
         "samplers sweeps",
-        "loading": "accelerate backends caches embedded engine formats kernels models pipeline prompts request",
+        "loading": "accelerate backends embedded engine formats kernels models pipeline prompts request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
         "training": "adapters data diffusion embedded engine evaluate formats hints images kernels models pipeline "
         "prompts request samplers toy",
@@ -58,6 +58,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "__main__": "cli",
     }.items()
 }
+EVERYONES = ("errors", "files")
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
     ("formats", "prompts"): ("convert.py", "embedding.py", "infotext.py", "save.py"),
@@ -131,10 +132,10 @@ def breaches(source: Path = SOURCE) -> list[str]:
             told.append(f"{where}: the room {use.room!r} is not in MAY_USE of tools/imports.py; say what it may use")
             continue
         target, may = use.target, MAY_USE[use.room]
-        if target is None or target in (use.room, "errors") or "*" in may:
+        if target is None or target in (use.room, *EVERYONES) or "*" in may:
             continue
         if target not in may:
-            told.append(f"{where}: {use.room!r} may not use {target!r}, only {', '.join(sorted(may)) or 'errors'}")
+            told.append(f"{where}: {use.room!r} may not use {target!r}, only {', '.join(sorted(may) or EVERYONES)}")
         elif use.path.name not in ONLY.get((use.room, target), (use.path.name,)):
             told.append(f"{where}: in {use.room!r}, only {', '.join(ONLY[use.room, target])} may use {target!r}")
     told += [f"modules import each other in a circle: {' -> '.join(c)}" for c in circles(source)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class Error(Exception):
     """Base of every error that a user can cause. `str(error)` is one sentence for that user."""
@@ -21,3 +23,51 @@ class ImageError(Error):
 
 class TrainingError(Error):
     """A training run can't start, or can't go on: data, recipe, disk, or a checkpoint of another run."""
+
+
+# --- what sentences are made of
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """A value as a sentence quotes it: never longer than a line."""
+    text = repr(value)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def clip(value: object, length: int = 60) -> str:
+    """`value` as printable text short enough for a sentence; for what a hostile file says of itself."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # a whole number of more than 4300 digits
+        text = "an enormous number"
+    text = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def visible(text: str, newlines: bool = False) -> str:
+    """Text from outside made safe for a terminal: control characters, bidirectional marks, lone surrogates escaped."""
+    return "".join(
+        c if c.isprintable() or (newlines and c == "\n") else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like `name`, or None where none is like it (`difflib`'s ratio, 0 to 1)."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence's tail: "; did you mean 'euler'?" if some known name is near, in any case, else ""."""
+    by_lower = {k.lower(): k for k in known}
+    found = closest(str(name).lower(), by_lower)
+    return f"; did you mean {by_lower[found]!r}?" if found else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """As `nearest`; if none is near, the tail says which names there are."""
+    known = list(known)
+    found = closest(name.lower(), known)
+    return f"; did you mean {found!r}?" if found else f"; there are {', '.join(known)}"

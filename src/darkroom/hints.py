@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .errors import RequestError
+from .errors import RequestError, nearest
 from .images import Picture, open_map, open_picture
-from .request import choice, nearest, real, whole
+from .request import choice, real, whole
 
 Floats: TypeAlias = NDArray[np.float32]
 

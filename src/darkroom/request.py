@@ -6,7 +6,6 @@ the picture's recipe: asked again, it gives the same picture.
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 import operator
@@ -16,7 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .errors import RequestError
+from .errors import RequestError, nearest
+from .errors import shown as _shown
 
 MIN_SIDE, MAX_SIDE = 8, 8192  # pixels
 MAX_PIXELS = 4096 * 4096
@@ -45,19 +45,6 @@ SIZES = (  # two pixel numbers each, told to SDXL
     "original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"
 )  # fmt: skip
 SCORES = ("aesthetic_score", "negative_aesthetic_score")  # told to its refiner
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence's tail: "; did you mean 'euler'?" if some known name is near, else ""."""
-    by_lower = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
-
-
-def _shown(value: object) -> str:
-    """A value as a sentence quotes it: never longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def whole(name: str, value: object, low: int, high: int, what: str = "") -> int:

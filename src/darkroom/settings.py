@@ -14,13 +14,14 @@ A `Kind` says what values there may be: it checks one that was given, and reads 
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
+
+from .errors import nearest, shown
 
 
 class SettingError(Exception):
@@ -112,22 +113,6 @@ def changed(instance: Any) -> dict[str, Any]:
 
 def _default(f: Field[Any]) -> Any:
     return f.default if f.default is not MISSING or f.default_factory is MISSING else f.default_factory()
-
-
-# --- sentences
-
-
-def shown(value: object) -> str:
-    """A value as a sentence quotes it: never longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence's tail: "; did you mean 'euler'?" if some known name is near, else ""."""
-    by_lower = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
 
 
 # --- kinds

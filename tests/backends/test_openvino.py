@@ -20,8 +20,8 @@ import darkroom
 from darkroom.adapters import Adapter, Merged, Scaled, Update, attached
 from darkroom.backends import convert, runner
 from darkroom.backends.networks import OpenVINOAutoencoder, OpenVINOTextEncoder, OpenVINOUNet
-from darkroom.caches import cache_folder
 from darkroom.errors import RequestError
+from darkroom.files import cache_folder
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from darkroom.models.controlnet import ControlNet

@@ -12,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from darkroom.errors import CheckpointError
+from darkroom.files import clear_drafts, whole_file, whole_folder
 from darkroom.formats.checkpoint import native_state, open_checkpoint
 from darkroom.formats.convert import convert
 from darkroom.formats.describe import describe
 from darkroom.formats.layouts import table
-from darkroom.formats.writer import Entry, clear_drafts, whole_file, whole_folder, write_safetensors
+from darkroom.formats.writer import Entry, write_safetensors
 
 PARTS = ("unet", "autoencoder", "text_encoder")
 

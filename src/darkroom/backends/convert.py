@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..caches import cache_folder
 from ..errors import RequestError
+from ..files import cache_folder
 
 TELEMETRY = "openvino_telemetry"
 

@@ -7,7 +7,6 @@ that `--help` stays quick.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ..errors import Error
+from ..errors import Error, did_you_mean, visible
 
 # Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
 COMMANDS = {
@@ -200,19 +199,6 @@ def complain(sentence: str) -> None:
         print(f"darkroom: {visible(sentence)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):  # stderr is closed: nobody to tell
         return
-
-
-def visible(text: str, newlines: bool = False) -> str:
-    """Text from outside made safe for a terminal: control characters, bidirectional marks, lone surrogates escaped."""
-    return "".join(
-        c if c.isprintable() or (newlines and c == "\n") else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
-def did_you_mean(name: str, known: Sequence[str] | dict[str, str]) -> str:
-    """A sentence's tail: which names there are, and the nearest."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
 def _close_stdout() -> None:

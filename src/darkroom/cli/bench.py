@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RequestError
+from ..errors import RequestError, did_you_mean
 from ..request import whole
-from . import complain, did_you_mean, new_app
+from . import complain, new_app
 from .display import Display
 from .options import Device, Json, Threads, named_as_options, whole_number
 

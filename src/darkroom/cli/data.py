@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RequestError, TrainingError
+from ..errors import RequestError, TrainingError, visible
 from ..request import choice, whole
-from . import INTERRUPTED, complain, new_app, options, visible
+from . import INTERRUPTED, complain, new_app, options
 
 if TYPE_CHECKING:
     from ..data.dataset import Lessons
@@ -109,7 +109,7 @@ def pack(
     folder = _new_folder(output, SHARDS, overwrite)
     from ..data.dataset import scan_any
     from ..data.shards import write_shards
-    from ..formats.writer import whole_folder
+    from ..files import whole_folder
     from .display import Display
 
     with Display("looking at pictures") as display:
@@ -227,7 +227,7 @@ def render(
     from PIL import Image
 
     from ..evaluate.judge import NewObject
-    from ..formats.writer import whole_folder
+    from ..files import whole_folder
     from ..toy.scenes import draw_scene, render_scene
     from .display import Display
 
@@ -263,7 +263,7 @@ def glyphs(
         raise RequestError(f"{output[:200]!r} exists already: choose another name, or add --overwrite")
     if font is not None and not Path(font).is_file():
         raise RequestError(f"there is no font {font[:200]!r}; name the file NotoColorEmoji.ttf")
-    from ..formats.writer import whole_file
+    from ..files import whole_file
     from ..toy.glyphs import find_font, write_sheet
 
     where = find_font() if font is None else Path(font)

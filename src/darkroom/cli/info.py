@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RequestError
+from ..errors import RequestError, visible
 from ..formats.picture import Metadata, read_metadata
 from ..request import Hires, UsedControl, UsedLora
-from . import USER_ERROR, complain, new_app, options, visible
+from . import USER_ERROR, complain, new_app, options
 
 if TYPE_CHECKING:
     from ..formats.embedding import EmbeddingFile

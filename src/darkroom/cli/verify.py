@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ImageError, RequestError
+from ..errors import ImageError, RequestError, visible
 from ..formats.picture import Metadata, read_metadata
 from ..request import Request, UsedControl, UsedLora, whole
-from . import complain, new_app, options, visible
+from . import complain, new_app, options
 from .display import Display
 
 if TYPE_CHECKING:

@@ -9,14 +9,13 @@ kl_optimal, align_your_steps.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import TypedDict, Unpack
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import RequestError, closest
 from .schedule import Floats, Schedule
 
 
@@ -139,8 +138,8 @@ def spacing_name(name: str) -> str:
     key = ALIASES.get(key, key)
     if key in SPACINGS:
         return key
-    near = difflib.get_close_matches(key, [*SPACINGS, *ALIASES], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = closest(key, [*SPACINGS, *ALIASES])
+    hint = f" Did you mean {near!r}?" if near else ""
     raise RequestError(f"There is no schedule {name!r}.{hint} There are: {', '.join(SPACINGS)}.")
 
 

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, RequestError
+from ..files import whole_file
 from ..formats.clip import MEAN, STD
 from ..formats.features import FeatureFile
 from ..formats.layouts import Part
 from ..formats.weights import native_state
-from ..formats.writer import whole_file
 from ..models.clip import VisionEncoder
 from ..models.config import InceptionConfig, LpipsConfig, TextEncoderConfig, VisionEncoderConfig
 from ..models.inception import Inception

@@ -22,9 +22,8 @@ from PIL import Image
 from ..data.dataset import Lessons, scan_any
 from ..data.examples import Example
 from ..errors import CheckpointError, ImageError, RequestError, TrainingError
-from ..formats.configs import read_json
+from ..files import read_json, whole_file, write_json
 from ..formats.picture import read_metadata, write_png
-from ..formats.writer import whole_file, write_json
 from ..images import FORMATS, open_picture
 from ..sweeps.sheet import arrange
 

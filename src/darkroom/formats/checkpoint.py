@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import read_json
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from . import detect, folder, single
-from .configs import network_config, read_json, sentences
+from .configs import network_config, sentences
 from .digests import digest_of
 from .hub import resolve
 from .layouts import PARTS, Part

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import whole_folder, write_json
 from ..models.config import TextEncoderConfig, VisionEncoderConfig
 from .save import State, TokenizerSource, entries_of, write_tokenizer
-from .writer import Entry, whole_folder, write_json, write_safetensors
+from .writer import Entry, write_safetensors
 
 if TYPE_CHECKING:
     import torch

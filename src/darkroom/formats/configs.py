@@ -1,11 +1,9 @@
-"""Reading configurations that strangers wrote: JSON with limits, and faults as sentences."""
+"""Configurations that strangers wrote, checked: faults as sentences."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
@@ -20,8 +18,6 @@ from ..models.config import (
 from .layouts import Part
 from .rules import ToldConfig
 
-MAX_JSON = 1 << 20  # bytes of a configuration file; published ones have about 2000
-
 _CLASSES: dict[Part, type[ToldConfig]] = {
     "unet": UNetConfig,
     "autoencoder": AutoencoderConfig,
@@ -31,29 +27,6 @@ _CLASSES: dict[Part, type[ToldConfig]] = {
     "controlnet": ControlNetConfig,
 }
 _MOST_BLOCKS = 4096  # resnets and transformer blocks of a U-Net; published ones have under 150
-
-
-def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes. CheckpointError if it is anything else."""
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise CheckpointError(f"{path} has {size:,} bytes; a configuration has at most {limit:,}.")
-        raw = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from None
-    return parse_json(raw, str(path))
-
-
-def parse_json(raw: bytes | str, where: str) -> dict[str, Any]:
-    """The JSON object in `raw`. CheckpointError, naming `where`, if it is anything else."""
-    try:
-        content = json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not valid JSON ({error}): download it again.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{where} holds a JSON {type(content).__name__}; a configuration is an object.")
-    return content
 
 
 def checked_defaults(content: Any, where: str) -> dict[str, float]:

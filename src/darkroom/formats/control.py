@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from ..files import parse_json, read_json, whole_file, whole_folder, write_json
 from ..models.config import ControlNetConfig, UNetConfig
 from . import detect, folder
 from .checkpoint import weight_files
-from .configs import network_config, parse_json, read_json, sentences
+from .configs import network_config, sentences
 from .hub import resolve
 from .layouts import IGNORED_AT_TOP, Part
 from .rules import native_shapes
@@ -35,7 +36,7 @@ from .save import State, entries_of
 from .single import METADATA
 from .tensors import TensorFile, open_tensors
 from .weights import PartTensors, Weights
-from .writer import whole_file, whole_folder, write_json, write_safetensors
+from .writer import write_safetensors
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..caches import cache_folder
 from ..errors import CheckpointError
-from .writer import whole_file
+from ..files import cache_folder, whole_file
 
 LARGE = 2**26  # bytes of files from which on their digest is kept
 _DIGEST = re.compile("[0-9a-f]{64}")

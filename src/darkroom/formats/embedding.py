@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..embedded import place_of
-from ..errors import CheckpointError, RequestError
+from ..errors import CheckpointError, RequestError, clip
+from ..files import whole_file
 from ..prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
-from .storage import Source, clip
+from .storage import Source
 from .tensors import is_pickle, open_tensors, read_pickle_tensors, safetensors_slots
-from .writer import Entry, whole_file, write_safetensors
+from .writer import Entry, write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor

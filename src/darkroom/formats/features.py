@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
+from ..files import read_json
 from ..models.config import InceptionConfig, LpipsConfig
 from . import folder
 from .checkpoint import weight_files
-from .configs import network_config, read_json
+from .configs import network_config
 from .hub import resolve
 from .layouts import Part
 from .rules import Config

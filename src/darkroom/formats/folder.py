@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .configs import checked_defaults, read_json
+from ..files import read_json
+from .configs import checked_defaults
 from .layouts import TITLES, Part
 
 SUBFOLDERS: dict[Part, str] = {

@@ -14,8 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..embedded import place_of
-from ..errors import CheckpointError
-from .storage import clip
+from ..errors import CheckpointError, clip
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII)
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json", ".gguf", ".onnx")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..embedded import place_of
 from ..errors import CheckpointError
-from .configs import read_json
+from ..files import read_json
 from .layouts import Layout, Part, prefix, table
 from .tensors import TensorFile, open_tensors
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..embedded import MODEL
 from ..errors import CheckpointError
+from ..files import whole_file
 from .lora import (
     PEFT_METADATA,
     Alphas,
@@ -30,7 +31,7 @@ from .lora import (
     unmatched_sentence,
 )
 from .tensors import open_tensors
-from .writer import Entry, whole_file, write_safetensors
+from .writer import Entry, write_safetensors
 
 if TYPE_CHECKING:
     import torch

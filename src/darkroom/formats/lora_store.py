@@ -9,8 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, RequestError
-from ..request import nearest
+from ..errors import CheckpointError, RequestError, nearest
 from .lora import Homes, lora_path, read_lora
 
 if TYPE_CHECKING:

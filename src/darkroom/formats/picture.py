@@ -19,7 +19,6 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 import struct
 import zlib
@@ -32,7 +31,7 @@ from typing import Any, BinaryIO, Literal
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import ImageError
-from .disk import sync_folder
+from ..files import replacing
 from .foreign import read_comfyui, read_dream, read_invokeai
 from .infotext import parse_infotext, to_infotext
 
@@ -307,43 +306,20 @@ def _write(image: Image.Image, path: Path, format: str, recipe: Mapping[str, Any
 
 
 def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Write a file so that it appears whole or not at all: a temporary file beside it, fsync, then its name.
+    """Write a file so that it appears whole or not at all.
 
     Raises `PictureExists` if the file exists and `overwrite` is false (even if it appeared a moment ago), and
     `ImageError` if it can't be written.
     """
-    temporary = path.parent / f".darkroom-{secrets.token_hex(8)}.part"
     try:
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _rename(temporary, path, overwrite)
-        finally:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(temporary)
-        sync_folder(path.parent)
+        with replacing(path, overwrite) as draft, open(draft, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except FileExistsError:
         raise PictureExists(f"{str(path)!r} exists already: choose another name, or ask to overwrite it") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"can't write {str(path)!r}: {_reason(error)}") from error
-
-
-def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
-    if overwrite:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)  # unlike a rename, it fails if the name is taken
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if os.path.lexists(path):
-            raise FileExistsError from None
-        os.rename(temporary, path)
 
 
 def _reason(error: Exception) -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CheckpointError
+from ..files import whole_file, whole_folder, write_json
 from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
 from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer, tokenizer_of
 from .layouts import Layout, Part, table
 from .rules import Place, ToldConfig
 from .single import METADATA
 from .weights import in_file_shape
-from .writer import Entry, whole_file, whole_folder, write_json, write_safetensors
+from .writer import Entry, write_safetensors
 
 if TYPE_CHECKING:
     import torch

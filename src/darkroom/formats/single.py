@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import parse_json
 from ..models.config import SD15_UNET, UPSCALER_UNET, TextEncoderConfig
 from . import detect
-from .configs import checked_defaults, network_config, parse_json, sentences
+from .configs import checked_defaults, network_config, sentences
 from .layouts import IGNORED_AT_TOP, TITLES, Layout, Part, canonical, ema_name, prefix, root, table
 from .rules import Config, native_shapes
 from .tensors import TensorFile

@@ -27,7 +27,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, clip
 
 if TYPE_CHECKING:
     import torch
@@ -209,16 +209,6 @@ def check_name(path: Path, name: object) -> None:
         raise CheckpointError(f"{path} holds a tensor whose name has {len(name)} characters (at most {MAX_NAME}).")
     if not name.isprintable() or "../" in name or "..\\" in name or name.startswith(("/", "\\")):
         raise CheckpointError(f"{path} holds a tensor with a suspicious name: {clip(ascii(name))}.")
-
-
-def clip(value: object, length: int = 60) -> str:
-    """`value` as printable text short enough for a sentence."""
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except ValueError:  # a whole number of more than 4300 digits
-        text = "an enormous number"
-    text = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
-    return text if len(text) <= length else text[:length] + "..."
 
 
 # --- scaled

@@ -29,8 +29,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-from .storage import MAX_TENSORS, Slot, Source, check_finite, check_name, clip, is_count, is_finite, take_scales
+from ..errors import CheckpointError, clip
+from .storage import MAX_TENSORS, Slot, Source, check_finite, check_name, is_count, is_finite, take_scales
 
 if TYPE_CHECKING:
     import torch

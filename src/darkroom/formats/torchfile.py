@@ -31,6 +31,7 @@ import zipfile
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from ..errors import clip
 from .storage import DTYPES, MAX_TENSORS
 
 STORAGES = {
@@ -231,7 +232,7 @@ def named(module: object, name: object) -> Global:
         )
     if hostile:
         raise Fault(
-            f"names {short(f'{module}.{name}')}, which no weights need: it is hostile or broken; nothing in it was run"
+            f"names {clip(f'{module}.{name}')}, which no weights need: it is hostile or broken; nothing in it was run"
         )
     return Global(module, name)
 
@@ -307,11 +308,6 @@ def _set(target: Any, items: list[Any]) -> None:
     into.update(zip(items[::2], items[1::2], strict=True))
 
 
-def short(text: str) -> str:
-    """`text` fit for a sentence."""
-    return "".join(c if c.isprintable() else "?" for c in text[:60])
-
-
 # --- torchfile
 
 
@@ -334,9 +330,7 @@ def read_zip(file: BinaryIO, size: int) -> tuple[Any, Records]:
     try:
         records = zip_records(file, size)
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
-        raise Fault(
-            f"is a broken or cut zip archive of {size} bytes ({short(str(error))}): download it again"
-        ) from None
+        raise Fault(f"is a broken or cut zip archive of {size} bytes ({clip(str(error))}): download it again") from None
     pickles = [name for name in records if name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)]
     if len(pickles) != 1:
         raise Fault("is a zip archive but no PyTorch checkpoint: unpack it and name the weights file in it")
@@ -375,18 +369,18 @@ def zip_records(file: BinaryIO, size: int) -> Records:
     for info in infos:
         name = info.filename
         if name in records:
-            raise Fault(f"is a zip archive that holds {short(name)} twice: it is broken or hostile")
+            raise Fault(f"is a zip archive that holds {clip(name)} twice: it is broken or hostile")
         if not name.isprintable() or "\\" in name or name.startswith("/") or ".." in name.split("/"):
-            raise Fault(f"is a zip archive with a suspicious name in it: {short(ascii(name))}")
+            raise Fault(f"is a zip archive with a suspicious name in it: {clip(ascii(name))}")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise Fault(f"is a zip archive whose {short(name)} is compressed or encrypted, as PyTorch never does")
+            raise Fault(f"is a zip archive whose {clip(name)} is compressed or encrypted, as PyTorch never does")
         file.seek(info.header_offset)
         head = file.read(30)
         name_length, extra_length = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
         if head[:4] != b"PK\x03\x04" or file.read(name_length) != info.orig_filename.encode(
             "utf-8" if info.flag_bits & 0x800 else "cp437"
         ):
-            raise Fault(f"is a zip archive whose two descriptions of {short(name)} disagree: it is broken or hostile")
+            raise Fault(f"is a zip archive whose two descriptions of {clip(name)} disagree: it is broken or hostile")
         start = info.header_offset + 30 + name_length + extra_length
         if not position <= info.header_offset <= position + 24:  # a data descriptor has at most 24 bytes
             raise Fault("is a zip archive with overlapping records or bytes between them: it is broken or hostile")
@@ -432,10 +426,10 @@ def describe(tensor: Lump, records: Records) -> list[Any]:
     """[dtype, shape, stride or null, offset in bytes] of a tensor, checked against its storage and its record."""
     storage, size = tensor.storage, DTYPES[tensor.dtype]
     if storage.key not in records:
-        raise Fault(f"is broken: the record {short(storage.key)} is missing; download it again")
+        raise Fault(f"is broken: the record {clip(storage.key)} is missing; download it again")
     offset, length = records[storage.key]
     if storage.dtype is None or storage.elements * DTYPES[storage.dtype] > length:
-        raise Fault(f"is broken: the record {short(storage.key)} of {length} bytes is too short; download it again")
+        raise Fault(f"is broken: the record {clip(storage.key)} of {length} bytes is too short; download it again")
     contiguous, elements, reach = True, 1, 1
     for n, step in zip(reversed(tensor.shape), reversed(tensor.stride), strict=True):
         contiguous &= n == 1 or step == elements
@@ -467,7 +461,7 @@ def names(value: Any, records: Records) -> list[list[Any]]:
     root = mapping(value)
     if root is None:
         if isinstance(value, Inert) and isinstance(value.kind, Global):
-            what = f"a {short(f'{value.kind.module}.{value.kind.name}')}"
+            what = f"a {clip(f'{value.kind.module}.{value.kind.name}')}"
         else:
             what = "a single tensor" if isinstance(value, Lump) else f"a {type(value).__name__}"
         raise Fault(f"holds {what} where named tensors are wanted: save its state_dict as safetensors")

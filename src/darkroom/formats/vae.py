@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from ..files import read_json, whole_folder, write_json
 from ..models.config import AutoencoderConfig, TinyAutoencoderConfig
 from . import detect, folder
 from .checkpoint import Checkpoint
-from .configs import network_config, read_json, sentences
+from .configs import network_config, sentences
 from .hub import resolve
 from .save import State, entries_of
 from .tensors import open_tensors
 from .weights import Weights
-from .writer import whole_folder, write_json, write_safetensors
+from .writer import write_safetensors
 
 if TYPE_CHECKING:
     import torch

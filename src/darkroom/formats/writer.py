@@ -1,21 +1,16 @@
-"""Writing safetensors files tensor by tensor, and files and folders whole or not at all."""
+"""Writing safetensors files, tensor by tensor."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..request import choice
-from .disk import sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -93,78 +88,3 @@ def _bytes(entry: Entry, path: Path) -> memoryview:
         kind = str(entry.dtype).removeprefix("torch.")
         raise CheckpointError(f"{path}: {entry.name} holds NaN, infinity or a value too large for {kind}.")
     return converted.reshape(-1).view(torch.uint8).numpy().data
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a configuration as the ecosystem's tools do: two spaces, sorted."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # a name that the writers below work under
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to; it becomes `path` when all went well, and is gone otherwise. OSError -> CheckpointError."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; name a file to write.")
-    draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    with _sentences(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield draft
-            os.replace(draft, path)
-            sync_folder(path.parent)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path, marker: str) -> Iterator[Path]:
-    """A new folder to write into; it becomes `path` when all went well, and is gone otherwise.
-
-    An old folder at `path` is replaced if it is empty or holds a file called `marker` (so it is of the same kind); any
-    other raises CheckpointError. OSError -> CheckpointError.
-    """
-    with _sentences(path):
-        if path.exists() and not (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
-            raise CheckpointError(f"{path} exists and is not a model (it has no {marker}): choose another name.")
-    stamp = uuid.uuid4().hex[:8]
-    draft, old = path.parent / f".{path.name}.{stamp}.part", path.parent / f".{path.name}.{stamp}.old"
-    with _sentences(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.mkdir()
-            yield draft
-            for folder in (draft, *(sub for sub in draft.rglob("*") if sub.is_dir())):
-                sync_folder(folder)
-            if path.exists():
-                os.rename(path, old)
-            try:
-                os.rename(draft, path)
-            except BaseException:
-                if old.exists():
-                    os.rename(old, path)
-                raise
-            sync_folder(path.parent)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def clear_drafts(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder, where nobody else is writing now."""
-    for left in folder.iterdir():
-        if _DRAFT.fullmatch(left.name) and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _sentences(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be written: {error.strerror or error}.") from None

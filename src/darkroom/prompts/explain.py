@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import visible
 from .chunks import Chunk, chunk_prompt
 from .embeddings import LearnedWord, check_widths
 from .grammar import Part, Stage, Tag, check_prompt, parts, stages, take_tags
@@ -175,7 +176,7 @@ WIDTH = 80
 def _lines(told: Explanation) -> Iterator[str]:
     for tag in told.loras:
         also = "" if tag.text_scale == tag.scale else f", text encoder {tag.text_scale:g}"
-        yield from _wrapped(f"LoRA {_safe(tag.name)} at {tag.scale:g}{also}")
+        yield from _wrapped(f"LoRA {visible(tag.name)} at {tag.scale:g}{also}")
     for number, part in enumerate(told.parts, 1):
         if len(told.parts) > 1:
             yield f"part {number} of {len(told.parts)}, weight {part.weight:g}"
@@ -183,27 +184,29 @@ def _lines(told: Explanation) -> Iterator[str]:
             if len(part.texts) > 1:
                 steps = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in text.steps)
                 yield from _wrapped(f"step{'' if steps.isdigit() else 's'} {steps} of {told.steps}")
-            yield from _wrapped(f'"{_safe(text.text)}"')
+            yield from _wrapped(f'"{visible(text.text)}"')
             for place, chunk in enumerate(text.chunks, 1):
                 yield f"  chunk {place} of {len(text.chunks)}: {len(chunk)} of {told.room} tokens"
                 yield from _columns([_cell(token) for token in chunk])
     for word in told.embeddings:
         several = "vector" if word.vectors == 1 else "vectors"
-        yield from _wrapped(f"embedding {_safe(word.name)}: {word.vectors} {several}, hash {word.hash}")
+        yield from _wrapped(f"embedding {visible(word.name)}: {word.vectors} {several}, hash {word.hash}")
     known = [
-        f"{_safe(word)} = {' + '.join(map(_safe, pieces))}" for word, pieces in told.split if word not in told.spelled
+        f"{visible(word)} = {' + '.join(map(visible, pieces))}"
+        for word, pieces in told.split
+        if word not in told.spelled
     ]
     if known:
         yield from _wrapped(f"words of several tokens: {', '.join(known)}")
     if told.spelled:
-        unknown = ", ".join(map(_safe, told.spelled))
+        unknown = ", ".join(map(visible, told.spelled))
         yield from _wrapped(f"words this model doesn't know, spelled letter by letter: {unknown}")
 
 
 def _cell(token: ToldToken) -> str:
     what = f"#{token.vector}" if token.id is None else str(token.id)
     weight = "" if token.weight == 1 else f" x{token.weight:.4g}"
-    return f"{_safe(token.text)}{'' if token.ends_word else '-'} {what}{weight}"
+    return f"{visible(token.text)}{'' if token.ends_word else '-'} {what}{weight}"
 
 
 def _columns(cells: Sequence[str]) -> Iterator[str]:
@@ -226,8 +229,3 @@ def _wrapped(text: str) -> Iterator[str]:
         text, indent = text[cut:].lstrip(), "    "
     if text or not indent:
         yield indent + text
-
-
-def _safe(text: str) -> str:
-    """Text from outside made safe for a terminal: what doesn't print is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -36,6 +36,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from ..errors import CheckpointError
+from ..files import read_bytes
 
 END_OF_WORD = "</w>"  # marks a word's last symbol, so that "cat" in "cats" and the word "cat" are different tokens
 BOS_TOKEN = "<|startoftext|>"
@@ -138,7 +139,7 @@ def read_vocab(path: Path) -> dict[str, int]:
 def read_merges(path: Path) -> list[str]:
     """The merges "left right" in order, from a `merges.txt`."""
     try:
-        return parse_merges(_read_bytes(path).decode(), str(path))
+        return parse_merges(read_bytes(path, MAX_BYTES, "a CLIP vocabulary").decode(), str(path))
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text, as a list of merges is") from error
 
@@ -215,19 +216,9 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(_read_bytes(path))
+        return json.loads(read_bytes(path, MAX_BYTES, "a CLIP vocabulary"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {size:,} bytes, more than any CLIP vocabulary ({MAX_BYTES:,})")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
 
 
 # --- vocabulary

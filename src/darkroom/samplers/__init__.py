@@ -8,7 +8,6 @@ How to add one: write a frozen dataclass with `step` (see `state.Sampler`) and g
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..errors import RequestError, closest, shown
 
 if TYPE_CHECKING:
     from .state import Sampler
@@ -110,7 +109,7 @@ def canonical(name: object) -> tuple[str, str | None]:
     Accepts ids, A1111's names and aliases, diffusers' class names, in any case. Raises RequestError for anything else.
     """
     if not isinstance(name, str):
-        raise RequestError(f"A sampler's name is a string, not {_short(name)}; there are {', '.join(names())}.")
+        raise RequestError(f"A sampler's name is a string, not {shown(name, 80)}; there are {', '.join(names())}.")
     key = " ".join(name.casefold().split())
     if key in _BY_NAME:
         return _BY_NAME[key].id, None
@@ -118,9 +117,9 @@ def canonical(name: object) -> tuple[str, str | None]:
     stem = key[: len(stem)]
     if ending in _SCHEDULES and stem in _BY_NAME:
         return _BY_NAME[stem].id, _SCHEDULES[ending]
-    near = difflib.get_close_matches(key[:80], _BY_NAME, n=1, cutoff=0.4)
-    hint = f" did you mean {_BY_NAME[near[0]].id!r}?" if near else ""
-    raise RequestError(f"There is no sampler {_short(name)};{hint} There are {', '.join(names())}.")
+    near = closest(key[:80], _BY_NAME, cutoff=0.4)
+    hint = f" did you mean {_BY_NAME[near].id!r}?" if near else ""
+    raise RequestError(f"There is no sampler {shown(name, 80)};{hint} There are {', '.join(names())}.")
 
 
 def entry(name: object) -> Entry:
@@ -140,14 +139,9 @@ def get(name: object, /, **options: Any) -> Sampler:
     wrong = [option for option in options if option not in known]
     if wrong:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise RequestError(f"The sampler {row.id} has no option {_short(wrong[0])}; {takes}.")
+        raise RequestError(f"The sampler {row.id} has no option {shown(wrong[0], 80)}; {takes}.")
     sampler: Sampler = make(**{**row.options, **options})
     return sampler
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class _Names(ModuleType):

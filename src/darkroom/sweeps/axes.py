@@ -20,8 +20,8 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import Any
 
-from ..errors import RequestError
-from ..request import MAX_IMAGES, Request, nearest
+from ..errors import RequestError, nearest
+from ..request import MAX_IMAGES, Request
 from ..samplers import canonical
 
 Given = str | tuple[str, Sequence[Any]] | Mapping[str, Sequence[Any]]  # an axis as a user gives it

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, TrainingError
+from ..files import whole_file
 from ..formats.storage import Source
 from ..formats.tensors import safetensors_slots
-from ..formats.writer import Entry, whole_file, write_safetensors
+from ..formats.writer import Entry, write_safetensors
 
 MAX_ENTRIES = 1024  # in a file
 MAX_BYTES = 32 << 20

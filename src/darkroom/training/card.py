@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..formats.writer import whole_file, write_json
+from ..files import whole_file, write_json
 from ..models.layers import parameter_count
 from ..toy.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
 from . import state

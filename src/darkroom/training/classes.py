@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import TrainingError
-from ..formats.writer import whole_file
+from ..files import whole_file
 from ..pipeline import Pipeline
 from .background import interruptible
 from .kinds import Report
@@ -49,9 +49,8 @@ def draw_class(pipe: Pipeline, prompt: str, count: int, seed: int, folder: Path,
             report(f"drawing class pictures, {i + 1} of {count}", None, 0)
             drawn = pipe.generate(prompt, seed=_seed(seed, i)).images[0]
             assert isinstance(drawn, Image.Image)
-            draft = path.with_suffix(".part")
-            drawn.save(draft, "PNG")
-            draft.rename(path)
+            with whole_file(path, TrainingError) as draft:
+                drawn.save(draft, "PNG")
 
 
 def _seed(seed: int, i: int) -> int:

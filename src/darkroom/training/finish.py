@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import Error, TrainingError
+from ..files import whole_file
 from ..formats.tensors import open_tensors
-from ..formats.writer import Entry, whole_file, write_safetensors
+from ..formats.writer import Entry, write_safetensors
 from ..models.autoencoder import Autoencoder
 from ..models.config import AutoencoderConfig
 from ..prompts.tokenizer import Tokenizer, build_vocabulary

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..errors import visible
+
 if TYPE_CHECKING:
     from .config import LoopConfig
     from .recipes import EmbeddedRecipe
@@ -64,7 +66,7 @@ class Kind:
 def tell_left_out(run: Path, left_out: Sequence[tuple[Path, str]]) -> None:
     """Write down in a run's folder which pictures were left out, a line each, and warn of them."""
     lines = [f"{path}: {why}" for path, why in left_out]
-    lines = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
+    lines = [visible(line) for line in lines]
     (run / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if lines:
         log.warning("%d pictures are left out; %s says which, and why", len(lines), run / LEFT_OUT)

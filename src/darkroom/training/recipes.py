@@ -5,14 +5,13 @@ A recipe is a frozen dataclass; a preset is a function that returns one. `overri
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..adapters.train import WHICH
-from ..errors import TrainingError
+from ..errors import TrainingError, closest
 from ..hints import HINTS
 from ..models.discriminator import smallest
 from ..pipeline import DTYPES
@@ -138,8 +137,8 @@ def _set(recipe: Recipe, key: str, value: str, whole: str) -> Recipe:
         before = whole[: len(whole) - len(key)]
         known = keys(recipe, before)
         same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-        near = difflib.get_close_matches(whole, same or known, n=1, cutoff=0.0 if same else 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        near = closest(whole, same or known, cutoff=0.0 if same else 0.5)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
         raise TrainingError(f"the recipe has no setting {whole[:100]!r}; {hint}")
     if dot:
         return replace(recipe, **{first: _set(getattr(recipe, first), rest, value, whole)})

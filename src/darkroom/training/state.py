@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TrainingError
-from ..formats.disk import sync_folder
+from ..files import sync_folder
 
 NAME = re.compile(r"step-(\d{9})\.pt")
 

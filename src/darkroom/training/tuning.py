@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ..data.dataset import Lessons
 from ..errors import TrainingError
-from ..formats.writer import clear_drafts, whole_file
+from ..files import clear_drafts, whole_file
 from ..pipeline import Pipeline
 from . import state
 from .distill import DistillRecipe, DistillStage

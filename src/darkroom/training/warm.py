@@ -11,8 +11,9 @@ import torch
 import darkroom
 
 from ..errors import TrainingError
+from ..files import read_json
 from ..formats.checkpoint import open_checkpoint
-from ..formats.configs import network_config, read_json
+from ..formats.configs import network_config
 from ..formats.folder import weights_file
 from ..formats.layouts import Part
 from ..formats.rules import Config
