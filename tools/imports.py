@@ -17,33 +17,33 @@ from pathlib import Path
 PACKAGE = "darkroom"
 SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 
-# Room -> the rooms it may use. Every room may use `errors` and `files`, and none a room that is not named here.
+# The rooms of the house from the ground up: a room may use what it names, all of which comes earlier in the table, so
+# that no arrow leads back up. Every room may also use those of EVERYONES, and none a room that is not named here.
 MAY_USE: Mapping[str, frozenset[str]] = {
     room: frozenset(others.split())
     for room, others in {
         "errors": "",
         "files": "",
-        "kernels": "",
-        "samplers": "",
-        "embedded": "",
-        "toy": "images request",
-        "models": "kernels",
         "settings": "",
-        "request": "settings",
+        "request": "",
         "images": "request",
         "masks": "images request",
         "hints": "images request",
+        "embedded": "",
+        "toy": "images request",
         "data": "images request toy",
+        "kernels": "",
+        "models": "kernels",
         "accelerate": "kernels models",
         "adapters": "accelerate kernels models request",
-        "diffusion": "accelerate adapters models",
         "backends": "adapters kernels models",
+        "diffusion": "accelerate adapters models",
+        "samplers": "",
         "bench": "diffusion kernels models",
         "prompts": "adapters models",
         # networks on `meta`; tokenizers; what a scheduler's configuration names
         "formats": "adapters diffusion embedded models prompts request samplers",
-        "engine": "accelerate adapters diffusion formats hints images kernels masks models prompts request samplers "
-        "__version__",
+        "engine": "accelerate adapters diffusion formats hints images kernels masks models prompts request samplers",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",
         "arguments": "adapters engine images",
@@ -58,7 +58,9 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "__main__": "cli",
     }.items()
 }
-EVERYONES = ("errors", "files")
+EVERYONES = ("errors", "files", "settings", "__version__")
+# Rooms in which files still form circles by imports that come late (in functions, or for types alone).
+STILL_ROUND = frozenset({"training"})
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
     ("formats", "prompts"): ("convert.py", "embedding.py", "infotext.py", "save.py"),
@@ -132,7 +134,7 @@ def breaches(source: Path = SOURCE) -> list[str]:
             told.append(f"{where}: the room {use.room!r} is not in MAY_USE of tools/imports.py; say what it may use")
             continue
         target, may = use.target, MAY_USE[use.room]
-        if target is None or target in (use.room, *EVERYONES) or "*" in may:
+        if target in (None, use.room, *EVERYONES) or "*" in may:
             continue
         if target not in may:
             told.append(f"{where}: {use.room!r} may not use {target!r}, only {', '.join(sorted(may) or EVERYONES)}")
@@ -143,16 +145,19 @@ def breaches(source: Path = SOURCE) -> list[str]:
 
 
 def circles(source: Path = SOURCE) -> list[list[str]]:
-    """Modules that import each other while they are being imported: each circle once, by dotted names."""
+    """Files that import each other, by dotted names, each circle once: whoever reads one has to read them all.
+
+    Imports inside functions and under TYPE_CHECKING count: what needs them to be possible is a circle all the same.
+    """
     names = {_name(path, source): path for path in source.rglob("*.py")}
     edges: dict[str, set[str]] = {name: set() for name in names}
     for use in uses(source):
-        if use.at_import:
-            target = use.module
-            while target and target not in names:  # a name inside a module
-                target = target.rpartition(".")[0]
-            if target and target not in (PACKAGE, _name(use.path, source)):
-                edges[_name(use.path, source)].add(target)
+        target = use.module
+        while target and target not in names:  # a name inside a module
+            target = target.rpartition(".")[0]
+        counts = use.at_import or use.room not in STILL_ROUND
+        if counts and target and target not in (PACKAGE, _name(use.path, source)):
+            edges[_name(use.path, source)].add(target)
     found: list[list[str]] = []
     done: set[str] = set()
 
