@@ -65,7 +65,7 @@ STILL_ROUND = frozenset({"training"})
 ONLY = {
     ("formats", "prompts"): ("convert.py", "embedding.py", "infotext.py", "save.py"),
     ("prompts", "models"): ("encoder.py",),
-    ("formats", "samplers"): ("scheduler_config.py",),
+    ("formats", "samplers"): ("sampler_names.py", "scheduler_config.py"),
     ("formats", "diffusion"): ("scheduler_config.py",),
 }
 # Libraries that tests compare with; the package never needs them.

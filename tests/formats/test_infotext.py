@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from darkroom import samplers
-from darkroom.formats.infotext import ROWS, SAMPLER_NAMES, SCHEDULE_NAMES, parse_infotext, to_infotext
+from darkroom.formats.infotext import ROWS, SAMPLER_NAMES, SCHEDULE_NAMES, holds_settings, parse_infotext, to_infotext
 from darkroom.request import Request
 
 RECIPE = {
@@ -216,6 +216,13 @@ def test_what_makes_no_sense_stays_a_text(written: str, read: dict[str, object])
         ("Sampler: Restart", "Restart", None),
         ("Sampler: Restart, Schedule type: Turbo", "Restart", "Turbo"),
         ("Sampler: Karras", "Karras", None),
+        ("Sampler: Restart Karras", "Restart", "karras"),
+        ("Sampler: dpmpp_2m_sde_gpu", "dpmpp_2m_sde", None),
+        ("Sampler: k_dpmpp_2s_a_ka", "dpmpp_2s_ancestral", "karras"),
+        ("Sampler: dpm++2m karras", "dpmpp_2m", "karras"),
+        ("Sampler: dpm++2mv2 karras", "dpm++2mv2", "karras"),
+        ("Sampler: Euler A, Scheduler: sgm_uniform", "euler_ancestral", "sgm_uniform"),
+        ("Sampler: sample_dpm_2, Schedule type: ", "dpm_2", None),
     ],
 )
 def test_sampler_names_old_and_new(written: str, sampler: str, schedule: str | None) -> None:
@@ -272,9 +279,89 @@ def test_numbers_that_make_no_sense_are_kept_as_text(value: str) -> None:
     assert recipe["extra"]["Steps"] == value
 
 
+BOAT = "a boat\nNegative prompt: fog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, Model: m"
+
+
+def test_lines_after_the_settings_are_extras() -> None:
+    text = BOAT + "\nTemplate: a {boat|ship}, (x:1.1), (y:1.2), (z:1.3)\nof two lines\nNegative Template: {fog|mist}"
+    found = parse_infotext(text)
+    assert (found["prompt"], found["negative_prompt"], found["seed"], found["steps"]) == ("a boat", "fog", 5, 20)
+    assert found["model"] == "m"
+    assert found["extra"] == {
+        "Template": "a {boat|ship}, (x:1.1), (y:1.2), (z:1.3)\nof two lines",
+        "Negative Template": "{fog|mist}",
+    }
+    assert parse_infotext(BOAT + "\n\nSeed: 9\nsaid by nobody")["seed"] == 5
+    assert parse_infotext(BOAT + "\nby nobody")["extra"] == {"Text": "by nobody"}
+
+
+def test_a_quoted_value_may_hold_newlines() -> None:
+    line = (
+        'Steps: 20, ADetailer prompt: "a boat,\nSeed: 9, \\"far\\"\naway", Seed: 5, Size: 64x64, Model: m\nTemplate: t'
+    )
+    found = parse_infotext("a boat\n" + line)
+    assert (found["prompt"], found["seed"], found["width"], found["model"]) == ("a boat", 5, 64, "m")
+    assert found["extra"] == {"ADetailer prompt": 'a boat,\nSeed: 9, "far"\naway', "Template": "t"}
+
+
+def test_carriage_returns_are_line_ends() -> None:
+    assert parse_infotext(BOAT.replace("\n", "\r\n") + "\r\n") == parse_infotext(BOAT)
+
+
+def test_stable_diffusion_cpp() -> None:
+    text = (
+        "a boat\nNegative prompt: fog\nSteps: 20, CFG scale: 7.000000, Guidance: 3.500000, Eta: 0.000000, Seed: 5, "
+        "Size: 64x64, Model: , RNG: cuda, Sampler: euler discrete, Unet: u.gguf, Version: stable-diffusion.cpp"
+    )
+    assert parse_infotext(text) == {
+        "prompt": "a boat",
+        "negative_prompt": "fog",
+        "steps": 20,
+        "guidance_scale": 7.0,
+        "seed": 5,
+        "width": 64,
+        "height": 64,
+        "sampler": "euler",
+        "schedule": "normal",
+        "extra": {
+            "Guidance": "3.500000",
+            "Eta": "0.000000",
+            "RNG": "cuda",
+            "Unet": "u.gguf",
+            "Version": "stable-diffusion.cpp",
+        },
+    }
+    found = parse_infotext("p\nSteps: 1, Seed: 2, Model: m, Sampler: dpm++2m, Schedule: karras")
+    assert (found["sampler"], found["schedule"]) == ("dpmpp_2m", "karras")
+    assert "extra" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        (BOAT, True),
+        (BOAT + "\nTemplate: x", True),
+        ("p\nSteps: 20, Guidance Scale: 7, Seed: 1", True),
+        ("", False),
+        ("Screenshot", False),
+        ("Created with GIMP", False),
+        ("Make: Canon, Model: EOS, Size: 3x4", False),
+        ("(boat:1.2), (ship:1.3), (lake:1.1), (fog:1.2)", False),
+        ("a boat\nNegative prompt: fog", False),
+    ],
+)
+def test_what_is_an_infotext(text: str, holds: bool) -> None:
+    assert holds_settings(text) is holds
+    if not holds and "Make" not in text:
+        assert not parse_infotext(text).keys() - {"prompt", "negative_prompt"}
+
+
 text = st.text(alphabet=st.characters(), max_size=60)
 # The format itself has no room for these: a line that starts the negative prompt.
-prompts = text.filter(lambda t: not any(line.startswith("Negative prompt:") for line in t.split("\n")))
+# And a carriage return before a newline is part of it.
+prompts = text.map(lambda t: t.replace("\r", "")).filter(
+    lambda t: not any(line.startswith("Negative prompt:") for line in t.split("\n"))
+)
 names = st.text(alphabet=st.characters(), min_size=1, max_size=30)
 
 

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .infotext import number, sampler_and_schedule, whole
+from .infotext import number, whole
+from .sampler_names import read_sampler
 
 Node = Mapping[str, Any]
 Graph = Mapping[str, Node]
@@ -317,7 +318,7 @@ def _invoke_sampler(name: object) -> dict[str, Any]:
         return {}
     name = name.removeprefix("k_")
     base = name.removesuffix("_k")
-    sampler, _ = sampler_and_schedule(_INVOKE_SAMPLERS.get(base, base))
+    sampler, _ = read_sampler(_INVOKE_SAMPLERS.get(base, base))
     return {"sampler": sampler} | ({"schedule": "karras"} if base != name else {})
 
 

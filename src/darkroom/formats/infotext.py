@@ -24,6 +24,7 @@ from typing import Any
 from ..errors import RequestError
 from ..prompts.grammar import take_tags
 from ..request import MAX_MERGING
+from .sampler_names import read_sampler
 
 # A1111's name of a sampler and of a schedule, by our id (ComfyUI's).
 SAMPLER_NAMES = {
@@ -62,12 +63,6 @@ SCHEDULE_NAMES = {
     "sgm_uniform": "SGM Uniform",
     "simple": "Simple",
 }
-_SAMPLER_IDS = {name.lower(): id for id, name in SAMPLER_NAMES.items()}
-_SCHEDULE_IDS = {name.lower(): id for id, name in SCHEDULE_NAMES.items()} | {"polyexponential": "exponential"}
-
-# Before version 1.9, A1111 wrote the schedule as the last word of the sampler's name.
-_OLD_SUFFIXES = ("karras", "exponential", "polyexponential")
-
 _WHOLE = re.compile(r"[+-]?\d{1,20}\Z", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d{1,20}(?:\.\d{0,40})?|\.\d{1,40})(?:e[+-]?\d{1,3})?\Z", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})\Z", re.ASCII | re.IGNORECASE)
@@ -111,20 +106,6 @@ def plain(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value)
-
-
-def sampler_and_schedule(sampler: str, schedule: str | None = None) -> tuple[str, str | None]:
-    """Our ids for A1111's names, in the new form ("DPM++ 2M", "Karras") and the old one ("DPM++ 2M Karras").
-
-    A name we don't know comes back unchanged.
-    """
-    if schedule is None:
-        front, _, suffix = sampler.rpartition(" ")
-        if front and suffix.lower() in _OLD_SUFFIXES:
-            sampler, schedule = front, suffix
-    if schedule is not None:
-        schedule = _SCHEDULE_IDS.get(schedule.lower(), schedule)
-    return _SAMPLER_IDS.get(sampler.lower(), sampler), schedule
 
 
 def whole(value: object) -> int | None:
@@ -193,8 +174,13 @@ def _write_size(recipe: Mapping[str, Any]) -> object:
     return f"{width}x{height}" if width and height else None
 
 
+# A1111's key, stable-diffusion.cpp's and Fooocus'.
+_SCHEDULE_KEYS = ("Schedule type", "Schedule", "Scheduler")
+
+
 def _read_sampler(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any]:
-    sampler, schedule = sampler_and_schedule(text, pairs.get("Schedule type"))
+    told = next((pairs[key] for key in _SCHEDULE_KEYS if pairs.get(key)), None)
+    sampler, schedule = read_sampler(text, told)
     return {"sampler": sampler} if schedule is None else {"sampler": sampler, "schedule": schedule}
 
 
@@ -401,9 +387,10 @@ def _named(id: object, names: Mapping[str, str]) -> object:
 _NEGATIVE = "Negative prompt:"
 _KEY = re.compile(r"\w[\w \-/]+\Z")
 _KEY_START = re.compile(r"[\w \-/]")
-_QUOTED = re.compile(r'"(?:\\.|[^\\"])++"')  # possessive: no second try, hence linear time
+_QUOTED = re.compile(r'"(?:\\.|[^\\"])++"', re.DOTALL)  # possessive: no second try, hence linear time
 _MAX_KEY = 200
 _MAX_PAIRS = 1000
+_MAX_TRIES = 20  # lines that are looked at as the settings
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -459,56 +446,113 @@ def parse_infotext(text: str) -> dict[str, Any]:
 
     Returns `prompt`, `negative_prompt` and, as far as they are there and make sense, the fields of `infokeys.ROWS` as
     plain values; samplers and schedules by our ids (a name we don't know stays as it is). Every other pair
-    is in `extra`, a dict of strings. Never raises: text that is no infotext is a prompt. Takes time linear in the
-    length of the text.
+    is in `extra`, a dict of strings, and so are the lines that extensions write after the line of settings
+    ("Template: ..."). Never raises: text that is no infotext is a prompt. Takes time linear in the length of the text.
     """
-    *lines, last = text.rstrip().split("\n")
-    pairs = _read_pairs(last)
-    if len(pairs) < 3:  # A1111's own test of whether there is a line of parameters
-        lines, pairs = text.split("\n"), {}
-    prompt, negative = lines, None
-    for number, line in enumerate(lines):
+    text = text.replace("\r\n", "\n")
+    lines = text.rstrip().split("\n")
+    at, pairs, rest = _find_settings(lines)
+    if not pairs:  # the prompt is all of it
+        lines = text.split("\n")
+        at = len(lines)
+    prompt, negative = lines[:at], None
+    for number, line in enumerate(prompt):
         if line.startswith(_NEGATIVE):
-            prompt, negative = lines[:number], "\n".join(lines[number:])[len(_NEGATIVE) :].removeprefix(" ")
+            prompt, negative = lines[:number], "\n".join(lines[number:at])[len(_NEGATIVE) :].removeprefix(" ")
             break
+    for key, value in _trailing(rest).items():
+        pairs.setdefault(key, value)
     text = "\n".join(prompt)
     return {"prompt": text, "negative_prompt": negative or ""} | _recipe(pairs, text)
 
 
-def _read_pairs(line: str) -> dict[str, str]:
-    """Split `Key: value, Key: "quoted, value", ...`. Every character is looked at a bounded number of times."""
+def holds_settings(text: str) -> bool:
+    """Whether a text has the line that makes it an infotext: a picture's comment is any text otherwise."""
+    lines = text.replace("\r\n", "\n").rstrip().split("\n")
+    pairs = _find_settings(lines)[1]
+    return len(pairs) >= 3 and "Steps" in pairs and not _STRONG.isdisjoint(pairs)
+
+
+_STRONG = frozenset({"Sampler", "CFG scale", "Guidance Scale", "Seed", "Size", "Model", "Model hash"})  # beside Steps
+
+
+def _find_settings(lines: list[str]) -> tuple[int, dict[str, str], list[str]]:
+    """Where the settings begin, their pairs, and the lines after them; (the end, {}, []) if there are none.
+
+    The settings are the last line with Steps and another of A1111's keys in it, or else the last line of all if it has
+    three pairs, one of them known: A1111's own test is three pairs of anything, which a prompt such as "(a:1.2), (b:1),
+    (c:1)" passes.
+    """
+    tries = 0
+    for at in range(len(lines) - 1, -1, -1):
+        if "Steps:" in lines[at]:
+            pairs, used = _read_pairs("\n".join(lines[at:]))
+            if len(pairs) >= 3 and "Steps" in pairs and not _STRONG.isdisjoint(pairs):
+                return at, pairs, lines[at + used :]
+            tries += 1
+            if tries == _MAX_TRIES:
+                break
+    pairs, _ = _read_pairs(lines[-1])
+    if len(pairs) >= 3 and any(row.key in pairs for row in ROWS):
+        return len(lines) - 1, pairs, []
+    return len(lines), {}, []
+
+
+def _trailing(lines: list[str]) -> dict[str, str]:
+    """The pairs in lines after the settings: each line is one, with all the text up to the next line's key."""
+    pairs: dict[str, str] = {}
+    key = "Text"
+    for line in lines[:_MAX_PAIRS]:
+        name, colon, value = line.partition(":")
+        if colon and len(name) <= _MAX_KEY and _KEY.match(name) and name not in pairs:
+            key, pairs[name] = name, _unquote(value.strip())
+        elif line.strip() or key in pairs:
+            pairs[key] = f"{pairs[key]}\n{line}" if key in pairs else line
+    return pairs
+
+
+def _read_pairs(text: str) -> tuple[dict[str, str], int]:
+    """Split `Key: value, Key: "quoted, value", ...` up to the end of the line, which a quoted value may pass.
+
+    Returns the pairs and how many lines they take. Every character is looked at a bounded number of times.
+    """
     pairs: dict[str, str] = {}
     decoder = json.JSONDecoder()
-    start, end, tries = 0, len(line), 0
-    while start < end and len(pairs) < _MAX_PAIRS:
-        colon = line.find(":", start)
+    start, end, tries = 0, len(text), 0
+    line_end = text.find("\n")
+    line_end = end if line_end < 0 else line_end
+    while start < line_end and len(pairs) < _MAX_PAIRS:
+        colon = text.find(":", start, line_end)
         if colon < 0:
             break
         # The key is the longest run of key characters before the colon.
         first = colon
-        while first > start and colon - first < _MAX_KEY and _KEY_START.match(line, first - 1):
+        while first > start and colon - first < _MAX_KEY and _KEY_START.match(text, first - 1):
             first -= 1
-        key = line[first:colon].strip(" -/")
+        key = text[first:colon].strip(" -/")
         start = colon + 1
         if not _KEY.match(key):
             continue
-        while start < end and line[start].isspace():
+        while start < line_end and text[start].isspace():
             start += 1
         stop = -1
-        if start < end and line[start] == '"' and (match := _QUOTED.match(line, start)):
+        if start < line_end and text[start] == '"' and (match := _QUOTED.match(text, start)):
             stop = match.end()
-        elif start < end and line[start] in "[{" and tries < 20:  # the JSON that some web sites add, unquoted
+        elif start < line_end and text[start] in "[{" and tries < 20:  # the JSON that some web sites add, unquoted
             tries += 1
             try:
-                stop = decoder.raw_decode(line, start)[1]
+                stop = decoder.raw_decode(text, start)[1]
             except (ValueError, RecursionError):
                 stop = -1
-        if stop < 0 or (stop < end and line[stop] != ","):
-            stop = line.find(",", start)
-            stop = end if stop < 0 else stop
-        pairs[key] = _unquote(line[start:stop].strip())
+        if stop > line_end:  # the value went on in other lines
+            line_end = text.find("\n", stop)
+            line_end = end if line_end < 0 else line_end
+        if stop < 0 or (stop < line_end and text[stop] != ","):
+            stop = text.find(",", start, line_end)
+            stop = line_end if stop < 0 else stop
+        pairs[key] = _unquote(text[start:stop].strip())
         start = stop + 1
-    return pairs
+    return pairs, text.count("\n", 0, line_end) + 1
 
 
 def _unquote(value: str) -> str:
@@ -521,11 +565,18 @@ def _unquote(value: str) -> str:
     return decoded if isinstance(decoded, str) else value
 
 
+# stable-diffusion.cpp writes these where there is nothing to say.
+_MAY_BE_EMPTY = ("Model", "Model hash", "VAE", "VAE hash", "Sampler", *_SCHEDULE_KEYS)
+
+
 def _recipe(pairs: Mapping[str, str], prompt: str) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
+    pairs = {key: value for key, value in pairs.items() if value or key not in _MAY_BE_EMPTY}
     extra = dict(pairs)
     for row in ROWS:
         if row.key in pairs and (found := row.read(pairs[row.key], pairs, prompt)) is not None:
             recipe |= found
             del extra[row.key]
+    if "Sampler" in pairs:  # read with it
+        extra = {key: value for key, value in extra.items() if key not in _SCHEDULE_KEYS}
     return recipe | ({"extra": extra} if extra else {})

@@ -1,0 +1,115 @@
+"""Other tools' names of samplers and schedules, read as ours.
+
+The same sampler is "DPM++ 2M SDE" in A1111, "k_dpmpp_2m_sde" in its API, "dpmpp_2m_sde_gpu" in ComfyUI (where the noise
+is made on the GPU), "dpm++2m_sde" in stable-diffusion.cpp and "sample_dpmpp_2m_sde" in k-diffusion. Letters and digits
+decide; prefixes and endings that say something else are taken off: the library ("k_", "sample_"), the device ("_gpu")
+and the schedule ("DPM++ 2M Karras", "dpmpp_2m_k", "euler discrete").
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from ..samplers import entry, names
+
+# Samplers that we don't have, under ComfyUI's ids: a recipe names them all the same.
+_OTHERS = {
+    "dpm_fast": "DPM fast",
+    "dpm_adaptive": "DPM adaptive",
+    "heunpp2": "Heun++ 2",
+    "res_multistep": "Res Multistep",
+}
+# Names that no table of ours has. InvokeAI says kdpm_2, and dpmpp_2s without the ancestral that it is.
+_MORE = {
+    "kdpm2": "dpm_2",
+    "kdpm2a": "dpm_2_ancestral",
+    "dpmpp2s": "dpmpp_2s_ancestral",
+    "eulerancestral": "euler_ancestral",
+}
+_SCHEDULES = {
+    "automatic": "automatic",
+    "uniform": "normal",
+    "normal": "normal",
+    "discrete": "normal",  # stable-diffusion.cpp
+    "native": "normal",  # NovelAI
+    "karras": "karras",
+    "exponential": "exponential",
+    "polyexponential": "exponential",
+    "sgmuniform": "sgm_uniform",
+    "simple": "simple",
+    "beta": "beta",
+    "kloptimal": "kl_optimal",
+    "alignyoursteps": "align_your_steps",
+    "ays": "align_your_steps",
+    "linspace": "linspace",
+    "leading": "leading",
+    "trailing": "trailing",
+}
+# The last words of a sampler's name that are a schedule's; the longest first.
+_ENDINGS = {
+    "align your steps": "align_your_steps",
+    "sgm uniform": "sgm_uniform",
+    "kl optimal": "kl_optimal",
+    "polyexponential": "exponential",
+    "exponential": "exponential",
+    "discrete": "normal",
+    "uniform": "normal",
+    "normal": "normal",
+    "simple": "simple",
+    "karras": "karras",
+    "ays": "align_your_steps",
+    "exp": "exponential",
+    "ka": "karras",
+    "k": "karras",
+}
+_ALWAYS = ("karras", "exponential", "polyexponential")  # endings of samplers that we don't know, too
+
+
+def read_sampler(sampler: str, schedule: str | None = None) -> tuple[str, str | None]:
+    """Our ids of a sampler and of its schedule: the one given, else the one that the name ends in, else None.
+
+    A name that we don't know comes back unchanged, but for a schedule at its end.
+    """
+    found, ending = _split(sampler)
+    return found, ending if schedule is None else read_schedule(schedule)
+
+
+def read_schedule(name: str) -> str:
+    """Our id of a schedule; a name that we don't know comes back unchanged."""
+    return _SCHEDULES.get(_key(name), name)
+
+
+def _split(sampler: str) -> tuple[str, str | None]:
+    if known := _known(sampler):
+        return known, None
+    words = re.sub(r"[\s_]+", " ", sampler[:200]).strip()
+    for ending, schedule in _ENDINGS.items():
+        front = words[: -len(ending)].rstrip() if words.casefold().endswith(f" {ending}") else ""
+        if front and (known := _known(front)):
+            return known, schedule
+        if front and ending in _ALWAYS:
+            return sampler.strip()[: len(front)], schedule
+    return sampler, None
+
+
+def _known(name: str) -> str | None:
+    key = _key(name.strip()[:200])
+    for prefix in ("", "k", "sample"):
+        if key.startswith(prefix) and (found := _ids().get(key.removeprefix(prefix).removesuffix("gpu"))):
+            return found
+    return None
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold().replace("++", "pp"))
+
+
+@cache
+def _ids() -> dict[str, str]:
+    """Letters and digits of every name of a sampler -> its id."""
+    ids = {_key(name): id for id, label in _OTHERS.items() for name in (id, label)} | _MORE
+    for id in names():
+        row = entry(id)
+        ids |= {_key(name): id for name in (id, row.label, *row.aliases, *([row.diffusers] if row.diffusers else []))}
+    return ids
