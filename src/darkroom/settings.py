@@ -14,18 +14,28 @@ A `Kind` says what values there may be: it checks one that was given, and reads 
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 from .errors import nearest, shown
 
+T = TypeVar("T")
+
 
 class SettingError(Exception):
-    """One sentence: a setting's name, the value that it can't have, and what it must be."""
+    """One sentence: a setting's name, the value that it can't have, and what it must be.
+
+    `clause` says it without the name, where a text can't be read: "'x' is not a whole number".
+    """
+
+    def __init__(self, sentence: str, clause: str = "") -> None:
+        super().__init__(sentence)
+        self.clause = clause or sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,8 @@ class Kind:
         metavar: what stands for the value in a command's help, such as "N".
         wanted: the values in words, such as "a whole number from 1 to 1000".
         choices: all values, where they have names.
+        of: int, float, bool or str; of a tuple, its parts' type; a dataclass whose fields are settings themselves.
+        count: 1: a value is one of `of`; 2, 4: a tuple of so many of them; 0: of any number.
     """
 
     check: Callable[[str, Any], Any]
@@ -45,6 +57,8 @@ class Kind:
     metavar: str = "VALUE"
     wanted: str = ""
     choices: tuple[str, ...] = ()
+    of: type = str
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,12 @@ class Setting:
         option: the command line's name, such as "--guidance"; None: no option.
         key: A1111's name in the line of parameters ("infotext"), such as "CFG scale"; None: none.
         axis: whether a sweep may vary it.
+        metavar: what stands for the value in a command's help, if not the kind's.
+        called: what sentences call it, if not its name: "hires scale".
+        aliases: what other programs call it, for axes of a sweep.
+        group: the value of `Pipeline.generate` that holds it, and its name there: "guidance.rescale"; None: it is an
+            argument itself.
+        joint: what it is a part of where people say it: a width is said in a size.
         extra: what else a room declares of its own fields, by name.
     """
 
@@ -65,7 +85,22 @@ class Setting:
     option: str | None = None
     key: str | None = None
     axis: bool = True
+    metavar: str | None = None
+    called: str | None = None
+    aliases: tuple[str, ...] = ()
+    group: str | None = None
+    joint: Joint | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """Several fields that people say at once: "512x768" is a width and a height. `told` is declared for all of them;
+    its kind has tuples of their values."""
+
+    name: str
+    fields: tuple[str, ...]
+    told: Setting
 
 
 def setting(
@@ -76,11 +111,17 @@ def setting(
     option: str | None = None,
     key: str | None = None,
     axis: bool = True,
+    metavar: str | None = None,
+    called: str | None = None,
+    aliases: tuple[str, ...] = (),
+    group: str | None = None,
+    joint: Joint | None = None,
     **extra: Any,
 ) -> Any:
     """A dataclass field that is a setting; the arguments are `Setting`'s. Without a default the field must be given."""
     assert kind is not None
-    return field(default=default, metadata={"setting": Setting(kind, help, option, key, axis, extra)})
+    declared = Setting(kind, help, option, key, axis, metavar, called, aliases, group, joint, extra)
+    return field(default=default, metadata={"setting": declared})
 
 
 def settings(owner: Any) -> dict[str, Setting]:
@@ -88,22 +129,50 @@ def settings(owner: Any) -> dict[str, Setting]:
     return {f.name: f.metadata["setting"] for f in fields(owner) if "setting" in f.metadata}
 
 
+def joined(owner: Any) -> Iterator[tuple[str, tuple[str, ...], Setting]]:
+    """(name, fields, setting) as people say them: what is joint comes once, in the first of its fields' place."""
+    for name, declared in settings(owner).items():
+        if declared.joint is None:
+            yield name, (name,), declared
+        elif declared.joint.fields[0] == name:
+            yield declared.joint.name, declared.joint.fields, declared.joint.told
+
+
+def default(owner: Any, name: str) -> Any:
+    """A field's default; `dataclasses.MISSING` if it must be given."""
+    return next(_default(f) for f in fields(owner) if f.name == name)
+
+
+def _default(f: Field[Any]) -> Any:
+    return f.default if f.default is not MISSING or f.default_factory is MISSING else f.default_factory()
+
+
 def check(instance: Any, error: Callable[[str], Exception]) -> None:
     """Check all settings of a frozen dataclass and keep their plain values; to be called in `__post_init__`.
 
-    Raises `error` with the sentence.
+    A value that is the default itself passes unseen. Raises `error` with the sentence.
     """
-    for f in fields(instance):
-        declared: Setting | None = f.metadata.get("setting")
-        value = getattr(instance, f.name)
-        if declared is None or (value is None and f.default is None):
+    values, checks = _checks(type(instance))  # type: ignore[arg-type]  # a class can be a key
+    for value, (usual, name, called, kind_check) in zip(values(instance), checks, strict=True):
+        if value is usual:
             continue
         try:
-            plain = declared.kind.check(f.name, value)
+            plain = kind_check(called, value)
         except SettingError as wrong:
             raise error(str(wrong)) from None
         if plain is not value:
-            object.__setattr__(instance, f.name, plain)
+            object.__setattr__(instance, name, plain)
+
+
+@functools.cache
+def _checks(owner: Any) -> tuple[Callable[[Any], tuple[Any, ...]], tuple[tuple[Any, str, str, Any], ...]]:
+    """All settings' values of an instance at once, and of each (default, name, name in sentences, check)."""
+    usual = {f.name: f.default for f in fields(owner)}
+    found = tuple((usual[name], name, s.called or name, s.kind.check) for name, s in settings(owner).items())
+    names = [name for _, name, _, _ in found]
+    if len(names) > 1:
+        return operator.attrgetter(*names), found
+    return lambda instance: tuple(getattr(instance, name) for name in names), found
 
 
 def changed(instance: Any) -> dict[str, Any]:
@@ -111,8 +180,31 @@ def changed(instance: Any) -> dict[str, Any]:
     return {f.name: value for f in fields(instance) if (value := getattr(instance, f.name)) != _default(f)}
 
 
-def _default(f: Field[Any]) -> Any:
-    return f.default if f.default is not MISSING or f.default_factory is MISSING else f.default_factory()
+def to_plain(instance: Any) -> dict[str, Any]:
+    """The values as a JSON object: tuples as lists, infinity as null. Where nothing is said (None, ()), no key is."""
+    values = {f.name: (getattr(instance, f.name), f.default) for f in fields(instance)}
+    return {name: _plain(value) for name, (value, usual) in values.items() if value not in (None, ()) or value != usual}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(value)
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def from_plain(owner: type[T], values: Any, what: str, error: Callable[[str], Exception]) -> T:
+    """The inverse of `to_plain`. Raises `error` for what is no object, and for a key that is no field, with the
+    nearest; the sentences begin with `what`, such as "a request". The key `schema` is passed over.
+    """
+    if not isinstance(values, Mapping):
+        raise error(f"{what} is {shown(values)}; it must be an object of names and values")
+    known = [f.name for f in fields(owner)]  # type: ignore[arg-type]  # a dataclass
+    for key in values:
+        if key not in known and key != "schema":
+            raise error(f"{what} has no field {shown(key)}{nearest(str(key), known)}")
+    return owner(**{key: value for key, value in values.items() if key != "schema"})
 
 
 # --- kinds
@@ -129,7 +221,7 @@ def whole(low: int, high: int, unit: str = "") -> Kind:
             raise SettingError(f"{name} is {shown(number)}; it must be from {low} to {high}{unit}")
         return number
 
-    return Kind(check, _read_whole, "N", f"a whole number from {low} to {high}{unit}")
+    return Kind(check, read_whole, "N", f"a whole number from {low} to {high}{unit}", of=int)
 
 
 def real(low: float, high: float, unit: str = "") -> Kind:
@@ -146,7 +238,7 @@ def real(low: float, high: float, unit: str = "") -> Kind:
             raise SettingError(f"{name} is {shown(value)}; it must be from {low:g} to {high:g}{unit}")
         return number
 
-    return Kind(check, _read_real, "X", f"a number from {low:g} to {high:g}{unit}")
+    return Kind(check, read_real, "X", f"a number from {low:g} to {high:g}{unit}", of=float)
 
 
 def text(longest: int) -> Kind:
@@ -159,7 +251,7 @@ def text(longest: int) -> Kind:
             raise SettingError(f"{name} has {len(value):,} characters; shorten it to {longest:,} or fewer")
         return value
 
-    return Kind(check, _as_it_is, "TEXT", f"a text of at most {longest:,} characters")
+    return Kind(check, read_text, "TEXT", f"a text of at most {longest:,} characters")
 
 
 def one_of(names: Iterable[str]) -> Kind:
@@ -172,7 +264,7 @@ def one_of(names: Iterable[str]) -> Kind:
             raise SettingError(f"{name} is {shown(value)}; it must be one of {', '.join(known)}{near}")
         return value
 
-    return Kind(check, _as_it_is, "NAME", f"one of {', '.join(known)}", known)
+    return Kind(check, read_text, "NAME", f"one of {', '.join(known)}", known)
 
 
 def flag() -> Kind:
@@ -183,31 +275,54 @@ def flag() -> Kind:
             raise SettingError(f"{name} is {shown(value)}; it must be True or False")
         return value
 
-    return Kind(check, _read_flag, "", "true or false")
+    return Kind(check, read_flag, "", "true or false", of=bool)
 
+
+def or_none(kind: Kind) -> Kind:
+    """Another kind's values, or None, in a field that must be given all the same."""
+    return replace(kind, check=lambda name, value: None if value is None else kind.check(name, value))
+
+
+# --- values from texts
 
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-def _read_whole(name: str, text: str) -> int:
+def read_whole(name: str, text: str) -> int:
+    """A whole number; Python itself refuses one of more than 4,300 digits."""
     try:
         return int(text)
     except ValueError:
-        raise SettingError(f"{name} is {shown(text)}; it must be a whole number") from None
+        raise _unread(name, text, "a whole number") from None
 
 
-def _read_real(name: str, text: str) -> float:
+def read_real(name: str, text: str) -> float:
+    """A number; what is not finite is left to the check."""
     try:
         return float(text)
     except ValueError:
-        raise SettingError(f"{name} is {shown(text)}; it must be a number") from None
+        raise _unread(name, text, "a number") from None
 
 
-def _read_flag(name: str, text: str) -> bool:
+def read_flag(name: str, text: str) -> bool:
+    """True or False, also as yes, on, 1 and no, off, 0."""
     if text.lower() not in _FLAGS:
-        raise SettingError(f"{name} is {shown(text)}; it must be true or false")
+        raise SettingError(f"{name} is {shown(text)}; it must be true or false", f"{text[:40]!r} is neither yes nor no")
     return _FLAGS[text.lower()]
 
 
-def _as_it_is(name: str, text: str) -> str:
+def read_text(name: str, text: str) -> str:
+    """The text itself."""
     return text
+
+
+def read_nothing(name: str, text: str) -> Any:
+    """Of values that nobody writes as words."""
+    raise SettingError(
+        f"{name} is {shown(text)}; such a value can't be written as words",
+        "such values can't be written as words; give them from Python",
+    )
+
+
+def _unread(name: str, text: str, wanted: str) -> SettingError:
+    return SettingError(f"{name} is {shown(text)}; it must be {wanted}", f"{text[:40]!r} is not {wanted}")
