@@ -99,7 +99,7 @@ class Pipeline:
         # What upscaling models noise the small picture with; DDPM's own betas where the checkpoint doesn't say.
         self.low_res_schedule = Schedule.from_config((checkpoint and checkpoint.low_res_scheduler_config) or {})
         self.denoiser = Denoiser(unet, self.schedule)
-        self.prompts = encoder_of(texts, penultimate=unet.config.told_sizes)
+        self.prompts = encoder_of(texts, penultimate=unet.config.size_conditioning)
         self.previewer = Previewer(autoencoder)
         self.controlnets: dict[str, LoadedControlNet] = {}
         second = {} if text_encoder_2 is None else {"text_encoder_2": text_encoder_2}

@@ -300,3 +300,20 @@ def test_published_text_encoder_and_autoencoder():
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     }
     assert AutoencoderConfig.from_diffusers(autoencoder) == presets.SD15_AUTOENCODER
+
+
+def test_a_field_is_declared_once():
+    """What is checked, read and written follows from its declaration."""
+    from dataclasses import dataclass
+
+    from darkroom.models.config import SIZE, Config
+    from darkroom.settings import setting
+
+    @dataclass(frozen=True, slots=True)
+    class Example(Config):
+        width: int = setting(8, SIZE, "of a layer", key="their_width", absent=4)
+
+    assert Example.from_diffusers({}).width == 4
+    assert Example.from_diffusers({"their_width": 16}).to_diffusers() == {"their_width": 16}
+    with pytest.raises(ValueError, match=r"width is 0; it is a whole number in 1\.\.1000000"):
+        Example.from_diffusers({"their_width": 0})

@@ -156,7 +156,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
         pad_token=EXCLAMATION_MARK if configs["text_encoder"].hidden_act == "gelu" else EOS,
         text_encoder_2_config=configs.get("text_encoder_2"),
         tokenizer_folder_2=folder.tokenizer_files(path / "tokenizer_2")[0] if "text_encoder_2" in folders else None,
-        zero_negative=configs["unet"].told_sizes and folder.zero_negative(path),
+        zero_negative=configs["unet"].size_conditioning and folder.zero_negative(path),
         low_res_scheduler_config=read_json(low_res) if low_res.is_file() else None,
         defaults=folder.defaults(path),
     )
@@ -205,8 +205,8 @@ def _pool(configs: dict[Part, Any], path: Path) -> None:
     """
     unet, texts = configs["unet"], [part for part in configs if part.startswith("text_encoder")]
     for part in texts:
-        configs[part] = replace(configs[part], projection=unet.told_sizes and part == texts[-1])
-    if not unet.told_sizes:
+        configs[part] = replace(configs[part], projection=unet.size_conditioning and part == texts[-1])
+    if not unet.size_conditioning:
         if len(texts) > 1:
             raise CheckpointError(f"{path} has two text encoders, and its U-Net is not told what SDXL's is.")
         return

@@ -192,7 +192,7 @@ def dropped_layers(layers: int, openclip: bool) -> int:
 
 def family_of(unet: UNetConfig, text_encoders: int = 1) -> str:
     """ "sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler" or "custom"."""
-    if unet.told_sizes:
+    if unet.size_conditioning:
         return "sdxl" if text_encoders == 2 else "sdxl_refiner"
     if unet.in_channels == 7 and unet.num_class_embeds is not None:
         return "upscaler"

@@ -138,7 +138,7 @@ def save_folder(
         if defaults:
             write_json(draft / DEFAULTS_FILE, dict(defaults))
         index = _model_index(unet_config.in_channels, scheduler_config, low_res_scheduler_config)
-        if unet_config.told_sizes:
+        if unet_config.size_conditioning:
             index = _sdxl_index(index, [places[part] for part in tokenizers], zero_negative)
         write_json(draft / "model_index.json", index)
     return target
@@ -172,7 +172,7 @@ def save_single_file(
     if isinstance(autoencoder_config, TinyAutoencoderConfig):
         raise CheckpointError(f"{target}: a tiny autoencoder has no place in a single file; save a folder.")
     layout: Layout = "openclip" if text_encoder_config.hidden_act == "gelu" else "ldm"
-    if unet_config.told_sizes:
+    if unet_config.size_conditioning:
         layout = "sdxl_openclip" if text_encoder_config.projection else "sdxl_clip"
     notes: dict[str, Any] = {
         "unet": unet_config.to_diffusers(),
@@ -188,7 +188,7 @@ def save_single_file(
         notes["tokenizer"] = _tokenizer_texts(tokenizer)
         if tokenizer_2 is not None:
             notes["tokenizer_2"] = _tokenizer_texts(tokenizer_2)
-    if unet_config.told_sizes:
+    if unet_config.size_conditioning:
         notes["pipeline"] = {"force_zeros_for_empty_prompt": zero_negative}
     if text_encoder_2_config is not None:
         notes["text_encoder_2"] = text_encoder_2_config.to_diffusers()

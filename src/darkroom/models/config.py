@@ -1,17 +1,82 @@
-"""Configurations of the three networks, read from and written to the `config.json` files of a diffusers folder."""
+"""Configurations of the networks, read from and written to the `config.json` files of a diffusers folder.
+
+A field is declared once, as a `setting` with its kind and what it is; what is checked, read and written follows from
+that. Beside `settings.setting`'s arguments a field may say
+
+    key        the name in the file, where it isn't the field's; "": its class reads and writes it by hand
+    absent     what a file that lacks the key means: diffusers' default, where ours is another
+    empty      True: None, 0 and [] in a file mean what an absent key means
+    read       a value of a file to the field's
+    write      and back
+    per_level  True: as many values as `block_out_channels` has; a file may give a single one for all
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from ..settings import Kind, SettingError, check, setting
 
 Json = Mapping[str, Any]
 
-
 LARGEST = 1_000_000  # above any size, width or count of a real network: a broken file must not ask for terabytes
 DEEPEST = 64  # levels, resnets or transformer blocks in a row
+
+
+# Kinds, each by what is wrong with a value, in words ("": nothing). Values stay as the file has them.
+
+
+def _kind(wrong: Callable[[Any], str]) -> Kind:
+    def checked(name: str, value: Any) -> Any:
+        if problem := wrong(value):
+            raise SettingError(f"{name} is {value!r}; {problem}")
+        return value
+
+    return Kind(checked, lambda name, text: text)
+
+
+def _not_whole(value: Any, low: int = 1) -> str:
+    good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= LARGEST
+    return "" if good else f"it is a whole number in {low}..{LARGEST}"
+
+
+def _not_depth(value: Any) -> str:
+    return _not_whole(value) or ("" if value <= DEEPEST else f"at most {DEEPEST} are built")
+
+
+def _not_number(value: Any) -> str:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return "" if good else "it is a finite number"
+
+
+def _not_flag(value: Any) -> str:
+    return "" if isinstance(value, bool) else "it is true or false"
+
+
+def _each(wrong: Callable[[Any], str]) -> Kind:
+    """Tuples of such values."""
+
+    def problem(values: Any) -> str:
+        if not (isinstance(values, tuple) and 0 < len(values) <= DEEPEST):
+            return f"it is a list of 1 to {DEEPEST} values"
+        return next(filter(None, map(wrong, values)), "")
+
+    return _kind(problem)
+
+
+def _one_of(*words: str) -> Kind:
+    return _kind(lambda value: "" if value in words else f"it is {' or '.join(map(repr, words))}")
+
+
+SIZE, SIZES = _kind(_not_whole), _each(_not_whole)
+INDEX = _kind(lambda value: _not_whole(value, 0))
+DEPTH, DEPTHS = _kind(_not_depth), _each(_not_depth)
+NUMBER, NUMBERS = _kind(_not_number), _each(_not_number)
+FLAG, FLAGS = _kind(_not_flag), _each(_not_flag)
+ACTIVATION = _one_of("quick_gelu", "gelu")
 
 
 def _levels(value: Any, levels: int) -> tuple[Any, ...]:
@@ -24,31 +89,6 @@ def _side(value: Any) -> Any:
     return max(value) if isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value) else value
 
 
-def _check_values(config: Any, at_least: Mapping[str, int]) -> None:
-    """Raise ValueError, naming it, on a field of the wrong type or out of all reason; `at_least` defaults to 1."""
-    for field in fields(config):
-        value, kind = getattr(config, field.name), str(field.type)
-        values = value if kind.startswith("tuple") and isinstance(value, tuple) else (value,)
-        if kind.endswith("| None"):
-            values = () if value is None else values
-        elif kind.startswith("tuple") and not (isinstance(value, tuple) and 0 < len(value) <= DEEPEST):
-            raise ValueError(f"{field.name} is {value!r}; it is a list of 1 to {DEEPEST} values")
-        for one in values:
-            if "bool" in kind:
-                good, wanted = isinstance(one, bool), "true or false"
-            elif "int" in kind:
-                low = at_least.get(field.name, 1)
-                good = isinstance(one, int) and not isinstance(one, bool) and low <= one <= LARGEST
-                wanted = f"a whole number in {low}..{LARGEST}"
-            elif "float" in kind:
-                good = isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
-                wanted = "a finite number"
-            else:
-                good, wanted = isinstance(one, str), "a word"
-            if not good:
-                raise ValueError(f"{field.name} is {value!r}; it is {wanted}")
-
-
 def _check_object(config: Any) -> None:
     if not isinstance(config, Mapping):
         raise ValueError(f"the configuration is a {type(config).__name__}; it must be an object of names and values")
@@ -59,30 +99,90 @@ def _check_divides(name: str, parts: int, width: int) -> None:
         raise ValueError(f"{name} is {parts}; it must divide the width {width}")
 
 
-@dataclass(frozen=True, slots=True)
-class AutoencoderConfig:
-    """AutoencoderKL: pictures [N, 3, H, W] in -1..1 to latents [N, 4, H/8, W/8] and back."""
+def _key(field: Field[Any]) -> str:
+    key: str | None = field.metadata["setting"].key
+    return field.name if key is None else key
 
-    in_channels: int = 3  # channels of a picture
-    out_channels: int = 3  # channels of a decoded picture
-    latent_channels: int = 4  # channels of a latent
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # width of each level, finest first
-    layers_per_block: int = 2  # resnets a level (the decoder has one more)
-    norm_num_groups: int = 32  # groups of every GroupNorm
-    scaling_factor: float = 0.18215  # latent = scaling_factor * encoder mean
-    shift_factor: float = 0.0  # subtracted before scaling
-    sample_size: int = 512  # the picture size it was trained at
-    mid_block_attention: bool = True  # one self-attention in the middle
-    use_quant_conv: bool = True  # 1x1 convolution after the encoder
-    use_post_quant_conv: bool = True  # 1x1 convolution before the decoder
-    force_upcast: bool = True  # half precision overflows in the original weights
-    latents_mean: tuple[float, ...] | None = None  # of each channel, before scaling; with
-    latents_std: tuple[float, ...] | None = None  # this, its deviation
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What all configurations share. Raises ValueError, naming it, on a value that can't be."""
+
+    NETWORK: ClassVar[str] = ""  # how messages call it
+    CONSTANT: ClassVar[Json] = {}  # what its file says besides the fields
+    SUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # further keys, and the values of them that can be built
+    OMITTED: ClassVar[frozenset[str]] = frozenset()  # fields of its parent that its file doesn't have
 
     def __post_init__(self) -> None:
-        _check_values(self, {})
-        if self.layers_per_block > DEEPEST:
-            raise ValueError(f"layers_per_block is {self.layers_per_block}; at most {DEEPEST} are built")
+        check(self, ValueError)
+        for field in fields(self):
+            levels, value = getattr(self, "block_out_channels", ()), getattr(self, field.name)
+            if field.metadata["setting"].extra.get("per_level") and len(value) != len(levels):
+                raise ValueError(f"{field.name} is {value!r}; it needs one value for each of {len(levels)} levels")
+
+    @classmethod
+    def from_diffusers(cls, config: Json) -> Self:
+        """Read the `config.json` of diffusers or transformers. Raises ValueError on what we can't build."""
+        return cls(**cls._read(config))
+
+    @classmethod
+    def _read(cls, config: Json, levels: int = 1) -> dict[str, Any]:
+        """The fields that have a key, by name; a single value stands for that many levels."""
+        _check_object(config)
+        for key, values in cls.SUPPORTED.items():
+            if key in config and config[key] not in values:
+                raise ValueError(f"{cls.NETWORK} option {key}={config[key]!r} is not supported")
+        found = {}
+        for field in fields(cls):
+            extra = field.metadata["setting"].extra
+            key, absent = _key(field), extra.get("absent", field.default)
+            if key and field.name not in cls.OMITTED:
+                value = config.get(key, absent)
+                value = absent if extra.get("empty") and not value else value
+                value = extra["read"](value) if "read" in extra else value
+                if isinstance(field.default, tuple):
+                    value = _levels(value, levels if extra.get("per_level") else 1)
+                found[field.name] = value
+        return found
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `config.json` that diffusers or transformers reads."""
+        written = dict(self.CONSTANT)
+        for field in fields(self):
+            extra, value = field.metadata["setting"].extra, getattr(self, field.name)
+            value = extra["write"](value) if "write" in extra else value
+            if (key := _key(field)) and field.name not in self.OMITTED:
+                written[key] = list(value) if isinstance(value, tuple) else value
+        return written
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderConfig(Config):
+    """AutoencoderKL: pictures [N, 3, H, W] in -1..1 to latents [N, 4, H/8, W/8] and back."""
+
+    NETWORK = "autoencoder"
+    CONSTANT: ClassVar = {"_class_name": "AutoencoderKL", "act_fn": "silu"}
+    SUPPORTED: ClassVar = {"act_fn": ("silu",)}
+
+    in_channels: int = setting(3, SIZE, "channels of a picture")
+    out_channels: int = setting(3, SIZE, "channels of a decoded picture")
+    latent_channels: int = setting(4, SIZE, "channels of a latent")
+    block_out_channels: tuple[int, ...] = setting((128, 256, 512, 512), SIZES, "width of each level, finest first",
+        absent=(64,))
+    layers_per_block: int = setting(2, DEPTH, "resnets a level (the decoder has one more)", absent=1)
+    norm_num_groups: int = setting(32, SIZE, "groups of every GroupNorm")
+    scaling_factor: float = setting(0.18215, NUMBER, "latent = scaling_factor * encoder mean")
+    shift_factor: float = setting(0.0, NUMBER, "subtracted before scaling", empty=True, write=lambda v: v or None)
+    sample_size: int = setting(512, SIZE, "the picture size it was trained at", absent=32, empty=True, read=_side)
+    mid_block_attention: bool = setting(True, FLAG, "one self-attention in the middle", key="mid_block_add_attention")
+    use_quant_conv: bool = setting(True, FLAG, "1x1 convolution after the encoder")
+    use_post_quant_conv: bool = setting(True, FLAG, "1x1 convolution before the decoder")
+    force_upcast: bool = setting(True, FLAG, "half precision overflows in the original weights")
+    latents_mean: tuple[float, ...] | None = setting(None, NUMBERS, "of each channel, before scaling; with")
+    latents_std: tuple[float, ...] | None = setting(None, NUMBERS, "this, its deviation")
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
         for width in self.block_out_channels:
             _check_divides("norm_num_groups", self.norm_num_groups, width)
         if self.scaling_factor == 0:
@@ -101,167 +201,122 @@ class AutoencoderConfig:
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @classmethod
-    def from_diffusers(cls, config: Json) -> AutoencoderConfig:
+    def from_diffusers(cls, config: Json) -> Self:
         """Read diffusers' `vae/config.json`. Raises ValueError on a block type that is not an AutoencoderKL's."""
-        _check_object(config)
-        default = cls()
-        widths = _levels(config.get("block_out_channels", (64,)), 1)
+        found = cls._read(config)
+        levels = len(found["block_out_channels"])
         for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            blocks = _levels(config.get(key, (known,) * len(widths)), 1)
+            blocks = _levels(config.get(key, (known,) * levels), 1)
             other = [b for b in blocks if b != known]
             if other:
                 raise ValueError(f"{key} has {other[0]!r}; an AutoencoderKL has only {known!r}")
-            if len(blocks) != len(widths):
-                raise ValueError(f"{key} has {len(blocks)} blocks for {len(widths)} levels of block_out_channels")
-        if config.get("act_fn", "silu") != "silu":
-            raise ValueError(f"autoencoder option act_fn={config['act_fn']!r} is not supported")
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        both = mean is not None and std is not None  # diffusers goes by them only where both are given
-        return cls(
-            in_channels=config.get("in_channels", 3),
-            out_channels=config.get("out_channels", 3),
-            latent_channels=config.get("latent_channels", 4),
-            block_out_channels=widths,
-            layers_per_block=config.get("layers_per_block", 1),
-            norm_num_groups=config.get("norm_num_groups", 32),
-            scaling_factor=config.get("scaling_factor", default.scaling_factor),
-            shift_factor=config.get("shift_factor") or 0.0,
-            sample_size=_side(config.get("sample_size") or 32),
-            mid_block_attention=config.get("mid_block_add_attention", True),
-            use_quant_conv=config.get("use_quant_conv", True),
-            use_post_quant_conv=config.get("use_post_quant_conv", True),
-            force_upcast=config.get("force_upcast", True),
-            latents_mean=_levels(mean, 1) if both else None,
-            latents_std=_levels(std, 1) if both else None,
-        )
+            if len(blocks) != levels:
+                raise ValueError(f"{key} has {len(blocks)} blocks for {levels} levels of block_out_channels")
+        both = found["latents_mean"] is not None and found["latents_std"] is not None
+        for name in ("latents_mean", "latents_std"):  # diffusers goes by them only where both are given
+            found[name] = _levels(found[name], 1) if both else None
+        return cls(**found)
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `vae/config.json` that diffusers reads."""
         levels = len(self.block_out_channels)
-        return {
-            "_class_name": "AutoencoderKL",
-            "act_fn": "silu",
-            "block_out_channels": list(self.block_out_channels),
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "latent_channels": self.latent_channels,
-            "layers_per_block": self.layers_per_block,
-            "norm_num_groups": self.norm_num_groups,
-            "sample_size": self.sample_size,
-            "scaling_factor": self.scaling_factor,
-            "shift_factor": self.shift_factor or None,
-            "mid_block_add_attention": self.mid_block_attention,
-            "use_quant_conv": self.use_quant_conv,
-            "use_post_quant_conv": self.use_post_quant_conv,
-            "force_upcast": self.force_upcast,
-            "latents_mean": self.latents_mean and list(self.latents_mean),
-            "latents_std": self.latents_std and list(self.latents_std),
-        }
+        types = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+        return Config.to_diffusers(self) | types
 
 
 @dataclass(frozen=True, slots=True)
 class TinyAutoencoderConfig(AutoencoderConfig):
     """AutoencoderTiny (TAESD): as an AutoencoderKL, of plain convolutions. All its levels have one width."""
 
-    block_out_channels: tuple[int, ...] = (64, 64, 64, 64)  # width of each level of the encoder, finest first
-    decoder_widths: tuple[int, ...] = (64, 64, 64, 64)  # of the decoder, coarsest first
-    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)  # residual blocks a level
-    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
-    norm_num_groups: int = 1  # there are no norms
-    scaling_factor: float = 1.0  # it was made for scaled latents
-    force_upcast: bool = False
+    NETWORK = "tiny autoencoder"
+    CONSTANT: ClassVar = {"_class_name": "AutoencoderTiny", "act_fn": "relu", "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2}
+    SUPPORTED: ClassVar = {"act_fn": ("relu",), "upsample_fn": ("nearest",), "upsampling_scaling_factor": (2,)}
+    OMITTED = frozenset({"layers_per_block", "norm_num_groups", "sample_size", "mid_block_attention", "use_quant_conv",
+                         "use_post_quant_conv", "force_upcast", "latents_mean", "latents_std"})
+
+    block_out_channels: tuple[int, ...] = setting((64, 64, 64, 64), SIZES,
+        "width of each level of the encoder, finest first", key="encoder_block_out_channels")
+    decoder_widths: tuple[int, ...] = setting((64, 64, 64, 64), SIZES, "of the decoder, coarsest first",
+        key="decoder_block_out_channels", per_level=True)
+    encoder_blocks: tuple[int, ...] = setting((1, 3, 3, 3), DEPTHS, "residual blocks a level",
+        key="num_encoder_blocks", per_level=True)
+    decoder_blocks: tuple[int, ...] = setting((3, 3, 3, 1), DEPTHS, key="num_decoder_blocks", per_level=True)
+    norm_num_groups: int = setting(1, SIZE, "there are no norms")
+    scaling_factor: float = setting(1.0, NUMBER, "it was made for scaled latents")
+    shift_factor: float = setting(0.0, NUMBER, "subtracted before scaling", empty=True)
+    force_upcast: bool = setting(False, FLAG)
 
     def __post_init__(self) -> None:
         AutoencoderConfig.__post_init__(self)
-        for name in ("decoder_widths", "encoder_blocks", "decoder_blocks"):
-            if len(getattr(self, name)) != len(self.block_out_channels):
-                levels = len(self.block_out_channels)
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it needs one value for each of {levels} levels")
         for name in ("block_out_channels", "decoder_widths"):
             if len(set(getattr(self, name))) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; all levels of a tiny autoencoder have one width")
-        for name in ("encoder_blocks", "decoder_blocks"):
-            if max(getattr(self, name)) > DEEPEST:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; at most {DEEPEST} are built")
 
     @classmethod
-    def from_diffusers(cls, config: Json) -> TinyAutoencoderConfig:
+    def from_diffusers(cls, config: Json) -> Self:
         """Read diffusers' `config.json` of an AutoencoderTiny. Raises ValueError on a feature we don't have."""
-        _check_object(config)
-        for key, known in (("act_fn", "relu"), ("upsample_fn", "nearest"), ("upsampling_scaling_factor", 2)):
-            if config.get(key, known) != known:
-                raise ValueError(f"tiny autoencoder option {key}={config[key]!r} is not supported")
-        four = (64, 64, 64, 64)
-        return cls(
-            in_channels=config.get("in_channels", 3),
-            out_channels=config.get("out_channels", 3),
-            latent_channels=config.get("latent_channels", 4),
-            block_out_channels=_levels(config.get("encoder_block_out_channels", four), 1),
-            decoder_widths=_levels(config.get("decoder_block_out_channels", four), 1),
-            encoder_blocks=_levels(config.get("num_encoder_blocks", (1, 3, 3, 3)), 1),
-            decoder_blocks=_levels(config.get("num_decoder_blocks", (3, 3, 3, 1)), 1),
-            scaling_factor=config.get("scaling_factor", 1.0),
-            shift_factor=config.get("shift_factor") or 0.0,
-        )
+        return cls(**cls._read(config))
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `vae/config.json` that diffusers reads."""
-        return {
-            "_class_name": "AutoencoderTiny",
-            "act_fn": "relu",
-            "upsample_fn": "nearest",
-            "upsampling_scaling_factor": 2,
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "latent_channels": self.latent_channels,
-            "encoder_block_out_channels": list(self.block_out_channels),
-            "decoder_block_out_channels": list(self.decoder_widths),
-            "num_encoder_blocks": list(self.encoder_blocks),
-            "num_decoder_blocks": list(self.decoder_blocks),
-            "scaling_factor": self.scaling_factor,
-            "shift_factor": self.shift_factor,
-        }
+        return Config.to_diffusers(self)
 
 
 @dataclass(frozen=True, slots=True)
-class UNetConfig:
+class UNetConfig(Config):
     """UNet2DConditionModel: noisy latents, timesteps and a condition to a prediction of the same size."""
 
-    sample_size: int = 64  # latent size it was trained at
-    in_channels: int = 4  # 4, or 5, 7, 8, 9 with extra channels
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # width of each level, finest first
-    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)  # resnets a level going down (one more going up)
-    attention_levels: tuple[bool, ...] = (True, True, True, False)  # levels with spatial transformers
-    only_cross_attention: tuple[bool, ...] = (False, False, False, False)  # attn1 attends to the text too (upscaler)
-    transformer_layers: tuple[int, ...] = (1, 1, 1, 1)  # blocks in each spatial transformer
-    heads: tuple[int, ...] = (8, 8, 8, 8)  # attention heads a level (a count, not a width)
-    cross_attention_dim: int = 768  # width of the text
-    use_linear_projection: bool = False  # proj_in/out of a transformer: linear or 1x1 conv
-    mid_block: bool = True  # False: no middle at all (some distilled models)
-    mid_block_attention: bool = True  # False: the middle is one resnet, no transformer
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    flip_sin_to_cos: bool = True  # timestep embedding: cosines first
-    freq_shift: int = 0
-    num_class_embeds: int | None = None  # classes of the class embedding (1000: upscaler)
-    upcast_attention: bool = False  # attention scores in float32
-    time_cond_proj_dim: int | None = None  # guidance-scale embedding (LCM)
-    addition_time_embed_dim: int | None = None  # width of each size's sinusoids (SDXL)
-    projection_class_embeddings_input_dim: int | None = None  # of all sizes' and the pooled text together (SDXL)
+    NETWORK = "U-Net"
+    CONSTANT: ClassVar = {"_class_name": "UNet2DConditionModel", "act_fn": "silu", "center_input_sample": False,
+                "downsample_padding": 1, "mid_block_scale_factor": 1}
+    SUPPORTED: ClassVar = {
+        **dict.fromkeys(("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "timestep_post_act",
+                         "reverse_transformer_layers_per_block", "time_embedding_dim", "time_embedding_act_fn",
+                         "cross_attention_norm"), (None,)),
+        **dict.fromkeys(("center_input_sample", "resnet_skip_time_act", "class_embeddings_concat"), (False,)),
+        **dict.fromkeys(("downsample_padding", "mid_block_scale_factor", "resnet_out_scale_factor"), (1,)),
+        **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (3,)),
+        **dict.fromkeys(("resnet_time_scale_shift", "attention_type"), ("default",)),
+        "addition_embed_type": (None, "text_time"),
+        "dual_cross_attention": (False, None),
+        "act_fn": ("silu",),
+        "time_embedding_type": ("positional",),
+    }
+
+    sample_size: int = setting(64, SIZE, "latent size it was trained at", empty=True, read=_side)
+    in_channels: int = setting(4, SIZE, "4, or 5, 7, 8, 9 with extra channels")
+    out_channels: int = setting(4, SIZE, "channels of the prediction")
+    block_out_channels: tuple[int, ...] = setting((320, 640, 1280, 1280), SIZES, "width of each level, finest first")
+    layers_per_block: tuple[int, ...] = setting((2, 2, 2, 2), DEPTHS, "resnets a level going down (one more going up)",
+        absent=2, per_level=True)
+    attention_levels: tuple[bool, ...] = setting((True, True, True, False), FLAGS, "levels with spatial transformers",
+        key="", per_level=True)
+    only_cross_attention: tuple[bool, ...] = setting((False, False, False, False), FLAGS,
+        "attn1 attends to the text too (upscaler)", absent=False, per_level=True)
+    transformer_layers: tuple[int, ...] = setting((1, 1, 1, 1), DEPTHS, "blocks in each spatial transformer",
+        key="transformer_layers_per_block", absent=1, per_level=True)
+    # diffusers' `attention_head_dim` has always meant the number of heads in this model.
+    heads: tuple[int, ...] = setting((8, 8, 8, 8), SIZES, "attention heads a level (a count, not a width)",
+        key="attention_head_dim", absent=8, per_level=True)
+    cross_attention_dim: int = setting(768, SIZE, "width of the text", absent=1280)
+    use_linear_projection: bool = setting(False, FLAG, "proj_in/out of a transformer: linear or 1x1 conv")
+    mid_block: bool = setting(True, FLAG, "False: no middle at all (some distilled models)", key="")
+    mid_block_attention: bool = setting(True, FLAG, "False: the middle is one resnet, no transformer", key="")
+    norm_num_groups: int = setting(32, SIZE, "groups of every GroupNorm")
+    norm_eps: float = setting(1e-5, NUMBER, "of the resnets' GroupNorms")
+    flip_sin_to_cos: bool = setting(True, FLAG, "timestep embedding: cosines first")
+    freq_shift: int = setting(0, INDEX, "timestep embedding: taken from the number of frequencies")
+    num_class_embeds: int | None = setting(None, SIZE, "classes of the class embedding (1000: upscaler)")
+    upcast_attention: bool = setting(False, FLAG, "attention scores in float32", empty=True)
+    time_cond_proj_dim: int | None = setting(None, SIZE, "guidance-scale embedding (LCM)")
+    addition_time_embed_dim: int | None = setting(None, SIZE, "width of each size's sinusoids (SDXL)")
+    projection_class_embeddings_input_dim: int | None = setting(None, SIZE,
+        "of all sizes' and the pooled text together (SDXL)")
 
     def __post_init__(self) -> None:
-        _check_values(self, {"freq_shift": 0})
-        levels = len(self.block_out_channels)
-        for name in ("layers_per_block", "attention_levels", "only_cross_attention", "transformer_layers", "heads"):
-            if len(getattr(self, name)) != levels:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it needs one value for each of {levels} levels")
-        for name in ("layers_per_block", "transformer_layers"):
-            if max(getattr(self, name)) > DEEPEST:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; at most {DEEPEST} are built")
-        in_middle = (False,) * (levels - 1) + (self.mid_block and self.mid_block_attention,)
+        Config.__post_init__(self)
+        in_middle = (False,) * (len(self.block_out_channels) - 1) + (self.mid_block and self.mid_block_attention,)
         for width, heads, *attention in zip(
             self.block_out_channels, self.heads, self.attention_levels, in_middle, strict=True
         ):
@@ -279,12 +334,12 @@ class UNetConfig:
             )
 
     @property
-    def told_sizes(self) -> bool:
-        """Whether each row needs a pooled text and sizes (SDXL)."""
+    def size_conditioning(self) -> bool:
+        """Whether each row needs a pooled text and sizes (SDXL's "micro-conditioning", arXiv 2307.01952, sec. 2.2)."""
         return self.addition_time_embed_dim is not None
 
     def sizes(self, pooled_width: int) -> int:
-        """How many numbers it is told beside a pooled text of this width: 6 (SDXL), 5 (its refiner).
+        """How many numbers size conditioning takes beside a pooled text of this width: 6 (SDXL), 5 (its refiner).
 
         Raises ValueError where the widths don't add up to that.
         """
@@ -300,132 +355,80 @@ class UNetConfig:
         )
 
     @classmethod
-    def from_diffusers(cls, config: Json) -> UNetConfig:
+    def from_diffusers(cls, config: Json) -> Self:
         """Read diffusers' `unet/config.json`. Raises ValueError, naming it, on a feature we don't have."""
         _check_object(config)
-        default_down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-        default_up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-        down = _levels(config.get("down_block_types", default_down), 1)
-        up = _levels(config.get("up_block_types", default_up), 1)
-        kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
-        for block in (*down, *up):
-            if block not in list(kinds):
-                raise ValueError(f"U-Net block type {block!r} is not one of {', '.join(kinds)}")
-        attention = tuple(kinds[b] for b in down)
-        if tuple(kinds[b] for b in reversed(up)) != attention:
-            raise ValueError("up_block_types do not mirror down_block_types")
-        levels = len(down)
-        unsupported = {
-            "class_embed_type": (None,),
-            "encoder_hid_dim": (None,),
-            "encoder_hid_dim_type": (None,),
-            "addition_embed_type": (None, "text_time"),
-            "dual_cross_attention": (False, None),
-            "act_fn": ("silu",),
-            "resnet_time_scale_shift": ("default",),
-            "time_embedding_type": ("positional",),
-            "conv_in_kernel": (3,),
-            "conv_out_kernel": (3,),
-            "downsample_padding": (1,),
-            "reverse_transformer_layers_per_block": (None,),
-            "center_input_sample": (False,),
-            "mid_block_scale_factor": (1, 1.0),
-            "attention_type": ("default",),
-            "timestep_post_act": (None,),
-            "resnet_skip_time_act": (False,),
-            "resnet_out_scale_factor": (1, 1.0),
-            "time_embedding_dim": (None,),
-            "time_embedding_act_fn": (None,),
-            "class_embeddings_concat": (False,),
-            "cross_attention_norm": (None,),
-        }
-        for key, allowed in unsupported.items():
-            if key in config and config[key] not in allowed:
-                raise ValueError(f"U-Net option {key}={config[key]!r} is not supported")
+        attention = _attention_levels(config)
+        found = cls._read(config, len(attention))
         mid = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
         if mid not in ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None):
             raise ValueError(f"U-Net mid_block_type {mid!r} is not supported")
-        # diffusers' `attention_head_dim` has always meant the number of heads in this model.
-        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-        groups = config.get("norm_num_groups", 32)
-        if groups is None:
+        if found["norm_num_groups"] is None:
             raise ValueError("U-Net option norm_num_groups=None is not supported")
-        told_sizes = config.get("addition_embed_type") == "text_time"
-        if told_sizes and config.get("addition_time_embed_dim") is None:
+        sizes = config.get("addition_embed_type") == "text_time"
+        if sizes and found["addition_time_embed_dim"] is None:
             raise ValueError("addition_embed_type is 'text_time', which needs an addition_time_embed_dim")
-        cross = _levels(config.get("cross_attention_dim", 1280), levels)
-        if any(width != cross[0] for width in cross):
+        if not sizes:
+            found |= {"addition_time_embed_dim": None, "projection_class_embeddings_input_dim": None}
+        widths = _levels(found["cross_attention_dim"], 1)
+        if not widths or any(width != widths[0] for width in widths):
             raise ValueError(f"U-Net option cross_attention_dim={config['cross_attention_dim']!r} is not supported")
-        return cls(
-            sample_size=_side(config.get("sample_size") or 64),
-            in_channels=config.get("in_channels", 4),
-            out_channels=config.get("out_channels", 4),
-            block_out_channels=_levels(config.get("block_out_channels", (320, 640, 1280, 1280)), 1),
-            layers_per_block=_levels(config.get("layers_per_block", 2), levels),
-            attention_levels=attention,
-            only_cross_attention=_levels(config.get("only_cross_attention", False), levels),
-            transformer_layers=_levels(config.get("transformer_layers_per_block", 1), levels),
-            heads=_levels(heads, levels),
-            cross_attention_dim=cross[0],
-            use_linear_projection=config.get("use_linear_projection", False),
-            mid_block=mid is not None,
-            mid_block_attention=mid != "UNetMidBlock2D",
-            norm_num_groups=groups,
-            norm_eps=config.get("norm_eps", 1e-5),
-            flip_sin_to_cos=config.get("flip_sin_to_cos", True),
-            freq_shift=config.get("freq_shift", 0),
-            num_class_embeds=config.get("num_class_embeds"),
-            upcast_attention=config.get("upcast_attention") or False,
-            time_cond_proj_dim=config.get("time_cond_proj_dim"),
-            addition_time_embed_dim=config.get("addition_time_embed_dim") if told_sizes else None,
-            projection_class_embeddings_input_dim=(
-                config.get("projection_class_embeddings_input_dim") if told_sizes else None
-            ),
-        )
+        if config.get("num_attention_heads"):
+            found["heads"] = _levels(config["num_attention_heads"], len(attention))
+        return cls(**found | {
+            "attention_levels": attention,
+            "cross_attention_dim": widths[0],
+            "mid_block": mid is not None,
+            "mid_block_attention": mid != "UNetMidBlock2D",
+        })
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `unet/config.json` that diffusers reads."""
         mid = "UNetMidBlock2DCrossAttn" if self.mid_block_attention else "UNetMidBlock2D"
-        return {
-            "_class_name": "UNet2DConditionModel",
-            "act_fn": "silu",
-            "addition_embed_type": "text_time" if self.told_sizes else None,
-            "addition_time_embed_dim": self.addition_time_embed_dim,
-            "attention_head_dim": list(self.heads),
-            "block_out_channels": list(self.block_out_channels),
-            "center_input_sample": False,
-            "cross_attention_dim": self.cross_attention_dim,
+        return Config.to_diffusers(self) | {
+            "addition_embed_type": "text_time" if self.size_conditioning else None,
             "down_block_types": [("CrossAttn" if a else "") + "DownBlock2D" for a in self.attention_levels],
-            "downsample_padding": 1,
-            "flip_sin_to_cos": self.flip_sin_to_cos,
-            "freq_shift": self.freq_shift,
-            "in_channels": self.in_channels,
-            "layers_per_block": list(self.layers_per_block),
-            "mid_block_scale_factor": 1,
             "mid_block_type": mid if self.mid_block else None,
-            "norm_eps": self.norm_eps,
-            "norm_num_groups": self.norm_num_groups,
-            "num_class_embeds": self.num_class_embeds,
-            "only_cross_attention": list(self.only_cross_attention),
-            "out_channels": self.out_channels,
-            "projection_class_embeddings_input_dim": self.projection_class_embeddings_input_dim,
-            "sample_size": self.sample_size,
-            "time_cond_proj_dim": self.time_cond_proj_dim,
-            "transformer_layers_per_block": list(self.transformer_layers),
             "up_block_types": [("CrossAttn" if a else "") + "UpBlock2D" for a in reversed(self.attention_levels)],
-            "upcast_attention": self.upcast_attention,
-            "use_linear_projection": self.use_linear_projection,
         }
+
+
+def _attention_levels(config: Json) -> tuple[bool, ...]:
+    """Which levels have transformers, by the names of a U-Net's blocks; the way up must mirror the way down."""
+    down = _levels(config.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)), 1)
+    up = _levels(config.get("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3), 1)
+    kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
+    for block in (*down, *up):
+        if block not in list(kinds):
+            raise ValueError(f"U-Net block type {block!r} is not one of {', '.join(kinds)}")
+    attention = tuple(kinds[b] for b in down)
+    if tuple(kinds[b] for b in reversed(up)) != attention:
+        raise ValueError("up_block_types do not mirror down_block_types")
+    return attention
+
+
+def _reversed_channels(order: Any) -> bool:
+    if order not in ("rgb", "bgr"):
+        raise ValueError(f"controlnet_conditioning_channel_order is {order!r}; it is 'rgb' or 'bgr'")
+    return bool(order == "bgr")
 
 
 @dataclass(frozen=True, slots=True)
 class ControlNetConfig(UNetConfig):
     """ControlNetModel: the way down of a U-Net and its middle, and a picture (the hint) that steers another U-Net."""
 
-    hint_channels: int = 3  # channels of the hint
-    hint_widths: tuple[int, ...] = (16, 32, 96, 256)  # of its embedding; each but the first halves its size
-    hint_bgr: bool = False  # the hint's channels were trained in the order BGR
-    global_pool: bool = False  # only the mean of each residual counts (shuffle)
+    CONSTANT: ClassVar = {key: value for key, value in UNetConfig.CONSTANT.items() if key != "center_input_sample"} | {
+        "_class_name": "ControlNetModel"}
+    OMITTED = frozenset({"out_channels", "sample_size", "time_cond_proj_dim"})
+
+    hint_channels: int = setting(3, SIZE, "channels of the hint", key="conditioning_channels")
+    hint_widths: tuple[int, ...] = setting((16, 32, 96, 256), SIZES,
+        "of its embedding; each but the first halves its size", key="conditioning_embedding_out_channels", empty=True)
+    hint_bgr: bool = setting(False, FLAG, "the hint's channels were trained in the order BGR",
+        key="controlnet_conditioning_channel_order", absent="rgb",
+        read=_reversed_channels, write=lambda bgr: "bgr" if bgr else "rgb")
+    global_pool: bool = setting(False, FLAG, "only the mean of each residual counts (shuffle)",
+        key="global_pool_conditions")
 
     def __post_init__(self) -> None:
         UNetConfig.__post_init__(self)
@@ -442,135 +445,91 @@ class ControlNetConfig(UNetConfig):
         return int(2 ** (len(self.hint_widths) - 1))
 
     @classmethod
-    def from_diffusers(cls, config: Json) -> ControlNetConfig:
+    def from_diffusers(cls, config: Json) -> Self:
         """Read a ControlNet's `config.json`. Raises ValueError, naming it, on a feature we don't have."""
         _check_object(config)
         down = _levels(config.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)), 1)
         up = [str(block).replace("Down", "Up") for block in reversed(down)]  # there is none; a U-Net's would be these
-        base = UNetConfig.from_diffusers({**config, "up_block_types": up, "time_cond_proj_dim": None})
-        order = config.get("controlnet_conditioning_channel_order", "rgb")
-        if order not in ("rgb", "bgr"):
-            raise ValueError(f"controlnet_conditioning_channel_order is {order!r}; it is 'rgb' or 'bgr'")
-        return cls(
-            **{field.name: getattr(base, field.name) for field in fields(base)},
-            hint_channels=config.get("conditioning_channels", 3),
-            hint_widths=_levels(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256), 1),
-            hint_bgr=order == "bgr",
-            global_pool=config.get("global_pool_conditions", False),
-        )
+        return super(ControlNetConfig, cls).from_diffusers({**config, "up_block_types": up})
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `config.json` that diffusers reads."""
-        only_up = ("up_block_types", "out_channels", "sample_size", "center_input_sample", "time_cond_proj_dim")
-        base = {key: value for key, value in UNetConfig.to_diffusers(self).items() if key not in only_up}
-        return {
-            **base,
-            "_class_name": "ControlNetModel",
-            "layers_per_block": self.layers_per_block[0],
-            "conditioning_channels": self.hint_channels,
-            "conditioning_embedding_out_channels": list(self.hint_widths),
-            "controlnet_conditioning_channel_order": "bgr" if self.hint_bgr else "rgb",
-            "global_pool_conditions": self.global_pool,
-        }
+        written = UNetConfig.to_diffusers(self) | {"layers_per_block": self.layers_per_block[0]}
+        return {key: value for key, value in written.items() if key != "up_block_types"}
 
 
 @dataclass(frozen=True, slots=True)
-class TextEncoderConfig:
-    """CLIPTextModel: token ids [N, 77] to embeddings [N, 77, D]."""
+class ClipConfig(Config):
+    """What CLIP's two encoders have in common. In transformers' files None means what an absent key does."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 768  # D
-    intermediate_size: int = 3072  # width of the feed-forward layer
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"  # "quick_gelu" (OpenAI) or "gelu" (OpenCLIP)
-    layer_norm_eps: float = 1e-5
-    bos_token_id: int = 49406
-    eos_token_id: int = 49407
-    pad_token_id: int = 49407  # SD 1.x pads with EOS, SD 2.x with "!" (0)
-    projection_dim: int = 768  # P, the width of the pooled text
-    projection: bool = False  # CLIPTextModelWithProjection: has a pooled text
+    num_hidden_layers: int = setting(12, DEPTH, "transformer layers")
+    num_attention_heads: int = setting(12, SIZE, "attention heads a layer")
+    hidden_act: str = setting("quick_gelu", ACTIVATION, '"quick_gelu" (OpenAI) or "gelu" (OpenCLIP)')
+    layer_norm_eps: float = setting(1e-5, NUMBER, "of every LayerNorm")
+    hidden_size: int = setting(768, SIZE, "D, the width of a token or patch")
 
     def __post_init__(self) -> None:
-        _check_values(self, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; it is 'quick_gelu' or 'gelu'")
-        if self.num_hidden_layers > DEEPEST:
-            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; at most {DEEPEST} are built")
+        Config.__post_init__(self)
         _check_divides("num_attention_heads", self.num_attention_heads, self.hidden_size)
 
     @classmethod
-    def from_diffusers(cls, config: Json) -> TextEncoderConfig:
-        """Read `text_encoder/config.json` (transformers' CLIPTextConfig). ValueError on an unknown activation."""
+    def from_diffusers(cls, config: Json) -> Self:
+        """Read transformers' CLIPTextConfig or CLIPVisionConfig. ValueError on an unknown activation."""
         _check_object(config)
-        default = cls(hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512)
-        names = [n for n in cls.__dataclass_fields__ if config.get(n) is not None]
-        values = {n: getattr(default, n) for n in cls.__dataclass_fields__} | {n: config[n] for n in names}
-        return cls(**(values | {"projection": config.get("architectures") == ["CLIPTextModelWithProjection"]}))
+        return cls(**cls._read({key: value for key, value in config.items() if value is not None}))
 
-    def to_diffusers(self) -> dict[str, Any]:
-        """The `text_encoder/config.json` that transformers reads."""
-        return {
-            "architectures": ["CLIPTextModelWithProjection" if self.projection else "CLIPTextModel"],
-            "model_type": "clip_text_model",
-            "attention_dropout": 0.0,
-            "initializer_factor": 1.0,
-            "initializer_range": 0.02,
-            # What transformers loads it as unless told otherwise: a pipeline's other parts become float32, too.
-            "torch_dtype": "float32",
-            **{n: getattr(self, n) for n in self.__dataclass_fields__ if n != "projection"},
-        }
+
+# What transformers writes into every CLIP's file.
+_CLIP = {
+    "attention_dropout": 0.0,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    # What transformers loads it as unless told otherwise: a pipeline's other parts become float32, too.
+    "torch_dtype": "float32",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class VisionEncoderConfig:
+class TextEncoderConfig(ClipConfig):
+    """CLIPTextModel: token ids [N, 77] to embeddings [N, 77, D]."""
+
+    CONSTANT: ClassVar = _CLIP | {"model_type": "clip_text_model"}
+
+    vocab_size: int = setting(49408, SIZE, "entries of the vocabulary")
+    hidden_size: int = setting(768, SIZE, "D, the width of a token", absent=512)
+    intermediate_size: int = setting(3072, SIZE, "width of the feed-forward layer", absent=2048)
+    num_attention_heads: int = setting(12, SIZE, "attention heads a layer", absent=8)
+    max_position_embeddings: int = setting(77, SIZE, "tokens of a text at most")
+    bos_token_id: int = setting(49406, INDEX, "the token a text begins with")
+    eos_token_id: int = setting(49407, INDEX, "the token that ends it")
+    pad_token_id: int = setting(49407, INDEX, 'SD 1.x pads with EOS, SD 2.x with "!" (0)')
+    projection_dim: int = setting(768, SIZE, "P, the width of the pooled text", absent=512)
+    projection: bool = setting(False, FLAG, "CLIPTextModelWithProjection: has a pooled text", key="architectures",
+        read=lambda names: names == ["CLIPTextModelWithProjection"],
+        write=lambda has: ["CLIPTextModelWithProjection" if has else "CLIPTextModel"])
+
+
+@dataclass(frozen=True, slots=True)
+class VisionEncoderConfig(ClipConfig):
     """CLIPVisionModelWithProjection: pictures [N, 3, S, S] to embeddings [N, P]. The default is CLIP's ViT-B/32."""
 
-    hidden_size: int = 768  # D, the width of a patch
-    intermediate_size: int = 3072  # width of the feed-forward layer
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3  # channels of a picture
-    image_size: int = 224  # S, the side of a picture
-    patch_size: int = 32  # pixels a patch covers on each side
-    hidden_act: str = "quick_gelu"  # "quick_gelu" (OpenAI) or "gelu" (OpenCLIP)
-    layer_norm_eps: float = 1e-5
-    projection_dim: int = 512  # P, the width of the space that pictures and texts share
+    CONSTANT: ClassVar = _CLIP | {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
+
+    intermediate_size: int = setting(3072, SIZE, "width of the feed-forward layer")
+    num_channels: int = setting(3, SIZE, "channels of a picture")
+    image_size: int = setting(224, SIZE, "S, the side of a picture")
+    patch_size: int = setting(32, SIZE, "pixels a patch covers on each side")
+    projection_dim: int = setting(512, SIZE, "P, the width of the space that pictures and texts share")
 
     def __post_init__(self) -> None:
-        _check_values(self, {})
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; it is 'quick_gelu' or 'gelu'")
-        if self.num_hidden_layers > DEEPEST:
-            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; at most {DEEPEST} are built")
+        ClipConfig.__post_init__(self)
         if self.patch_size > self.image_size:
             raise ValueError(f"patch_size is {self.patch_size}, larger than the picture's {self.image_size}")
-        _check_divides("num_attention_heads", self.num_attention_heads, self.hidden_size)
 
     @property
     def patches(self) -> int:
         """Patches of a picture; a border that fills no patch is left out."""
         return (self.image_size // self.patch_size) ** 2
-
-    @classmethod
-    def from_diffusers(cls, config: Json) -> VisionEncoderConfig:
-        """Read transformers' CLIPVisionConfig. ValueError on an unknown activation."""
-        _check_object(config)
-        names = [n for n in cls.__dataclass_fields__ if config.get(n) is not None]
-        return cls(**{n: config[n] for n in names})
-
-    def to_diffusers(self) -> dict[str, Any]:
-        """The `config.json` that transformers reads."""
-        return {
-            "architectures": ["CLIPVisionModelWithProjection"],
-            "model_type": "clip_vision_model",
-            "attention_dropout": 0.0,
-            "initializer_factor": 1.0,
-            "initializer_range": 0.02,
-            "torch_dtype": "float32",
-            **{n: getattr(self, n) for n in self.__dataclass_fields__},
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,14 +538,10 @@ class InceptionConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LpipsConfig:
+class LpipsConfig(Config):
     """LPIPS: the classifier whose answers are compared."""
 
-    net: str = "vgg"  # "vgg" (VGG-16) or "alex" (AlexNet)
-
-    def __post_init__(self) -> None:
-        if self.net not in ("vgg", "alex"):
-            raise ValueError(f"net is {self.net!r}; it is 'vgg' or 'alex'")
+    net: str = setting("vgg", _one_of("vgg", "alex"), "VGG-16 or AlexNet")
 
 
 SD15_AUTOENCODER = AutoencoderConfig()

@@ -159,7 +159,7 @@ class PictureStage(ABC):
         if self.text_learns or self.words or len(known) > KEPT_TEXTS or any(texts is None for texts in known):
             return
         encoders, limit = [encoder.text_encoder for encoder in self.encoders], self.config.chunks
-        told = (self.pipe.unet.config.told_sizes, limit)
+        told = (self.pipe.unet.config.size_conditioning, limit)
         store = TextStore(texts_place(cache, encoders, told), self._encode_frozen)
         if ahead:
             texts = {text for texts in known for text in texts or ()}
@@ -238,7 +238,7 @@ class PictureStage(ABC):
             parts = [self._frozen(caption) for caption in captions]
         text = torch.stack(alike([part for part, _ in parts]))
         whole = [part for _, part in parts if part is not None]
-        if not whole or not self.pipe.unet.config.told_sizes:
+        if not whole or not self.pipe.unet.config.size_conditioning:
             return Batch(text)
         pooled = torch.stack(whole)
         if self.pipe.zero_negative:  # the empty caption is what guidance leads away from, and means zeros there

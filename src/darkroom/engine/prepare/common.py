@@ -74,7 +74,7 @@ def sizes_of(count: int, request: Request, negative: bool) -> tuple[float, ...]:
 def check_sizes(request: Request, config: UNetConfig) -> None:
     """Raise RequestError where sizes are asked for that this model is not told."""
     asked = [name for name in (*SIZES, *SCORES) if getattr(request, name) is not None]
-    if asked and not config.told_sizes:
+    if asked and not config.size_conditioning:
         raise RequestError(
             f"{asked[0]} is {getattr(request, asked[0])!r}, and only SDXL is told such a thing; leave it out"
         )
@@ -234,7 +234,7 @@ def noise_of(
 
 def plan_of(model: Model, request: Request) -> Plan:
     """Sampler and noise levels of a complete request; the scheduler of the model's folder where it leaves them open."""
-    literal = model.unet.config.told_sizes  # diffusers' pipelines of SDXL take a scheduler's flags as they are
+    literal = model.unet.config.size_conditioning  # diffusers' pipelines of SDXL take a scheduler's flags as they are
     config, steps = model.scheduler_config, request.steps
     return plan(model.schedule, config, steps, request.sampler, request.schedule, literal=literal)
 

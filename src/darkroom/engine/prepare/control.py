@@ -99,7 +99,7 @@ def _problems(net: ControlNet, name: str, model: Model) -> Iterator[str]:
             for width in (config.cross_attention_dim, unet.cross_attention_dim)
         )
         yield f"{this} is made for {theirs}, and this model is {ours}; take a ControlNet of the model's own kind"
-    for what in ("block_out_channels", "layers_per_block", "told_sizes", "num_class_embeds"):
+    for what in ("block_out_channels", "layers_per_block", "size_conditioning", "num_class_embeds"):
         if getattr(config, what) != getattr(unet, what):
             yield (
                 f"{this} is made for another model: its {what} is {getattr(config, what)}, the U-Net's "

@@ -170,7 +170,7 @@ def begun(
     config = model.scheduler_config if config is None else config
 
     def levels(steps: int | None) -> Plan:
-        as_is = literal or model.unet.config.told_sizes  # as in `plan_of`
+        as_is = literal or model.unet.config.size_conditioning  # as in `plan_of`
         return plan(model.schedule, config, steps, request.sampler, request.schedule, literal=as_is)
 
     whole = levels(request.steps)
