@@ -2,12 +2,13 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.diffusion.noise import SeededNoise
+from darkroom.diffusion.noise import PhiloxNoise, SeededNoise, _philox
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers and numpy 2
 SHAPE = (4, 8, 6)
@@ -93,3 +94,45 @@ def test_global_seeds_are_not_touched():
 def test_no_draw_before_the_first():
     with pytest.raises(ValueError, match="numbered from 0"):
         SeededNoise(0, SHAPE)(-1)
+
+
+# --- the GPU's noise
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # known answers of Random123, the authors' own library
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_its_authors_answers(counter: str, key: str, words: str) -> None:
+    low, high = (int(word, 16) for word in key.split())
+    given = np.array([[int(word, 16)] for word in counter.split()], np.uint32)
+    assert [f"{word:08x}" for word in _philox(given, low | high << 32)[:, 0]] == words.split()
+
+
+def test_philox_noise_is_what_cuda_draws() -> None:
+    """torch.manual_seed(0); torch.randn(3, 4, device="cuda"), as published with A1111's definition."""
+    expected = [
+        [-0.92466259, -0.42534415, -2.6438457, 0.14518388],
+        [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
+        [-1.07454231, -0.36314407, -1.67105067, 2.26550497],
+    ]
+    assert torch.allclose(PhiloxNoise(0, (3, 4))(0), torch.tensor(expected), rtol=0, atol=2e-7)
+
+
+def test_philox_noise_is_a_function_of_seed_and_number() -> None:
+    noise = PhiloxNoise(2**64 - 1, SHAPE)
+    again = pickle.loads(pickle.dumps(noise))
+    assert torch.equal(noise(3), again(3))
+    assert not torch.equal(noise(3), noise(4))
+    assert not torch.equal(noise(3), PhiloxNoise(2**32 - 1, SHAPE)(3))
+    assert torch.equal(PhiloxNoise(7, SHAPE, before=(1,))(0), PhiloxNoise(7, SHAPE)(1))
+    draws = torch.stack([PhiloxNoise(11, (4, 64, 64))(k) for k in range(4)])
+    assert abs(float(draws.mean())) < 0.02
+    assert abs(float(draws.std()) - 1) < 0.02
+    assert draws.isfinite().all()
+    with pytest.raises(ValueError, match="numbered from 0"):
+        noise(-1)
