@@ -29,7 +29,7 @@ import torch
 from common import machine
 from torch import Tensor, nn
 
-from darkroom.formats.save import save_folder
+from darkroom.formats.save import Contents, save_folder
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import SD15_AUTOENCODER, SD15_TEXT_ENCODER, SD15_UNET
 from darkroom.models.text_encoder import TextEncoder
@@ -136,17 +136,14 @@ class Meaningless:
         return self.block.repeat(-(-count // len(self.block)))[:count].reshape(self.shapes[name])
 
 
-def write(folder: Path, architecture: str) -> None:
-    """A diffusers folder in float16."""
-    unet, autoencoder, text_encoder = SHAPES[architecture]
+def meaningless(architecture: str) -> Contents:
+    """A model in float16."""
+    configs = dict(zip(("unet", "autoencoder", "text_encoder"), SHAPES[architecture], strict=True))
     with torch.device("meta"):
-        networks = UNet(unet), Autoencoder(autoencoder), TextEncoder(text_encoder)
-    states = [Meaningless(network) for network in networks]
-    save_folder(
-        folder, unet=states[0], autoencoder=states[1], text_encoder=states[2], unet_config=unet,
-        autoencoder_config=autoencoder, text_encoder_config=text_encoder, scheduler_config=SCHEDULER,
-        tokenizer=Tokenizer.default(),
-    )  # fmt: skip
+        networks = UNet(configs["unet"]), Autoencoder(configs["autoencoder"]), TextEncoder(configs["text_encoder"])
+    states = {part: Meaningless(network) for part, network in zip(configs, networks, strict=True)}
+    tokenizers = {"text_encoder": Tokenizer.default()}
+    return Contents(configs=configs, states=states, tokenizers=tokenizers, scheduler_config=SCHEDULER)
 
 
 def weights(folder: Path) -> list[Path]:
@@ -202,7 +199,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="darkroom-load-") as scratch:
         folder = arguments.folder or Path(scratch) / "model"
         if not weights(folder):
-            write(folder, "tiny" if arguments.smoke else "sd15")
+            save_folder(folder, meaningless("tiny" if arguments.smoke else "sd15"))
             os.sync()  # what is not yet on disk can't be dropped from the cache
         size = sum(path.stat().st_size for path in weights(folder))
         answer = {}

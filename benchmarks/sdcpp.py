@@ -28,28 +28,13 @@ from typing import Any
 
 import torch
 from common import machine, report
-from load import SCHEDULER, SHAPES, Meaningless
+from load import meaningless
 
 from darkroom.bench.networks import AUTOENCODERS, DTYPES, UNETS, decode_run, guided_step
 from darkroom.bench.table import alternate, ceilings
 from darkroom.formats.save import save_single_file
-from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.text_encoder import TextEncoder
-from darkroom.models.unet import UNet
 
 SAID = {"step": "sampling completed", "decode": "decode_first_stage completed"}
-
-
-def write(path: Path) -> None:
-    """Stable Diffusion 1.5 as a single file in float16, with meaningless weights."""
-    unet, autoencoder, text_encoder = SHAPES["sd15"]
-    with torch.device("meta"):
-        networks = UNet(unet), Autoencoder(autoencoder), TextEncoder(text_encoder)
-    states = [Meaningless(network) for network in networks]
-    save_single_file(
-        path, unet=states[0], autoencoder=states[1], text_encoder=states[2], unet_config=unet,
-        autoencoder_config=autoencoder, text_encoder_config=text_encoder, scheduler_config=SCHEDULER,
-    )  # fmt: skip
 
 
 def theirs(binary: str, model: Path, given: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -110,7 +95,7 @@ def main() -> None:
         sys.exit(2 if given.binary else 0)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "sd15.safetensors")
-        write(model)
+        save_single_file(model, meaningless("sd15"))
         found = compare(binary, model, given, Path(folder))
     if given.json:
         medians = {part: {n: statistics.median(v) for n, v in rows.items()} for part, rows in found.items()}

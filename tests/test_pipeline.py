@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from pathlib import Path
@@ -340,3 +341,20 @@ def test_the_pieces_are_open(tiny_pipe: Pipeline) -> None:
     noise = torch.randn(1, 4, 8, 8)
     noised = tiny_pipe.add_noise(torch.zeros(1, 4, 8, 8), noise, 999)
     torch.testing.assert_close(noised, noise * tiny_pipe.schedule.sigma_max)
+
+
+def test_a_model_is_one_value(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+    """By its fields or as a value, a pipeline is the same; another of it shares all that isn't replaced."""
+    model = tiny_pipe.model
+    assert Pipeline(model).model is model
+    other = dataclasses.replace(model, scheduler_config={"prediction_type": "v_prediction"}, defaults={"steps": 7})
+    pipe = Pipeline(other)
+    assert pipe.unet is tiny_pipe.unet
+    assert pipe.schedule.prediction_type == "v_prediction"
+    assert pipe.defaults == {"steps": 7}
+    again = darkroom.load(pipe.save(tmp_path / "model"), device="cpu")
+    assert again.model.defaults == {"steps": 7}
+    assert again.model.checkpoint is again.checkpoint
+    assert again.name == again.model.name == "model"
+    with pytest.raises(TypeError, match="nonsense"):
+        Pipeline(nonsense=1)

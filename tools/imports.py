@@ -47,12 +47,13 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "sweeps": "engine formats request samplers",
         "result": "formats images request",
         "arguments": "adapters engine images",
-        "pipeline": "accelerate adapters arguments diffusion engine formats images models prompts request result "
+        "model": "diffusion formats models prompts",
+        "pipeline": "accelerate adapters arguments diffusion engine formats images model models prompts request result "
         "samplers sweeps",
-        "loading": "accelerate backends embedded engine formats kernels models pipeline prompts request",
+        "loading": "accelerate backends embedded engine formats kernels model models pipeline prompts request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
-        "training": "adapters data diffusion embedded engine evaluate formats hints images kernels models pipeline "
-        "prompts request samplers toy",
+        "training": "adapters data diffusion embedded engine evaluate formats hints images kernels model models "
+        "pipeline prompts request samplers toy",
         "cli": "*",
         "__init__": "*",
         "__main__": "cli",

@@ -25,6 +25,7 @@ from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open
 from .formats.layouts import Part
 from .formats.vae import with_vae
 from .kernels.packed import available
+from .model import Model
 from .models.autoencoder import Autoencoder, TinyAutoencoder
 from .models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig
 from .models.text_encoder import TextEncoder
@@ -163,9 +164,9 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kin
         tokenizer_2 = None if config_2 is None else open_tokenizer(checkpoint, "text_encoder_2")
         for part in filling:
             part.result()
-    return Pipeline(
+    model = Model(
         unet=unet,
-        autoencoder=autoencoder.eval().requires_grad_(False),
+        autoencoder=autoencoder,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         text_encoder_2=text_encoder_2,
@@ -175,6 +176,7 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kin
         checkpoint=checkpoint,
         name="embedded" if checkpoint.path == MODEL else "",
     )
+    return Pipeline(model)
 
 
 def _networks(backend: str, device: torch.device, compile: bool) -> Networks:

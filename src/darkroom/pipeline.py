@@ -17,7 +17,6 @@ from . import arguments
 from .accelerate.compiled import compile_blocks, is_compiled
 from .adapters import Adapter, Lora, Merged, Scaled
 from .diffusion.denoiser import Denoiser
-from .diffusion.schedule import Schedule
 from .engine.engine import Engine, Failed, Finished, Progress, decode
 from .engine.job import Control, Inputs
 from .engine.memory import finite
@@ -26,7 +25,7 @@ from .engine.prepare.common import LoadedControlNet
 from .engine.prepare.upscale import upscaling
 from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
-from .formats.checkpoint import Checkpoint, native_state
+from .formats.checkpoint import native_state
 from .formats.control import PART as CONTROLNET
 from .formats.control import open_controlnet
 from .formats.embedding import Embedding, learned_words
@@ -34,14 +33,12 @@ from .formats.lora_store import LoraStore
 from .formats.save import save_folder, save_single_file
 from .formats.writer import saved_type
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
+from .model import Model
 from .models.autoencoder import Autoencoder
 from .models.controlnet import ControlNet
-from .models.text_encoder import TextEncoder
-from .models.unet import UNet
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
-from .prompts.tokenizer import Tokenizer
 from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, margins, whole
 from .result import Result, gathered
 from .sweeps.axes import Given, parse_axis
@@ -55,6 +52,7 @@ class Pipeline:
     """A loaded model: three networks, a tokenizer, a noise schedule, and the calls that put them to work.
 
     Attributes:
+        model: all of it as one value.
         unet, autoencoder, text_encoder: the networks, in evaluation mode; all is open to a curious person.
         tokenizer: text to token ids.
         text_encoder_2, tokenizer_2: SDXL's second text encoder and its tokenizer; None where there is none.
@@ -68,45 +66,30 @@ class Pipeline:
         checkpoint: where it all came from; None for networks made by hand.
     """
 
-    def __init__(
-        self,
-        *,
-        unet: UNet,
-        autoencoder: Autoencoder,
-        text_encoder: TextEncoder,
-        tokenizer: Tokenizer,
-        scheduler_config: Mapping[str, Any],
-        text_encoder_2: TextEncoder | None = None,
-        tokenizer_2: Tokenizer | None = None,
-        zero_negative: bool = False,
-        checkpoint: Checkpoint | None = None,
-        name: str = "",
-    ) -> None:
-        texts = [(tokenizer, text_encoder)]
-        if text_encoder_2 is not None:
-            texts.append((tokenizer_2 or tokenizer, text_encoder_2))
-        for network in (unet, autoencoder, *(encoder for _, encoder in texts)):
+    def __init__(self, model: Model | None = None, **parts: Any) -> None:
+        """`model`, or the fields of one: Pipeline(unet=..., autoencoder=..., ...)."""
+        self.model = model = Model(**parts) if model is None else model
+        for network in model.networks.values():
             network.eval().requires_grad_(False)
-        self.unet = unet
-        self.autoencoder = autoencoder
-        self.text_encoder = text_encoder
-        self.tokenizer = tokenizer
-        self.text_encoder_2 = text_encoder_2
-        self.tokenizer_2 = tokenizer_2
-        self.zero_negative = zero_negative
-        self.scheduler_config = dict(scheduler_config)
-        self.schedule = Schedule.from_config(scheduler_config)
-        # What upscaling models noise the small picture with; DDPM's own betas where the checkpoint doesn't say.
-        self.low_res_schedule = Schedule.from_config((checkpoint and checkpoint.low_res_scheduler_config) or {})
-        self.denoiser = Denoiser(unet, self.schedule)
-        self.prompts = encoder_of(texts, penultimate=unet.config.size_conditioning)
-        self.previewer = Previewer(autoencoder)
+        self.unet = model.unet
+        self.autoencoder = model.autoencoder
+        self.text_encoder = model.text_encoder
+        self.tokenizer = model.tokenizer
+        self.text_encoder_2 = model.text_encoder_2
+        self.tokenizer_2 = model.tokenizer_2
+        self.zero_negative = model.zero_negative
+        self.scheduler_config = dict(model.scheduler_config)
+        self.schedule = model.schedule
+        self.low_res_schedule = model.low_res_schedule
+        self.checkpoint = model.checkpoint
+        self.name = model.name
+        self.denoiser = Denoiser(model.unet, model.schedule)
+        texts = [(model.tokenizers[part], encoder) for part, encoder in model.text_encoders.items()]
+        self.prompts = encoder_of(texts, penultimate=model.unet.config.size_conditioning)
+        self.previewer = Previewer(model.autoencoder)
         self.controlnets: dict[str, LoadedControlNet] = {}
-        second = {} if text_encoder_2 is None else {"text_encoder_2": text_encoder_2}
-        self.loras = LoraStore({"unet": unet, "text_encoder": text_encoder, **second})
+        self.loras = LoraStore({"unet": model.unet, **model.text_encoders})
         self._merged: Merged | None = None
-        self.checkpoint = checkpoint
-        self.name = name or (checkpoint.name if checkpoint else "")
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +110,7 @@ class Pipeline:
     @property
     def defaults(self) -> Mapping[str, float]:
         """What suits this model, where its folder says so (`darkroom.json`): steps, guidance_scale, refine_strength."""
-        return self.checkpoint.defaults if self.checkpoint else {}
+        return self.model.defaults or {}
 
     @cached_property
     def model_hash(self) -> str | None:
@@ -605,25 +588,9 @@ class Pipeline:
         """
         path = Path(path)
         write = save_single_file if path.suffix == ".safetensors" else save_folder
+        model = self.model if defaults is None else replace(self.model, defaults=defaults)
         try:
-            return write(
-                path,
-                unet=self.unet.state_dict(),
-                autoencoder=self.autoencoder.state_dict(),
-                text_encoder=self.text_encoder.state_dict(),
-                unet_config=self.unet.config,
-                autoencoder_config=self.autoencoder.config,
-                text_encoder_config=self.text_encoder.config,
-                scheduler_config=self.scheduler_config,
-                tokenizer=self.tokenizer,
-                text_encoder_2=None if self.text_encoder_2 is None else self.text_encoder_2.state_dict(),
-                text_encoder_2_config=None if self.text_encoder_2 is None else self.text_encoder_2.config,
-                tokenizer_2=self.tokenizer_2,
-                zero_negative=self.zero_negative,
-                low_res_scheduler_config=self.checkpoint.low_res_scheduler_config if self.checkpoint else None,
-                defaults=self.defaults if defaults is None else defaults,
-                dtype=None if dtype is None else saved_type(dtype),
-            )
+            return write(path, model.contents, None if dtype is None else saved_type(dtype))
         except OSError as error:
             raise CheckpointError(f"{str(path)!r} can't be written ({error.strerror}); choose another place") from error
 

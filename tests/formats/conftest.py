@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from darkroom.formats.save import save_folder, save_single_file
+from darkroom.formats.save import Contents, save_folder, save_single_file
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from darkroom.models.text_encoder import TextEncoder
@@ -40,13 +40,16 @@ class TinyModel:
     def shapes(self, part: str) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.states[part].items()}
 
-    def arguments(self) -> dict[str, Any]:
-        configs = {f"{part}_config": config for part, config in self.configs.items()}
-        return {**self.states, **configs, "scheduler_config": SCHEDULER, "tokenizer": self.tokenizer}
+    def contents(self, **others: Any) -> Contents:
+        """`others`: states by part (unet=...), configurations (unet_config=...), and fields of `Contents`."""
+        states = {part: others.pop(part, state) for part, state in self.states.items()}
+        configs = {part: others.pop(f"{part}_config", config) for part, config in self.configs.items()}
+        given = {"tokenizers": {"text_encoder": self.tokenizer}, "scheduler_config": SCHEDULER}
+        return Contents(configs=configs, states=states, **{**given, **others})
 
-    def save(self, path: Path, **options: Any) -> Path:
+    def save(self, path: Path, dtype: torch.dtype | None = None, **others: Any) -> Path:
         writer = save_single_file if path.suffix == ".safetensors" else save_folder
-        return writer(path, **{**self.arguments(), **options})
+        return writer(path, self.contents(**others), dtype)
 
 
 def make(unet: UNetConfig, autoencoder: AutoencoderConfig, text: TextEncoderConfig, pad: str | None) -> TinyModel:

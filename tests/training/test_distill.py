@@ -121,7 +121,7 @@ def test_a_steps_loss_and_gradients_are_those_of_diffusers_script(
     student = target = their_unet(stage.pipe, tmp_path / "student")
     if stage.target is not None:
         shaken(stage.target, 2)
-        target = their_unet(rebuilt(stage.pipe, stage.target), tmp_path / "target")  # type: ignore[arg-type]
+        target = their_unet(rebuilt(stage.pipe, unet=stage.target), tmp_path / "target")  # type: ignore[arg-type]
         stage.student.requires_grad_(True)
 
     batch = stage.batch(0, Share())
@@ -264,7 +264,7 @@ def test_only_the_student_answers_with_its_lora(tiny_folder: Path, folder: Path)
 def test_what_cant_be_distilled_is_said(tiny_folder: Path, folder: Path, tmp_path: Path) -> None:
     pipe = fresh(tiny_folder)
     with pytest.raises(TrainingError, match="distilled already"):
-        DistillStage.check_model(rebuilt(pipe, student_of(pipe.unet, True)))
+        DistillStage.check_model(rebuilt(pipe, unet=student_of(pipe.unet, True)))
     flow = rebuilt(pipe, scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler"})
     with pytest.raises(TrainingError, match="is a flow model"):
         DistillStage.check_model(flow)

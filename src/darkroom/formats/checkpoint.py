@@ -18,7 +18,7 @@ from .configs import network_config, sentences
 from .digests import digest_of
 from .hub import resolve
 from .layouts import PARTS, Part
-from .rules import Config
+from .rules import ToldConfig
 from .tensors import open_tensors
 from .weights import PartTensors, Weights, native_state
 
@@ -72,7 +72,7 @@ class Checkpoint:
         """What CLIP's own vocabulary pads with; None where the model brings its own tokenizer."""
         return None if self.tokenizer_folder else (0 if self.pad_token == EXCLAMATION_MARK else 49407)
 
-    def config(self, part: Part) -> Config:
+    def config(self, part: Part) -> ToldConfig:
         """The configuration of one network."""
         if part == "unet":
             return self.unet_config

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from .checkpoint import EXCLAMATION_MARK, open_checkpoint
+from .checkpoint import EXCLAMATION_MARK, Checkpoint, open_checkpoint
 from .control import convert_controlnet, is_controlnet
 from .hub import resolve
+from .layouts import Part
 from .rules import native_shapes
-from .save import TokenizerSource, save_folder, save_single_file
+from .save import Contents, TokenizerSource, save_folder, save_single_file
 from .weights import PartTensors
 
 if TYPE_CHECKING:
@@ -37,32 +38,35 @@ def convert(
     if is_controlnet(origin):
         return convert_controlnet(origin, path, dtype, variant)
     checkpoint = open_checkpoint(origin if isinstance(source, Path) else source, variant)
+    single = path.suffix.lower() == ".safetensors"
     with ExitStack() as stack:
-        parts: dict[str, Any] = {}
-        for part in checkpoint.parts:
-            config = checkpoint.config(part)
-            tensors = PartTensors(checkpoint, part, native_shapes(config, str(checkpoint.path)))
-            parts[part] = stack.enter_context(tensors)
-            parts[f"{part}_config"] = config
-        common: dict[str, Any] = {
-            **parts,
-            "scheduler_config": checkpoint.scheduler_config,
-            "low_res_scheduler_config": checkpoint.low_res_scheduler_config,
-            "zero_negative": checkpoint.zero_negative,
-            "defaults": checkpoint.defaults,
-            "dtype": dtype,
+        configs = {part: checkpoint.config(part) for part in checkpoint.parts}
+        states = {
+            part: stack.enter_context(PartTensors(checkpoint, part, native_shapes(config, str(checkpoint.path))))
+            for part, config in configs.items()
         }
-        if path.suffix.lower() == ".safetensors":
-            common |= {"tokenizer": checkpoint.tokenizer_folder, "tokenizer_2": checkpoint.tokenizer_folder_2}
-            return save_single_file(path, **common)
-        common["tokenizer"] = _tokenizer(checkpoint.tokenizer_folder, checkpoint.pad_token)
-        common["tokenizer_2"] = _tokenizer(checkpoint.tokenizer_folder_2, EXCLAMATION_MARK)
-        return save_folder(path, **common)
+        contents = Contents(
+            configs=configs,
+            states=states,
+            tokenizers=_tokenizers(checkpoint, bare=single),
+            scheduler_config=checkpoint.scheduler_config,
+            low_res_scheduler_config=checkpoint.low_res_scheduler_config,
+            zero_negative=checkpoint.zero_negative,
+            defaults=checkpoint.defaults,
+        )
+        return (save_single_file if single else save_folder)(path, contents, dtype)
 
 
-def _tokenizer(folder: Path | None, pad_token: str) -> TokenizerSource:
-    if folder is not None:
-        return folder
+def _tokenizers(checkpoint: Checkpoint, bare: bool) -> dict[Part, TokenizerSource]:
+    """The tokenizers of a checkpoint's text encoders; CLIP's own where it brings none, or nothing if `bare`."""
     from ..prompts.tokenizer import Tokenizer
 
-    return Tokenizer.default(pad_token)
+    folders: dict[Part, tuple[Path | None, str]] = {
+        "text_encoder": (checkpoint.tokenizer_folder, checkpoint.pad_token),
+        "text_encoder_2": (checkpoint.tokenizer_folder_2, EXCLAMATION_MARK),
+    }
+    return {
+        part: folder or Tokenizer.default(pad)
+        for part, (folder, pad) in folders.items()
+        if part in checkpoint.parts and not (bare and folder is None)
+    }

@@ -7,12 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CheckpointError
 from ..files import whole_file, whole_folder, write_json
-from ..models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
+from ..models.config import TextEncoderConfig, TinyAutoencoderConfig, UNetConfig
 from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer, tokenizer_of
 from .layouts import Layout, Part, table
 from .rules import Place, ToldConfig
@@ -81,129 +82,102 @@ class _Given:
         return self._state[name]
 
 
-def save_folder(
-    path: str | Path,
-    *,
-    unet: State,
-    autoencoder: State,
-    text_encoder: State,
-    unet_config: UNetConfig,
-    autoencoder_config: AutoencoderConfig,
-    text_encoder_config: TextEncoderConfig,
-    scheduler_config: Mapping[str, Any],
-    tokenizer: TokenizerSource,
-    low_res_scheduler_config: Mapping[str, Any] | None = None,
-    text_encoder_2: State | None = None,
-    text_encoder_2_config: TextEncoderConfig | None = None,
-    tokenizer_2: TokenizerSource | None = None,
-    zero_negative: bool = False,
-    dtype: torch.dtype | None = None,
-    defaults: Mapping[str, float] | None = None,
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What is written of a model: its networks under native names, and all that is said beside them."""
+
+    configs: Mapping[Part, ToldConfig]
+    states: Mapping[Part, State]
+    tokenizers: Mapping[Part, TokenizerSource]  # of the text encoders; a single file needs none that is CLIP's own
+    scheduler_config: Mapping[str, Any]
+    low_res_scheduler_config: Mapping[str, Any] | None = None  # of upscalers
+    zero_negative: bool = False  # SDXL's empty negative prompt means zeros
+    defaults: Mapping[str, float] = field(default_factory=dict)  # steps, guidance_scale: what suits the model
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The U-Net's configuration, which says what kind of model it is."""
+        config = self.configs["unet"]
+        assert isinstance(config, UNetConfig)
+        return config
+
+    @property
+    def text(self) -> TextEncoderConfig:
+        """The first text encoder's."""
+        config = self.configs["text_encoder"]
+        assert isinstance(config, TextEncoderConfig)
+        return config
+
+
+def save_folder(path: str | Path, model: Contents, dtype: torch.dtype | None = None) -> Path:
     """Write a model as a diffusers folder, which diffusers opens unmodified; whole or not at all.
 
-    States are in native names; `dtype` converts them (in 8 bits: matrices and convolutions, the rest in float16).
-    `tokenizer` is a folder to copy the files from, or a tokenizer. `defaults` (steps, guidance_scale) go into
-    `darkroom.json`, which others pass over. A model folder at `path` is replaced; anything else there raises
-    CheckpointError, as does a full disk. SDXL has a second text encoder and tokenizer; `zero_negative`: its empty
-    negative prompt means zeros.
+    `dtype` converts the networks (in 8 bits: matrices and convolutions, the rest in float16). What suits the model goes
+    into `darkroom.json`, which others pass over. A model folder at `path` is replaced; anything else there raises
+    CheckpointError, as does a full disk.
     """
     target = Path(os.path.abspath(path))
-    configs: dict[Part, ToldConfig] = {
-        "unet": unet_config, "autoencoder": autoencoder_config, "text_encoder": text_encoder_config,
-    }  # fmt: skip
-    states: dict[Part, State] = {"unet": unet, "autoencoder": autoencoder, "text_encoder": text_encoder}
-    tokenizers: dict[Part, TokenizerSource] = {"text_encoder": tokenizer}
     places = dict(SUBFOLDERS)
-    if text_encoder_2 is not None and text_encoder_2_config is not None:
-        configs["text_encoder_2"], states["text_encoder_2"] = text_encoder_2_config, text_encoder_2
-        tokenizers["text_encoder_2"] = tokenizer if tokenizer_2 is None else tokenizer_2
-    elif text_encoder_config.projection:  # SDXL's refiner: its only one is another's second
+    if model.text.projection and "text_encoder_2" not in model.configs:  # SDXL's refiner has another's second alone
         places["text_encoder"] = SUBFOLDERS["text_encoder_2"]
     with whole_folder(target, "model_index.json") as draft:
-        for part in configs:
+        for part, config in model.configs.items():
             folder = draft / places[part]
             folder.mkdir()
-            write_json(folder / "config.json", _as_published(configs[part].to_diffusers()))
-            entries = entries_of(part, "diffusers", states[part], configs[part], dtype, target)
+            write_json(folder / "config.json", _as_published(config.to_diffusers()))
+            entries = entries_of(part, "diffusers", model.states[part], config, dtype, target)
             write_safetensors(folder / _FILES[part], entries, {"format": "pt"})
-            if part in tokenizers:
+            if part in model.tokenizers:
                 tokenizer_of(folder).mkdir()
-                write_tokenizer(tokenizers[part], tokenizer_of(folder))
-        schedulers = {"scheduler": scheduler_config, "low_res_scheduler": low_res_scheduler_config}
+                write_tokenizer(model.tokenizers[part], tokenizer_of(folder))
+        schedulers = {"scheduler": model.scheduler_config, "low_res_scheduler": model.low_res_scheduler_config}
         for name, content in schedulers.items():
             if content is not None:
                 (draft / name).mkdir()
                 write_json(draft / name / "scheduler_config.json", content)
-        if defaults:
-            write_json(draft / DEFAULTS_FILE, dict(defaults))
-        index = _model_index(unet_config.in_channels, scheduler_config, low_res_scheduler_config)
-        if unet_config.size_conditioning:
-            index = _sdxl_index(index, [places[part] for part in tokenizers], zero_negative)
+        if model.defaults:
+            write_json(draft / DEFAULTS_FILE, dict(model.defaults))
+        index = _model_index(model.unet.in_channels, model.scheduler_config, model.low_res_scheduler_config)
+        if model.unet.size_conditioning:
+            index = _sdxl_index(index, [places[part] for part in model.tokenizers], model.zero_negative)
         write_json(draft / "model_index.json", index)
     return target
 
 
-def save_single_file(
-    path: str | Path,
-    *,
-    unet: State,
-    autoencoder: State,
-    text_encoder: State,
-    unet_config: UNetConfig,
-    autoencoder_config: AutoencoderConfig,
-    text_encoder_config: TextEncoderConfig,
-    scheduler_config: Mapping[str, Any],
-    tokenizer: TokenizerSource | None = None,
-    low_res_scheduler_config: Mapping[str, Any] | None = None,
-    text_encoder_2: State | None = None,
-    text_encoder_2_config: TextEncoderConfig | None = None,
-    tokenizer_2: TokenizerSource | None = None,
-    zero_negative: bool = False,
-    dtype: torch.dtype | None = None,
-    defaults: Mapping[str, float] | None = None,
-) -> Path:
+def save_single_file(path: str | Path, model: Contents, dtype: torch.dtype | None = None) -> Path:
     """Write a model as one .safetensors file in LDM layout, which the ecosystem's tools open; whole or not at all.
 
-    Arguments as in `save_folder`. Configurations are noted in the file's metadata, since shapes don't tell all; so is a
+    `dtype` as in `save_folder`. Configurations are noted in the file's metadata, since shapes don't tell all; so is a
     vocabulary other than CLIP's own. Raises CheckpointError if the file can't be written.
     """
     target = Path(os.path.abspath(path))
-    if isinstance(autoencoder_config, TinyAutoencoderConfig):
+    if isinstance(model.configs["autoencoder"], TinyAutoencoderConfig):
         raise CheckpointError(f"{target}: a tiny autoencoder has no place in a single file; save a folder.")
-    layout: Layout = "openclip" if text_encoder_config.hidden_act == "gelu" else "ldm"
-    if unet_config.size_conditioning:
-        layout = "sdxl_openclip" if text_encoder_config.projection else "sdxl_clip"
-    notes: dict[str, Any] = {
-        "unet": unet_config.to_diffusers(),
-        "autoencoder": autoencoder_config.to_diffusers(),
-        "text_encoder": text_encoder_config.to_diffusers(),
-        "scheduler": dict(scheduler_config),
-    }
-    if low_res_scheduler_config is not None:
-        notes["low_res_scheduler"] = dict(low_res_scheduler_config)
-    if defaults:
-        notes["defaults"] = dict(defaults)
-    if tokenizer is not None and text_encoder_config.vocab_size != CLIP_VOCABULARY:
-        notes["tokenizer"] = _tokenizer_texts(tokenizer)
-        if tokenizer_2 is not None:
-            notes["tokenizer_2"] = _tokenizer_texts(tokenizer_2)
-    if unet_config.size_conditioning:
-        notes["pipeline"] = {"force_zeros_for_empty_prompt": zero_negative}
-    if text_encoder_2_config is not None:
-        notes["text_encoder_2"] = text_encoder_2_config.to_diffusers()
+    layouts: dict[Part, Layout] = {"text_encoder_2": "sdxl_openclip"}
+    layouts["text_encoder"] = "openclip" if model.text.hidden_act == "gelu" else "ldm"
+    if model.unet.size_conditioning:
+        layouts["text_encoder"] = "sdxl_openclip" if model.text.projection else "sdxl_clip"
+    notes: dict[str, Any] = {part: config.to_diffusers() for part, config in model.configs.items()}
+    notes["scheduler"] = dict(model.scheduler_config)
+    if model.low_res_scheduler_config is not None:
+        notes["low_res_scheduler"] = dict(model.low_res_scheduler_config)
+    if model.defaults:
+        notes["defaults"] = dict(model.defaults)
+    if model.text.vocab_size != CLIP_VOCABULARY:
+        for part, tokenizer in model.tokenizers.items():
+            notes[part.replace("text_encoder", "tokenizer")] = _tokenizer_texts(tokenizer)
+    if model.unet.size_conditioning:
+        notes["pipeline"] = {"force_zeros_for_empty_prompt": model.zero_negative}
     metadata = {"format": "pt", METADATA: json.dumps(notes, sort_keys=True)}
-    prediction = scheduler_config.get("prediction_type", "epsilon")
+    prediction = model.scheduler_config.get("prediction_type", "epsilon")
     if prediction in ("epsilon", "v_prediction"):
         metadata["modelspec.prediction_type"] = prediction.removesuffix("_prediction")
     entries = [
-        *entries_of("unet", "ldm", unet, unet_config, dtype, target),
-        *entries_of("autoencoder", "ldm", autoencoder, autoencoder_config, dtype, target),
-        *entries_of("text_encoder", layout, text_encoder, text_encoder_config, dtype, target),
+        entry
+        for part, config in model.configs.items()
+        for entry in entries_of(part, layouts.get(part, "ldm"), model.states[part], config, dtype, target)
     ]
-    if text_encoder_2 is not None and text_encoder_2_config is not None:
-        entries += entries_of("text_encoder_2", "sdxl_openclip", text_encoder_2, text_encoder_2_config, dtype, target)
-    if layout == "openclip" and text_encoder_config.num_hidden_layers == 23:
+    if layouts["text_encoder"] == "openclip" and model.text.num_hidden_layers == 23:
         entries += _unused_layer(entries)
     with whole_file(target) as draft:
         write_safetensors(draft, entries, metadata)

@@ -86,7 +86,7 @@ class DistillStage(PictureStage):
             self.hooks.callback(self.lora.attach(pipe.unet))
             self.student: nn.Module = self.lora
         else:
-            self.pipe = rebuilt(pipe, student_of(pipe.unet, self.told), config)
+            self.pipe = rebuilt(pipe, unet=student_of(pipe.unet, self.told), scheduler_config=config)
             self.student = self.pipe.unet.requires_grad_(True)
         self.aim = self.pipe.denoiser
         self.modules["student"] = self.student

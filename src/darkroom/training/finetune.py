@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import nn
 
 from ..diffusion.schedule import Schedule
 from ..errors import TrainingError
-from ..models.unet import UNet
 from ..pipeline import Pipeline
 from .kinds import Subject
 from .stage import PictureRecipe, PictureStage
@@ -91,20 +90,9 @@ def rescheduled(pipe: Pipeline, prediction: str, zero_snr: bool) -> Pipeline:
     return rebuilt(pipe, scheduler_config=config)
 
 
-def rebuilt(pipe: Pipeline, unet: UNet | None = None, scheduler_config: Mapping[str, Any] | None = None) -> Pipeline:
-    """A model with another U-Net or schedule in place of its own; the other networks are shared."""
-    return Pipeline(
-        unet=unet or pipe.unet,
-        autoencoder=pipe.autoencoder,
-        text_encoder=pipe.text_encoder,
-        tokenizer=pipe.tokenizer,
-        scheduler_config=scheduler_config or pipe.scheduler_config,
-        text_encoder_2=pipe.text_encoder_2,
-        tokenizer_2=pipe.tokenizer_2,
-        zero_negative=pipe.zero_negative,
-        checkpoint=pipe.checkpoint,
-        name=pipe.name,
-    )
+def rebuilt(pipe: Pipeline, **parts: Any) -> Pipeline:
+    """A model with another U-Net or schedule in place of its own (the fields of `Model`); the rest is shared."""
+    return Pipeline(replace(pipe.model, **parts))
 
 
 def check_finetune(recipe: FinetuneRecipe | UNetRecipe) -> None:

@@ -15,6 +15,7 @@ import darkroom
 
 from ..data.dataset import Lessons
 from ..errors import TrainingError
+from ..model import Model
 from ..pipeline import Pipeline
 from ..prompts.tokenizer import Tokenizer
 from . import state
@@ -52,12 +53,12 @@ class ScratchStage(PictureStage):
             unet, text_encoder = networks(built, tokenizer, c.latent_channels, c.downscale)
         except ValueError as error:
             raise TrainingError(f"the recipe's networks can't be built: {error}") from None
-        pipe = Pipeline(
+        model = Model(
             unet=unet.to(recipe.device), autoencoder=autoencoder,
             text_encoder=given[0] if given else text_encoder.to(recipe.device),
             tokenizer=tokenizer, scheduler_config=scheduler_config(recipe), name=output.name,
         )  # fmt: skip
-        return pipe, lessons
+        return Pipeline(model), lessons
 
     def begin(self) -> None:
         self.text_learns = not self.config.text_encoder
