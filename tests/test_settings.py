@@ -49,7 +49,7 @@ class Example:
     style: str | None = setting(None, one_of(("plain", "bold")), "How it looks.")
     width: int = setting(8, SIDE, joint=SIZE)
     height: int = setting(8, SIDE, joint=SIZE)
-    strict: bool = setting(False, flag(), group="rules.strict")
+    strict: bool = setting(False, flag(), group="rules")
     end: float = setting(math.inf, real(0, math.inf))
     hash: str | None = setting(kind=or_none(text(10)), axis=False)
     parts: tuple[Inner, ...] = ()
@@ -96,6 +96,9 @@ def test_what_is_said_at_once_comes_once() -> None:
     assert list(told) == ["name", "steps", "style", "size", "strict", "end", "hash"]
     assert told["size"] == (("width", "height"), "--size")
     assert settings(Example)["strict"].group == "rules.strict"
+    assert settings(Example)["strict"].of_group("rules")
+    assert settings(Example)["style"].option == "--style"
+    assert settings(Example)["style"].key == "Style"
     assert default(Example, "steps") == 30
 
 

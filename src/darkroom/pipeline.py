@@ -39,7 +39,7 @@ from .models.controlnet import ControlNet
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, margins, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, whole
 from .result import Result, gathered
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
@@ -294,7 +294,7 @@ class Pipeline:
             only_masked=only_masked,
             mask_padding=mask_padding,
             mask_blur=mask_blur,
-            outpaint=None if outpaint is None else margins(outpaint),
+            outpaint=outpaint,  # type: ignore[arg-type]  # a Request makes four numbers of it
             image_guidance_scale=image_guidance_scale,
             tile=tile,
             overlap=overlap,

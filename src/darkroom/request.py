@@ -2,21 +2,24 @@
 
 A `Request` is one picture. What it leaves open (None) the model and the engine fill in; the filled-in request is
 the picture's recipe: asked again, it gives the same picture.
+
+Each field is declared once (`settings.setting`): its values, a line of help, the commands' option, A1111's key. The
+commands' options, the line of parameters in a picture, the axes of sweeps and the groups of `Pipeline.generate` follow
+from that (docs/adding-a-setting.md).
 """
 
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 import re
 import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
-from .errors import RequestError, nearest
-from .errors import shown as _shown
+from . import settings as kind
+from .errors import RequestError, shown
+from .settings import Joint, Kind, Setting, SettingError, check, from_plain, setting, settings, to_plain
 
 MIN_SIDE, MAX_SIDE = 8, 8192  # pixels
 MAX_PIXELS = 4096 * 4096
@@ -37,56 +40,6 @@ MAX_MARGIN = 1024  # pixels around a mask, and of its edge
 MAX_CACHE_INTERVAL = 100
 MAX_MERGING = 0.75  # of four neighbouring tokens one stays
 MAX_NOISE_LEVEL = 350  # of upscaling models, as in diffusers
-# Fields that say something about a picture that is given.
-OF_AN_IMAGE = ("strength", "exact_steps", "fill", "only_masked", "mask_padding", "mask_blur", "outpaint")
-
-
-SIZES = (  # two pixel numbers each, told to SDXL
-    "original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"
-)  # fmt: skip
-SCORES = ("aesthetic_score", "negative_aesthetic_score")  # told to its refiner
-
-
-def whole(name: str, value: object, low: int, high: int, what: str = "") -> int:
-    """`value` as an int in low..high (numpy's integers too; no bools, no floats, no strings), or a RequestError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise RequestError(f"{name} is {_shown(value)}; it must be a whole number from {low} to {high}{what}")
-    number = operator.index(value)
-    if not low <= number <= high:
-        raise RequestError(f"{name} is {_shown(number)}; it must be from {low} to {high}{what}")
-    return number
-
-
-def real(name: str, value: object, low: float, high: float, what: str = "") -> float:
-    """`value` as a finite float in low..high, or a RequestError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise RequestError(f"{name} is {_shown(value)}; it must be a number from {low:g} to {high:g}{what}")
-    try:
-        number = float(value)
-    except OverflowError:  # a whole number beyond any float
-        number = math.inf
-    if not low <= number <= high:  # NaN is refused here too
-        raise RequestError(f"{name} is {_shown(value)}; it must be from {low:g} to {high:g}{what}")
-    return number
-
-
-def text(name: str, value: object, longest: int = MAX_PROMPT) -> str:
-    """`value` as a string of at most `longest` characters, or a RequestError."""
-    if not isinstance(value, str):
-        raise RequestError(f"{name} is {_shown(value)}; it must be a text")
-    if len(value) > longest:
-        raise RequestError(f"{name} has {len(value):,} characters; shorten it to {longest:,} or fewer")
-    return value
-
-
-def choice(name: str, value: object, known: Iterable[str]) -> str:
-    """`value` if it is one of the known names, or a RequestError that lists them and suggests the nearest."""
-    known = tuple(known)
-    if not isinstance(value, str) or value not in known:
-        raise RequestError(
-            f"{name} is {_shown(value)}; it must be one of {', '.join(known)}{nearest(str(value), known)}"
-        )
-    return value
 
 
 def draw_seed() -> int:
@@ -94,52 +47,154 @@ def draw_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def _two(name: str, value: object, low: int) -> tuple[int, int]:
-    """Two pixel numbers: (width, height), or of a crop (left, top)."""
-    what = "(left, top)" if name.endswith("crop") else "(width, height)"
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise RequestError(f"{name} is {_shown(value)}; it must be two numbers of pixels, {what}")
-    first, second = (whole(name, number, low, 2**16, f"; {name} is {what}") for number in value)
-    return first, second
+# --- single values, checked outside of a request
 
 
-def _interval(value: object) -> tuple[float, float]:
-    what = "; guidance_interval is (lowest sigma, highest sigma)"
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise RequestError(f"guidance_interval is {_shown(value)}; it must be two noise levels, lowest and highest")
-    low = real("the lower end of guidance_interval", value[0], 0.0, 1e6, what)
-    high = (
-        math.inf
-        if value[1] in (None, math.inf)
-        else real("the upper end of guidance_interval", value[1], 0.0, 1e6, what)
-    )
-    if low >= high:
-        raise RequestError(f"guidance_interval is {_shown(value)}; its first number must be below its second")
-    return low, high
+def whole(name: str, value: object, low: int, high: int, what: str = "") -> int:
+    """`value` as an int in low..high (numpy's integers too; no bools, no floats, no strings), or a RequestError."""
+    return _checked(kind.whole(low, high, what), name, value)  # type: ignore[no-any-return]
 
 
-def _levels(value: object) -> tuple[str, ...]:
-    known = re.compile(r"mid|(down|up)\.\d{1,2}", re.ASCII)
-    names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, (tuple, list)) or not names:
-        raise RequestError(f"pag_levels is {_shown(value)}; it must be a list of the U-Net's levels, such as ('mid',)")
-    for name in names:
-        if not isinstance(name, str) or not known.fullmatch(name):
-            raise RequestError(
-                f"pag_levels has {_shown(name)}; a level is 'mid', 'down.0' (the finest) or 'up.0' (the coarsest)"
+def real(name: str, value: object, low: float, high: float, what: str = "") -> float:
+    """`value` as a finite float in low..high, or a RequestError."""
+    return _checked(kind.real(low, high, what), name, value)  # type: ignore[no-any-return]
+
+
+def choice(name: str, value: object, known: Iterable[str]) -> str:
+    """`value` if it is one of the known names, or a RequestError that lists them and suggests the nearest."""
+    return _checked(kind.one_of(known), name, value)  # type: ignore[no-any-return]
+
+
+def _checked(wanted: Kind, name: str, value: object) -> Any:
+    try:
+        return wanted.check(name, value)
+    except SettingError as wrong:
+        raise RequestError(str(wrong)) from None
+
+
+# --- kinds of values that only a request has
+
+_LEVEL = re.compile(r"mid|(down|up)\.\d{1,2}", re.ASCII)
+_SIDES = ("left", "top", "right", "bottom")
+
+
+def _noise_levels() -> Kind:
+    """(lowest sigma, highest sigma); the highest may be endless: None or infinity."""
+    sigma = kind.real(0.0, 1e6, "; guidance_interval is (lowest sigma, highest sigma)")
+
+    def check(name: str, value: Any) -> tuple[float, float]:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise SettingError(f"{name} is {shown(value)}; it must be two noise levels, lowest and highest")
+        low = sigma.check(f"the lower end of {name}", value[0])
+        endless = value[1] in (None, math.inf)
+        high = math.inf if endless else sigma.check(f"the upper end of {name}", value[1])
+        if low >= high:
+            raise SettingError(f"{name} is {shown(value)}; its first number must be below its second")
+        return low, high
+
+    return Kind(check, kind.read_two("noise levels", "0.3,5"), "LOW,HIGH", "two noise levels", of=float, count=2)
+
+
+def _unet_levels() -> Kind:
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else value
+        if not isinstance(names, (tuple, list)) or not names:
+            raise SettingError(f"{name} is {shown(value)}; it must be a list of the U-Net's levels, such as ('mid',)")
+        for level in names:
+            if not isinstance(level, str) or not _LEVEL.fullmatch(level):
+                raise SettingError(
+                    f"{name} has {shown(level)}; a level is 'mid', 'down.0' (the finest) or 'up.0' (the coarsest)"
+                )
+        return tuple(dict.fromkeys(names))
+
+    return Kind(check, lambda name, text: tuple(text.split(",")), "LIST", "levels of the U-Net", count=0)
+
+
+def _margins() -> Kind:
+    """(left, top, right, bottom) in pixels, from a sequence of four or a mapping of those names."""
+    pixels = kind.whole(0, MAX_SIDE, " pixels")
+
+    def check(name: str, value: Any) -> tuple[int, ...]:
+        if isinstance(value, Mapping):
+            for side in value:
+                if side not in _SIDES:
+                    raise SettingError(f"{name} has no side {shown(side)}; there are {', '.join(_SIDES)}")
+            value = [value.get(side, 0) for side in _SIDES]
+        if not isinstance(value, (tuple, list)) or len(value) != 4:
+            raise SettingError(
+                f"{name} is {shown(value)}; give pixels for left, top, right and bottom, such as {{'left': 128}}"
             )
-    return tuple(dict.fromkeys(names))
+        found = tuple(pixels.check(f"{name} {side}", part) for side, part in zip(_SIDES, value, strict=True))
+        if not any(found):
+            raise SettingError(f"{name} is 0 pixels on every side; give one side or more, such as {{'left': 128}}")
+        return found
+
+    def read(name: str, text: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for part in text.split(","):
+            side, equals, number = (word.strip() for word in part.partition("="))
+            if not equals or not re.fullmatch(r"-?\d{1,9}", number, re.ASCII) or side in found:
+                raise SettingError(f"{name} is {text[:60]!r}; give sides and pixels, such as left=128,top=64")
+            found[side] = int(number)
+        return found
+
+    return Kind(check, read, "SIDES", "pixels for left, top, right and bottom", of=int, count=4)
+
+
+def _seed() -> Kind:
+    number = kind.whole(-1, SEEDS - 1, " (-1 draws one)")
+
+    def check(name: str, value: Any) -> int | None:
+        found = number.check(name, value)
+        return None if found == -1 else found
+
+    return replace(number, check=check)
+
+
+def _several(one: Callable[[Any], Any], wanted: str, of: type = str) -> Kind:
+    """Lists of what only a finished recipe holds."""
+
+    def check(name: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, tuple | list):
+            raise SettingError(f"{name} is {shown(value)}; {wanted}")
+        return tuple(one(part) for part in value)
+
+    return Kind(check, kind.read_nothing, of=of, count=0)
+
+
+# --- what a request holds that is more than a number or a word
+
+
+class _Part:
+    """A value of a request with settings of its own, made from an object of their names where a recipe is read."""
+
+    __slots__ = ()
+    refused: ClassVar[str]  # the sentence for anything else
+
+    def __post_init__(self) -> None:
+        check(self, RequestError)
+
+    @classmethod
+    def checked(cls, value: object) -> Self:
+        """From an object of these names, or one of this class; RequestError for anything else."""
+        if isinstance(value, cls):
+            return value
+        needed = {f.name for f in fields(cls) if f.default is MISSING}  # type: ignore[arg-type]  # all are dataclasses
+        if not isinstance(value, Mapping) or not needed <= set(value) <= settings(cls).keys():
+            raise RequestError(cls.refused.format(shown(value)))
+        return cls(**value)
 
 
 @dataclass(frozen=True, slots=True)
-class UsedLora:
+class UsedLora(_Part):
     """A LoRA in a recipe: its file's name, the first 12 hexadecimal digits of its hash (A1111's; "" where another
     tool's recipe doesn't tell), its strengths."""
 
-    name: str
-    hash: str
-    scale: float  # on the U-Net
-    text_scale: float  # on the text encoders
+    refused: ClassVar[str] = "loras holds {}; each must have name, hash, scale and text_scale"
+    name: str = setting(kind=kind.text(1000), called="a LoRA's name")
+    hash: str = setting(kind=kind.text(100), called="a LoRA's hash")
+    scale: float = setting(kind=kind.real(-1e6, 1e6), help="On the U-Net.", called="a LoRA's scale")
+    text_scale: float = setting(kind=kind.real(-1e6, 1e6), help="On the text encoders.", called="a LoRA's scale")
 
     @property
     def words(self) -> str:
@@ -147,28 +202,22 @@ class UsedLora:
         texts = "" if self.text_scale == self.scale else f", of the texts at {self.text_scale:g}"
         return f"{self.name} ({self.hash or 'no hash'}) at {self.scale:g}{texts}"
 
-    @classmethod
-    def checked(cls, value: object) -> UsedLora:
-        """From an object of these names, or one of this class; RequestError for anything else."""
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
-            raise RequestError(f"loras holds {_shown(value)}; each must have name, hash, scale and text_scale")
-        scales = [real("a LoRA's scale", value[n], -1e6, 1e6) for n in ("scale", "text_scale")]
-        return cls(text("a LoRA's name", value["name"], 1000), text("a LoRA's hash", value["hash"], 100), *scales)
-
 
 @dataclass(frozen=True, slots=True)
-class UsedControl:
-    """A ControlNet in a recipe."""
+class UsedControl(_Part):
+    """A ControlNet in a recipe: its file's or folder's name, ten hexadecimal digits of its SHA-256 (None for a network
+    that was given loaded), the fingerprint of the picture it was shown, before that was resized."""
 
-    name: str  # its file's or folder's
-    hash: str | None  # ten hexadecimal digits of its SHA-256; None for a network that was given loaded
-    hint: str  # the fingerprint of the picture it was shown, before it was resized
-    scale: float
-    start: float  # fractions of the steps
-    stop: float
-    guess: bool
+    refused: ClassVar[str] = (
+        "controls holds {}; in a request each must have name, hash, hint, scale, start, stop, guess"
+    )
+    name: str = setting(kind=kind.text(1000), called="a control's name")
+    hash: str | None = setting(kind=kind.or_none(kind.text(100)), called="a control's hash")
+    hint: str = setting(kind=kind.text(1000), called="a control's hint")
+    scale: float = setting(kind=kind.real(-MAX_CONTROL, MAX_CONTROL), called="a control's scale")
+    start: float = setting(kind=kind.real(0.0, 1.0), help="A fraction of the steps.", called="a control's start")
+    stop: float = setting(kind=kind.real(0.0, 1.0), help="A fraction of the steps.", called="a control's stop")
+    guess: bool = setting(kind=kind.flag(), called="a control's guess")
 
     @property
     def words(self) -> str:
@@ -177,36 +226,52 @@ class UsedControl:
         guess = ", guess mode" if self.guess else ""
         return f"{self.name} ({self.hash or 'no hash'}) at {self.scale:g}{when} after the picture {self.hint}{guess}"
 
-    @classmethod
-    def checked(cls, value: object) -> UsedControl:
-        """From such a one, or from a mapping of its fields. Raises RequestError."""
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping) or set(value) != {f.name for f in fields(cls)}:
-            names = ", ".join(f.name for f in fields(cls))
-            raise RequestError(f"controls holds {_shown(value)}; in a request each must have {names}")
-        scale = real("a control's scale", value["scale"], -MAX_CONTROL, MAX_CONTROL)
-        start, stop = (real(f"a control's {name}", value[name], 0.0, 1.0) for name in ("start", "stop"))
-        name, hint = (text(f"a control's {name}", value[name], 1000) for name in ("name", "hint"))
-        hash = None if value["hash"] is None else text("a control's hash", value["hash"], 100)
-        return cls(name, hash, hint, scale, start, stop, _flag("a control's guess", value["guess"]))
-
 
 @dataclass(frozen=True, slots=True)
-class Hires:
-    """A second pass over a finished picture, larger: more detail than the model draws at once, and one composition."""
+class Hires(_Part):
+    """A second pass over a finished picture, larger: more detail than the model draws at once, and one composition.
 
-    scale: float = 2.0  # 1..16: of each side
-    strength: float = 0.7  # 0..1: how much of the enlarged picture is drawn anew
-    steps: int | None = None  # 1..1000, of which steps * strength are taken; None: the first pass's
-    upscaler: str = "latent"  # what is enlarged: the latent (bilinear), or the picture ("lanczos")
+    Attributes:
+        scale: 1 to 16, of each side.
+        strength: 0 to 1, how much of the enlarged picture is drawn anew.
+        steps: 1 to 1000, of which steps * strength are taken; None: the first pass's.
+        upscaler: what is enlarged: the latent (bilinear), or the picture ("lanczos").
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", real("hires scale", self.scale, 1.0, MAX_SCALE))
-        object.__setattr__(self, "strength", real("hires strength", self.strength, 0.0, 1.0))
-        if self.steps is not None:
-            object.__setattr__(self, "steps", whole("hires steps", self.steps, 1, MAX_STEPS))
-        choice("hires upscaler", self.upscaler, UPSCALERS)
+    refused: ClassVar[str] = "hires is {}; give scale, strength, steps and upscaler, or some of them"
+    scale: float = setting(
+        2.0,
+        kind.real(1.0, MAX_SCALE),
+        "Then enlarge X times, and draw it over once more.",
+        option="--hires",
+        key="Hires upscale",
+        called="hires scale",
+    )
+    strength: float = setting(
+        0.7,
+        kind.real(0.0, 1.0),
+        "Of that. [default: 0.7]",
+        option="--hires-strength",
+        key=None,  # A1111 writes it as the "Denoising strength"
+        called="hires strength",
+    )
+    steps: int | None = setting(
+        None,
+        kind.whole(1, MAX_STEPS),
+        "Of that. [default: --steps]",
+        option="--hires-steps",
+        key="Hires steps",
+        called="hires steps",
+    )
+    upscaler: str = setting(
+        "latent",
+        kind.one_of(UPSCALERS),
+        "What is enlarged: latent or lanczos. [default: latent]",
+        option="--hires-upscaler",
+        metavar="HOW",
+        key="Hires upscaler",
+        called="hires upscaler",
+    )
 
     @property
     def words(self) -> str:
@@ -214,137 +279,265 @@ class Hires:
         steps = "" if self.steps is None else f", {self.steps} steps"
         return f"{self.scale:g} times as large, strength {self.strength:g}{steps}, {self.upscaler}"
 
-    @classmethod
-    def checked(cls, value: object) -> Hires:
-        """From an object of these names, or one of this class; RequestError for anything else."""
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping) or not set(value) <= {f.name for f in fields(cls)}:
-            raise RequestError(f"hires is {_shown(value)}; give scale, strength, steps and upscaler, or some of them")
-        return cls(**value)
+
+# --- the request
+
+_PROMPT = replace(kind.text(MAX_PROMPT), wanted="a text (an empty one is fine)")
+_FRACTION = kind.real(0.0, 1.0)
+_GUIDANCE = kind.real(0.0, MAX_GUIDANCE)
+_SCORE = kind.real(0.0, 10.0)
+_SIDE = kind.whole(MIN_SIDE, MAX_SIDE, " pixels")
+_MARGIN = kind.whole(0, MAX_MARGIN, " pixels")
+_SIZE = kind.pixels(1, "(width, height)", kind.read_size, "WxH")
+_CROP = kind.pixels(0, "(left, top)", kind.read_two("pixels", "64,0"), "LEFT,TOP")
+_WORD = kind.text(1000)
+_HIRES = Kind(lambda name, value: Hires.checked(value), kind.read_nothing, of=Hires)
+
+SIZE = Joint(
+    "size",
+    ("width", "height"),
+    Setting(_SIZE, "In pixels. [default: the model's]", option="--size", key="Size"),
+)
 
 
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise RequestError(f"{name} is {_shown(value)}; it must be True or False")
-    return value
-
-
-def margins(value: object) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels from a sequence of four or a mapping of those names, or a RequestError."""
-    sides = ("left", "top", "right", "bottom")
-    if isinstance(value, Mapping):
-        for name in value:
-            if name not in sides:
-                raise RequestError(f"outpaint has no side {_shown(name)}; there are {', '.join(sides)}")
-        value = [value.get(side, 0) for side in sides]
-    if not isinstance(value, (tuple, list)) or len(value) != 4:
-        raise RequestError(
-            f"outpaint is {_shown(value)}; give pixels for left, top, right and bottom, such as {{'left': 128}}"
-        )
-    left, top, right, bottom = (
-        whole(f"outpaint {side}", pixels, 0, MAX_SIDE, " pixels") for side, pixels in zip(sides, value, strict=True)
-    )
-    if not left + top + right + bottom:
-        raise RequestError("outpaint is 0 pixels on every side; give one side or more, such as {'left': 128}")
-    return left, top, right, bottom
+def _recorded(help: str, key: str | None = None, of: Kind = _WORD, default: Any = None) -> Any:
+    """A field that a finished recipe tells and nobody asks for."""
+    return setting(default, of, help, option=None, key=key, axis=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One picture. Raises RequestError on anything that can't be done; numbers are plain ints and floats afterwards."""
 
-    prompt: str  # at most 32,000 characters; any length of tokens (encoded in chunks of 75)
-    negative_prompt: str = ""  # what guidance leads away from
-    width: int | None = None  # pixels, 8..8192; None: the model's own size
-    height: int | None = None
-    steps: int | None = None  # 1..1000; None: the sampler's usual number
-    guidance_scale: float | None = None  # 0..100; 1 or below: no guidance (one row a step, not two); None: 7.5
-    guidance_rescale: float = 0.0  # 0..1: Lin et al. 2023 (arXiv 2305.08891), sec. 3.4
-    guidance_interval: tuple[float, float] | None = None  # sigmas between which guidance acts; None: all
-    guidance_projection: float | None = None  # 0..1: how much of guidance's part along the picture is left out
-    pag_scale: float | None = None  # 0..100: perturbed-attention guidance, Ahn et al. 2024 (arXiv 2403.17377)
-    pag_adaptive_scale: float | None = None  # 0..1: by how much pag_scale falls with every training timestep
-    pag_levels: tuple[str, ...] | None = None  # levels of the U-Net: "mid", "down.1", "up.0"; None: the middle
-    threshold: float | None = None  # 0..1: the percentile of dynamic thresholding, such as 0.995
-    threshold_mimic: float | None = None  # the guidance scale whose range is kept; None: 1
-    image_guidance_scale: float | None = None  # 0..100: of editing models, how closely to follow the picture; None: 1.5
-    sampler: str | None = None  # a name of darkroom.samplers(); None: what the checkpoint's scheduler says
-    schedule: str | None = None  # the spacing of noise levels; None: the sampler's or the checkpoint's
-    seed: int | None = None  # 0..2**64 - 1; None or -1: drawn, and reported in the recipe
-    clip_skip: int = 0  # 0..12: n >= 2 takes the text encoder's n-th last layer
-    prompt_style: str = "a1111"  # the prompt's grammar: "a1111", "comfy" or "plain"
-    start: float | None = None  # 0..1: go on with `latents` that another call stopped at this fraction of the way
-    stop: float | None = None  # 0..1: stop there, with noise in the picture, for another model to go on
+    # Any length of tokens is possible: they are encoded in chunks of 75.
+    prompt: str = setting(kind=_PROMPT, help="What to draw.", option=None, key=None, aliases=("prompt_s/r",))
+    negative_prompt: str = setting("", _PROMPT, "What to lead away from.", option="--negative", key=None)
+    width: int | None = setting(None, _SIDE, joint=SIZE)
+    height: int | None = setting(None, _SIDE, joint=SIZE)
+    steps: int | None = setting(None, kind.whole(1, MAX_STEPS), "[default: the sampler's]")
+    # At 1 or below there is no guidance: one row a step, not two.
+    guidance_scale: float | None = setting(
+        None,
+        _GUIDANCE,
+        "How closely to follow the prompt; 1: no guidance. [default: the model's, or 7.5]",
+        option="--guidance",
+        key="CFG scale",
+        aliases=("cfg",),
+    )
+    guidance_rescale: float = setting(
+        0.0, _FRACTION, "0 to 1: against overexposure at high guidance.", key="CFG rescale", group="guidance.rescale"
+    )
+    guidance_interval: tuple[float, float] | None = setting(
+        None,
+        _noise_levels(),
+        "Guide at noise levels (sigma) above LOW, up to HIGH. [default: all]",
+        key="CFG interval",
+        group="guidance.interval",
+    )
+    guidance_projection: float | None = setting(
+        None,
+        _FRACTION,
+        "0 to 1: against oversaturation at high guidance.",
+        key="CFG projection",
+        group="guidance.projection",
+    )
+    pag_scale: float | None = setting(
+        None, _GUIDANCE, "Perturbed-attention guidance, such as 3.", option="--pag", key="PAG scale", group="guidance"
+    )
+    pag_adaptive_scale: float | None = setting(
+        None,
+        _FRACTION,
+        "With --pag: by how much it falls a timestep.",
+        option="--pag-adaptive",
+        key="PAG adaptive scale",
+        group="guidance",
+    )
+    pag_levels: tuple[str, ...] | None = setting(
+        None,
+        _unet_levels(),
+        "With --pag: U-Net levels, such as mid,up.1. [default: mid]",
+        key="PAG levels",
+        group="guidance",
+    )
+    threshold: float | None = setting(
+        None, _FRACTION, "Dynamic thresholding: a percentile, as 0.995.", key="Dynamic threshold", group="guidance"
+    )
+    threshold_mimic: float | None = setting(
+        None,
+        kind.real(1.0, MAX_GUIDANCE),
+        "With --threshold: the guidance whose range stays; else 1.",
+        key="Dynamic threshold mimic",
+        group="guidance",
+    )
+    image_guidance_scale: float | None = setting(
+        None,
+        _GUIDANCE,
+        "Of editing models: how closely to follow --image; else 1.5.",
+        option="--image-guidance",
+        key="Image CFG scale",
+        group="guidance.image_scale",
+    )
+    sampler: str | None = setting(
+        None, _WORD, "See `darkroom samplers`. [default: the model's]", metavar="NAME", aliases=("sampler_name",)
+    )
+    schedule: str | None = setting(
+        None,
+        _WORD,
+        "Spacing of the noise levels: karras, exponential, ...",
+        metavar="NAME",
+        key="Schedule type",
+        aliases=("scheduler",),
+    )
+    # None or -1: drawn, and reported in the recipe.
+    seed: int | None = setting(None, _seed(), "The first picture's; the next takes the next.")
+    clip_skip: int = setting(0, kind.whole(0, MAX_CLIP_SKIP), "2: the text encoder's last layer but one.")
+    prompt_style: str = setting(
+        "a1111", kind.one_of(PROMPT_STYLES), "The prompt's grammar: a1111, comfy or plain.", metavar="STYLE"
+    )
+    start: float | None = setting(
+        None,
+        _FRACTION,
+        "Go on with `latents` that another call stopped at this fraction of the way.",
+        option=None,
+        key="Starts at",
+        group="noise",
+    )
+    stop: float | None = setting(
+        None,
+        _FRACTION,
+        "Stop at this fraction of the way, with noise in the picture, for another model to go on.",
+        option=None,
+        key="Stops at",
+        group="noise",
+    )
     # What SDXL is told of the picture (docs/sdxl.md), with the prompt and with the negative one.
-    original_size: tuple[int, int] | None = None  # (width, height) of what it was cut out of; None: its own size
-    crop: tuple[int, int] | None = None  # (left, top) of the cut; None: (0, 0)
-    target_size: tuple[int, int] | None = None  # (width, height) it was meant for; None: its own size
-    aesthetic_score: float | None = None  # 0..10, told to the refiner; None: 6
-    negative_original_size: tuple[int, int] | None = None  # None: as without negative_
-    negative_crop: tuple[int, int] | None = None
-    negative_target_size: tuple[int, int] | None = None
-    negative_aesthetic_score: float | None = None  # None: 2.5
+    original_size: tuple[int, int] | None = setting(
+        None, _SIZE, "Told to SDXL: what the picture was cut out of. [default: --size]", group="sizes"
+    )
+    crop: tuple[int, int] | None = setting(
+        None, _CROP, "Told to SDXL: where it was cut out. [default: 0,0]", group="sizes"
+    )
+    target_size: tuple[int, int] | None = setting(
+        None, _SIZE, "Told to SDXL: the size it is for. [default: --size]", group="sizes"
+    )
+    aesthetic_score: float | None = setting(
+        None, _SCORE, "Told to SDXL's refiner, 0 to 10. [default: 6]", group="sizes"
+    )
+    negative_original_size: tuple[int, int] | None = setting(
+        None, _SIZE, "The same with --negative. [default: --original-size]", group="sizes"
+    )
+    negative_crop: tuple[int, int] | None = setting(
+        None, _CROP, "The same with --negative. [default: --crop]", group="sizes"
+    )
+    negative_target_size: tuple[int, int] | None = setting(
+        None, _SIZE, "The same with --negative. [default: --target-size]", group="sizes"
+    )
+    negative_aesthetic_score: float | None = setting(
+        None, _SCORE, "The same with --negative. [default: 2.5]", group="sizes"
+    )
     # Faster, and lossy (docs/faster.md).
-    cache_interval: int = 1  # 1..100: deep features are computed in every n-th evaluation only; 1: in every one
-    token_merging: float = 0.0  # 0..0.75: how many tokens of the finest self-attention are merged; 0: none
-    loras: tuple[UsedLora, ...] = ()  # in a recipe: what was attached, by files and by <lora:...> in the prompt
-    controls: tuple[UsedControl, ...] = ()  # in a recipe: the ControlNets that steered
-    strength: float | None = None  # 0..1, of a picture given: how much of its making is done anew; None: 0.75
-    exact_steps: bool | None = None  # with a picture: all `steps` are taken, not `steps * strength`; None: no
-    fill: str | None = None  # what a masked part begins as: "original", "fill" or "noise"; None: "original"
-    only_masked: bool | None = None  # the mask's surroundings are worked on at the model's own size; None: no
-    mask_padding: int | None = None  # 0..1024 pixels, with only_masked: how much of the surroundings; None: 32
-    mask_blur: int | None = None  # 0..1024 pixels of soft edge, inside the masked part; None: 4
-    outpaint: tuple[int, int, int, int] | None = None  # pixels added left, top, right, bottom, within the size
-    tile: int | None = None  # 8..8192 pixels: the network sees overlapping windows of this side; None: the whole
-    overlap: int | None = None  # pixels, below tile: what neighbouring windows share; None: a quarter of tile
-    noise_level: int | None = None  # 0..350, of upscaling models: how much noise the picture is given; None: 20
-    hires: Hires | None = None  # a second pass that draws it larger; width and height are the first one's
-    image: str | None = None  # in a recipe: the fingerprint of the picture that was given,
-    mask: str | None = None  # and of its mask
-    depth: str | None = None  # and of the depth map
-    embeddings: tuple[str, ...] = ()  # in a recipe: "name:hash" of each learned word that its texts use
-    latents: str | None = None  # in a recipe: the fingerprint of starting noise that was given instead of the seed's
-    model: str | None = None  # in a recipe: the model's name,
-    model_hash: str | None = None  # the first ten hexadecimal digits of its SHA-256,
-    vae: str | None = None  # the name of an autoencoder that was put in place of the model's own,
-    vae_hash: str | None = None  # the first ten digits of its hash,
-    version: str | None = None  # and the version of Darkroom that drew the picture
+    cache_interval: int = setting(
+        1, kind.whole(1, MAX_CACHE_INTERVAL), "Faster, lossy: deep features every N-th step.", group="speed"
+    )
+    token_merging: float = setting(
+        0.0,
+        kind.real(0.0, MAX_MERGING),
+        "Faster, lossy: 0 to 0.75 of the finest tokens.",
+        key="Token merging ratio",
+        group="speed",
+    )
+    loras: tuple[UsedLora, ...] = _recorded(
+        "What was attached, by files and by <lora:...> in the prompt.",
+        "Lora hashes",
+        _several(UsedLora.checked, "it must be a list", UsedLora),
+        (),
+    )
+    controls: tuple[UsedControl, ...] = _recorded(
+        "The ControlNets that steered.", of=_several(UsedControl.checked, "it must be a list", UsedControl), default=()
+    )
+    strength: float | None = setting(
+        None,
+        _FRACTION,
+        "0 to 1: how much --image changes. [default: 0.75]",
+        key="Denoising strength",
+        aliases=("denoise", "denoising"),
+        of_image=True,
+    )
+    exact_steps: bool | None = setting(
+        None, kind.flag(), "With --image: take all --steps, not steps x strength.", group="noise", of_image=True
+    )
+    fill: str | None = setting(
+        None,
+        kind.one_of(FILLS),
+        "What the masked part begins as: original, fill or noise.",
+        metavar="HOW",
+        key="Masked content",
+        group="inpaint",
+        of_image=True,
+    )
+    only_masked: bool | None = setting(
+        None,
+        kind.flag(),
+        "Redraw around the mask at the model's own size, and put it back.",
+        key="Inpaint area",
+        group="inpaint",
+        of_image=True,
+    )
+    mask_padding: int | None = setting(
+        None,
+        _MARGIN,
+        "With --only-masked: pixels around it. [default: 32]",
+        key="Masked area padding",
+        group="inpaint",
+        of_image=True,
+    )
+    mask_blur: int | None = setting(
+        None, _MARGIN, "The mask's soft edge in pixels, inside it. [default: 4]", group="inpaint", of_image=True
+    )
+    outpaint: tuple[int, int, int, int] | None = setting(
+        None, _margins(), "Extend --image: left=128,top=64,right=0,bottom=0.", group="inpaint", of_image=True
+    )
+    tile: int | None = setting(
+        None, kind.whole(MIN_SIDE, MAX_SIDE), "Draw in overlapping windows of N pixels that agree.", group="tiling"
+    )
+    overlap: int | None = setting(
+        None, kind.whole(0, MAX_SIDE), "What windows share. [default: a quarter]", key="Tile overlap", group="tiling"
+    )
+    noise_level: int | None = setting(
+        None, kind.whole(0, MAX_NOISE_LEVEL), "0 to 350, of upscaling models. [default: 20]", group="noise.level"
+    )
+    hires: Hires | None = setting(
+        None,
+        _HIRES,
+        "A second pass that draws it larger; width and height are the first one's.",
+        option=None,
+        key=None,
+    )
+    image: str | None = _recorded("The fingerprint of the picture that was given.", "Image fingerprint")
+    mask: str | None = _recorded("The fingerprint of its mask.", "Mask fingerprint")
+    depth: str | None = _recorded("The fingerprint of the depth map.", "Depth fingerprint")
+    embeddings: tuple[str, ...] = _recorded(
+        '"name:hash" of each learned word that its texts use.',
+        "TI hashes",
+        _several(lambda used: _checked(_WORD, "an embedding", used), "in a request it must be a list of name:hash"),
+        (),
+    )
+    latents: str | None = _recorded(
+        "The fingerprint of starting noise that was given instead of the seed's.", "Noise fingerprint"
+    )
+    model: str | None = _recorded("The model's name.", "Model")
+    model_hash: str | None = _recorded("The first ten hexadecimal digits of the model's SHA-256.", "Model hash")
+    vae: str | None = _recorded("The name of an autoencoder that was put in place of the model's own.", "VAE")
+    vae_hash: str | None = _recorded("The first ten digits of its hash.", "VAE hash")
+    version: str | None = _recorded("The version of Darkroom that drew the picture.", "Version")
 
     def __post_init__(self) -> None:
-        def put(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)
-
-        text("prompt", self.prompt)
-        text("negative_prompt", self.negative_prompt)
-        for name in ("width", "height"):
-            if getattr(self, name) is not None:
-                put(name, whole(name, getattr(self, name), MIN_SIDE, MAX_SIDE, " pixels"))
+        check(self, RequestError)
         if self.width and self.height and self.width * self.height > MAX_PIXELS:
             raise RequestError(
                 f"{self.width}x{self.height} is {self.width * self.height:,} pixels; "
                 f"ask for {MAX_PIXELS:,} or fewer (such as 4096x4096)"
             )
-        if self.steps is not None:
-            put("steps", whole("steps", self.steps, 1, MAX_STEPS))
-        if self.guidance_scale is not None:
-            put("guidance_scale", real("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE))
-        put("guidance_rescale", real("guidance_rescale", self.guidance_rescale, 0.0, 1.0))
-        if self.guidance_interval is not None:
-            put("guidance_interval", _interval(self.guidance_interval))
-        for name, low, high in (
-            ("guidance_projection", 0.0, 1.0),
-            ("pag_scale", 0.0, MAX_GUIDANCE),
-            ("pag_adaptive_scale", 0.0, 1.0),
-            ("threshold", 0.0, 1.0),
-            ("threshold_mimic", 1.0, MAX_GUIDANCE),
-            ("image_guidance_scale", 0.0, MAX_GUIDANCE),
-        ):
-            if getattr(self, name) is not None:
-                put(name, real(name, getattr(self, name), low, high))
-        if self.pag_levels is not None:
-            put("pag_levels", _levels(self.pag_levels))
         for name, needed, usual in (
             ("pag_levels", "pag_scale", 3.0),
             ("pag_adaptive_scale", "pag_scale", 3.0),
@@ -352,85 +545,26 @@ class Request:
         ):
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise RequestError(f"{name} is given without {needed}; give it too, such as {needed}={usual}")
-        if self.seed is not None:
-            seed = whole("seed", self.seed, -1, SEEDS - 1, " (-1 draws one)")
-            put("seed", None if seed == -1 else seed)
-        put("clip_skip", whole("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP))
-        choice("prompt_style", self.prompt_style, PROMPT_STYLES)
-        for name in ("start", "stop"):
-            if getattr(self, name) is not None:
-                put(name, real(name, getattr(self, name), 0.0, 1.0))
-        for name in SIZES:
-            if getattr(self, name) is not None:
-                put(name, _two(name, getattr(self, name), 0 if name.endswith("crop") else 1))
-        for name in SCORES:
-            if getattr(self, name) is not None:
-                put(name, real(name, getattr(self, name), 0.0, 10.0))
-        put("cache_interval", whole("cache_interval", self.cache_interval, 1, MAX_CACHE_INTERVAL))
-        put("token_merging", real("token_merging", self.token_merging, 0.0, MAX_MERGING))
-        if not isinstance(self.loras, tuple | list):
-            raise RequestError(f"loras is {_shown(self.loras)}; it must be a list")
-        put("loras", tuple(UsedLora.checked(lora) for lora in self.loras))
-        if not isinstance(self.controls, tuple | list):
-            raise RequestError(f"controls is {_shown(self.controls)}; it must be a list")
-        put("controls", tuple(UsedControl.checked(control) for control in self.controls))
-        if not isinstance(self.embeddings, tuple | list):
-            raise RequestError(f"embeddings is {_shown(self.embeddings)}; in a request it must be a list of name:hash")
-        put("embeddings", tuple(text("an embedding", used, longest=1000) for used in self.embeddings))
-        if self.strength is not None:
-            put("strength", real("strength", self.strength, 0.0, 1.0))
-        for name in ("exact_steps", "only_masked"):
-            if getattr(self, name) is not None:
-                put(name, _flag(name, getattr(self, name)))
-        if self.fill is not None:
-            choice("fill", self.fill, FILLS)
-        for name in ("mask_padding", "mask_blur"):
-            if getattr(self, name) is not None:
-                put(name, whole(name, getattr(self, name), 0, MAX_MARGIN, " pixels"))
-        if self.outpaint is not None:
-            put("outpaint", margins(self.outpaint))
-        sides = ("tile", MIN_SIDE, MAX_SIDE), ("overlap", 0, MAX_SIDE)
-        for name, low, high in (*sides, ("noise_level", 0, MAX_NOISE_LEVEL)):
-            if getattr(self, name) is not None:
-                put(name, whole(name, getattr(self, name), low, high))
         if self.overlap is not None and self.tile is None:
             raise RequestError("overlap is given without tile; give it too, or leave it out")
         if self.overlap is not None and self.tile is not None and self.overlap >= self.tile:
             raise RequestError(f"overlap is {self.overlap}; it must be below tile, which is {self.tile}")
-        if self.hires is not None:
-            put("hires", Hires.checked(self.hires))
-        recorded = ("image", "mask", "depth", "latents", "model", "model_hash", "vae", "vae_hash", "version")
-        for name in ("sampler", "schedule", *recorded):
-            if getattr(self, name) is not None:
-                text(name, getattr(self, name), longest=1000)
 
     def to_dict(self) -> dict[str, Any]:
         """The request as a plain JSON object, open (None) fields left out; an endless interval ends in null."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.guidance_interval is not None:
-            low, high = self.guidance_interval
-            values["guidance_interval"] = [low, None if math.isinf(high) else high]
-        values["loras"] = [asdict(lora) for lora in self.loras] or None
-        values["controls"] = [asdict(control) for control in self.controls] or None
-        values["embeddings"] = list(self.embeddings) or None
-        if self.hires is not None:
-            values["hires"] = {name: value for name, value in asdict(self.hires).items() if value is not None}
-        values |= {name: list(getattr(self, name)) for name in SIZES if getattr(self, name) is not None}
-        return {name: value for name, value in values.items() if value is not None}
+        return to_plain(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Request:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. A key that is no field is refused, with the nearest field's name.
 
         The key `schema`, with which files say what form they are in, is passed over.
         """
-        if not isinstance(values, Mapping):
-            raise RequestError(f"a request is {_shown(values)}; it must be an object of names and values")
-        known = [f.name for f in fields(cls)]
-        values = {key: value for key, value in values.items() if key != "schema"}
-        for key in values:
-            if key not in known:
-                raise RequestError(f"a request has no field {_shown(key)}{nearest(str(key), known)}")
-        if "prompt" not in values:
-            raise RequestError("a request needs a prompt, and this one has none; give it a text (an empty one is fine)")
-        return cls(**values)
+        return from_plain(cls, values, "a request", RequestError)
+
+
+# What engines and tasks ask of the declarations.
+OF_AN_IMAGE = tuple(name for name, declared in settings(Request).items() if declared.extra.get("of_image"))
+_TOLD = {name: declared.kind for name, declared in settings(Request).items() if declared.of_group("sizes")}
+SIZES = tuple(name for name, of in _TOLD.items() if of.count == 2)  # two pixel numbers each, told to SDXL
+SCORES = tuple(name for name, of in _TOLD.items() if of.count == 1)  # told to its refiner

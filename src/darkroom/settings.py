@@ -18,6 +18,7 @@ import functools
 import math
 import numbers
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -68,22 +69,23 @@ class Setting:
     Attributes:
         kind: its values.
         help: a line for people: what it does, its unit and range, what is taken where nothing is said.
-        option: the command line's name, such as "--guidance"; None: no option.
-        key: A1111's name in the line of parameters ("infotext"), such as "CFG scale"; None: none.
+        option: the command line's name, such as "--guidance"; "": the field's, with dashes; None: no option.
+        key: A1111's name in the line of parameters ("infotext"), such as "CFG scale"; "": the field's, in words; None:
+            none.
         axis: whether a sweep may vary it.
         metavar: what stands for the value in a command's help, if not the kind's.
         called: what sentences call it, if not its name: "hires scale".
         aliases: what other programs call it, for axes of a sweep.
-        group: the value of `Pipeline.generate` that holds it, and its name there: "guidance.rescale"; None: it is an
-            argument itself.
+        group: the argument of `Pipeline.generate` that holds it, and its name there where that is another:
+            "guidance.rescale"; None: it is an argument itself.
         joint: what it is a part of where people say it: a width is said in a size.
         extra: what else a room declares of its own fields, by name.
     """
 
     kind: Kind
     help: str = ""
-    option: str | None = None
-    key: str | None = None
+    option: str | None = ""
+    key: str | None = ""
     axis: bool = True
     metavar: str | None = None
     called: str | None = None
@@ -91,6 +93,10 @@ class Setting:
     group: str | None = None
     joint: Joint | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_group(self, name: str) -> bool:
+        """Whether the argument `name` of `Pipeline.generate` holds it."""
+        return self.group is not None and self.group.partition(".")[0] == name
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +114,8 @@ def setting(
     kind: Kind | None = None,
     help: str = "",
     *,
-    option: str | None = None,
-    key: str | None = None,
+    option: str | None = "",
+    key: str | None = "",
     axis: bool = True,
     metavar: str | None = None,
     called: str | None = None,
@@ -126,7 +132,19 @@ def setting(
 
 def settings(owner: Any) -> dict[str, Setting]:
     """The settings of a dataclass or of one of its instances, by name, in the order of declaration."""
-    return {f.name: f.metadata["setting"] for f in fields(owner) if "setting" in f.metadata}
+    return _settings(owner if isinstance(owner, type) else type(owner))
+
+
+@functools.cache
+def _settings(owner: type) -> dict[str, Setting]:
+    return {f.name: _named(f.name, f.metadata["setting"]) for f in fields(owner) if "setting" in f.metadata}
+
+
+def _named(name: str, declared: Setting) -> Setting:
+    option = "--" + name.replace("_", "-") if declared.option == "" else declared.option
+    key = name.replace("_", " ").capitalize() if declared.key == "" else declared.key
+    group = f"{declared.group}.{name}" if declared.group and "." not in declared.group else declared.group
+    return replace(declared, option=option, key=key, group=group)
 
 
 def joined(owner: Any) -> Iterator[tuple[str, tuple[str, ...], Setting]]:
@@ -180,10 +198,20 @@ def changed(instance: Any) -> dict[str, Any]:
     return {f.name: value for f in fields(instance) if (value := getattr(instance, f.name)) != _default(f)}
 
 
+@functools.cache
+def _fields(owner: Any) -> tuple[Field[Any], ...]:
+    return fields(owner)
+
+
 def to_plain(instance: Any) -> dict[str, Any]:
     """The values as a JSON object: tuples as lists, infinity as null. Where nothing is said (None, ()), no key is."""
-    values = {f.name: (getattr(instance, f.name), f.default) for f in fields(instance)}
-    return {name: _plain(value) for name, (value, usual) in values.items() if value not in (None, ()) or value != usual}
+    found = {}
+    for f in _fields(type(instance)):  # type: ignore[arg-type]  # a class can be a key
+        value = getattr(instance, f.name)
+        if (value is None or value == ()) and value == f.default:
+            continue
+        found[f.name] = value if type(value) in (str, int, bool) else _plain(value)
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -204,6 +232,9 @@ def from_plain(owner: type[T], values: Any, what: str, error: Callable[[str], Ex
     for key in values:
         if key not in known and key != "schema":
             raise error(f"{what} has no field {shown(key)}{nearest(str(key), known)}")
+    for name, declared in settings(owner).items():
+        if name not in values and default(owner, name) is MISSING:
+            raise error(f"{what} needs a {name}, and this one has none; give it {declared.kind.wanted}")
     return owner(**{key: value for key, value in values.items() if key != "schema"})
 
 
@@ -283,8 +314,21 @@ def or_none(kind: Kind) -> Kind:
     return replace(kind, check=lambda name, value: None if value is None else kind.check(name, value))
 
 
+def pixels(low: int, what: str, read: Callable[[str, str], Any], metavar: str) -> Kind:
+    """Two numbers of pixels: (width, height), or of a crop (left, top)."""
+
+    def check(name: str, value: Any) -> tuple[int, int]:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise SettingError(f"{name} is {shown(value)}; it must be two numbers of pixels, {what}")
+        side = whole(low, 2**16, f"; {name} is {what}")
+        return side.check(name, value[0]), side.check(name, value[1])
+
+    return Kind(check, read, metavar, f"two numbers of pixels, {what}", of=int, count=2)
+
+
 # --- values from texts
 
+_SIZE = re.compile(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", re.ASCII)
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -302,6 +346,31 @@ def read_real(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise _unread(name, text, "a number") from None
+
+
+def read_size(name: str, text: str) -> tuple[int, int]:
+    """Width and height from "512x768"."""
+    if not (match := _SIZE.fullmatch(text)):
+        give = "give width and height in pixels, such as 512x512"
+        raise SettingError(f"{name} is {text[:40]!r}; {give}", f"{text[:40]!r} is no size; {give}")
+    return int(match[1]), int(match[2])
+
+
+def read_two(what: str, example: str) -> Callable[[str, str], tuple[float, float]]:
+    """A reader of two numbers with "," between them, or ":" where commas are taken; whole ones become ints."""
+
+    def read(name: str, text: str) -> tuple[float, float]:
+        parts = text.split("," if "," in text else ":")
+        try:
+            first, second = (int(part) if part.strip().isdecimal() else float(part) for part in parts)
+        except ValueError:
+            raise SettingError(
+                f"{name} is {text[:40]!r}; give two {what}, such as {example}",
+                f"{text[:40]!r} is not two numbers; write them as {example.replace(',', ':')}",
+            ) from None
+        return first, second
+
+    return read
 
 
 def read_flag(name: str, text: str) -> bool:
