@@ -67,7 +67,7 @@ ONLY = {
     ("formats", "prompts"): ("convert.py", "embedding.py", "infotext.py", "save.py"),
     ("prompts", "models"): ("encoder.py",),
     ("formats", "samplers"): ("sampler_names.py", "scheduler_config.py"),
-    ("formats", "diffusion"): ("scheduler_config.py",),
+    ("formats", "diffusion"): ("sampler_names.py", "scheduler_config.py"),
 }
 # Libraries that tests compare with; the package never needs them.
 PEERS = frozenset({"accelerate", "diffusers", "peft", "scipy", "torchsde", "torchvision", "transformers"})

@@ -20,7 +20,6 @@ from .diffusion.denoiser import Denoiser
 from .engine.engine import Engine, Failed, Finished, Progress, decode
 from .engine.job import Control, Inputs
 from .engine.memory import finite
-from .engine.plan import STEPS
 from .engine.prepare.common import LoadedControlNet
 from .engine.prepare.upscale import upscaling
 from .engine.preview import Previewer
@@ -41,6 +40,7 @@ from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
 from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, whole
 from .result import Result, gathered
+from .samplers import STEPS
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darkroom.diffusion import SPACINGS, spacing_name
 from darkroom.diffusion.schedule import Schedule
-from darkroom.diffusion.spacings import SPACINGS, sigmas, spaced, spacing_name, timesteps
+from darkroom.diffusion.spacings import sigmas, spaced, timesteps
 from darkroom.errors import RequestError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers and numpy 2

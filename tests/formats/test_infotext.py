@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from darkroom import samplers
 from darkroom.formats.infotext import ROWS, SAMPLER_NAMES, SCHEDULE_NAMES, holds_settings, parse_infotext, to_infotext
 from darkroom.request import Request
 
@@ -240,13 +239,6 @@ def test_every_sampler_and_schedule_round_trips(id: str, schedule: str | None) -
 def test_every_schedule_has_one_name() -> None:
     assert len(set(SCHEDULE_NAMES.values())) == len(SCHEDULE_NAMES)
     assert len(set(SAMPLER_NAMES.values())) == len(SAMPLER_NAMES)
-
-
-def test_names_agree_with_the_samplers() -> None:
-    """`formats` imports no samplers, so it has a table of its own."""
-    assert {id: SAMPLER_NAMES.get(id) for id in samplers.names()} == {
-        id: samplers.entry(id).label for id in samplers.names()
-    }
 
 
 def test_text_without_parameters_is_a_prompt() -> None:

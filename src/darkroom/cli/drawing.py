@@ -256,7 +256,7 @@ def drawing(
 
     def load() -> Pipeline:
         if schedule is not None:
-            from ..diffusion.spacings import spacing_name
+            from ..diffusion import spacing_name
             from ..engine.plan import AUTOMATIC
 
             if schedule.lower() != AUTOMATIC:

@@ -40,10 +40,10 @@ def explain(
             whole("steps", steps, 1, MAX_STEPS)
     learned = options.learned_words(embeddings, embedding_dir, [prompt], style)
     from ..embedded import MODEL
-    from ..engine.plan import STEPS
     from ..formats.checkpoint import open_checkpoint
     from ..loading import open_tokenizer
     from ..prompts.explain import explain as explain_prompt
+    from ..samplers import STEPS
 
     checkpoint = open_checkpoint(MODEL if model is None else model)  # its weights are not needed
     tokenizer = open_tokenizer(checkpoint)

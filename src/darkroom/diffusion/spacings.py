@@ -1,10 +1,8 @@
-"""The beta distribution's quantile, for the beta spacing, in plain Python.
-
-Spacings: which noise levels a sampler visits.
+"""Spacings: which noise levels a sampler visits. Their names are in the package's own module.
 
 Two kinds. Over timesteps: linspace, leading, trailing as diffusers writes them (Lin et al. 2023, arXiv 2305.08891,
-table 2), and normal, sgm_uniform, simple as A1111 and ComfyUI do. Over noise levels: karras, exponential, beta,
-kl_optimal, align_your_steps.
+table 2), and normal, sgm_uniform, simple as A1111 and ComfyUI do. Over noise levels: karras, exponential, beta (by the
+beta distribution's quantile, in plain Python, at the end of the file), kl_optimal, align_your_steps.
 """
 
 from __future__ import annotations
@@ -15,98 +13,9 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from ..errors import RequestError, closest
+from ..errors import RequestError
+from . import spacing_name
 from .schedule import Floats, Schedule
-
-
-def beta_cdf(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), 0 <= x <= 1, a and b positive.
-
-    By the continued fraction of DLMF 8.17.22 (Lentz's evaluation), which converges fast for x < (a + 1) / (a + b + 2);
-    beyond that by I_x(a, b) = 1 - I_{1-x}(b, a).
-    """
-    if x <= 0.0:
-        return 0.0
-    if x >= 1.0:
-        return 1.0
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - beta_cdf(1.0 - x, b, a)
-    front = math.exp(a * math.log(x) + b * math.log1p(-x) - _log_beta(a, b)) / a
-    tiny = 1e-300
-    c, d = 1.0, 1.0 - (a + b) * x / (a + 1)
-    d = 1.0 / (d if d != 0 else tiny)
-    value = d
-    for m in range(1, 1000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d = 1.0 + term * d
-            d = 1.0 / (d if d != 0 else tiny)
-            c = 1.0 + term / c
-            c = c if c != 0 else tiny
-            value *= c * d
-        if abs(c * d - 1.0) < 1e-16:
-            break
-    return front * value
-
-
-def beta_quantile(p: float, a: float, b: float) -> float:
-    """The x with I_x(a, b) = p, for 0 <= p <= 1."""
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"probability {p} is not between 0 and 1")
-    if p in (0.0, 1.0):
-        return p
-    if p > beta_cdf(0.5, a, b):
-        return 1.0 - _lower_quantile(1.0 - p, b, a)
-    return _lower_quantile(p, a, b)
-
-
-def _lower_quantile(p: float, a: float, b: float) -> float:
-    """The x <= 1/2 with I_x(a, b) = p.
-
-    Newton's method in u = x^a, in which I is nearly a straight line for small x, kept inside a shrinking bracket.
-    """
-    scale = a * math.exp(_log_beta(a, b))  # u = scale * p to first order
-    low, high = 0.0, 0.5**a
-    u = min(scale * p, high)
-    for _ in range(200):
-        x = u ** (1 / a)
-        error = beta_cdf(x, a, b) - p
-        if error > 0:
-            high = u
-        else:
-            low = u
-        step = error * scale * (1 - x) ** (1 - b)
-        new = u - step
-        if not low <= new <= high:
-            new = (low + high) / 2
-        if abs(new - u) <= 1e-16 * u:
-            break
-        u = new
-    return float(u ** (1 / a))
-
-
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-# --- spacings
-
-
-SPACINGS = (
-    "linspace",  # diffusers: fractional timesteps from 0 to T - 1, sigma linear between whole ones
-    "leading",  # diffusers: every (T // steps)-th timestep, from steps_offset up
-    "trailing",  # diffusers: every (T / steps)-th timestep, from T - 1 down
-    "normal",  # A1111's Uniform, ComfyUI's normal: like linspace, with log sigma linear between whole timesteps
-    "sgm_uniform",  # like normal, but the last timestep before 0 is one interval above it
-    "simple",  # every (T / steps)-th training level, from the top down
-    "karras",  # sigma^(1 / rho) evenly spaced (Karras et al. 2022, arXiv 2206.00364, eq. 5)
-    "exponential",  # log sigma evenly spaced
-    "beta",  # sigma at quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), as A1111 and diffusers
-    "kl_optimal",  # arctan sigma evenly spaced (Sabour et al. 2024, arXiv 2404.14507, eq. 21)
-    "align_your_steps",  # a table optimised for Stable Diffusion (the same paper)
-)
-ALIASES = {"uniform": "normal", "ays": "align_your_steps", "sgm": "sgm_uniform", "polyexponential": "exponential"}
 
 # The published 10-step tables, 11 levels; the last one is where the final step would start from, were there one more.
 _ALIGN_YOUR_STEPS = {
@@ -130,17 +39,6 @@ class Options(TypedDict, total=False):
     table: str  # align_your_steps: "sd1" (default) or "sdxl"
     final: float  # the level the last step ends at (default 0)
     drop_penultimate: bool  # one more level is computed, and the last but one removed (A1111's option)
-
-
-def spacing_name(name: str) -> str:
-    """The spacing that a user's word means ("Karras", "SGM Uniform", "uniform"). RequestError if there is none."""
-    key = "_".join(name.replace("-", " ").replace("_", " ").lower().split())
-    key = ALIASES.get(key, key)
-    if key in SPACINGS:
-        return key
-    near = closest(key, [*SPACINGS, *ALIASES])
-    hint = f" Did you mean {near!r}?" if near else ""
-    raise RequestError(f"There is no schedule {name!r}.{hint} There are: {', '.join(SPACINGS)}.")
 
 
 def sigmas(schedule: Schedule, steps: int, spacing: str, **options: Unpack[Options]) -> tuple[float, ...]:
@@ -256,3 +154,74 @@ def _positive(value: float, name: str) -> float:
     if not 0 < value < math.inf:
         raise RequestError(f"The schedule's {name} is {value!r}; it must be a positive number.")
     return float(value)
+
+
+def beta_cdf(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), 0 <= x <= 1, a and b positive.
+
+    By the continued fraction of DLMF 8.17.22 (Lentz's evaluation), which converges fast for x < (a + 1) / (a + b + 2);
+    beyond that by I_x(a, b) = 1 - I_{1-x}(b, a).
+    """
+    if x <= 0.0:
+        return 0.0
+    if x >= 1.0:
+        return 1.0
+    if x > (a + 1) / (a + b + 2):
+        return 1.0 - beta_cdf(1.0 - x, b, a)
+    front = math.exp(a * math.log(x) + b * math.log1p(-x) - _log_beta(a, b)) / a
+    tiny = 1e-300
+    c, d = 1.0, 1.0 - (a + b) * x / (a + 1)
+    d = 1.0 / (d if d != 0 else tiny)
+    value = d
+    for m in range(1, 1000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1.0 + term * d
+            d = 1.0 / (d if d != 0 else tiny)
+            c = 1.0 + term / c
+            c = c if c != 0 else tiny
+            value *= c * d
+        if abs(c * d - 1.0) < 1e-16:
+            break
+    return front * value
+
+
+def beta_quantile(p: float, a: float, b: float) -> float:
+    """The x with I_x(a, b) = p, for 0 <= p <= 1."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"probability {p} is not between 0 and 1")
+    if p in (0.0, 1.0):
+        return p
+    if p > beta_cdf(0.5, a, b):
+        return 1.0 - _lower_quantile(1.0 - p, b, a)
+    return _lower_quantile(p, a, b)
+
+
+def _lower_quantile(p: float, a: float, b: float) -> float:
+    """The x <= 1/2 with I_x(a, b) = p.
+
+    Newton's method in u = x^a, in which I is nearly a straight line for small x, kept inside a shrinking bracket.
+    """
+    scale = a * math.exp(_log_beta(a, b))  # u = scale * p to first order
+    low, high = 0.0, 0.5**a
+    u = min(scale * p, high)
+    for _ in range(200):
+        x = u ** (1 / a)
+        error = beta_cdf(x, a, b) - p
+        if error > 0:
+            high = u
+        else:
+            low = u
+        step = error * scale * (1 - x) ** (1 - b)
+        new = u - step
+        if not low <= new <= high:
+            new = (low + high) / 2
+        if abs(new - u) <= 1e-16 * u:
+            break
+        u = new
+    return float(u ** (1 / a))
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)

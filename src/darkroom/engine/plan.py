@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..diffusion import spacing_name
 from ..diffusion.schedule import Schedule
-from ..diffusion.spacings import spacing_name
 from ..errors import CheckpointError, RequestError
 from ..formats.scheduler_config import (
     CLASSES,
@@ -28,30 +28,13 @@ from ..formats.scheduler_config import (
     make_sampler,
     spaced_layout,
 )
-from ..samplers import canonical, entry, names
+from ..samplers import canonical, entries, entry
 from ..samplers.multistep import LMS, PNDM
 from ..samplers.state import Sampler
 
 AUTOMATIC = "automatic"  # the schedule's name when it is the checkpoint's own (A1111 says "Automatic")
 DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing")
-STEPS = 30
-LCM_STEPS = 4
 MAX_STEPS = 10_000
-
-_MULTISTEP = "DPMSolverMultistepScheduler"
-_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-# What a sampler's id says beyond the class it is in diffusers, as flags of that class.
-_SAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "dpmpp_2m": (_MULTISTEP, {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}),
-    "dpmpp_2m_sde": (_MULTISTEP, _SDE),
-    "dpmpp_2m_sde_heun": (_MULTISTEP, {**_SDE, "solver_type": "heun"}),
-    "dpmpp_3m_sde": (_MULTISTEP, {**_SDE, "solver_order": 3, "solver_type": "heun", "lower_order_final": False}),
-    "dpmpp_2s_ancestral": ("DPM++ 2S a", {}),
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": False}),
-    "uni_pc": ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
-    "uni_pc_bh2": ("UniPCMultistepScheduler", {"solver_type": "bh2"}),
-}
 
 
 @dataclass(frozen=True)
@@ -151,7 +134,7 @@ def plan(
     """
     config = dict(scheduler_config) if literal else as_stable_diffusion(scheduler_config)
     kind, name, implied = _sampler(sampler, config, schedule)
-    config |= _SAYS[name][1] if name in _SAYS else {}
+    config |= {} if name in CLASSES else entry(name).flags
     count = _count(steps, kind)
     wish = _wish(spacing) or implied
     if schedule.prediction_type == "flow":
@@ -193,27 +176,21 @@ def _sampler(sampler: str | None, config: Mapping[str, Any], schedule: Schedule)
     for kind in CLASSES:
         if written == kind.casefold():
             return kind, _name(kind, config, schedule), None
-    return _class_of(identity), identity, implied
-
-
-def _class_of(identity: str) -> str:
-    return _SAYS[identity][0] if identity in _SAYS else entry(identity).diffusers or identity
+    return entry(identity).scheduler, identity, implied
 
 
 def _name(kind: str, config: Mapping[str, Any], schedule: Schedule) -> str:
     """The id whose sampler is what class `kind` is with these flags; the class's name where no id is."""
     made = make_sampler(kind, config, schedule)
-    for identity in names():
-        if _class_of(identity) == kind:
-            says = _SAYS[identity][1] if identity in _SAYS else {}
-            if make_sampler(kind, {**config, **says}, schedule) == made:
-                return identity
+    for row in entries():
+        if row.scheduler == kind and make_sampler(kind, {**config, **row.flags}, schedule) == made:
+            return row.id
     return kind
 
 
 def _count(steps: int | None, kind: str) -> int:
     if steps is None:
-        return LCM_STEPS if kind == "LCMScheduler" else STEPS
+        return entry(kind).steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise RequestError(f"The number of steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
     return steps

@@ -24,45 +24,8 @@ from typing import Any
 from ..errors import RequestError
 from ..prompts.grammar import take_tags
 from ..request import MAX_MERGING
-from .sampler_names import read_sampler
+from .sampler_names import SAMPLER_NAMES, SCHEDULE_NAMES, read_sampler
 
-# A1111's name of a sampler and of a schedule, by our id (ComfyUI's).
-SAMPLER_NAMES = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "deis": "DEIS",
-    "dpm_2": "DPM2",
-    "dpm_2_ancestral": "DPM2 a",
-    "dpm_adaptive": "DPM adaptive",
-    "dpm_fast": "DPM fast",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "dpmpp_sde": "DPM++ SDE",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "ipndm": "iPNDM",
-    "lcm": "LCM",
-    "lms": "LMS",
-    "plms": "PLMS",
-    "pndm": "PNDM",
-    "uni_pc": "UniPC",
-    "uni_pc_bh2": "UniPC bh2",
-}
-SCHEDULE_NAMES = {
-    "align_your_steps": "Align Your Steps",
-    "automatic": "Automatic",
-    "beta": "Beta",
-    "exponential": "Exponential",
-    "karras": "Karras",
-    "kl_optimal": "KL Optimal",
-    "normal": "Uniform",
-    "sgm_uniform": "SGM Uniform",
-    "simple": "Simple",
-}
 _WHOLE = re.compile(r"[+-]?\d{1,20}\Z", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d{1,20}(?:\.\d{0,40})?|\.\d{1,40})(?:e[+-]?\d{1,3})?\Z", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})\Z", re.ASCII | re.IGNORECASE)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from ..samplers import entry, names
+from ..diffusion import TABLE
+from ..samplers import entries
 
 # Samplers that we don't have, under ComfyUI's ids: a recipe names them all the same.
 _OTHERS = {
@@ -27,25 +28,9 @@ _MORE = {
     "dpmpp2s": "dpmpp_2s_ancestral",
     "eulerancestral": "euler_ancestral",
 }
-_SCHEDULES = {
-    "automatic": "automatic",
-    "uniform": "normal",
-    "normal": "normal",
-    "discrete": "normal",  # stable-diffusion.cpp
-    "native": "normal",  # NovelAI
-    "karras": "karras",
-    "exponential": "exponential",
-    "polyexponential": "exponential",
-    "sgmuniform": "sgm_uniform",
-    "simple": "simple",
-    "beta": "beta",
-    "kloptimal": "kl_optimal",
-    "alignyoursteps": "align_your_steps",
-    "ays": "align_your_steps",
-    "linspace": "linspace",
-    "leading": "leading",
-    "trailing": "trailing",
-}
+# A1111's name of a sampler and of a schedule, by our id.
+SAMPLER_NAMES = {row.id: row.label for row in entries()} | _OTHERS
+SCHEDULE_NAMES = {"automatic": "Automatic"} | {row.id: row.label for row in TABLE if row.label is not None}
 # The last words of a sampler's name that are a schedule's; the longest first.
 _ENDINGS = {
     "align your steps": "align_your_steps",
@@ -77,7 +62,7 @@ def read_sampler(sampler: str, schedule: str | None = None) -> tuple[str, str | 
 
 def read_schedule(name: str) -> str:
     """Our id of a schedule; a name that we don't know comes back unchanged."""
-    return _SCHEDULES.get(_key(name), name)
+    return _schedules().get(_key(name), name)
 
 
 def _split(sampler: str) -> tuple[str, str | None]:
@@ -109,7 +94,13 @@ def _key(name: str) -> str:
 def _ids() -> dict[str, str]:
     """Letters and digits of every name of a sampler -> its id."""
     ids = {_key(name): id for id, label in _OTHERS.items() for name in (id, label)} | _MORE
-    for id in names():
-        row = entry(id)
-        ids |= {_key(name): id for name in (id, row.label, *row.aliases, *([row.diffusers] if row.diffusers else []))}
+    for row in entries():
+        ids |= {_key(name): row.id for name in (row.id, row.label, *row.aliases, row.diffusers or row.id)}
     return ids
+
+
+@cache
+def _schedules() -> dict[str, str]:
+    """Letters and digits of every name of a schedule -> its id."""
+    ids = {_key(name): row.id for row in TABLE for name in (row.id, row.label or row.id, *row.aliases)}
+    return ids | {"automatic": "automatic", "discrete": "normal", "native": "normal"}  # stable-diffusion.cpp, NovelAI

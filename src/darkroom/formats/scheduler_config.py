@@ -16,33 +16,20 @@ import numpy as np
 from ..diffusion.schedule import Schedule
 from ..diffusion.spacings import Options, sigmas, spaced
 from ..errors import CheckpointError, RequestError
+from ..samplers import Entry, entries, get
 from ..samplers.dpm import DPMMultistep
-from ..samplers.multistep import DEIS, IPNDM, LMS, PNDM
-from ..samplers.single import DDIM, DDPM, LCM, Euler, EulerAncestral
+from ..samplers.multistep import DEIS, PNDM
+from ..samplers.single import DDIM, DDPM, LCM
 from ..samplers.state import Clip, Limit, Sampler, Threshold
-from ..samplers.two_stage import DPM2, DPM2Ancestral, DPMpp2SAncestral, DPMppSDE, Heun
+from ..samplers.two_stage import Heun
 from ..samplers.unipc import UniPC
 
-# Classes that work on x0 + sigma noise at fractional timesteps. "DPM++ 2S a" has no class of its own in diffusers.
-_SIGMA_SPACE: Mapping[str, type[Any]] = {
-    "EulerDiscreteScheduler": Euler,
-    "EulerAncestralDiscreteScheduler": EulerAncestral,
-    "HeunDiscreteScheduler": Heun,
-    "KDPM2DiscreteScheduler": DPM2,
-    "KDPM2AncestralDiscreteScheduler": DPM2Ancestral,
-    "LMSDiscreteScheduler": LMS,
-    "DPMSolverSDEScheduler": DPMppSDE,
-    "DPM++ 2S a": DPMpp2SAncestral,
-    # diffusers' IPNDMScheduler has noise levels of its own, of audio models; here it runs on the checkpoint's.
-    "IPNDMScheduler": IPNDM,
-}
-# Variance-preserving multistep solvers; they leave room for a last timestep below their lowest.
-_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
-# Variance-preserving classes that step between whole timesteps of training.
-_DISCRETE = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")
-
-CLASSES = tuple(name for name in (*_SIGMA_SPACE, *_SOLVERS, *_DISCRETE) if name.endswith("Scheduler"))
-_NO_SIGMA_FLAGS = ("EulerAncestralDiscreteScheduler", "DPM++ 2S a", "IPNDMScheduler", *_DISCRETE)
+# By diffusers class, or by the id of a sampler that diffusers doesn't have.
+_ROWS: Mapping[str, Entry] = {row.scheduler: row for row in entries() if row.shares is None}
+_SIGMA_SPACE, _SOLVERS, _DISCRETE = (
+    tuple(name for name, row in _ROWS.items() if row.levels == levels) for levels in ("sigma", "solver", "whole")
+)
+CLASSES = tuple(name for name in (*_SIGMA_SPACE, *_SOLVERS, *_DISCRETE) if _ROWS[name].diffusers)
 _THRESHOLDING = (*_SOLVERS, "DDIMScheduler", "DDPMScheduler", "LCMScheduler")
 _CLIPPING = {  # the classes that clip denoised answers, and whether they do where a file doesn't say
     "DDIMScheduler": True,
@@ -82,8 +69,7 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
     if name == "HeunDiscreteScheduler":
         return Heun(limit)
     if name in _SIGMA_SPACE:
-        sampler: Sampler = _SIGMA_SPACE[name]()
-        return sampler
+        return get(_ROWS[name].id)
     order, lower = _whole(config, "solver_order", 2), bool(config.get("lower_order_final", True))
     solver = str(config.get("solver_type", ""))
     try:
@@ -303,7 +289,7 @@ def _spacing(config: Mapping[str, Any], default: str) -> str:
 
 def _sigma_flag(name: str, config: Mapping[str, Any]) -> str:
     """karras, exponential, beta, lu, or nothing."""
-    if name in _NO_SIGMA_FLAGS:
+    if name in _DISCRETE or not _ROWS[name].takes_sigmas:
         return ""
     flags = [kind for kind in ("karras", "exponential", "beta") if config.get(f"use_{kind}_sigmas")]
     if len(flags) > 1:

@@ -13,80 +13,184 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import RequestError, closest, shown
 
 if TYPE_CHECKING:
     from .state import Sampler
 
-__all__ = ["Entry", "canonical", "entry", "get", "names"]
+__all__ = ["Entry", "canonical", "entries", "entry", "get", "names"]
+
+STEPS = 30  # where nothing is said
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One sampler: its id (ComfyUI's where there is one), A1111's name, its other names, and how it is made."""
+    """All that is known of one sampler besides its mathematics.
+
+    Attributes:
+        id: ComfyUI's, where there is one.
+        label: A1111's name, what infotext says.
+        make: "module.Class" in this package, imported when asked for: names alone cost no torch.
+        options: of that class.
+        aliases: its other names.
+        diffusers: the class whose name means this sampler.
+        shares: the class that it is with `flags`, where that class's name means another sampler.
+        flags: of the diffusers class in `scheduler_config.json`: what makes it this sampler.
+        levels: how its class lays out noise levels. "sigma": on x0 + sigma noise at fractional timesteps; "solver":
+            variance-preserving, with room for a last timestep below its lowest; "whole": variance-preserving, between
+            whole timesteps of training.
+        takes_sigmas: its class knows `use_karras_sigmas` and the like.
+        drops_penultimate: with a spacing asked for, n + 1 levels are made and the last but one removed.
+        steps: the number of steps where nothing is said.
+    """
 
     id: str
-    label: str  # A1111's name, what infotext says
-    make: str  # "module.Class" in this package, imported when asked for: names alone cost no torch
+    label: str
+    make: str
     options: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
-    diffusers: str | None = None  # the class that means this sampler, and whose level layout it takes by default
-    drops_penultimate: bool = False  # with a spacing asked for, n + 1 levels are made and the last but one removed
+    diffusers: str | None = None
+    shares: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    levels: Literal["sigma", "solver", "whole"] = "sigma"
+    takes_sigmas: bool = True
+    drops_penultimate: bool = False
+    steps: int = STEPS
+
+    @property
+    def scheduler(self) -> str:
+        """The diffusers class whose levels it has; its own id where diffusers has none."""
+        return self.diffusers or self.shares or self.id
 
 
-_SDE = {"algorithm": "sde-dpmsolver++"}
+_DPM = "DPMSolverMultistepScheduler"
+_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 _TABLE = (
-    Entry("euler", "Euler", "single.Euler", aliases=("k_euler",), diffusers="EulerDiscreteScheduler"),
+    Entry(id="euler", label="Euler", make="single.Euler", aliases=("k_euler",), diffusers="EulerDiscreteScheduler"),
     Entry(
-        "euler_ancestral",
-        "Euler a",
-        "single.EulerAncestral",
+        id="euler_ancestral",
+        label="Euler a",
+        make="single.EulerAncestral",
         aliases=("k_euler_a", "euler_a"),
         diffusers="EulerAncestralDiscreteScheduler",
+        takes_sigmas=False,
     ),
-    Entry("heun", "Heun", "two_stage.Heun", aliases=("k_heun",), diffusers="HeunDiscreteScheduler"),
-    Entry("dpm_2", "DPM2", "two_stage.DPM2", {}, ("k_dpm_2", "dpm2"), "KDPM2DiscreteScheduler", True),
+    Entry(id="heun", label="Heun", make="two_stage.Heun", aliases=("k_heun",), diffusers="HeunDiscreteScheduler"),
     Entry(
-        "dpm_2_ancestral",
-        "DPM2 a",
-        "two_stage.DPM2Ancestral",
-        {},
-        ("k_dpm_2_a", "dpm2_a", "dpm_2_a"),
-        "KDPM2AncestralDiscreteScheduler",
-        True,
-    ),
-    Entry("lms", "LMS", "multistep.LMS", aliases=("k_lms",), diffusers="LMSDiscreteScheduler"),
-    Entry("dpmpp_2s_ancestral", "DPM++ 2S a", "two_stage.DPMpp2SAncestral", aliases=("k_dpmpp_2s_a", "dpmpp_2s_a")),
-    Entry("dpmpp_2m", "DPM++ 2M", "dpm.DPMMultistep", {}, ("k_dpmpp_2m",), "DPMSolverMultistepScheduler"),
-    Entry("dpmpp_sde", "DPM++ SDE", "two_stage.DPMppSDE", {}, ("k_dpmpp_sde",), "DPMSolverSDEScheduler"),
-    Entry("dpmpp_2m_sde", "DPM++ 2M SDE", "dpm.DPMMultistep", _SDE, ("k_dpmpp_2m_sde",)),
-    Entry(
-        "dpmpp_2m_sde_heun",
-        "DPM++ 2M SDE Heun",
-        "dpm.DPMMultistep",
-        {**_SDE, "solver": "heun"},
-        ("k_dpmpp_2m_sde_heun",),
+        id="dpm_2",
+        label="DPM2",
+        make="two_stage.DPM2",
+        aliases=("k_dpm_2", "dpm2"),
+        diffusers="KDPM2DiscreteScheduler",
+        drops_penultimate=True,
     ),
     Entry(
-        "dpmpp_3m_sde",
-        "DPM++ 3M SDE",
-        "dpm.DPMMultistep",
-        _SDE | {"order": 3, "solver": "heun", "lower_order_final": False},
-        ("k_dpmpp_3m_sde",),
-        None,
-        True,
+        id="dpm_2_ancestral",
+        label="DPM2 a",
+        make="two_stage.DPM2Ancestral",
+        aliases=("k_dpm_2_a", "dpm2_a", "dpm_2_a"),
+        diffusers="KDPM2AncestralDiscreteScheduler",
+        drops_penultimate=True,
     ),
-    Entry("ddim", "DDIM", "single.DDIM", diffusers="DDIMScheduler"),
-    Entry("ddpm", "DDPM", "single.DDPM", diffusers="DDPMScheduler"),
-    Entry("plms", "PLMS", "multistep.PNDM", diffusers="PNDMScheduler"),
-    Entry("pndm", "PNDM", "multistep.PNDM", {"warm_up": True}),
-    Entry("uni_pc", "UniPC", "unipc.UniPC", {"solver": "bh1"}, ("unipc",)),
-    Entry("uni_pc_bh2", "UniPC bh2", "unipc.UniPC", {}, ("unipc_bh2",), "UniPCMultistepScheduler"),
-    Entry("deis", "DEIS", "multistep.DEIS", {}, (), "DEISMultistepScheduler"),
-    Entry("ipndm", "iPNDM", "multistep.IPNDM", {}, (), "IPNDMScheduler"),
-    Entry("lcm", "LCM", "single.LCM", {}, (), "LCMScheduler"),
+    Entry(id="lms", label="LMS", make="multistep.LMS", aliases=("k_lms",), diffusers="LMSDiscreteScheduler"),
+    Entry(
+        id="dpmpp_2s_ancestral",
+        label="DPM++ 2S a",
+        make="two_stage.DPMpp2SAncestral",
+        aliases=("k_dpmpp_2s_a", "dpmpp_2s_a"),
+        takes_sigmas=False,
+    ),
+    Entry(
+        id="dpmpp_2m",
+        label="DPM++ 2M",
+        make="dpm.DPMMultistep",
+        aliases=("k_dpmpp_2m",),
+        diffusers=_DPM,
+        flags=_SDE | {"algorithm_type": "dpmsolver++"},
+        levels="solver",
+    ),
+    Entry(
+        id="dpmpp_sde",
+        label="DPM++ SDE",
+        make="two_stage.DPMppSDE",
+        aliases=("k_dpmpp_sde",),
+        diffusers="DPMSolverSDEScheduler",
+    ),
+    Entry(
+        id="dpmpp_2m_sde",
+        label="DPM++ 2M SDE",
+        make="dpm.DPMMultistep",
+        options={"algorithm": "sde-dpmsolver++"},
+        aliases=("k_dpmpp_2m_sde",),
+        shares=_DPM,
+        flags=_SDE,
+        levels="solver",
+    ),
+    Entry(
+        id="dpmpp_2m_sde_heun",
+        label="DPM++ 2M SDE Heun",
+        make="dpm.DPMMultistep",
+        options={"algorithm": "sde-dpmsolver++", "solver": "heun"},
+        aliases=("k_dpmpp_2m_sde_heun",),
+        shares=_DPM,
+        flags=_SDE | {"solver_type": "heun"},
+        levels="solver",
+    ),
+    Entry(
+        id="dpmpp_3m_sde",
+        label="DPM++ 3M SDE",
+        make="dpm.DPMMultistep",
+        options={"algorithm": "sde-dpmsolver++", "order": 3, "solver": "heun", "lower_order_final": False},
+        aliases=("k_dpmpp_3m_sde",),
+        shares=_DPM,
+        flags=_SDE | {"solver_order": 3, "solver_type": "heun", "lower_order_final": False},
+        levels="solver",
+        drops_penultimate=True,
+    ),
+    Entry(id="ddim", label="DDIM", make="single.DDIM", diffusers="DDIMScheduler", levels="whole"),
+    Entry(id="ddpm", label="DDPM", make="single.DDPM", diffusers="DDPMScheduler", levels="whole"),
+    Entry(
+        id="plms",
+        label="PLMS",
+        make="multistep.PNDM",
+        diffusers="PNDMScheduler",
+        flags={"skip_prk_steps": True},
+        levels="whole",
+    ),
+    Entry(
+        id="pndm",
+        label="PNDM",
+        make="multistep.PNDM",
+        options={"warm_up": True},
+        shares="PNDMScheduler",
+        flags={"skip_prk_steps": False},
+        levels="whole",
+    ),
+    Entry(
+        id="uni_pc",
+        label="UniPC",
+        make="unipc.UniPC",
+        options={"solver": "bh1"},
+        aliases=("unipc",),
+        shares="UniPCMultistepScheduler",
+        flags={"solver_type": "bh1"},
+        levels="solver",
+    ),
+    Entry(
+        id="uni_pc_bh2",
+        label="UniPC bh2",
+        make="unipc.UniPC",
+        aliases=("unipc_bh2",),
+        diffusers="UniPCMultistepScheduler",
+        flags={"solver_type": "bh2"},
+        levels="solver",
+    ),
+    Entry(id="deis", label="DEIS", make="multistep.DEIS", diffusers="DEISMultistepScheduler", levels="solver"),
+    # diffusers' IPNDMScheduler has noise levels of its own, of audio models; here it runs on the checkpoint's.
+    Entry(id="ipndm", label="iPNDM", make="multistep.IPNDM", diffusers="IPNDMScheduler", takes_sigmas=False),
+    Entry(id="lcm", label="LCM", make="single.LCM", diffusers="LCMScheduler", levels="whole", steps=4),
 )
 _BY_ID = {row.id: row for row in _TABLE}
 _BY_NAME = {
@@ -101,6 +205,11 @@ _SCHEDULES = {"karras": "karras", "ka": "karras", "exponential": "exponential", 
 def names() -> list[str]:
     """The samplers' ids, in the order they are offered."""
     return [row.id for row in _TABLE]
+
+
+def entries() -> tuple[Entry, ...]:
+    """All that is known of the samplers, in the order they are offered."""
+    return _TABLE
 
 
 def canonical(name: object) -> tuple[str, str | None]:

@@ -42,10 +42,10 @@ from ...models.unet import UNet
 from ...prompts.embeddings import Finder, LearnedWord, fingerprints
 from ...prompts.grammar import Part, parts, stages
 from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, SCORES, SIZES, Request, choice, draw_seed
-from ...samplers import canonical
+from ...samplers import entry
 from ...samplers.state import Noise, SamplerState
 from ..job import Inputs, Job
-from ..plan import LCM_STEPS, STEPS, Plan, plan
+from ..plan import Plan, plan
 from ..preview import Previewer
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5  # what diffusers tells the refiner
@@ -274,7 +274,7 @@ def _wanted_steps(model: Model, request: Request) -> int | None:
 
 def _usual_steps(sampler: str) -> int:
     """The number of steps a plan has when none was asked for."""
-    return LCM_STEPS if canonical(sampler)[0] == "lcm" else STEPS
+    return entry(sampler).steps
 
 
 def complete(model: Model, request: Request, inputs: Inputs) -> Request:
