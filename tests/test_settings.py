@@ -46,7 +46,7 @@ class Inner:
 class Example:
     name: str = setting(kind=text(10), help="Whose.")
     steps: int = setting(30, whole(1, 1000), "Denoising steps.", option="--steps", key="Steps")
-    style: str | None = setting(None, one_of(("plain", "bold")), "How it looks.")
+    style: str | None = setting(None, one_of(("plain", "bold")), "How it looks.", option="", key="")
     width: int = setting(8, SIDE, joint=SIZE)
     height: int = setting(8, SIDE, joint=SIZE)
     strict: bool = setting(False, flag(), group="rules")

@@ -10,6 +10,7 @@ from that (docs/adding-a-setting.md).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import secrets
@@ -300,6 +301,10 @@ SIZE = Joint(
 )
 
 
+# A field that people ask for has an option and a key of its name, where it doesn't say another.
+_asked = functools.partial(setting, option="", key="")
+
+
 def _recorded(help: str, key: str | None = None, of: Kind = _WORD, default: Any = None) -> Any:
     """A field that a finished recipe tells and nobody asks for."""
     return setting(default, of, help, option=None, key=key, axis=False)
@@ -310,13 +315,13 @@ class Request:
     """One picture. Raises RequestError on anything that can't be done; numbers are plain ints and floats afterwards."""
 
     # Any length of tokens is possible: they are encoded in chunks of 75.
-    prompt: str = setting(kind=_PROMPT, help="What to draw.", option=None, key=None, aliases=("prompt_s/r",))
-    negative_prompt: str = setting("", _PROMPT, "What to lead away from.", option="--negative", key=None)
-    width: int | None = setting(None, _SIDE, joint=SIZE)
-    height: int | None = setting(None, _SIDE, joint=SIZE)
-    steps: int | None = setting(None, kind.whole(1, MAX_STEPS), "[default: the sampler's]")
+    prompt: str = _asked(kind=_PROMPT, help="What to draw.", option=None, key=None, aliases=("prompt_s/r",))
+    negative_prompt: str = _asked("", _PROMPT, "What to lead away from.", option="--negative", key=None)
+    width: int | None = _asked(None, _SIDE, joint=SIZE)
+    height: int | None = _asked(None, _SIDE, joint=SIZE)
+    steps: int | None = _asked(None, kind.whole(1, MAX_STEPS), "[default: the sampler's]")
     # At 1 or below there is no guidance: one row a step, not two.
-    guidance_scale: float | None = setting(
+    guidance_scale: float | None = _asked(
         None,
         _GUIDANCE,
         "How closely to follow the prompt; 1: no guidance. [default: the model's, or 7.5]",
@@ -324,27 +329,27 @@ class Request:
         key="CFG scale",
         aliases=("cfg",),
     )
-    guidance_rescale: float = setting(
+    guidance_rescale: float = _asked(
         0.0, _FRACTION, "0 to 1: against overexposure at high guidance.", key="CFG rescale", group="guidance.rescale"
     )
-    guidance_interval: tuple[float, float] | None = setting(
+    guidance_interval: tuple[float, float] | None = _asked(
         None,
         _noise_levels(),
         "Guide at noise levels (sigma) above LOW, up to HIGH. [default: all]",
         key="CFG interval",
         group="guidance.interval",
     )
-    guidance_projection: float | None = setting(
+    guidance_projection: float | None = _asked(
         None,
         _FRACTION,
         "0 to 1: against oversaturation at high guidance.",
         key="CFG projection",
         group="guidance.projection",
     )
-    pag_scale: float | None = setting(
+    pag_scale: float | None = _asked(
         None, _GUIDANCE, "Perturbed-attention guidance, such as 3.", option="--pag", key="PAG scale", group="guidance"
     )
-    pag_adaptive_scale: float | None = setting(
+    pag_adaptive_scale: float | None = _asked(
         None,
         _FRACTION,
         "With --pag: by how much it falls a timestep.",
@@ -352,24 +357,24 @@ class Request:
         key="PAG adaptive scale",
         group="guidance",
     )
-    pag_levels: tuple[str, ...] | None = setting(
+    pag_levels: tuple[str, ...] | None = _asked(
         None,
         _unet_levels(),
         "With --pag: U-Net levels, such as mid,up.1. [default: mid]",
         key="PAG levels",
         group="guidance",
     )
-    threshold: float | None = setting(
+    threshold: float | None = _asked(
         None, _FRACTION, "Dynamic thresholding: a percentile, as 0.995.", key="Dynamic threshold", group="guidance"
     )
-    threshold_mimic: float | None = setting(
+    threshold_mimic: float | None = _asked(
         None,
         kind.real(1.0, MAX_GUIDANCE),
         "With --threshold: the guidance whose range stays; else 1.",
         key="Dynamic threshold mimic",
         group="guidance",
     )
-    image_guidance_scale: float | None = setting(
+    image_guidance_scale: float | None = _asked(
         None,
         _GUIDANCE,
         "Of editing models: how closely to follow --image; else 1.5.",
@@ -377,10 +382,10 @@ class Request:
         key="Image CFG scale",
         group="guidance.image_scale",
     )
-    sampler: str | None = setting(
+    sampler: str | None = _asked(
         None, _WORD, "See `darkroom samplers`. [default: the model's]", metavar="NAME", aliases=("sampler_name",)
     )
-    schedule: str | None = setting(
+    schedule: str | None = _asked(
         None,
         _WORD,
         "Spacing of the noise levels: karras, exponential, ...",
@@ -389,12 +394,12 @@ class Request:
         aliases=("scheduler",),
     )
     # None or -1: drawn, and reported in the recipe.
-    seed: int | None = setting(None, _seed(), "The first picture's; the next takes the next.")
-    clip_skip: int = setting(0, kind.whole(0, MAX_CLIP_SKIP), "2: the text encoder's last layer but one.")
-    prompt_style: str = setting(
+    seed: int | None = _asked(None, _seed(), "The first picture's; the next takes the next.")
+    clip_skip: int = _asked(0, kind.whole(0, MAX_CLIP_SKIP), "2: the text encoder's last layer but one.")
+    prompt_style: str = _asked(
         "a1111", kind.one_of(PROMPT_STYLES), "The prompt's grammar: a1111, comfy or plain.", metavar="STYLE"
     )
-    start: float | None = setting(
+    start: float | None = _asked(
         None,
         _FRACTION,
         "Go on with `latents` that another call stopped at this fraction of the way.",
@@ -402,7 +407,7 @@ class Request:
         key="Starts at",
         group="noise",
     )
-    stop: float | None = setting(
+    stop: float | None = _asked(
         None,
         _FRACTION,
         "Stop at this fraction of the way, with noise in the picture, for another model to go on.",
@@ -411,35 +416,33 @@ class Request:
         group="noise",
     )
     # What SDXL is told of the picture (docs/sdxl.md), with the prompt and with the negative one.
-    original_size: tuple[int, int] | None = setting(
+    original_size: tuple[int, int] | None = _asked(
         None, _SIZE, "Told to SDXL: what the picture was cut out of. [default: --size]", group="sizes"
     )
-    crop: tuple[int, int] | None = setting(
+    crop: tuple[int, int] | None = _asked(
         None, _CROP, "Told to SDXL: where it was cut out. [default: 0,0]", group="sizes"
     )
-    target_size: tuple[int, int] | None = setting(
+    target_size: tuple[int, int] | None = _asked(
         None, _SIZE, "Told to SDXL: the size it is for. [default: --size]", group="sizes"
     )
-    aesthetic_score: float | None = setting(
-        None, _SCORE, "Told to SDXL's refiner, 0 to 10. [default: 6]", group="sizes"
-    )
-    negative_original_size: tuple[int, int] | None = setting(
+    aesthetic_score: float | None = _asked(None, _SCORE, "Told to SDXL's refiner, 0 to 10. [default: 6]", group="sizes")
+    negative_original_size: tuple[int, int] | None = _asked(
         None, _SIZE, "The same with --negative. [default: --original-size]", group="sizes"
     )
-    negative_crop: tuple[int, int] | None = setting(
+    negative_crop: tuple[int, int] | None = _asked(
         None, _CROP, "The same with --negative. [default: --crop]", group="sizes"
     )
-    negative_target_size: tuple[int, int] | None = setting(
+    negative_target_size: tuple[int, int] | None = _asked(
         None, _SIZE, "The same with --negative. [default: --target-size]", group="sizes"
     )
-    negative_aesthetic_score: float | None = setting(
+    negative_aesthetic_score: float | None = _asked(
         None, _SCORE, "The same with --negative. [default: 2.5]", group="sizes"
     )
     # Faster, and lossy (docs/faster.md).
-    cache_interval: int = setting(
+    cache_interval: int = _asked(
         1, kind.whole(1, MAX_CACHE_INTERVAL), "Faster, lossy: deep features every N-th step.", group="speed"
     )
-    token_merging: float = setting(
+    token_merging: float = _asked(
         0.0,
         kind.real(0.0, MAX_MERGING),
         "Faster, lossy: 0 to 0.75 of the finest tokens.",
@@ -455,7 +458,7 @@ class Request:
     controls: tuple[UsedControl, ...] = _recorded(
         "The ControlNets that steered.", of=_several(UsedControl.checked, "it must be a list", UsedControl), default=()
     )
-    strength: float | None = setting(
+    strength: float | None = _asked(
         None,
         _FRACTION,
         "0 to 1: how much --image changes. [default: 0.75]",
@@ -463,10 +466,10 @@ class Request:
         aliases=("denoise", "denoising"),
         of_image=True,
     )
-    exact_steps: bool | None = setting(
+    exact_steps: bool | None = _asked(
         None, kind.flag(), "With --image: take all --steps, not steps x strength.", group="noise", of_image=True
     )
-    fill: str | None = setting(
+    fill: str | None = _asked(
         None,
         kind.one_of(FILLS),
         "What the masked part begins as: original, fill or noise.",
@@ -475,7 +478,7 @@ class Request:
         group="inpaint",
         of_image=True,
     )
-    only_masked: bool | None = setting(
+    only_masked: bool | None = _asked(
         None,
         kind.flag(),
         "Redraw around the mask at the model's own size, and put it back.",
@@ -483,7 +486,7 @@ class Request:
         group="inpaint",
         of_image=True,
     )
-    mask_padding: int | None = setting(
+    mask_padding: int | None = _asked(
         None,
         _MARGIN,
         "With --only-masked: pixels around it. [default: 32]",
@@ -491,27 +494,23 @@ class Request:
         group="inpaint",
         of_image=True,
     )
-    mask_blur: int | None = setting(
+    mask_blur: int | None = _asked(
         None, _MARGIN, "The mask's soft edge in pixels, inside it. [default: 4]", group="inpaint", of_image=True
     )
-    outpaint: tuple[int, int, int, int] | None = setting(
+    outpaint: tuple[int, int, int, int] | None = _asked(
         None, _margins(), "Extend --image: left=128,top=64,right=0,bottom=0.", group="inpaint", of_image=True
     )
-    tile: int | None = setting(
+    tile: int | None = _asked(
         None, kind.whole(MIN_SIDE, MAX_SIDE), "Draw in overlapping windows of N pixels that agree.", group="tiling"
     )
-    overlap: int | None = setting(
+    overlap: int | None = _asked(
         None, kind.whole(0, MAX_SIDE), "What windows share. [default: a quarter]", key="Tile overlap", group="tiling"
     )
-    noise_level: int | None = setting(
+    noise_level: int | None = _asked(
         None, kind.whole(0, MAX_NOISE_LEVEL), "0 to 350, of upscaling models. [default: 20]", group="noise.level"
     )
     hires: Hires | None = setting(
-        None,
-        _HIRES,
-        "A second pass that draws it larger; width and height are the first one's.",
-        option=None,
-        key=None,
+        None, _HIRES, "A second pass that draws it larger; width and height are the first one's."
     )
     image: str | None = _recorded("The fingerprint of the picture that was given.", "Image fingerprint")
     mask: str | None = _recorded("The fingerprint of its mask.", "Mask fingerprint")

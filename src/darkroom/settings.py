@@ -84,8 +84,8 @@ class Setting:
 
     kind: Kind
     help: str = ""
-    option: str | None = ""
-    key: str | None = ""
+    option: str | None = None
+    key: str | None = None
     axis: bool = True
     metavar: str | None = None
     called: str | None = None
@@ -114,8 +114,8 @@ def setting(
     kind: Kind | None = None,
     help: str = "",
     *,
-    option: str | None = "",
-    key: str | None = "",
+    option: str | None = None,
+    key: str | None = None,
     axis: bool = True,
     metavar: str | None = None,
     called: str | None = None,
