@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from darkroom.formats import tensors
 from darkroom.formats.picture import write_picture
 
 Command = Callable[..., Any]  # see conftest.py
@@ -99,3 +101,21 @@ def test_a_faulty_model_is_described_and_refused(command: Command, model: Path, 
     answer = command("info", broken)
     assert answer.code == 2
     assert answer.sentence
+
+
+@pytest.mark.parametrize("kind", ["embedding", "lora", "nothing"])
+def test_a_pickle_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, command: Command
+) -> None:
+    path = tmp_path / "x.pt"
+    values: dict[str, Any] = {
+        "embedding": {"string_to_param": {"*": torch.ones(2, 768)}, "name": "cat"},
+        "lora": {"lora_unet_a.lora_down.weight": torch.ones(1, 4), "lora_unet_a.lora_up.weight": torch.ones(4, 1)},
+        "nothing": {"epoch": 1},
+    }
+    torch.save(values[kind], path)
+    asked: list[str] = []
+    ask = tensors._ask
+    monkeypatch.setattr(tensors, "_ask", lambda *given: asked.append(given[1]) or ask(*given))  # type: ignore[func-returns-value]
+    assert command("info", path).code == (0 if kind != "nothing" else 2)
+    assert len(asked) == 1

@@ -23,10 +23,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, clip
@@ -136,7 +140,10 @@ def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
 # --- pickles
 
 
-TIMEOUT = 120.0  # seconds of wall-clock; the child allows itself 60 of computing
+TIMEOUT = 120.0  # seconds of wall-clock, for a busy machine; of computing the child allows itself a few (`allow`)
+SMALL = 64 << 20  # bytes of a file of which a tree is told too, so that it needs to be looked at once only
+KEPT = 8  # answers that are remembered, the latest
+TICK = 0.02  # seconds; more than between two times that a file system can tell apart
 
 _CHILD = "import sys; sys.path.append(sys.argv.pop()); from darkroom.formats.torchfile import main; main()"
 
@@ -151,7 +158,7 @@ def pickled_slots(source: Source) -> list[Slot]:
 
     Raises CheckpointError if the file holds none, or is broken or hostile.
     """
-    answer = _ask(source, "names")
+    answer = _answer(source, "names")
     return [_slot(source, name, place) for name, *place in answer["tensors"]]
 
 
@@ -166,7 +173,7 @@ def read_pickle_tensors(path: Path | str, *, finite: bool = True) -> Any:
     try:
         if not is_pickle(source.read(0, 8)):
             raise CheckpointError(f"{path} is no PyTorch pickle.")
-        return _grown(source, _ask(source, "tree")["tree"], "", finite)
+        return _grown(source, _answer(source, "tree")["tree"], "", finite)
     finally:
         source.close()
 
@@ -193,6 +200,44 @@ def _slot(source: Source, name: str, place: list[Any]) -> Slot:
     )
 
 
+_answers: OrderedDict[tuple[int, ...], dict[str, Any]] = OrderedDict()
+_answers_lock = Lock()
+
+
+def _answer(source: Source, mode: str) -> dict[str, Any]:
+    """What the child says of a file, "names" or "tree"; a small file is looked at once for both.
+
+    Whether it is the same file is told by its number, size and times. One that was changed a moment ago is waited for:
+    another change at the same tick of the system's clock could not be told from this one. Raises CheckpointError.
+    """
+    key, age = _identity(source)
+    if 0 <= age < TICK:
+        time.sleep(TICK)
+        key, age = _identity(source)
+    with _answers_lock:
+        found = _answers.get(key)
+    if found is None or (mode not in found and "error" not in found):
+        asked = _ask(source, "both" if source.size <= SMALL else mode)
+        found = asked if source.size <= SMALL or "error" in asked else {mode: asked}
+        if age >= TICK:
+            with _answers_lock:
+                _answers[key] = found
+                while len(_answers) > KEPT:
+                    _answers.popitem(last=False)
+    answer: dict[str, Any] = found if "error" in found else found[mode]
+    if "error" in answer:
+        raise CheckpointError(f"{source.path} {answer['error']}.")
+    return answer
+
+
+def _identity(source: Source) -> tuple[tuple[int, ...], float]:
+    """What tells a file and its content, and the seconds since it was changed."""
+    state = os.fstat(source.file.fileno())
+    changed = max(state.st_mtime_ns, state.st_ctime_ns)
+    key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return key, time.time() - changed / 1e9
+
+
 def _ask(source: Source, mode: str) -> dict[str, Any]:
     """The child's answer; a fresh interpreter, since a fork of a process with threads can hang."""
     package = str(Path(__file__).resolve().parents[2])
@@ -208,18 +253,15 @@ def _ask(source: Source, mode: str) -> dict[str, Any]:
             env={name: os.environ[name] for name in keep if name in os.environ},
             check=False,
         )
-        answer = json.loads(child.stdout)
+        return dict(json.loads(child.stdout))
     except subprocess.TimeoutExpired:
-        raise CheckpointError(
-            f"{source.path} took more than {TIMEOUT:.0f} s to look at: it is broken or hostile."
-        ) from None
+        return {"error": f"took more than {TIMEOUT:.0f} s to look at: it is broken or hostile"}
     except OSError as error:
         raise CheckpointError(f"{source.path}: no process could be started to look at it ({error.strerror}).") from None
     except ValueError:
+        if child.returncode == -getattr(signal, "SIGXCPU", 0):
+            return {"error": "takes more time to be looked at than a file of its size should: it is broken or hostile"}
         raise CheckpointError(f"{source.path} is broken: looking at it ended with status {child.returncode}.") from None
-    if "error" in answer:
-        raise CheckpointError(f"{source.path} {answer['error']}.")
-    return dict(answer)
 
 
 # --- files

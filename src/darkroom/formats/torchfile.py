@@ -5,34 +5,39 @@ mere name and every call makes an inert object, except that calls of torch's own
 tensors. So the files of trainers that also store callbacks or optimizer states open like any other. A pickle that names
 what no checkpoint needs (os.system, eval, ...) is refused: nothing in it would be run, but nobody should keep it.
 
-Opcodes: `pickletools` of the standard library. It runs in a confined process of its own, see `torchfile`.
+`main` does this in a fresh interpreter with the file on stdin. It imports only the standard library and, before it
+looks at a byte, gives up what it does not need: after `confine` it can open no file or socket, write to no file, and
+neither grow nor compute for long, and the less the smaller the file is. The tensors' bytes are never touched: they lie
+in the file as they are, so the answer only says where.
 
-What a file of torch.save holds, told in JSON by a process that can do nothing else.
-
-`main` runs in a fresh interpreter with the file on stdin. It imports only the standard library and, before it looks at
-a byte, gives up what it does not need: after `confine` it can open no file or socket, write to no file, and neither
-grow nor compute for ever. The pickle inside is read by `unpickle`, which runs nothing in it. The tensors' bytes are
-never touched: they lie in the file as they are, so the answer only says where.
+A few bytes can also stand for endless work: one object may be named a million times. So nothing here hashes, compares,
+copies or tells more of a value than its first level: keys are texts and numbers of 64 bits, a shape is short, and what
+is told is counted as it grows. What this doesn't foresee ends at the allowance of memory and seconds.
 
 Answers: {"tensors": [[name, dtype, shape, stride or null, offset], ...]}, {"tree": value}, or {"error": the rest of a
-sentence that starts with the file's path}. In a tree, {"dict": [[key, value], ...]}, {"list": [...]} and
-{"tensor": [dtype, shape, stride or null, offset]} stand for these, and null for anything that is no plain value.
+sentence that starts with the file's path}; of the mode "both", {"names": one of these, "tree": one of these}. In a
+tree, {"dict": [[key, value], ...]}, {"list": [...]} and {"tensor": [dtype, shape, stride or null, offset]} stand for
+these, and null for anything that is no plain value. Opcodes: `pickletools` of the standard library.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import gc
 import io
 import json
+import math
+import os
 import pickletools
 import sys
 import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ..errors import clip
-from .storage import DTYPES, MAX_TENSORS
+from .storage import DTYPES, MAX_DIMENSIONS, MAX_NAME, MAX_SIZE, MAX_TENSORS, is_count
 
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -66,7 +71,7 @@ class Fault(Exception):
     """Why a file is refused: the rest of a sentence that starts with its path."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """A class or function that the pickle names."""
 
@@ -74,7 +79,7 @@ class Global:
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Inert:
     """An object that the pickle would have made; it holds only what was to be put into it."""
 
@@ -83,7 +88,7 @@ class Inert:
     state: Any = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Storage:
     """Where a tensor's numbers are: record `key` of the file, from element `begin` on."""
 
@@ -93,7 +98,7 @@ class Storage:
     begin: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Lump:
     """A tensor; `offset` and `stride` in elements."""
 
@@ -112,6 +117,7 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
     stack: list[Any] = []
     outer: list[list[Any]] = []  # the stacks below the open marks
     memo: dict[int, Any] = {}
+    copied = 0
 
     def since_mark() -> list[Any]:
         nonlocal stack
@@ -169,7 +175,7 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
                 stack.append(items)
             case "DICT":
                 items = since_mark()
-                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+                stack.append(plain_keys(zip(items[::2], items[1::2], strict=True)))
             case "FROZENSET":
                 since_mark()
                 stack.append(Inert())
@@ -200,6 +206,9 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
                 stack.append(Inert(items[0]))
             case "REDUCE" | "NEWOBJ":
                 args, function = stack.pop(), stack.pop()
+                copied += sum(len(arg) for arg in args[:4] if isinstance(arg, list | tuple | dict))
+                if copied > MAX_COPIED:
+                    raise Fault("makes the same values again and again: it is broken or hostile")
                 stack.append(call(function, args))
             case "NEWOBJ_EX":
                 _, args, function = stack.pop(), stack.pop(), stack.pop()
@@ -221,6 +230,8 @@ def named(module: object, name: object) -> Global:
     """The name of a class or function, unless no checkpoint would need it."""
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a class is named by two texts")
+    if len(module) + len(name) > 2 * MAX_NAME:
+        raise Fault("names a class by an endless name: it is hostile or broken; nothing in it was run")
     root, *path = [*module.split("."), *name.split(".")]
     if root in BUILTINS:
         hostile = name not in PLAIN_BUILTINS
@@ -248,12 +259,12 @@ def call(function: object, args: Any) -> Any:
             return lump(args[0], args[1], args[2], args[3], args[6])
         case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
             return args[0]
-        case "torch._tensor", "_rebuild_from_type_v2":
+        case "torch._tensor", "_rebuild_from_type_v2" if args[0].module == "torch._utils":
             return call(args[0], args[2])
         case "collections", "OrderedDict":
-            return dict(args[0]) if args else {}
+            return plain_keys(_pairs(args[0])) if args else {}
         case (("builtins" | "__builtin__"), "dict"):
-            return dict(*args)
+            return plain_keys(_pairs(*args)) if args else {}
         case "collections", "defaultdict":
             return {}
         case (("copyreg" | "copy_reg"), "_reconstructor"):
@@ -270,8 +281,10 @@ def lump(storage: object, offset: object, shape: Any, stride: Any, dtype: object
         kind = dtype.name if isinstance(dtype, Global) and dtype.module == "torch" else None
     if kind not in DTYPES:
         return Inert()
+    if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
+        raise Fault("is broken: it describes a tensor of an impossible shape, stride or offset")
     numbers = [offset, *shape, *stride]
-    if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers) or len(shape) != len(stride):
+    if not all(type(n) is int and 0 <= n < MAX_SIZE for n in numbers):
         raise Fault("is broken: it describes a tensor of an impossible shape, stride or offset")
     return Lump(storage, kind, numbers[0], list(shape), list(stride))
 
@@ -283,12 +296,12 @@ def persistent(key: Any, storages: dict[str, Storage]) -> Any:
     if key[0] != "storage":
         raise ValueError("an unknown persistent id")
     kind, record, elements = key[1], key[2], key[4]
-    if not isinstance(kind, Global) or not isinstance(record, str) or type(elements) is not int or elements < 0:
+    if not isinstance(kind, Global) or not isinstance(record, str) or not is_count(elements):
         raise TypeError("a malformed storage")
     storage = storages.setdefault(record, Storage(record, STORAGES.get(kind.name), elements))
     if len(key) > 5 and key[5] is not None:
         _, begin, count = key[5]
-        if type(begin) is not int or type(count) is not int or begin < 0 or count < 0 or begin + count > elements:
+        if not is_count(begin) or not is_count(count) or begin + count > elements:
             raise Fault("is broken: it describes a view outside its storage")
         return Storage(record, storage.dtype, begin + count, begin)
     return storage
@@ -305,19 +318,50 @@ def _set(target: Any, items: list[Any]) -> None:
     into = target.items if isinstance(target, Inert) else target
     if not isinstance(into, dict):
         raise TypeError("setting items of no mapping")
-    into.update(zip(items[::2], items[1::2], strict=True))
+    into.update(plain_keys(zip(items[::2], items[1::2], strict=True)))
+
+
+def plain_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The dict of these pairs, without those whose keys nobody asks for.
+
+    Only texts and whole numbers of 64 bits are kept. Classes, tuples and the like are keys of a trainer's belongings;
+    hashing them is what must not happen: a tuple that holds itself twice, forty times over, takes for ever.
+    """
+    kept: dict[Any, Any] = {}
+    for key, value in pairs:
+        if type(key) is str or _is_small(key):
+            kept[key] = value
+        elif type(key) is tuple and any(type(b) is tuple for a in key[:8] if type(a) is tuple for b in a[:8]):
+            raise Fault("has tuples of tuples of tuples as keys: it is broken or hostile")
+    return kept
+
+
+def _is_small(value: object) -> bool:
+    return type(value) is int and -(1 << 63) < value < 1 << 63
+
+
+def _pairs(items: Any) -> Iterable[tuple[Any, Any]]:
+    """What a dict can be made of."""
+    pairs: Iterable[tuple[Any, Any]] = items.items() if isinstance(items, dict) else items
+    return pairs
 
 
 # --- torchfile
 
 
-MEMORY = 2 << 30  # bytes
-SECONDS = 60
+# What the child may use: the least, and the most that it may ever; between them it grows with the pickle, of which a
+# tensor takes some 120 bytes and some microseconds.
+MEMORY = 192 << 20, 2 << 30  # bytes of address space; 20 MB of them are the interpreter's
+SECONDS = 2, 60  # of computing
 MAX_PICKLE = 128 << 20  # bytes; the pickle itself holds no tensor data
 MAX_RECORDS = 100_000
+MAX_COPIED = 2_000_000  # elements of what is handed to calls
 MAX_VALUES = 200_000  # in a tree
 MAX_DEPTH = 12
-MAX_TEXT = 32 << 20  # characters in a tree
+MAX_TEXT = 1 << 20  # characters in a tree
+MAX_TREE_TENSORS = 4096
+SHARED = 16 << 20  # bytes of the tensors of a tree, where they share what the file holds
+MAX_ANSWER = 32 << 20  # characters of JSON
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -325,7 +369,7 @@ LEGACY_PROTOCOL = 1001
 Records = dict[str, tuple[int, int]]  # key of a storage, or name in a zip archive -> (offset, bytes)
 
 
-def read_zip(file: BinaryIO, size: int) -> tuple[Any, Records]:
+def read_zip(file: BinaryIO, size: int, allow: Callable[[int], None]) -> tuple[Any, Records]:
     """(value, where its storages lie) of the zip archive that torch.save writes since PyTorch 1.6."""
     try:
         records = zip_records(file, size)
@@ -341,6 +385,7 @@ def read_zip(file: BinaryIO, size: int) -> tuple[Any, Records]:
         raise Fault("was written on a big-endian machine: convert it to safetensors there")
     if records[pickles[0]][1] > MAX_PICKLE:
         raise Fault(f"holds a pickle of {records[pickles[0]][1]} bytes, more than the {MAX_PICKLE} allowed")
+    allow(records[pickles[0]][1])
     storages: dict[str, Storage] = {}
     value = interpret(io.BytesIO(read_record(file, records[pickles[0]])), storages)
     found = {key: records[f"{prefix}data/{key}"] for key in storages if f"{prefix}data/{key}" in records}
@@ -391,8 +436,9 @@ def zip_records(file: BinaryIO, size: int) -> Records:
     return records
 
 
-def read_legacy(file: BinaryIO, size: int) -> tuple[Any, Records]:
+def read_legacy(file: BinaryIO, size: int, allow: Callable[[int], None]) -> tuple[Any, Records]:
     """The same of the older format: pickles (magic, protocol, machine, value, keys), then (count, bytes) for a key."""
+    allow(min(size, MAX_PICKLE) // 16)  # where the pickles end is not known yet; most of a file is tensors
     if interpret(file, {}) != LEGACY_MAGIC or interpret(file, {}) != LEGACY_PROTOCOL:
         raise Fault("is a pickle but not one of PyTorch's")
     machine = interpret(file, {})
@@ -401,7 +447,7 @@ def read_legacy(file: BinaryIO, size: int) -> tuple[Any, Records]:
     storages: dict[str, Storage] = {}
     value = interpret(file, storages)
     keys = interpret(file, {})
-    if not isinstance(keys, list) or len(set(keys)) != len(keys):
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys) or len(set(keys)) != len(keys):
         raise ValueError("no list of keys")
     records: Records = {}
     position = file.tell()
@@ -451,8 +497,9 @@ def mapping(value: Any) -> dict[Any, Any] | None:
         return None
     if isinstance(value.kind, Global) and value.kind.name == "ParameterDict" and isinstance(value.state, dict):
         inner, keys = value.state.get("_parameters"), value.state.get("_keys")
-        found = dict(inner) if isinstance(inner, dict) else {}
-        return found | {key: value.state[key] for key in keys or () if key in value.state}
+        value.items |= inner if isinstance(inner, dict) else {}
+        value.items |= {key: value.state[key] for key in keys or () if type(key) is str and key in value.state}
+        value.state = None  # once is enough
     return value.items or None
 
 
@@ -466,19 +513,21 @@ def names(value: Any, records: Records) -> list[list[Any]]:
             what = "a single tensor" if isinstance(value, Lump) else f"a {type(value).__name__}"
         raise Fault(f"holds {what} where named tensors are wanted: save its state_dict as safetensors")
     root = mapping(root.get("state_dict")) or root
-    found = [[key, *describe(item, records)] for key, item in root.items() if type(key) is str and type(item) is Lump]
-    if not found:
+    tensors = {key: item for key, item in root.items() if type(key) is str and type(item) is Lump}
+    if not tensors:
         raise Fault("holds no named tensors, neither directly nor under state_dict")
-    if len(found) > MAX_TENSORS:
-        raise Fault(f"holds {len(found)} tensors, more than the {MAX_TENSORS} allowed")
-    return found
+    if len(tensors) > MAX_TENSORS:
+        raise Fault(f"holds {len(tensors)} tensors, more than the {MAX_TENSORS} allowed")
+    if (longest := max(map(len, tensors))) > MAX_NAME:
+        raise Fault(f"holds a tensor whose name has {longest} characters (at most {MAX_NAME})")
+    return [[key, *describe(item, records)] for key, item in tensors.items()]
 
 
-def tree(value: Any, records: Records) -> Any:
-    """The value as JSON, see the head of this file."""
-    values = text = 0
+def tree(value: Any, records: Records, size: int) -> Any:
+    """The value as JSON, see the head of this file; `size` is the file's."""
+    values = text = tensors = numbers = 0
 
-    def encode(value: Any, depth: int) -> Any:
+    def count(value: Any) -> None:
         nonlocal values, text
         values += 1
         text += len(value) if isinstance(value, str) else 0
@@ -486,10 +535,18 @@ def tree(value: Any, records: Records) -> Any:
             raise Fault(
                 f"holds more than {MAX_VALUES} values or {MAX_TEXT} characters: it is too large to be read whole"
             )
-        if value is None or isinstance(value, bool | float | str) or (type(value) is int and abs(value) < 1 << 63):
+
+    def encode(value: Any, depth: int) -> Any:
+        nonlocal tensors, numbers
+        count(value)
+        if value is None or isinstance(value, bool | float | str) or _is_small(value):
             return value
         if isinstance(value, Lump):
-            return {"tensor": describe(value, records)}
+            place = describe(value, records)
+            tensors, numbers = tensors + 1, numbers + math.prod(place[1]) * DTYPES[place[0]]
+            if tensors > MAX_TREE_TENSORS or numbers > max(size, SHARED):  # each would be read
+                raise Fault(f"holds more than {MAX_TREE_TENSORS} tensors or the same ones again and again")
+            return {"tensor": place}
         if depth >= MAX_DEPTH:
             return None
         if isinstance(value, list | tuple):
@@ -497,10 +554,11 @@ def tree(value: Any, records: Records) -> Any:
         items = mapping(value)
         if items is None:
             return None
-        pairs = [
-            (key, item) for key, item in items.items() if type(key) is str or (type(key) is int and abs(key) < 1 << 63)
-        ]
-        return {"dict": [[key, encode(item, depth + 1)] for key, item in pairs]}
+        pairs = []
+        for key, item in items.items():  # all keys are texts or small numbers
+            count(key)
+            pairs.append([key, encode(item, depth + 1)])
+        return {"dict": pairs}
 
     return encode(value, 0)
 
@@ -513,35 +571,68 @@ def confine() -> None:
         import resource
     except ImportError:  # Windows: there remain the time limit of the caller and an interpreter that runs nothing
         return
-    for limit, value in (
-        (resource.RLIMIT_AS, MEMORY),
-        (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 3),
+    for limit, soft, hard in (
+        (resource.RLIMIT_AS, *MEMORY),
+        (resource.RLIMIT_CPU, *SECONDS),
+        (resource.RLIMIT_FSIZE, 0, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NOFILE, 3, 3),
     ):
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(limit, (value, value))
+            resource.setrlimit(limit, (soft, hard))
 
 
-def answer(file: BinaryIO, mode: str) -> dict[str, Any]:
-    """The whole answer for one file."""
+def allow(size: int) -> None:
+    """Raises what a confined process may use to what `size` bytes of pickle need."""
+    try:
+        import resource
+    except ImportError:
+        return
+    for limit, (least, most), more in (
+        (resource.RLIMIT_AS, MEMORY, 32 * size),
+        (resource.RLIMIT_CPU, SECONDS, size >> 19),
+    ):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (min(most, least + more), most))
+
+
+def answer(file: BinaryIO, mode: str, allow: Callable[[int], None] = lambda size: None) -> dict[str, Any]:
+    """The whole answer for one file; `allow` is told how many bytes of pickle there are to be looked at."""
+
+    def part(mode: str) -> dict[str, Any]:
+        try:
+            return {"tree": tree(value, records, size)} if mode == "tree" else {"tensors": names(value, records)}
+        except Exception as error:
+            return {"error": _fault(error)}
+
     try:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         read = read_zip if file.read(2) == b"PK" else read_legacy
         file.seek(0)
-        value, records = read(file, size)
-        return {"tree": tree(value, records)} if mode == "tree" else {"tensors": names(value, records)}
-    except Fault as fault:
-        return {"error": str(fault)}
-    except MemoryError:
-        return {"error": f"needs more than {MEMORY} bytes of memory to be looked at: it is broken or hostile"}
+        value, records = read(file, size, allow)
     except Exception as error:  # a broken pickle can fail in any way
-        return {"error": f"is a broken pickle ({type(error).__name__}): download it again"}
+        return {"error": _fault(error)}
+    return {"names": part("names"), "tree": part("tree")} if mode == "both" else part(mode)
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, Fault):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "needs more memory to be looked at than a file of its size should: it is broken or hostile"
+    return f"is a broken pickle ({type(error).__name__}): download it again"
 
 
 def main() -> None:
-    """Answers for the file on stdin in the mode that the first argument names: "names" or "tree"."""
+    """Answers for the file on stdin in the mode that the first argument names: "names", "tree" or "both"."""
+    gc.disable()  # it would look at everything again and again, and memory is bounded
     confine()
-    json.dump(answer(sys.stdin.buffer, sys.argv[1]), sys.stdout)
+    try:
+        text = json.dumps(answer(sys.stdin.buffer, sys.argv[1], allow))
+        fault = None if len(text) <= MAX_ANSWER else f"needs {len(text)} characters to be told, more than {MAX_ANSWER}"
+    except (MemoryError, RecursionError) as error:
+        fault = _fault(error)
+    sys.stdout.write(text if fault is None else json.dumps({"error": fault}))
+    sys.stdout.flush()
+    os._exit(0)  # without taking apart what a hostile file has made
