@@ -26,10 +26,10 @@ from darkroom.adapters import init_lora
 from darkroom.models.config import SD15_UNET, UNetConfig
 from darkroom.models.layers import set_checkpointing
 from darkroom.models.unet import UNet
-from darkroom.training import memory, recipes
-from darkroom.training.config import LoopConfig
+from darkroom.training import memory
 from darkroom.training.loop import Trainer
 from darkroom.training.parallel import Share
+from darkroom.training.recipe import LoopConfig, override
 
 TINY = UNetConfig(
     sample_size=16, block_out_channels=(32, 64), layers_per_block=(1, 1), attention_levels=(True, True),
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     start = LoopConfig(steps=arguments.steps, batch_size=1, lr=1e-5, optimizer="adamw", ema=0.0, warmup=0)
-    config = recipes.override(start, arguments.set)
+    config = override(start, arguments.set)
     architecture = SD15_UNET if arguments.architecture == "sd15" else TINY
     with memory.without_values():
         step = Step(config, UNet(architecture), arguments.training, arguments.size)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from darkroom.data.dataset import Lessons, open_lessons
 from darkroom.formats.layouts import table
 from darkroom.pipeline import Pipeline
-from darkroom.training.stage import PictureRecipe, PictureStage
-from darkroom.training.tuning import STAGES
+from darkroom.training.pictures import PictureRecipe, PictureStage
 
 CAPTIONS = ("a red fox", "a blue car", "the green rocket", "a large fox on the left")
 PLAIN: dict[str, Any] = {
@@ -51,7 +50,9 @@ def stage_over(recipe: PictureRecipe, pipe: Pipeline, folder: Path) -> PictureSt
     side = pipe.size[0] // pipe.autoencoder.config.downscale
     channels = pipe.autoencoder.config.latent_channels
     latents = torch.randn(len(lessons), channels, side, side, generator=torch.Generator().manual_seed(3))
-    return STAGES[type(recipe)](recipe, pipe, lessons, Given(lessons, latents))
+    stage: PictureStage = recipe.stage(recipe, pipe, lessons)
+    stage.latents = Given(lessons, latents)
+    return stage
 
 
 def gradients(part: Any, network: Any) -> dict[str, Tensor]:

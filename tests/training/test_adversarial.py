@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from darkroom.training.adversarial import adaptive_weight, deceiver_loss, discriminator_loss
-from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, network
-from darkroom.training.crops import SceneCrops
+from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, SceneCrops, network
 from darkroom.training.loop import train
 from darkroom.training.parallel import Share
+from darkroom.training.perceptual import adaptive_weight, discriminator_loss, generator_loss
 
 RECIPE = AutoencoderRecipe(
     steps=10, batch_size=2, lr=1e-3, widths=(4, 8, 8), crop=32, whole_from=1.0, precision="float32", log_every=1,
@@ -23,7 +22,7 @@ RECIPE = AutoencoderRecipe(
 def test_the_hinge_losses_by_hand() -> None:
     real, made = torch.tensor([2.0, 0.5]).view(2, 1, 1, 1), torch.tensor([-3.0, 1.0]).view(2, 1, 1, 1)
     assert float(discriminator_loss(real, made)) == pytest.approx(0.5 * (0.5 / 2 + 2 / 2))
-    assert float(deceiver_loss(made)) == pytest.approx(1.0)
+    assert float(generator_loss(made)) == pytest.approx(1.0)
     assert discriminator_loss(real.bfloat16(), made.bfloat16()).dtype == torch.float32
 
 
@@ -89,7 +88,7 @@ def test_nothing_of_it_counts_before_its_start() -> None:
     assert torch.equal(losses[0], losses[1])
     assert game.discriminator is not None
     assert all(p.grad is None for p in game.discriminator.parameters())
-    assert alone.opponents == {}
+    assert alone.discriminators == {}
 
 
 def test_a_resumed_game_equals_an_uninterrupted_one_in_bfloat16(tmp_path: Path) -> None:

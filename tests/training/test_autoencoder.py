@@ -14,13 +14,12 @@ from PIL import Image
 
 from darkroom.errors import TrainingError
 from darkroom.toy.scenes import draw_scene, render_scene
-from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, network
-from darkroom.training.autoencoder_run import finish_autoencoder, run_autoencoder
-from darkroom.training.crops import SceneCrops, open_crops
-from darkroom.training.kinds import Subject
+from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, SceneCrops, finished, network, open_crops
+from darkroom.training.kinds import Source
 from darkroom.training.latents import stacked
 from darkroom.training.loop import train
 from darkroom.training.parallel import Share
+from darkroom.training.run import run as run_autoencoder
 from darkroom.training.scaling import fold, measure, tell
 
 AUTOENCODER = AutoencoderRecipe(
@@ -87,9 +86,10 @@ def test_a_few_steps_improve_an_autoencoder(tmp_path: Path) -> None:
 
 def test_collages_may_hold_other_emoji() -> None:
     recipe = dataclasses.replace(AUTOENCODER, collages=1.0)
-    ours, theirs = (
-        SceneCrops(recipe, others).batch(0, Share()) for others in ([], [np.ones((96, 96, 4), np.float32)] * 500)
-    )
+    crops = SceneCrops(recipe)
+    ours = crops.batch(0, Share())
+    crops.others = [np.ones((96, 96, 4), np.float32)] * 500
+    theirs = crops.batch(0, Share())
     assert (theirs == 1).float().mean() > 2 * (ours == 1).float().mean()  # white squares everywhere
 
 
@@ -201,7 +201,7 @@ def test_crops_of_one_s_own_pictures(folder: Path) -> None:
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     recipe = dataclasses.replace(TINY, scaling="factor", perceptual=0.1)
-    assert run_autoencoder(recipe, Subject(data=str(folder)), run) == run / "vae"
+    assert run_autoencoder(recipe, Source(data=str(folder)), run) == run / "vae"
     return run
 
 
@@ -209,7 +209,7 @@ def test_diffusers_opens_it_and_reconstructs_the_same(trained: Path) -> None:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     theirs = AutoencoderKL.from_pretrained(trained / "vae")
-    ours = finish_autoencoder(trained)
+    ours = finished(trained)
     assert (ours.config.downscale, ours.config.latent_channels) == (4, 3)
     assert theirs.config.scaling_factor == ours.config.scaling_factor != 1
     picture = stacked([render_scene(draw_scene(5, 1))])
@@ -226,16 +226,16 @@ def test_a_run_belongs_to_its_pictures(trained: Path, folder: Path, tmp_path: Pa
     longer = dataclasses.replace(TINY, scaling="factor", perceptual=0.1, steps=4)
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
     with pytest.raises(TrainingError, match="other pictures"):
-        run_autoencoder(longer, Subject(data=str(tmp_path)), trained)
+        run_autoencoder(longer, Source(data=str(tmp_path)), trained)
     with pytest.raises(TrainingError, match="another autoencoder"):
-        run_autoencoder(longer, Subject(data=str(folder), model=str(trained)), trained)
+        run_autoencoder(longer, Source(data=str(folder), model=str(trained)), trained)
 
 
 def test_a_decoder_alone_goes_on_from_another_s_file(trained: Path, folder: Path, tmp_path: Path) -> None:
     """Its latents are the same to the last bit, so that U-Nets of the old one go on working."""
     recipe = dataclasses.replace(TINY, decoder_from=0.0, scaling="kept", lr=1e-2, whole_from=1.0)
-    run_autoencoder(recipe, Subject(data=str(folder), model=str(trained / "vae")), tmp_path)
-    before, after = finish_autoencoder(trained), finish_autoencoder(tmp_path)
+    run_autoencoder(recipe, Source(data=str(folder), model=str(trained / "vae")), tmp_path)
+    before, after = finished(trained), finished(tmp_path)
     assert after.config == before.config
     assert json.loads((tmp_path / "recipe.json").read_text())["widths"] == [4, 8, 8]
     for name, value in after.state_dict().items():
@@ -264,10 +264,10 @@ def test_a_decoder_alone_goes_on_from_another_s_file(trained: Path, folder: Path
 )
 def test_recipes_that_can_not_be_are_refused(changes: dict[str, object], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=sentence):
-        run_autoencoder(dataclasses.replace(TINY, **changes), Subject(), tmp_path)  # type: ignore[arg-type]
+        run_autoencoder(dataclasses.replace(TINY, **changes), Source(), tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_decoder_alone_can_not_change_its_latents(trained: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, decoder_from=0.0)
     with pytest.raises(TrainingError, match="set scaling=kept"):
-        run_autoencoder(recipe, Subject(model=str(trained)), tmp_path)
+        run_autoencoder(recipe, Source(model=str(trained)), tmp_path)

@@ -21,12 +21,12 @@ from darkroom.errors import TrainingError
 from darkroom.pipeline import Pipeline
 from darkroom.training.distill import DistillRecipe, DistillStage, lcm_scheduler, student_of
 from darkroom.training.finetune import rebuilt
-from darkroom.training.kinds import KINDS, Subject
+from darkroom.training.kinds import KINDS, Source
 from darkroom.training.loop import train
 from darkroom.training.objective import noise_of, times_of
 from darkroom.training.parallel import Share
-from darkroom.training.recipes import check, override
-from darkroom.training.tuning import tune
+from darkroom.training.recipe import check, override
+from darkroom.training.run import run as tune
 
 FULL = DistillRecipe(**peers.PLAIN, guidance=(3.0, 9.0), grid=20)
 FIXED = replace(FULL, guidance=(5.0,), target_ema=0.0)
@@ -203,9 +203,9 @@ def test_diffusers_draws_the_same_picture_with_a_student(tiny_folder: Path, fold
     from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
 
     recipe = replace(FULL, save_dtype="float32", lr=0.02)
-    made = tune(recipe, Subject(str(tiny_folder), str(folder)), tmp_path / "run")
+    made = tune(recipe, Source(str(tiny_folder), str(folder)), tmp_path / "run")
     assert made == tmp_path / "run" / "model"
-    assert tune(recipe, Subject(str(tiny_folder), str(folder)), tmp_path / "run") == made  # nothing is done again
+    assert tune(recipe, Source(str(tiny_folder), str(folder)), tmp_path / "run") == made  # nothing is done again
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
     ours = darkroom.load(made, device="cpu", dtype="float32")
     assert ours.unet.config.time_cond_proj_dim == 256
@@ -223,7 +223,7 @@ def test_a_distilled_lora_draws_the_same_picture_in_diffusers(tiny_folder: Path,
     from diffusers import LCMScheduler, StableDiffusionPipeline
 
     before = darkroom.load(tiny_folder).unet.state_dict()
-    made = tune(replace(LORA, save_dtype="float32", lr=0.05), Subject(str(tiny_folder), str(folder)), tmp_path / "run")
+    made = tune(replace(LORA, save_dtype="float32", lr=0.05), Source(str(tiny_folder), str(folder)), tmp_path / "run")
     assert made == tmp_path / "run" / "lora.safetensors"
     ours = darkroom.load(tiny_folder, device="cpu", dtype="float32")
     assert all(torch.equal(before[name], tensor) for name, tensor in ours.unet.state_dict().items())

@@ -13,17 +13,22 @@ import pytest
 import torch
 
 import darkroom
-from darkroom.errors import TrainingError
+from darkroom.errors import Error, TrainingError
 from darkroom.evaluate import judge
+from darkroom.formats.vae import save_vae
+from darkroom.formats.writer import Entry, write_safetensors
 from darkroom.toy import glyphs
 from darkroom.toy.objects import OBJECTS
-from darkroom.training import autoencoder_run, card, embedded, finish, state
+from darkroom.training import autoencoder, card, state
+from darkroom.training import embedded as stages
+from darkroom.training import run as runs
 from darkroom.training.cache import fingerprint
-from darkroom.training.kinds import Subject
+from darkroom.training.embedded import EmbeddedRecipe, embedded
+from darkroom.training.kinds import Source
 from darkroom.training.loop import Stopped
-from darkroom.training.recipes import EmbeddedRecipe, cpu, override
-from darkroom.training.scratch import autoencoder_file
-from darkroom.training.tuning import train_pictures
+from darkroom.training.recipe import override
+from darkroom.training.run import train_to_end
+from darkroom.training.unet import autoencoder_of
 
 PROMPT = "a large fox on a yellow background"
 TINY = [
@@ -36,14 +41,14 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def recipe() -> EmbeddedRecipe:
-    return override(cpu(), TINY)
+    return override(embedded(), TINY)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> object:
     """Normalising over 512 scenes and rendering a thousand emoji are the slowest parts of a toy run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoencoder_run, "MEASURED", 16)
+        patch.setattr(autoencoder, "MEASURED", 16)
         patch.setattr(glyphs, "FONT_PLACES", ())
         yield
 
@@ -53,7 +58,9 @@ def output(recipe: EmbeddedRecipe, tmp_path_factory: pytest.TempPathFactory) -> 
     """A finished toy run."""
     folder = tmp_path_factory.mktemp("embedded")
     told: list[str] = []
-    assert embedded.train_embedded(recipe, folder, report=lambda text, *_: told.append(text)) == folder / "model"
+    assert (
+        stages.train_embedded(recipe, Source(), folder, report=lambda text, *_: told.append(text)) == folder / "model"
+    )
     assert told == [
         "autoencoder", "normalising latents", "encoding pictures", "training", "writing what was made",
     ]  # fmt: skip
@@ -62,10 +69,10 @@ def output(recipe: EmbeddedRecipe, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_finished_run_is_read_and_not_trained_again(output: Path, recipe: EmbeddedRecipe) -> None:
     kept = [p for p in output.rglob("*") if p.suffix in (".pt", ".jsonl") or p.parent.parent.name == "latents"]
-    kept.append(output / "autoencoder" / "autoencoder.safetensors")
+    kept.append(output / "autoencoder" / "vae" / autoencoder.WEIGHTS)
     before = {p: p.stat().st_mtime_ns for p in kept}
     assert len(before) == 6
-    embedded.train_embedded(recipe, output)
+    stages.train_embedded(recipe, Source(), output)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
@@ -77,7 +84,7 @@ def test_the_weights_of_the_model_are_the_averages(output: Path) -> None:
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, saved["ema"][part][name].half().float()), name
     assert any(not torch.equal(a, saved["modules"]["unet"][n]) for n, a in saved["ema"]["unet"].items())
-    for name, tensor in embedded.finish_autoencoder(output / "autoencoder").state_dict().items():
+    for name, tensor in autoencoder.finished(output / "autoencoder").state_dict().items():
         assert torch.equal(pipe.autoencoder.state_dict()[name], tensor.half().float()), name
     assert pipe.autoencoder.config.scaling_factor == 1.0
     assert pipe.size == (128, 128)
@@ -100,44 +107,63 @@ def test_diffusers_opens_it_and_draws_the_same_picture(output: Path) -> None:
 
 
 def test_a_run_belongs_to_its_autoencoder(output: Path, recipe: EmbeddedRecipe, tmp_path: Path) -> None:
-    finished = output / "autoencoder" / finish.FINISHED
-    other = finish.load_autoencoder(finished)
+    other = autoencoder.finished(output / "autoencoder")
     with torch.no_grad():
         other.quant.bias.add_(1e-3)  # type: ignore[union-attr, operator]
-    finish.save_autoencoder(other, tmp_path / "other" / finish.FINISHED, 4)
+    save_vae(tmp_path / "other" / "vae", other.state_dict(), other.config, metadata={"step": "4"})
     run = tmp_path / "unet"
     shutil.copytree(output / "unet", run)
     longer = dataclasses.replace(recipe.unet, steps=6)
     with pytest.raises(TrainingError, match="trained on other pictures or for another model"):
-        train_pictures(longer, Subject(str(tmp_path / "other")), run, cache=tmp_path / "latents")
+        train_to_end(longer, Source(str(tmp_path / "other")), run, cache=tmp_path / "latents")
     made = tmp_path / "latents"
     assert not made.exists()
 
 
-def test_a_longer_autoencoder_run_is_finished_anew(output: Path, tmp_path: Path) -> None:
+def test_a_longer_autoencoder_is_finished_anew(output: Path, tmp_path: Path) -> None:
     run = tmp_path / "autoencoder"
     shutil.copytree(output / "autoencoder", run)
-    before = fingerprint(embedded.finish_autoencoder(run))
-    assert before == fingerprint(embedded.finish_autoencoder(output / "autoencoder"))
+    before = fingerprint(autoencoder.finished(run))
+    assert before == fingerprint(autoencoder.finished(output / "autoencoder"))
     saved = state.load_last(run)
     assert saved is not None
     weights = saved["ema"]["autoencoder"]
     weights["decoder.conv_out.bias"] += 1
     state.save(run, 5, {**saved, "step": 5})
-    assert fingerprint(embedded.finish_autoencoder(run)) != before
+    assert fingerprint(autoencoder.finished(run)) != before
     for path in state.checkpoints(run):
         path.unlink()  # the finished file alone is enough
-    assert fingerprint(embedded.finish_autoencoder(run)) != before
-    (run / finish.FINISHED).write_bytes(b"broken")
-    with pytest.raises(TrainingError, match="autoencoder"):
-        embedded.finish_autoencoder(run)
+    assert fingerprint(autoencoder.finished(run)) != before
+    (run / "vae" / autoencoder.WEIGHTS).write_bytes(b"broken")
+    with pytest.raises(Error, match="vae"):
+        autoencoder.finished(run)
+
+
+def test_a_run_of_an_earlier_version_is_read(output: Path, tmp_path: Path) -> None:
+    """It kept its result twice: for itself with native names and a step, and in vae/ without one."""
+    run = tmp_path / "autoencoder"
+    shutil.copytree(output / "autoencoder", run)
+    ours = autoencoder.finished(run)
+    state_dict = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    save_vae(run / "vae", state_dict, ours.config)
+    state_dict["quant.bias"] += 1
+    entries = [Entry(n, tuple(t.shape), t.dtype, lambda t=t: t) for n, t in state_dict.items()]  # type: ignore[misc]
+    metadata = {"config": json.dumps(ours.config.to_diffusers()), "step": "4"}
+    write_safetensors(run / autoencoder.OLD, entries, metadata)
+    assert autoencoder.is_run(run)
+    found = autoencoder.finished(run)
+    assert (found.config, fingerprint(found)) == (ours.config, fingerprint(autoencoder.finished(run)))
+    assert torch.equal(found.quant.bias, state_dict["quant.bias"])  # type: ignore[union-attr, arg-type]
+    (run / autoencoder.OLD).unlink()
+    assert fingerprint(autoencoder.finished(run)) == fingerprint(ours)  # made anew
+    assert (run / "vae" / "config.json").is_file()
 
 
 def test_an_autoencoder_is_made_from_its_own_run_only(output: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no checkpoint"):
-        embedded.finish_autoencoder(tmp_path)
+        autoencoder.finished(tmp_path)
     with pytest.raises(TrainingError, match="no autoencoder's run, but one of text_encoder, unet"):
-        embedded.finish_autoencoder(output / "unet")
+        autoencoder.finished(output / "unet")
 
 
 def test_the_model_is_written_as_the_recipe_says(output: Path, recipe: EmbeddedRecipe, tmp_path: Path) -> None:
@@ -145,7 +171,7 @@ def test_the_model_is_written_as_the_recipe_says(output: Path, recipe: EmbeddedR
     for name in ("autoencoder", "latents"):
         (tmp_path / name).symlink_to(output / name)
     settings = ["unet.prediction=sample", "unet.zero_snr=false", "unet.save_dtype=float32"]
-    made = embedded.train_embedded(override(recipe, settings), tmp_path)
+    made = stages.train_embedded(override(recipe, settings), Source(), tmp_path)
     pipe = darkroom.load(made, device="cpu")
     assert pipe.schedule.prediction_type == "sample"
     assert pipe.scheduler_config["rescale_betas_zero_snr"] is False
@@ -160,21 +186,16 @@ def test_an_interruption_is_told_with_its_step(
 ) -> None:
     from darkroom.training import loop
 
-    monkeypatch.setattr(autoencoder_run, "train", lambda stage, folder: loop.train(stage, folder, until=3))
+    monkeypatch.setattr(runs, "train", lambda stage, folder: loop.train(stage, folder, until=3))
     with pytest.raises(Stopped, match="stopped at step 3 of 4"):
-        embedded.train_autoencoder(recipe.autoencoder, tmp_path)
+        train_to_end(recipe.autoencoder, Source(), tmp_path)
     monkeypatch.undo()
-    embedded.train_autoencoder(recipe.autoencoder, tmp_path)
+    train_to_end(recipe.autoencoder, Source(), tmp_path)
     assert state.step_of(state.checkpoints(tmp_path)[-1]) == 4
 
 
-def test_a_u_net_alone_takes_an_autoencoder_from_a_run_or_a_model(output: Path, tmp_path: Path) -> None:
-    run, model = (autoencoder_file(str(output / name), tmp_path / name) for name in ("autoencoder", "model"))
-    assert run == output / "autoencoder" / finish.FINISHED
-    assert model == tmp_path / "model" / finish.FINISHED
-    written = model.stat().st_mtime_ns
-    assert autoencoder_file(str(output / "model"), tmp_path / "model").stat().st_mtime_ns == written
-    exact, rounded = (finish.load_autoencoder(path).state_dict() for path in (run, model))
+def test_a_u_net_alone_takes_an_autoencoder_from_a_run_or_a_model(output: Path) -> None:
+    exact, rounded = (autoencoder_of(str(output / name)).state_dict() for name in ("autoencoder", "model"))
     assert all(torch.equal(value.half().float(), rounded[name]) for name, value in exact.items())
 
 
@@ -193,16 +214,16 @@ def test_the_card_tells_what_was_done(output: Path) -> None:
 
 
 def test_a_run_keeps_to_the_emoji_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert autoencoder_run._with_others(tmp_path) is False
+    assert autoencoder._with_others(tmp_path, True) is False
     state.save(tmp_path, 1, {})
     monkeypatch.setattr(glyphs, "FONT_PLACES", (__file__,))
-    assert autoencoder_run._with_others(tmp_path) is False
-    assert autoencoder_run._with_others(tmp_path / "new") is True
+    assert autoencoder._with_others(tmp_path, True) is False
+    assert autoencoder._with_others(tmp_path / "new", True) is True
     state.save(tmp_path / "new", 1, {})
     monkeypatch.undo()
     monkeypatch.setattr(glyphs, "FONT_PLACES", ())
     with pytest.raises(TrainingError, match="fonts-noto-color-emoji"):
-        autoencoder_run._with_others(tmp_path / "new")
+        autoencoder._with_others(tmp_path / "new", False)
 
 
 def test_scores_are_kept_for_the_same_model(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,12 @@ from darkroom.errors import TrainingError
 from darkroom.pipeline import Pipeline
 from darkroom.training.finetune import FinetuneRecipe, FinetuneStage, rescheduled
 from darkroom.training.inpainting import InpaintingRecipe, InpaintingStage, random_mask, widened
-from darkroom.training.kinds import Subject
+from darkroom.training.kinds import Source
 from darkroom.training.loop import Stopped
 from darkroom.training.parallel import Share
-from darkroom.training.recipes import check
-from darkroom.training.samples import draw_sheet
-from darkroom.training.tuning import stage_of, tune
+from darkroom.training.pictures import draw_sheet
+from darkroom.training.recipe import check
+from darkroom.training.run import run as tune
 
 SETTINGS: dict[str, Any] = {
     "steps": 8, "batch_size": 4, "lr": 0.003, "optimizer": "adamw", "warmup": 1, "log_every": 1, "dropout": 0.0,
@@ -50,7 +50,7 @@ def test_u_net_and_text_encoder_learn_on_buckets_and_diffusers_draws_the_same(
     recipe = FinetuneRecipe(**SETTINGS, train="both", text_lr=0.001, buckets=True, zero_snr=True,
                             prediction="v_prediction", held_out=1,
                             validate_every=4, sample_every=8)  # fmt: skip
-    subject = Subject(str(tiny_model), str(pictures))
+    subject = Source(str(tiny_model), str(pictures))
     made = tune(recipe, subject, tmp_path / "run")
     before, after = load(tiny_model), load(made)
     for name in ("unet", "text_encoder"):
@@ -65,10 +65,10 @@ def test_u_net_and_text_encoder_learn_on_buckets_and_diffusers_draws_the_same(
     expected = drawn_by_diffusers(made, "a red fox")
     assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < 1e-3
     # What the stage shows: buckets, the rates of its modules, what is held out, a sheet.
-    pipe, lessons = FinetuneStage.open(recipe, subject, tmp_path)
-    assert len(set(lessons.sizes)) > 1
-    stage = stage_of(recipe, pipe, lessons, tmp_path / "run" / "cache")
-    assert stage.rates == {"text_encoder": 0.001}  # type: ignore[attr-defined]
+    stage = FinetuneStage.open(recipe, subject, tmp_path)
+    assert len(set(stage.lessons.sizes)) > 1
+    stage.take(tmp_path / "run" / "cache")
+    assert stage.rates == {"text_encoder": 0.001}
     assert len(stage.away) == 1
     seen = {i for step in range(20) for i in stage.batch(step, Share())[1]}
     assert seen == set(range(6)) - set(stage.away)
@@ -91,7 +91,7 @@ def test_class_pictures_are_drawn_once_and_weigh_as_the_script_of_diffusers_has_
         **{**SETTINGS, "steps": 2}, caption="a photo of sks fox", class_prompt="a photo of a fox", class_pictures=3,
         prior_weight=0.5, template="{}, large",
     )  # fmt: skip
-    subject, run = Subject(str(tiny_model), str(pictures)), tmp_path / "run"
+    subject, run = Source(str(tiny_model), str(pictures)), tmp_path / "run"
     drawn = Pipeline.generate
 
     def interrupted(self: Pipeline, *given: Any, **options: Any) -> Any:
@@ -116,8 +116,9 @@ def test_class_pictures_are_drawn_once_and_weigh_as_the_script_of_diffusers_has_
         tune(recipe, subject, run)
     (tmp_path / "drawn.json").rename(run / "class" / "drawn.json")
     # The loss, by hand: half a batch is of the class, with its prompt and nothing around it.
-    pipe, lessons = FinetuneStage.open(recipe, subject, run)
-    stage = stage_of(recipe, pipe, lessons, run / "cache")
+    stage = FinetuneStage.open(recipe, subject, run)
+    stage.take(run / "cache")
+    lessons = stage.lessons
     batch = stage.batch(0, Share())
     prior = torch.tensor([lessons.prior[i] for i in batch[1]])
     assert int(prior.sum()) == 2
@@ -144,7 +145,7 @@ def test_an_inpainting_model_begins_as_the_other_and_diffusers_knows_it(
     pictures: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = InpaintingRecipe(**SETTINGS)
-    subject = Subject(str(tiny_model), str(pictures))
+    subject = Source(str(tiny_model), str(pictures))
     made = tune(recipe, subject, tmp_path / "run")
     assert json.loads((made / "model_index.json").read_text())["_class_name"] == "StableDiffusionInpaintPipeline"
     pipe = load(made)
@@ -166,9 +167,9 @@ def test_an_inpainting_model_begins_as_the_other_and_diffusers_knows_it(
     ).images
     assert isinstance(ours, torch.Tensor)
     assert (ours[0] - expected).abs().max() < 2e-3 * expected.abs().max()
-    again, lessons = InpaintingStage.open(recipe, Subject(str(made), str(pictures)), tmp_path)  # it can go on
-    stage = stage_of(recipe, again, lessons, tmp_path / "run" / "cache")
-    assert again.unet.config.in_channels == 9
+    stage = InpaintingStage.open(recipe, Source(str(made), str(pictures)), tmp_path)  # it can go on
+    stage.take(tmp_path / "run" / "cache")
+    assert stage.pipe.unet.config.in_channels == 9
     assert draw_sheet(stage).size == (4 * 64, 64)
     _, rows, _, channels = stage.batch(1, Share())
     assert channels.shape == (4, 5, 8, 8)
@@ -235,5 +236,5 @@ def test_models_that_don_t_fit_are_told(tiny_pipe: Pipeline, pictures: Path, tin
         rescheduled(tiny_pipe, "", zero_snr=True)
     recipe = FinetuneRecipe(**SETTINGS, held_out=6)
     with pytest.raises(TrainingError, match="held_out is 6, and there are 6 pictures"):
-        tune(recipe, Subject(str(tiny_model), str(pictures)), tmp_path / "run")
+        tune(recipe, Source(str(tiny_model), str(pictures)), tmp_path / "run")
     assert not (tmp_path / "run" / "cache").exists()  # nothing was encoded for it

@@ -9,8 +9,7 @@ from importlib import import_module
 import pytest
 
 from darkroom.training.kinds import KINDS, PRESETS
-from darkroom.training.loop import LoopConfig
-from darkroom.training.recipes import check, override, parts
+from darkroom.training.recipe import LoopConfig, check, override, parts
 
 
 @pytest.mark.parametrize("name", KINDS)

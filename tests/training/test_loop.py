@@ -23,6 +23,7 @@ from darkroom.training import background, loop, state
 from darkroom.training.background import prefetch
 from darkroom.training.loop import step_seed, train
 from darkroom.training.parallel import Share
+from darkroom.training.stage import Stage
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyStage, toy_config, toy_network
@@ -276,13 +277,12 @@ def test_held_out_losses_samples_and_the_best(tmp_path: Path) -> None:
 
 
 def test_what_a_stage_can_t_do_is_told(tmp_path: Path) -> None:
-    class Bare:
-        def __init__(self, config: Any) -> None:
-            self.config, self.modules = config, {"toy": torch.nn.Linear(2, 2)}
+    class Bare(ToyStage):
+        validation, sheet = Stage.validation, Stage.sheet
 
     for name in ("validate_every", "sample_every"):
         with pytest.raises(TrainingError, match=f"{name} is 2; this training can't do that"):
-            train(Bare(toy_config(**{name: 2})), tmp_path)  # type: ignore[arg-type]
+            train(Bare(toy_config(**{name: 2})), tmp_path)
 
 
 def test_another_architecture_is_told_by_its_first_tensor(tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ import peers
 import darkroom
 from darkroom.errors import CheckpointError, TrainingError
 from darkroom.training import optim
-from darkroom.training.kinds import KINDS, Subject
+from darkroom.training.controlnet import ControlNetRecipe
+from darkroom.training.kinds import KINDS, Source
 from darkroom.training.loop import train
 from darkroom.training.lora import LoraRecipe, LoraStage
 from darkroom.training.parallel import Share
-from darkroom.training.recipes import check, override
-from darkroom.training.tune import ControlNetRecipe, InversionRecipe
-from darkroom.training.tuning import tune
+from darkroom.training.recipe import check, override
+from darkroom.training.run import run as tune
+from darkroom.training.textual_inversion import InversionRecipe
 
 PLAIN = LoraRecipe(**{**peers.PLAIN, "lr": 0.05}, rank=3, alpha=2.0)
 EVERYTHING = replace(PLAIN, targets=("all",), train="both", conv_rank=2)
@@ -79,7 +80,7 @@ def they_draw(pipe: Any, prompt: str = "a red fox", **more: Any) -> Tensor:
 def test_diffusers_draws_the_same_picture(
     recipe: LoraRecipe, ours: darkroom.Pipeline, theirs: Any, tiny_folder: Path, folder: Path, tmp_path: Path
 ) -> None:
-    made = tune(recipe, Subject(str(tiny_folder), str(folder)), tmp_path / "ink")
+    made = tune(recipe, Source(str(tiny_folder), str(folder)), tmp_path / "ink")
     plain, changed = draw(ours), draw(ours, loras=[darkroom.Lora(made)])
     assert (plain - changed).abs().max() > 1e-2
     theirs.load_lora_weights(str(made.parent), weight_name=made.name)
@@ -112,7 +113,7 @@ def test_what_was_trained_is_what_is_drawn(ours: darkroom.Pipeline, tiny_folder:
 
 def test_a_run_goes_on_from_a_file(tiny_folder: Path, folder: Path, tmp_path: Path) -> None:
     """With its layers, ranks and alphas; what the recipe doesn't train of it stays, what it has not begins anew."""
-    subject = Subject(str(tiny_folder), str(folder))
+    subject = Source(str(tiny_folder), str(folder))
     text_only = replace(PLAIN, train="text-encoder", rank=2, alpha=5.0, trigger="sks fox")
     first = tune(text_only, subject, tmp_path / "first")
     recipe = replace(EVERYTHING, train="unet", init=str(first), form="kohya")
@@ -139,7 +140,7 @@ def test_a_run_goes_on_from_a_file(tiny_folder: Path, folder: Path, tmp_path: Pa
 
 def test_the_file_says_what_it_is(tiny_folder: Path, folder: Path, tmp_path: Path) -> None:
     recipe = replace(PLAIN, form="kohya", trigger="sks fox", save_dtype="float16", steps=1)
-    made = tune(recipe, Subject(str(tiny_folder), str(folder)), tmp_path / "ink")
+    made = tune(recipe, Source(str(tiny_folder), str(folder)), tmp_path / "ink")
     with safe_open(made, "pt") as file:
         said = file.metadata()
         names = [name for name in file.keys() if not name.endswith(".alpha")]  # noqa: SIM118
@@ -215,7 +216,7 @@ def test_what_cant_be_is_said(tiny_folder: Path, folder: Path, tmp_path: Path) -
             check(override(recipe, [setting]))
     with pytest.raises(TrainingError, match="loha has no ranks to leave out"):
         check(override(recipe, ["kind=loha", "rank_dropout=0.1"]))
-    subject = Subject(str(tiny_folder), str(folder))
+    subject = Source(str(tiny_folder), str(folder))
     with pytest.raises(TrainingError, match="which is no layer of the text_encoder"):
         tune(replace(PLAIN, train="both", targets=("*.attn2.*",)), subject, tmp_path / "run")
     with pytest.raises(TrainingError, match="which is no layer of the unet"):
@@ -229,7 +230,7 @@ def test_diffusers_draws_the_same_picture_with_a_learned_word(
     from diffusers import StableDiffusionPipeline
 
     recipe = InversionRecipe(**{**peers.PLAIN, "lr": 0.1}, word="<blorb>", vectors=3, initial="red fox", keep_norm=True)
-    made = tune(recipe, Subject(str(tiny_folder), str(folder)), tmp_path / "run")
+    made = tune(recipe, Source(str(tiny_folder), str(folder)), tmp_path / "run")
     with safe_open(made, "pt") as file:
         vectors = file.get_tensor("<blorb>")
     table, ids = ours.text_encoder.token_embedding.weight, ours.tokenizer.encode("red fox")
@@ -244,7 +245,7 @@ def test_diffusers_draws_the_same_picture_with_a_learned_word(
 
 
 def test_a_learned_word_is_no_word_that_there_is(tiny_folder: Path, folder: Path, tmp_path: Path) -> None:
-    subject = Subject(str(tiny_folder), str(folder))
+    subject = Source(str(tiny_folder), str(folder))
     for word in ("fox", "Fox", "a"):
         with pytest.raises(TrainingError, match="tokenizer knows as one of its own"):
             tune(InversionRecipe(**peers.PLAIN, word=word), subject, tmp_path / "run")
@@ -259,7 +260,7 @@ def test_diffusers_draws_the_same_picture_with_a_controlnet(
     from PIL import Image
 
     recipe = ControlNetRecipe(**{**peers.PLAIN, "lr": 0.05}, hint_widths=(4, 8, 8, 16))
-    made = tune(recipe, Subject(str(tiny_folder), str(folder)), tmp_path / "run")
+    made = tune(recipe, Source(str(tiny_folder), str(folder)), tmp_path / "run")
     theirs = StableDiffusionControlNetPipeline.from_pretrained(
         tiny_folder, safety_checker=None, controlnet=ControlNetModel.from_pretrained(made)
     )

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from darkroom.models.layers import set_checkpointing
-from darkroom.training import memory, rehearsal, tuning
-from darkroom.training.config import LoopConfig
+from darkroom.training import memory, rehearsal
+from darkroom.training.finetune import finetune
 from darkroom.training.kinds import KINDS
+from darkroom.training.lora import lora as lora_recipe
+from darkroom.training.recipe import LoopConfig
 
 CONFIG = LoopConfig(steps=1, batch_size=1, lr=0.1, optimizer="adamw", precision="float32")
 
@@ -104,15 +106,15 @@ def test_shards_share_what_learns() -> None:
 
 
 def test_a_lora_takes_less_than_the_whole_model() -> None:
-    lora = rehearsal.rehearse(tuning.lora())
-    full = rehearsal.rehearse(replace(tuning.finetune(), batch_size=tuning.lora().batch_size))
+    lora = rehearsal.rehearse(lora_recipe())
+    full = rehearsal.rehearse(replace(finetune(), batch_size=lora_recipe().batch_size))
     assert lora.gradients < 0.1 * full.gradients
     assert lora.total < full.total
     assert "activations" in str(lora)
 
 
 def test_long_captions_take_more() -> None:
-    recipe = replace(tuning.finetune(), train="both")
+    recipe = replace(finetune(), train="both")
     first, second = (rehearsal.rehearse(replace(recipe, chunks=chunks)) for chunks in (1, 3))
     assert second.activations > 1.1 * first.activations
     assert replace(second, activations=0) == replace(first, activations=0)

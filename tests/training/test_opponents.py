@@ -24,10 +24,10 @@ class Game(ToyStage):
 
     judge: nn.Module = field(default_factory=toy_network)
     nan_at: int = -1  # step at which the judge's loss is not finite
-    opponents_lr = 0.05
+    discriminator_lr = 0.05
 
     @property
-    def opponents(self) -> dict[str, nn.Module]:
+    def discriminators(self) -> dict[str, nn.Module]:
         return {"judge": self.judge}
 
     def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from darkroom.training.config import OPTIMIZERS
 from darkroom.training.optim import LossScale, Muon, build, orthogonalize, pack, table, unpack
+from darkroom.training.recipe import OPTIMIZERS
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8), (64, 27), (1, 9)])

@@ -16,9 +16,9 @@ import torch
 
 from darkroom.errors import TrainingError
 from darkroom.training import state
-from darkroom.training.config import check_loop
 from darkroom.training.loop import train
 from darkroom.training.parallel import Share, buckets, launch, launched, share, sum_over_ranks
+from darkroom.training.recipe import check_loop
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyStage, toy_config

@@ -20,11 +20,12 @@ import peers
 
 import darkroom
 from darkroom.pipeline import Pipeline
+from darkroom.training.controlnet import ControlNetRecipe
 from darkroom.training.finetune import FinetuneRecipe, rebuilt
 from darkroom.training.objective import DenoisingRecipe, noise_of, times_of
 from darkroom.training.parallel import Share
-from darkroom.training.stage import PictureStage
-from darkroom.training.tune import ControlNetRecipe, InversionRecipe
+from darkroom.training.pictures import PictureStage
+from darkroom.training.textual_inversion import InversionRecipe
 
 FINE = FinetuneRecipe(**peers.PLAIN, train="both")
 

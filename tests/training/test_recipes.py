@@ -9,21 +9,22 @@ import pytest
 import torch
 
 from darkroom.errors import TrainingError
-from darkroom.training.embedded import check_embedded
-from darkroom.training.recipes import PRESETS, check, cpu, keys, override
+from darkroom.training.embedded import check_embedded, embedded
+from darkroom.training.kinds import PRESETS
+from darkroom.training.recipe import check, keys, override
 
 
 def test_the_presets_are_recipes_of_two_stages() -> None:
-    for preset in PRESETS.values():
-        recipe = preset()
+    for preset in PRESETS:
+        recipe = embedded(preset)
         on_cpu = override(recipe, ["autoencoder.device=cpu", "unet.device=cpu"])
         check_embedded(on_cpu, 2)
-    assert PRESETS["gpu"]().unet.device == "cuda"
+    assert embedded("gpu").unet.device == "cuda"
 
 
 def test_settings_are_read_by_their_types() -> None:
     recipe = override(
-        cpu(),
+        embedded(),
         [
             "autoencoder.steps=10", "unet.lr=3e-4", "unet.widths=32,64", "unet.attention_levels=(false, True)",
             "unet.optimizer=adamw", "evaluate=0", "unet.lr = 4e-4",
@@ -31,9 +32,9 @@ def test_settings_are_read_by_their_types() -> None:
     )  # fmt: skip
     assert (recipe.autoencoder.steps, recipe.unet.lr, recipe.unet.optimizer) == (10, 4e-4, "adamw")
     assert (recipe.unet.widths, recipe.unet.attention_levels, recipe.evaluate) == ((32, 64), (False, True), 0)
-    assert dataclasses.replace(recipe.autoencoder, steps=cpu().autoencoder.steps) == cpu().autoencoder
+    assert dataclasses.replace(recipe.autoencoder, steps=embedded().autoencoder.steps) == embedded().autoencoder
     assert {"evaluate", "autoencoder.crop", "unet.gamma"} <= set(keys(recipe))
-    assert override(cpu().unet, ["gamma=2"]).gamma == 2.0
+    assert override(embedded().unet, ["gamma=2"]).gamma == 2.0
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_settings_are_read_by_their_types() -> None:
 )
 def test_wrong_settings_are_named(setting: str, said: str) -> None:
     with pytest.raises(TrainingError) as error:
-        override(cpu(), [setting])
+        override(embedded(), [setting])
     assert said in str(error.value)
 
 
@@ -84,7 +85,7 @@ def test_wrong_settings_are_named(setting: str, said: str) -> None:
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], said: str) -> None:
-    recipe = dataclasses.replace(cpu().autoencoder, **changes)
+    recipe = dataclasses.replace(embedded().autoencoder, **changes)
     with pytest.raises(TrainingError) as error:
         check(recipe, workers=2)
     assert said in str(error.value)
@@ -93,7 +94,7 @@ def test_impossible_recipes_are_refused(changes: dict[str, Any], said: str) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_told_at_once() -> None:
     with pytest.raises(TrainingError, match=r"autoencoder\.device is 'cuda', and no GPU was found"):
-        check_embedded(PRESETS["gpu"]())
+        check_embedded(embedded("gpu"))
 
 
 @pytest.mark.parametrize(
@@ -110,5 +111,5 @@ def test_a_missing_gpu_is_told_at_once() -> None:
 )
 def test_networks_that_can_t_be_built_are_refused_before_anything_is_trained(setting: str, said: str) -> None:
     with pytest.raises(TrainingError) as error:
-        check_embedded(override(cpu(), [setting]))
+        check_embedded(override(embedded(), [setting]))
     assert said in str(error.value)

@@ -13,14 +13,12 @@ import torch
 import darkroom
 from darkroom.errors import TrainingError
 from darkroom.toy.scenes import draw_scene
-from darkroom.training.finish import scene_tokenizer
-from darkroom.training.kinds import Subject
+from darkroom.training.kinds import Source
 from darkroom.training.parallel import Share
-from darkroom.training.recipes import check, override
-from darkroom.training.scratch import ScratchStage
-from darkroom.training.tuning import stage_of, tune
-from darkroom.training.unet import DEFAULTS, UNetRecipe, networks, scheduler_config
-from darkroom.training.vocabulary import LEAST, learn_tokenizer
+from darkroom.training.recipe import check, override
+from darkroom.training.run import run as tune
+from darkroom.training.tokenizer import LEAST, learn_tokenizer, scene_tokenizer
+from darkroom.training.unet import DEFAULTS, UNetRecipe, UNetStage, networks, scheduler_config
 
 UNET = UNetRecipe(
     steps=12, batch_size=4, lr=0.01, warmup=2, log_every=1, precision="float32", widths=(16, 32), size=64,
@@ -29,21 +27,18 @@ UNET = UNetRecipe(
 
 
 @pytest.fixture(scope="module")
-def stage(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ScratchStage:
-    from darkroom.training.latents import fill
-
+def stage(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> UNetStage:
     folder = tmp_path_factory.mktemp("scratch")
-    pipe, lessons = ScratchStage.open(UNET, Subject(str(tiny_model), str(pictures)), folder, lambda *_: None)
-    fill(folder / "cache", lessons, pipe.autoencoder)
-    stage = stage_of(UNET, pipe, lessons, folder / "cache")
-    assert isinstance(stage, ScratchStage)
+    stage = UNetStage.open(UNET, Source(str(tiny_model), str(pictures)), folder, lambda *_: None)
+    stage.encode(folder / "cache")
+    stage.take(folder / "cache")
     with torch.no_grad():
-        for p in pipe.unet.parameters():  # away from the zeros that training begins with
+        for p in stage.pipe.unet.parameters():  # away from the zeros that training begins with
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     return stage
 
 
-def test_captions_go_with_their_latents(stage: ScratchStage) -> None:
+def test_captions_go_with_their_latents(stage: UNetStage) -> None:
     left_out = 0
     for step in range(40):
         latents, rows, captions = stage.batch(step, Share())
@@ -59,7 +54,7 @@ def test_captions_go_with_their_latents(stage: ScratchStage) -> None:
     assert whole[2] == [halves[i % 2][2][i // 2] for i in range(4)]
 
 
-def test_the_u_net_s_loss_is_v_prediction_weighted_by_cut_off_snr(stage: ScratchStage) -> None:
+def test_the_u_net_s_loss_is_v_prediction_weighted_by_cut_off_snr(stage: UNetStage) -> None:
     """By the papers' formulas: x_t = alpha x0 + sigma noise, v = alpha noise - sigma x0."""
     pipe, (x0, rows, captions) = stage.pipe, stage.batch(7, Share())
     torch.manual_seed(11)
@@ -79,7 +74,7 @@ def test_the_u_net_s_loss_is_v_prediction_weighted_by_cut_off_snr(stage: Scratch
     torch.testing.assert_close(figures["error"], error.mean(), rtol=1e-3, atol=1e-5)
 
 
-def test_shares_of_the_loss_average_to_the_whole(stage: ScratchStage) -> None:
+def test_shares_of_the_loss_average_to_the_whole(stage: UNetStage) -> None:
     values = []
     for share in (Share(), Share(0, 2), Share(1, 2)):
         torch.manual_seed(3)
@@ -93,7 +88,7 @@ def test_it_learns_one_s_own_pictures_and_diffusers_draws_the_same(
     prediction: str, pictures: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(UNET, prediction=prediction, steps=30, dropout=0.1)
-    made = tune(recipe, Subject(str(tiny_model), str(pictures)), tmp_path / "run")
+    made = tune(recipe, Source(str(tiny_model), str(pictures)), tmp_path / "run")
     assert made == tmp_path / "run" / "model"
     curve = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
@@ -117,7 +112,7 @@ def test_it_learns_one_s_own_pictures_and_diffusers_draws_the_same(
 
 def test_a_given_text_encoder_stays_as_it_is(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(UNET, text_encoder=str(tiny_model), steps=2)
-    made = darkroom.load(tune(recipe, Subject(str(tiny_model), str(pictures)), tmp_path), device="cpu", dtype="float32")
+    made = darkroom.load(tune(recipe, Source(str(tiny_model), str(pictures)), tmp_path), device="cpu", dtype="float32")
     given = darkroom.load(tiny_model, device="cpu", dtype="float32")
     for name, tensor in made.text_encoder.state_dict().items():
         assert torch.equal(tensor, given.text_encoder.state_dict()[name].half().float()), name
@@ -187,7 +182,7 @@ def test_what_can_t_be_is_one_sentence(setting: str, said: str) -> None:
 
 
 def test_sizes_and_networks_that_don_t_fit_are_told(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
-    subject = Subject(str(tiny_model), str(pictures))
+    subject = Source(str(tiny_model), str(pictures))
     for setting, said in (("size=72", "steps of 16 pixels"), ("heads=5", "can't be built")):
         with pytest.raises(TrainingError, match=said):
             tune(override(UNET, [setting]), subject, tmp_path / "run")

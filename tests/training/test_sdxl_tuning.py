@@ -21,11 +21,11 @@ from darkroom.pipeline import Pipeline
 from darkroom.prompts.tokenizer import Tokenizer
 from darkroom.training.distill import DistillRecipe
 from darkroom.training.finetune import FinetuneRecipe, FinetuneStage
-from darkroom.training.kinds import Subject
+from darkroom.training.kinds import Source
 from darkroom.training.lora import LoraRecipe
 from darkroom.training.parallel import Share
-from darkroom.training.tune import InversionRecipe
-from darkroom.training.tuning import stage_of, tune
+from darkroom.training.run import run as tune
+from darkroom.training.textual_inversion import InversionRecipe
 
 SETTINGS: dict[str, Any] = {
     "steps": 4, "batch_size": 4, "lr": 0.003, "optimizer": "adamw", "warmup": 1, "log_every": 1, "dropout": 0.0,
@@ -75,11 +75,10 @@ def model(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_it_is_told_of_a_picture_what_it_is_told_when_it_draws(model: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = FinetuneRecipe(**{**SETTINGS, "dropout": 0.4}, cut="random", variants=2)
-    pipe, lessons = FinetuneStage.open(recipe, Subject(str(model), str(pictures)), tmp_path)
-    from darkroom.training.latents import fill
-
-    fill(tmp_path / "cache", lessons, pipe.autoencoder)
-    stage = stage_of(recipe, pipe, lessons, tmp_path / "cache")
+    stage = FinetuneStage.open(recipe, Source(str(model), str(pictures)), tmp_path)
+    stage.encode(tmp_path / "cache")
+    stage.take(tmp_path / "cache")
+    pipe, lessons = stage.pipe, stage.lessons
     empty = 0
     for step in range(4):
         _, rows, captions = stage.batch(step, Share())
@@ -105,10 +104,10 @@ def test_it_is_told_of_a_picture_what_it_is_told_when_it_draws(model: Path, pict
 def test_both_text_encoders_read_long_captions(train: str, model: Path, pictures: Path, tmp_path: Path) -> None:
     """The second may need more chunks than the first; the summary is of the first chunk."""
     recipe = FinetuneRecipe(**SETTINGS, train=train, chunks=2)
-    pipe, lessons = FinetuneStage.open(recipe, Subject(str(model), str(pictures)), tmp_path)
+    stage = FinetuneStage.open(recipe, Source(str(model), str(pictures)), tmp_path)
+    pipe = stage.pipe
     first, second = pipe.prompts.encoders  # type: ignore[union-attr]
     second.tokenizer = Tokenizer(first.tokenizer.vocab, [], pad_token="!")  # letter by letter
-    stage = FinetuneStage(recipe, pipe, lessons, None)  # type: ignore[arg-type]
     texts = ("a red fox", "a large fox " * 10, "a large fox " * 30, "")
     assert [[len(e.chunks(text, "plain")) for e in (first, second)] for text in texts] == [
         [1, 1],
@@ -131,7 +130,7 @@ def test_both_text_encoders_read_long_captions(train: str, model: Path, pictures
 
 def test_all_of_it_learns_and_diffusers_draws_the_same(model: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = FinetuneRecipe(**SETTINGS, train="both")
-    made = tune(recipe, Subject(str(model), str(pictures)), tmp_path / "run")
+    made = tune(recipe, Source(str(model), str(pictures)), tmp_path / "run")
     before, after = (darkroom.load(path, device="cpu", dtype="float32") for path in (model, made))
     for name in ("unet", "text_encoder", "text_encoder_2"):
         old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
@@ -151,7 +150,7 @@ def test_all_of_it_learns_and_diffusers_draws_the_same(model: Path, pictures: Pa
 
 def test_a_lora_of_it_is_its_own(model: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = LoraRecipe(**{**SETTINGS, "lr": 0.05}, rank=2, train="both")
-    made = tune(recipe, Subject(str(model), str(pictures)), tmp_path / "run")
+    made = tune(recipe, Source(str(model), str(pictures)), tmp_path / "run")
     pipe = darkroom.load(model, device="cpu", dtype="float32")
     plain = pipe.generate("a red fox", seed=1, steps=2, output="latent").images
     changed = pipe.generate("a red fox", seed=1, steps=2, output="latent", loras=[darkroom.Lora(made)]).images
@@ -163,12 +162,12 @@ def test_a_lora_of_it_is_its_own(model: Path, pictures: Path, tmp_path: Path) ->
 def test_a_word_needs_a_model_with_one_text_encoder(model: Path, pictures: Path, tmp_path: Path) -> None:
     settings = {key: value for key, value in SETTINGS.items() if key != "save_dtype"}
     with pytest.raises(TrainingError, match="two text encoders"):
-        tune(replace(InversionRecipe(**settings), word="blorb"), Subject(str(model), str(pictures)), tmp_path / "run")
+        tune(replace(InversionRecipe(**settings), word="blorb"), Source(str(model), str(pictures)), tmp_path / "run")
 
 
 def test_a_distilled_one_is_drawn_with_by_diffusers(model: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = DistillRecipe(**SETTINGS, guidance=(2.0, 6.0))
-    made = tune(recipe, Subject(str(model), str(pictures)), tmp_path / "run")
+    made = tune(recipe, Source(str(model), str(pictures)), tmp_path / "run")
     from diffusers import StableDiffusionXLPipeline
 
     theirs = StableDiffusionXLPipeline.from_pretrained(made, torch_dtype=torch.float32, add_watermarker=False)

@@ -16,12 +16,11 @@ import peers
 import darkroom
 from darkroom.diffusion.condition import Condition
 from darkroom.errors import TrainingError
-from darkroom.training.config import check_recipe
 from darkroom.training.finetune import FinetuneRecipe
 from darkroom.training.lora import LoraRecipe
-from darkroom.training.recipes import check
-from darkroom.training.stage import PictureRecipe
-from darkroom.training.tune import InversionRecipe
+from darkroom.training.pictures import PictureRecipe
+from darkroom.training.recipe import check, check_recipe
+from darkroom.training.textual_inversion import InversionRecipe
 
 SHORT = "a red fox"
 LONG = "a large fox on the left of a green car" + ", on the car" * 20  # two chunks

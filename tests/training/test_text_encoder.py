@@ -17,14 +17,13 @@ from darkroom.errors import TrainingError
 from darkroom.models.clip import Clip, contrastive_loss
 from darkroom.prompts.tokenizer import Tokenizer
 from darkroom.toy.scenes import draw_scene, render_scene
-from darkroom.training import text_encoder_run
-from darkroom.training.finish import scene_tokenizer
-from darkroom.training.kinds import KINDS, Subject
+from darkroom.training import text_encoder
+from darkroom.training.kinds import KINDS, Source
 from darkroom.training.loop import train
 from darkroom.training.parallel import Share, launch
-from darkroom.training.retrieval import retrieval, swapped
-from darkroom.training.text_encoder import TextEncoderRecipe, TextEncoderStage, network, pixels_of
-from darkroom.training.text_encoder_run import run_text_encoder
+from darkroom.training.run import run as run_text_encoder
+from darkroom.training.text_encoder import TextEncoderRecipe, TextEncoderStage, network, pixels_of, retrieval, swapped
+from darkroom.training.tokenizer import scene_tokenizer
 
 TINY = TextEncoderRecipe(
     steps=2, batch_size=8, lr=3e-3, warmup=1, optimizer="adamw", precision="float32", log_every=1, size=128, patch=32,
@@ -43,8 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the built-in scenes."""
     run = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_encoder_run, "TESTED", 8)
-        assert run_text_encoder(TINY, Subject(), run) == run / "clip"
+        patch.setattr(text_encoder, "TESTED", 8)
+        assert run_text_encoder(TINY, Source(), run) == run / "clip"
     return run
 
 
@@ -158,7 +157,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_s_own_pictures_with_a_tokenizer_of_their_words(folder: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, size=64, batch_size=4, tokens=24, vocabulary=600, template="sieh, {}")
-    run_text_encoder(recipe, Subject(data=str(folder)), tmp_path)
+    run_text_encoder(recipe, Source(data=str(folder)), tmp_path)
     tokenizer = Tokenizer.from_folder(tmp_path / "clip")
     assert (tokenizer.max_length, tokenizer.vocab_size <= 600) == (24, True)
     assert len(tokenizer.encode("ein bild:")) <= 4
@@ -166,14 +165,14 @@ def test_one_s_own_pictures_with_a_tokenizer_of_their_words(folder: Path, tmp_pa
     again = dataclasses.replace(recipe, steps=3)
     (folder / "0.txt").write_text("anders", encoding="utf-8")
     with pytest.raises(TrainingError, match="other pictures or captions"):
-        run_text_encoder(again, Subject(data=str(folder)), tmp_path)
+        run_text_encoder(again, Source(data=str(folder)), tmp_path)
 
 
 def test_one_caption_for_all_is_refused(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (64, 64), (i * 40, 0, 0)).save(tmp_path / f"{i}.png")
     with pytest.raises(TrainingError, match="all 3 pictures have the caption 'a dog'"):
-        run_text_encoder(dataclasses.replace(TINY, caption="a dog"), Subject(data=str(tmp_path)), tmp_path / "run")
+        run_text_encoder(dataclasses.replace(TINY, caption="a dog"), Source(data=str(tmp_path)), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ def test_one_caption_for_all_is_refused(tmp_path: Path) -> None:
 )
 def test_recipes_that_can_not_be_are_refused(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=sentence):
-        run_text_encoder(dataclasses.replace(TINY, **changes), Subject(), tmp_path)
+        run_text_encoder(dataclasses.replace(TINY, **changes), Source(), tmp_path)
 
 
 def test_it_is_one_of_the_kinds() -> None:

@@ -18,14 +18,16 @@ import darkroom
 from darkroom.data.dataset import SceneLessons, open_lessons
 from darkroom.errors import TrainingError
 from darkroom.toy.scenes import draw_scene, render_scene
+from darkroom.training.controlnet import ControlNetRecipe
 from darkroom.training.kinds import KINDS as ALL
-from darkroom.training.kinds import Subject
+from darkroom.training.kinds import Source
 from darkroom.training.lora import LoraRecipe
-from darkroom.training.recipes import check, override
+from darkroom.training.pictures import PictureRecipe
+from darkroom.training.recipe import check, override
 from darkroom.training.rehearsal import rehearse
-from darkroom.training.stage import PictureRecipe
-from darkroom.training.tune import ControlNetRecipe, InversionRecipe
-from darkroom.training.tuning import STAGES, train_pictures, tune, write_result
+from darkroom.training.run import finish, train_to_end
+from darkroom.training.run import run as tune
+from darkroom.training.textual_inversion import InversionRecipe, InversionStage
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ KINDS: list[PictureRecipe] = [
 
 @pytest.mark.parametrize("recipe", KINDS, ids=lambda r: type(r).__name__)
 def test_a_tuning_learns_and_its_file_draws_it(recipe: PictureRecipe, folder: Path, tmp_path: Path) -> None:
-    subject = Subject(None, str(folder))
+    subject = Source(None, str(folder))
     made = tune(recipe, subject, tmp_path / "run")
     assert tune(recipe, subject, tmp_path / "run") == made  # finished: nothing is done again
     assert len(losses(tmp_path / "run")) == 12
@@ -83,16 +85,14 @@ def test_a_tuning_learns_and_its_file_draws_it(recipe: PictureRecipe, folder: Pa
 
 
 def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
-    from darkroom.training.latents import fill, latents_of
     from darkroom.training.loop import train
     from darkroom.training.parallel import Share
 
     for recipe in KINDS:
-        pipe, lessons = STAGES[type(recipe)].open(recipe, Subject(None, str(folder)), tmp_path)
-        before = weights(pipe)
-        fill(tmp_path / "cache", lessons, pipe.autoencoder)
-        latents = latents_of(lessons, pipe.autoencoder, tmp_path / "cache")
-        stage = STAGES[type(recipe)](recipe, pipe, lessons, latents)
+        stage = recipe.stage.open(recipe, Source(None, str(folder)), tmp_path)
+        before = weights(stage.pipe)
+        stage.encode(tmp_path / "cache")
+        stage.take(tmp_path / "cache")
         batch = stage.batch(0, Share())
 
         def error(stage=stage, batch=batch) -> float:  # type: ignore[no-untyped-def]
@@ -103,7 +103,7 @@ def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Pat
         first = error()
         train(stage, tmp_path / type(recipe).__name__)
         assert error() < first, type(recipe).__name__
-        after = weights(pipe)
+        after = weights(stage.pipe)
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -116,14 +116,14 @@ def test_long_captions_are_counted_and_the_model_is_left_bare(
     (data / "2.txt").write_text("")
     recipe = LoraRecipe(lr=0.01, **(RECIPE | {"steps": 1}))
     run = tmp_path / "run"
-    stage = train_pictures(recipe, Subject(None, str(data)), run)
+    stage = train_to_end(recipe, Source(None, str(data)), run)
     assert "1 of 6 captions are longer than the 75 tokens that chunks=1 reads" in caplog.text
     assert "1 of 6 pictures have no caption" in caplog.text
     assert any(m._forward_hooks for m in stage.pipe.unet.modules())
-    write_result(stage, run, run)
+    finish(stage, run, run)
     assert not any(m._forward_hooks for m in stage.pipe.unet.modules())
     caplog.clear()
-    tune(replace(recipe, chunks=2, batch_size=6), Subject(None, str(data)), tmp_path / "longer")
+    tune(replace(recipe, chunks=2, batch_size=6), Source(None, str(data)), tmp_path / "longer")
     assert "captions are longer" not in caplog.text
     assert losses(tmp_path / "longer")[0] > 0
 
@@ -134,14 +134,13 @@ def test_a_word_is_learned_whatever_the_captions_say(folder: Path, tmp_path: Pat
     for i, text in enumerate(texts):
         (data / f"{i}.txt").write_text(text)
     recipe = replace(KINDS[1], steps=1, dropout=1.0)  # a batch in which no caption has the word changes nothing
-    subject = Subject(None, str(data))
-    stage = train_pictures(replace(recipe, template="{}"), subject, tmp_path / "run")
+    subject = Source(None, str(data))
+    stage = train_to_end(replace(recipe, template="{}"), subject, tmp_path / "run")
     assert losses(tmp_path / "run")[0] > 0
-    undropped = STAGES[InversionRecipe](replace(recipe, dropout=0.0), stage.pipe, stage.lessons, stage.latents)
+    undropped = InversionStage(replace(recipe, dropout=0.0), stage.pipe, stage.lessons)  # type: ignore[attr-defined]
     assert undropped.captions(range(6), 0) == [*texts[:2], *["a photo of blorb"] * 4]
     named = replace(recipe, template="a photo of {}|a painting of {}")
-    lessons = STAGES[InversionRecipe].open(named, subject, tmp_path)[1]
-    assert lessons.captions[5] == "blorb"
+    assert InversionStage.open(named, subject, tmp_path).lessons.captions[5] == "blorb"
     with pytest.raises(TrainingError, match="vectors is 73"):
         tune(replace(recipe, vectors=73), subject, tmp_path / "many")
 
@@ -176,7 +175,7 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
     for widths, part in (((16, -3), r"hint_widths is \(16, -3\)"), ((16, 32), "hint_widths has 2 widths")):
         bad = ControlNetRecipe(lr=0.1, hint_widths=widths, scenes=2, **RECIPE)
         with pytest.raises(TrainingError, match=part):
-            tune(bad, Subject(None, None), tmp_path / "run")
+            tune(bad, Source(None, None), tmp_path / "run")
         with pytest.raises(TrainingError, match=part):  # before anything is encoded
             rehearse(bad)
 
@@ -186,13 +185,13 @@ def test_a_frozen_model_that_is_looked_at_between_steps_goes_on_learning_in_floa
 ) -> None:
     """Looking packs its layers for drawing; the next step finds them (`models.products`)."""
     recipe = replace(KINDS[0], precision="float32", steps=3, validate_every=1)
-    train_pictures(recipe, Subject(None, str(folder)), tmp_path / "run")
+    train_to_end(recipe, Source(None, str(folder)), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "validation" in row] == [1, 2, 3]
 
 
 def test_a_finished_run_is_no_other_recipe_s(folder: Path, tmp_path: Path) -> None:
-    subject, run = Subject(None, str(folder)), tmp_path / "run"
+    subject, run = Source(None, str(folder)), tmp_path / "run"
     recipe = replace(KINDS[0], steps=1)
     made = tune(recipe, subject, run).read_bytes()
     (draft := run / ".model.01234567.part").mkdir()  # left by a process that was killed while it wrote its result
@@ -215,23 +214,23 @@ def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(
     (data / "broken\n.png").write_text("no picture")
     Path(os.fsdecode(os.fsencode(data) + b"/\xff.png")).write_bytes((data / "0.png").read_bytes())
     recipe = replace(KINDS[0], steps=1)
-    tune(recipe, Subject(None, str(data)), tmp_path / "run")
+    tune(recipe, Source(None, str(data)), tmp_path / "run")
     told = (tmp_path / "run" / "left-out.txt").read_text().splitlines()
     assert ["broken\\n.png" in told[0], "\\udcff.png" in told[1], len(told)] == [True, True, 2]
     assert "2 pictures are left out" in caplog.text
-    belongs = (tmp_path / "run" / "lessons.txt").read_text()
+    belongs = (tmp_path / "run" / "subject.json").read_text()
 
     def killed(_draft: Path, path: Path) -> None:
         raise KeyboardInterrupt(str(path))
 
     with monkeypatch.context() as patch:  # while it notes again what the run belongs to
         patch.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt, match="lessons"):
-            tune(recipe, Subject(None, str(data)), tmp_path / "run")
-    assert (tmp_path / "run" / "lessons.txt").read_text() == belongs
+        with pytest.raises(KeyboardInterrupt, match="subject"):
+            tune(recipe, Source(None, str(data)), tmp_path / "run")
+    assert (tmp_path / "run" / "subject.json").read_text() == belongs
     (data / "0.txt").write_text("other words")
     with pytest.raises(TrainingError, match="other pictures"):
-        tune(replace(recipe, steps=2), Subject(None, str(data)), tmp_path / "run")
+        tune(replace(recipe, steps=2), Source(None, str(data)), tmp_path / "run")
 
 
 def test_deep_and_transparent_pictures_are_read_as_everywhere_else(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from darkroom.errors import TrainingError
 from darkroom.formats.clip import save_clip
-from darkroom.training.finish import scene_tokenizer
+from darkroom.training.pretrained import open_text
 from darkroom.training.text_encoder import TextEncoderRecipe, network
-from darkroom.training.warm import open_text
+from darkroom.training.tokenizer import scene_tokenizer
 
 RECIPE = TextEncoderRecipe(
     steps=1, batch_size=2, lr=1e-3, patch=64, image_width=16, image_layers=1, text_width=16, text_layers=2, heads=2,

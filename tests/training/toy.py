@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from darkroom.errors import TrainingError
 from darkroom.models.layers import Block
-from darkroom.training.loop import LoopConfig, train
+from darkroom.training.loop import train
 from darkroom.training.parallel import Share, launch, together
+from darkroom.training.recipe import LoopConfig
+from darkroom.training.stage import Stage
 
 
 def toy_config(**changes: Any) -> LoopConfig:
@@ -46,7 +48,7 @@ def toy_network() -> nn.Module:
 
 
 @dataclass
-class ToyStage:
+class ToyStage(Stage):
     """Learns a fixed table; its loss draws noise, as a diffusion loss does."""
 
     config: LoopConfig

@@ -149,7 +149,7 @@ def encode(
     darkroom data encode my-pictures/ --for lora -o runs/my-style --workers 2
     """
     from ..training.kinds import KINDS as TRAININGS
-    from ..training.kinds import Subject
+    from ..training.kinds import Source
 
     with options.named_as_options():
         choice("--for", kind, tuple(TRAININGS))
@@ -157,22 +157,22 @@ def encode(
     from ..training.cache import Cache
     from ..training.latents import place
     from ..training.loop import Stopped
-    from ..training.recipes import override
-    from ..training.tuning import CACHE, STAGES, encode_ahead, stage_of
+    from ..training.recipe import override
+    from ..training.run import CACHE, prepare
 
     recipe: Any = override(TRAININGS[kind].recipe_of(), settings or [])
-    if type(recipe) not in STAGES:
+    if not getattr(getattr(recipe, "stage", None), "encoding", ""):
         raise RequestError(f"{kind} trains on no latents of pictures; nothing is to be encoded for it")
     folder = Path(options.path(output))
     try:
-        pipe, lessons = encode_ahead(recipe, Subject(model, data), folder, workers)
-        stage_of(recipe, pipe, lessons, folder / CACHE, ahead=True)
+        stage: Any = prepare(recipe, Source(model, data), folder, workers)
+        stage.take(folder / CACHE, ahead=True)
     except Stopped as stop:
         complain(str(stop))
         return INTERRUPTED
     except OSError as error:
         raise TrainingError(f"{str(error.filename or folder)!r} can't be used: {error.strerror or error}") from error
-    print(f"{len(Cache(place(folder / CACHE, pipe.autoencoder))):,} latents in {folder / CACHE}")
+    print(f"{len(Cache(place(folder / CACHE, stage.pipe.autoencoder))):,} latents in {folder / CACHE}")
     return 0
 
 

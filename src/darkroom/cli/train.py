@@ -13,13 +13,12 @@ import typer
 
 from ..errors import RequestError, TrainingError
 from ..request import choice, whole
-from ..training.kinds import KINDS, PRESETS, Subject
+from ..training.kinds import KINDS, PRESETS, Source
 from . import INTERRUPTED, complain, new_app, options
 from .progress import Line
 
 if TYPE_CHECKING:
-    from ..training.config import LoopConfig
-    from ..training.recipes import EmbeddedRecipe
+    pass
 
 app = new_app()
 
@@ -99,7 +98,7 @@ def train(
     if data is not None and not what.data:
         takers = ", ".join(name for name, other in KINDS.items() if other.data)
         raise RequestError(f"--data is for {takers}; {kind} is trained on the built-in scenes")
-    from ..training import recipes
+    from ..training import recipe as recipes
     from ..training.loop import Stopped
 
     recipe: Any = what.recipe_of(preset)
@@ -122,7 +121,7 @@ def train(
     _tell_memory(recipe, model, workers)
     try:
         with Line() as line:
-            print(what.train(recipe, Subject(model, data), folder, workers, line.stage))
+            print(what.train(recipe, Source(model, data), folder, workers, line.stage))
     except Stopped as stop:
         complain(str(stop))
         return INTERRUPTED
@@ -134,7 +133,7 @@ def train(
 def _tell_memory(recipe: Any, model: str | None, workers: int) -> None:
     """Say on stderr what a run will take, and whether the device has so much."""
     from ..training.memory import device_memory, gigabytes
-    from ..training.recipes import parts
+    from ..training.recipe import parts
     from ..training.rehearsal import rehearse
 
     estimate, device = rehearse(recipe, model, workers), parts(recipe)[0].device
@@ -176,9 +175,9 @@ def _started(workers: int | None) -> int | None:
     return world
 
 
-def _workers(recipe: LoopConfig | EmbeddedRecipe) -> int:
+def _workers(recipe: Any) -> int:
     """As many processes as there are cores and the batches can be shared by; one on a GPU."""
-    from ..training.recipes import check, parts
+    from ..training.recipe import check, parts
 
     runs = parts(recipe)
     for part in runs:

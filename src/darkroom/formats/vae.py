@@ -82,17 +82,23 @@ def open_vae(source: str | Path) -> Vae:
     return _open_folder(path) if path.is_dir() else _open_file(path)
 
 
-def save_vae(path: str | Path, state: State, config: AutoencoderConfig, dtype: torch.dtype | None = None) -> Path:
+def save_vae(
+    path: str | Path,
+    state: State,
+    config: AutoencoderConfig,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """Write an autoencoder as the folder that diffusers' AutoencoderKL opens; whole or not at all.
 
-    `state` is in native names; `dtype` converts it. An older autoencoder's folder at `path` is replaced. Raises
-    CheckpointError.
+    `state` is in native names; `dtype` converts it; `metadata` is noted in the file. An older
+    autoencoder's folder at `path` is replaced. Raises CheckpointError.
     """
     target = Path(os.path.abspath(path))
     with whole_folder(target, "config.json") as draft:
         write_json(draft / "config.json", config.to_diffusers())
         entries = entries_of("autoencoder", "diffusers", state, config, dtype, target)
-        write_safetensors(draft / "diffusion_pytorch_model.safetensors", entries, {"format": "pt"})
+        write_safetensors(draft / "diffusion_pytorch_model.safetensors", entries, {"format": "pt", **(metadata or {})})
     return target
 
 

@@ -1,31 +1,73 @@
 """Training an autoencoder: reconstruction in pixels and in features, a whisper of KL, and a discriminator
 (Rombach et al. 2022, arXiv 2112.10752, sec. 3.1 and app. G; Esser et al. 2021, arXiv 2012.09841, sec. 3.1).
 
+From nothing or from a finished one, on the built-in scenes or on one's own pictures: crops, and whole pictures at the
+end. Of a run there is
+
+RUN/step-*.pt, log.jsonl    the run (loop.py)
+RUN/subject.json            the pictures and the autoencoder that it began with
+RUN/vae/                    the averaged weights, their latents scaled, as diffusers opens it
+
 Shapes: N pictures, H W height and width of a crop, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..data.buckets import Cut, sizes
+from ..data.dataset import FileLessons, Lessons, open_lessons
+from ..data.order import Order
+from ..errors import Error, TrainingError
+from ..formats.tensors import open_tensors
+from ..formats.vae import save_vae
 from ..models.autoencoder import Autoencoder
 from ..models.config import AutoencoderConfig
-from ..models.discriminator import PatchDiscriminator
-from .adversarial import adaptive_weight, deceiver_loss, discriminator_loss
-from .config import LoopConfig
-from .crops import SHOWN, Crops
+from ..models.discriminator import PatchDiscriminator, smallest
+from ..settings import setting
+from ..toy.glyphs import Glyph, find_font, other_emoji
+from ..toy.objects import CANVAS, GRID, SIZES
+from ..toy.scenes import draw_collage, draw_scene, render_scene
+from . import state
+from .ema import result
+from .kinds import Report, Source
 from .latents import stacked
 from .loop import step_seed
 from .parallel import Share
-from .perceptual import OWN
+from .perceptual import OWN, adaptive_weight, discriminator_loss, generator_loss, open_distance
+from .pictures import parted
+from .pretrained import open_autoencoder
+from .recipe import COUNT, FRACTION, RATE, WEIGHT, LoopConfig, flag, named, number, recipe_of, several, text, whole
+from .run import noted
+from .scaling import fold, measure, tell
+from .stage import Stage
 
+Pixels = NDArray[np.uint8]
+FOLDER = "vae"  # in a run: its result as diffusers opens it
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # in that
+OLD = "autoencoder.safetensors"  # in runs of earlier versions: the same in native names, with its configuration
+OTHERS = "others.json"  # in a run on the built-in scenes: whether their collages show other emoji
+MEASURED = 512  # pictures over which latents are measured
+WIDEST = 2.0  # the longest side of a picture's bucket, in its shortest
+SHOWN = 8  # pictures that are looked at on the way, where none are held out
+UNSEEN = 10_000_000  # the scene from which those are counted that nothing learns from
 SCALINGS = ("folded", "factor", "kept")
 
 
@@ -34,31 +76,117 @@ class AutoencoderRecipe(LoopConfig):
     """An autoencoder from nothing, or from a finished one; on the built-in scenes or on one's own pictures."""
 
     # The network; a finished one (--model) has its own.
-    widths: tuple[int, ...] = (16, 32, 96, 192)  # of its levels: n levels make latents of a 2^(n-1)th the size
-    layers: int = 1
-    groups: int = 4
-    latent_channels: int = 4
+    widths: tuple[int, ...] = setting(
+        (16, 32, 96, 192), several(whole()), "Of its levels: n levels make latents of a 2^(n-1)th the size."
+    )
+    layers: int = setting(1, whole(), "Of a level.")
+    groups: int = setting(4, whole(), "Of group norms.")
+    latent_channels: int = setting(4, whole(), "Of a latent.")
     # The pictures.
-    size: int = 128  # side of the square whose pixels a whole picture has about as many of
-    crop: int = 64  # side of the crops until `whole_from`
-    flip: bool = False  # mirror half of one's own pictures
-    whole_from: float = 0.8  # fraction of the run after which whole pictures are used (as many pixels a batch)
-    decoder_from: float = 1.0  # fraction of the run after which only the decoder goes on, and the latents are final
-    held_out: int = 0  # pictures that are never learned from, for `validate_every` and `sample_every`
-    collages: float = 0.2  # fraction of pictures off the grid, with emoji that are no object of ours (scenes)
+    size: int = setting(128, whole(), "Side of the square whose pixels a whole picture has about as many of.")
+    crop: int = setting(64, whole(), "Side of the crops until `whole_from`.")
+    flip: bool = setting(False, flag(), "Mirror half of one's own pictures.")
+    whole_from: float = setting(
+        0.8, FRACTION, "Fraction of the run after which whole pictures are used (as many pixels a batch)."
+    )
+    decoder_from: float = setting(
+        1.0, FRACTION, "Fraction of the run after which only the decoder goes on, and the latents are final."
+    )
+    held_out: int = setting(0, COUNT, "Pictures that are never learned from, for `validate_every` and `sample_every`.")
+    collages: float = setting(
+        0.2, FRACTION, "Fraction of pictures off the grid, with emoji that are no object of ours (scenes)."
+    )
     # The loss.
-    kl: float = 1e-6  # weight of the KL term, a sum over a latent
-    l2: float = 1.0  # weight of the mean squared error
-    l1: float = 0.1  # weight of the mean absolute error
-    perceptual: float = 0.0  # weight of the distance in features
-    features: str = OWN  # whose: "own" (of the embedded model's autoencoder), or LPIPS' files: vgg.pth,vgg16.pth
-    adversarial: float = 0.0  # weight of the discriminator beside the reconstruction, times the adaptive one
-    adversarial_from: float = 0.5  # fraction of the run after which the discriminator plays
-    discriminator_width: int = 64  # of its first layer
-    discriminator_layers: int = 3  # that halve: an answer sees 70 x 70 pixels with 3, 34 x 34 with 2
-    discriminator_lr: float = 2e-4
+    kl: float = setting(1e-6, number("0 or more", lambda v: v >= 0), "Weight of the KL term, a sum over a latent.")
+    l2: float = setting(1.0, WEIGHT, "Weight of the mean squared error.")
+    l1: float = setting(0.1, WEIGHT, "Weight of the mean absolute error.")
+    perceptual: float = setting(0.0, WEIGHT, "Weight of the distance in features.")
+    features: str = setting(
+        OWN, text(), "Whose: \"own\" (of the embedded model's autoencoder), or LPIPS' files: vgg.pth,vgg16.pth."
+    )
+    adversarial: float = setting(
+        0.0, WEIGHT, "Weight of the discriminator beside the reconstruction, times the adaptive one."
+    )
+    adversarial_from: float = setting(0.5, FRACTION, "Fraction of the run after which the discriminator plays.")
+    discriminator_width: int = setting(
+        64,
+        whole("between 4 and 1024, a multiple of 4", lambda v: 4 <= v <= 1024 and v % 4 == 0),
+        "Of its first layer.",
+    )
+    discriminator_layers: int = setting(
+        3,
+        whole("between 1 and 6", lambda v: 1 <= v <= 6),
+        "That halve: an answer sees 70 x 70 pixels with 3, 34 x 34 with 2.",
+    )
+    discriminator_lr: float = setting(2e-4, RATE, "Its learning rate.")
     # The result.
-    scaling: str = "folded"  # the latents' deviation of 1: in the convolutions, as a "factor" beside them, or "kept"
+    scaling: str = setting(
+        "folded",
+        named(SCALINGS),
+        'The latents\' deviation of 1: in the convolutions, as a "factor" beside them, or "kept".',
+    )
+
+    @property
+    def stage(self) -> type[AutoencoderStage]:
+        return AutoencoderStage
+
+    @property
+    def whole_rows(self) -> int:
+        """Whole pictures in a step: as many pixels as its crops have."""
+        return self.batch_size * self.crop**2 // self.size**2
+
+    def check(self, workers: int) -> None:
+        LoopConfig.check(self, workers)
+        c = self
+        if not c.widths or len(c.widths) > 8:
+            raise TrainingError(f"widths is {c.widths!r}; it must be between 1 and 8 widths, finest level first")
+        grid = 2 ** (len(c.widths) - 1)
+        for name in ("crop", "size"):
+            value = getattr(c, name)
+            if not grid <= value <= 8192 or value % grid:
+                raise TrainingError(f"{name} is {value}; it must be a multiple of {grid} for {len(c.widths)} widths")
+        if c.crop > c.size:
+            raise TrainingError(f"crop is {c.crop}, more than the size of {c.size}")
+        parts = workers * c.accumulate
+        if c.whole_from < 1 and (c.whole_rows < 1 or c.whole_rows % parts):
+            raise TrainingError(
+                f"batch_size is {c.batch_size}, which makes {c.whole_rows} whole pictures of {c.size} pixels a side "
+                f"for {workers} workers and accumulate={c.accumulate}; take a multiple of "
+                f"{-(-(c.size**2) // c.crop**2) * parts}"
+            )
+        if not (c.l1 or c.l2 or c.perceptual):
+            raise TrainingError("l1, l2 and perceptual are all 0; one of them must say what a good picture is")
+        if c.perceptual and c.features != OWN and c.crop < 32:
+            raise TrainingError(f"crop is {c.crop}; LPIPS compares pictures of 32 pixels or more")
+        if c.adversarial:
+            self._check_discriminator()
+
+    def _check_discriminator(self) -> None:
+        c = self
+        if c.adversarial_from >= 1:
+            raise TrainingError(
+                f"adversarial is {c.adversarial}, and adversarial_from is 1: the discriminator never plays"
+            )
+        if c.sharding != "none":
+            raise TrainingError(
+                f"adversarial is {c.adversarial}, and its weight needs the whole of the last layer, which sharding="
+                f"{c.sharding} spreads; set sharding=none"
+            )
+        if c.crop < (least := smallest(c.discriminator_layers)):
+            raise TrainingError(
+                f"crop is {c.crop}; with {c.discriminator_layers} discriminator_layers it must be {least} or more"
+            )
+
+
+def autoencoder(preset: str = "cpu") -> AutoencoderRecipe:
+    """The embedded model's autoencoder: for two CPU cores; or for a large GPU, with larger batches and longer."""
+    if preset == "gpu":
+        return AutoencoderRecipe(
+            steps=60_000, batch_size=64, lr=0.005, optimizer="muon", cooldown=0.4, warmup=200, ema=0.9995, device="cuda"
+        )
+    return AutoencoderRecipe(
+        steps=6000, batch_size=16, lr=0.005, optimizer="muon", whole_from=0.8, cooldown=0.4, warmup=50
+    )
 
 
 def network(recipe: AutoencoderRecipe) -> Autoencoder:
@@ -72,38 +200,93 @@ def network(recipe: AutoencoderRecipe) -> Autoencoder:
 
 
 @dataclass
-class AutoencoderStage:
-    """The loop's view of an autoencoder's training.
+class AutoencoderStage(Stage):
+    """An autoencoder's training.
 
     `distance`, of wanted and given pictures to [N], counts by the recipe's weight `perceptual`; None: it is left out.
     """
+
+    title: ClassVar[str] = "autoencoder"
+    writing: ClassVar[str] = "normalising latents"
+    others: ClassVar[Mapping[str, str]] = {
+        "key": "was trained on other pictures, or they have changed",
+        "network": "began with another autoencoder",
+    }
+    unnoted: ClassVar[Mapping[str, Any]] = {"key": "scenes", "network": None}
 
     config: AutoencoderRecipe
     autoencoder: Autoencoder
     crops: Crops
     distance: nn.Module | None = None
+    source: Source = field(default_factory=Source)
     discriminator: PatchDiscriminator | None = field(init=False, default=None)
+
+    @classmethod
+    def settled(cls, recipe: AutoencoderRecipe, source: Source) -> AutoencoderRecipe:
+        if source.model is None and recipe.scaling == "kept":
+            raise TrainingError("scaling is 'kept', and nothing is there to keep: name an autoencoder by --model")
+        if source.model is None and recipe.decoder_from == 0:
+            raise TrainingError(
+                "decoder_from is 0, and the encoder would never learn: name an autoencoder by --model, or set "
+                "decoder_from"
+            )
+        if recipe.decoder_from == 0 and recipe.scaling != "kept":
+            raise TrainingError(
+                f"decoder_from is 0, so latents stay what they were, and scaling {recipe.scaling!r} changes them; set "
+                "scaling=kept"
+            )
+        if source.model is None:
+            return recipe
+        c = _start(source.model).config
+        return replace(
+            recipe, widths=c.block_out_channels, layers=c.layers_per_block, groups=c.norm_num_groups,
+            latent_channels=c.latent_channels,
+        )  # fmt: skip
+
+    @classmethod
+    def open(cls, recipe: AutoencoderRecipe, source: Source, output: Path, report: Report | None = None) -> Self:
+        """`source.model`, where given, is the finished autoencoder to go on from: as `darkroom.load(vae=...)` takes it,
+        or a run of ours."""
+        crops: Crops
+        if source.data is None:
+            crops = SceneCrops(recipe, _with_others(output, report is not None))
+        else:
+            crops = open_crops(recipe, source.data)
+        built = network(recipe) if source.model is None else _start(source.model)
+        distance = open_distance(recipe.features).to(recipe.device) if recipe.perceptual else None
+        return cls(recipe, built.to(recipe.device), crops, distance, source)
 
     def __post_init__(self) -> None:
         c = self.config
+        self.hooks = ExitStack()
+        self.modules = {"autoencoder": self.autoencoder}
         if c.adversarial:
             torch.manual_seed(step_seed(c.seed, -2))
             channels = self.autoencoder.config.out_channels
             built = PatchDiscriminator(channels, c.discriminator_width, c.discriminator_layers)
-            # Made on the CPU, and a rehearsal's, which has no values, can't be moved, not even to where it is.
+            # Made on the CPU; one without values (`memory`) can't be moved, not even to where it is.
             self.discriminator = built if c.device == "cpu" else built.to(c.device)
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        return {"autoencoder": self.autoencoder}
+    def belongs(self) -> dict[str, Any]:
+        """Beside what must stay the same: where pictures and autoencoder were found, for whoever finishes the run."""
+        data, model = self.source.data, self.source.model
+        return {
+            "data": None if data is None else str(Path(data).absolute()),
+            "key": self.crops.key,
+            "model": model,
+            "network": None if model is None else self.autoencoder.config.to_diffusers(),
+        }
 
     @property
-    def opponents(self) -> dict[str, nn.Module]:
-        """What learns against the autoencoder, with an optimizer of its own (see `loop.Stage`)."""
+    def left_out(self) -> Sequence[tuple[Path, str]] | None:
+        return self.crops.left_out
+
+    @property
+    def discriminators(self) -> dict[str, nn.Module]:
         return {} if self.discriminator is None else {"discriminator": self.discriminator}
 
     @property
-    def opponents_lr(self) -> float:
+    def discriminator_lr(self) -> float:
         return self.config.discriminator_lr
 
     def batch(self, step: int, share: Share) -> Tensor:
@@ -146,14 +329,14 @@ class AutoencoderStage:
             reconstruction = reconstruction + c.perceptual * distance
         loss = reconstruction + c.kl * kl
         if self.discriminator is not None and torch.is_grad_enabled():
-            against, told = self._against(pictures, y, reconstruction, step)
-            loss, figures = loss + against, figures | told
+            adversarial, more = self._adversarial(pictures, y, reconstruction, step)
+            loss, figures = loss + adversarial, figures | more
         return loss, figures
 
-    def _against(
+    def _adversarial(
         self, pictures: Tensor, y: Tensor, reconstruction: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What both sides of the game minimise, and figures of it: nothing before `adversarial_from`.
+        """What both sides minimise, and figures of it: nothing before `adversarial_from`.
 
         Both learn in the same step from the same pictures: the autoencoder's loss goes through the discriminator's
         present weights without moving them, the discriminator's sees pictures without a way back.
@@ -164,8 +347,271 @@ class AutoencoderStage:
         if step < c.adversarial_from * c.steps:
             return nothing, dict.fromkeys(("deception", "weight", "discriminator"), nothing)
         still = {name: p.detach() for name, p in judge.named_parameters()}
-        deception = deceiver_loss(functional_call(judge, still, (y,)))
-        weight = adaptive_weight(reconstruction, deception, self.autoencoder.decoder.conv_out.weight)
+        deceiving = generator_loss(functional_call(judge, still, (y,)))
+        weight = adaptive_weight(reconstruction, deceiving, self.autoencoder.decoder.conv_out.weight)
         losing = discriminator_loss(judge(pictures), judge(y.detach()))
-        figures = {"deception": deception.detach(), "weight": weight, "discriminator": losing.detach()}
-        return c.adversarial * weight * deception + losing, figures
+        figures = {"deception": deceiving.detach(), "weight": weight, "discriminator": losing.detach()}
+        return c.adversarial * weight * deceiving + losing, figures
+
+    def write(self, output: Path, report: Report) -> Path:
+        if _finished_file(output) is None:
+            _save(self.autoencoder.cpu(), self.config, self.crops, output)
+        return output / FOLDER
+
+
+# --- pictures
+
+
+class Crops(ABC):
+    """Pictures for every step: a pure function of the recipe and the step."""
+
+    key = "scenes"  # a hash of the pictures; the built-in ones have none
+    left_out: Sequence[tuple[Path, str]] | None = None
+
+    def __init__(self, recipe: AutoencoderRecipe) -> None:
+        self.recipe = recipe
+
+    def batch(self, step: int, share: Share) -> Tensor:
+        """This process's part of a step's pictures: [N, 3, H, W] in -1..1, of one size.
+
+        Until `whole_from` they are crops; then whole pictures, of which there are fewer: as many pixels as before.
+        """
+        c = self.recipe
+        whole = step >= c.whole_from * c.steps
+        return stacked(self.pictures(step, share.of(range(c.whole_rows if whole else c.batch_size)), whole))
+
+    @abstractmethod
+    def pictures(self, step: int, rows: Sequence[int], whole: bool) -> list[Pixels]:
+        """Some rows of a step's batch, each [H, W, 3]."""
+
+    @abstractmethod
+    def some(self, count: int) -> Iterator[Pixels]:
+        """At most so many whole pictures [H, W, 3], always the same ones, to measure latents over."""
+
+    @abstractmethod
+    def held_out(self) -> Iterator[Pixels]:
+        """Whole pictures [H, W, 3] that no step shows, always the same; where none are held out, some others."""
+
+
+class SceneCrops(Crops):
+    """Built-in scenes, and collages of emoji off the grid: of our objects, and of others too if `with_others`.
+
+    Raises TrainingError on a recipe that the scenes are too small for.
+    """
+
+    def __init__(self, recipe: AutoencoderRecipe, with_others: bool = False) -> None:
+        super().__init__(recipe)
+        self.with_others = with_others
+        if recipe.size != CANVAS:
+            raise TrainingError(f"size is {recipe.size}; the built-in scenes have {CANVAS} pixels: name a folder")
+        if recipe.crop % GRID:
+            raise TrainingError(f"crop is {recipe.crop}; of the built-in scenes it must be a multiple of {GRID}")
+
+    @cached_property
+    def others(self) -> Sequence[Glyph]:
+        """Rendered when a step first needs them: that takes seconds, and a finished run doesn't need them."""
+        return other_emoji(find_font(), SIZES["large"]) if self.with_others else ()
+
+    def pictures(self, step: int, rows: Sequence[int], whole: bool) -> list[Pixels]:
+        c = self.recipe
+        found = []
+        for i in rows:
+            # Indices never depend on the size of an earlier batch, so that any step can be made on its own.
+            index = step * c.batch_size + i
+            rng = np.random.default_rng((c.seed, index, 2))
+            if rng.random() < c.collages:
+                picture = draw_collage(c.seed, index, self.others)
+                x, y = (int(v) for v in rng.integers(CANVAS - c.crop + 1, size=2))
+            else:
+                scene = draw_scene(c.seed, index)
+                picture = render_scene(scene)
+                o = scene.objects[int(rng.integers(len(scene.objects)))]
+                x, y = (_around(rng, at, o.side, c.crop) for at in (o.x, o.y))
+            found.append(picture if whole else picture[y : y + c.crop, x : x + c.crop])
+        return found
+
+    def some(self, count: int) -> Iterator[Pixels]:
+        return (render_scene(draw_scene(self.recipe.seed, UNSEEN + i)) for i in range(count))
+
+    def held_out(self) -> Iterator[Pixels]:
+        return self.some(self.recipe.held_out or SHOWN)
+
+
+class LessonCrops(Crops):
+    """Pictures of one's own, each scaled to about `size` x `size` pixels in its own shape, and crops of them."""
+
+    def __init__(self, recipe: AutoencoderRecipe, lessons: Lessons) -> None:
+        super().__init__(recipe)
+        self.lessons = lessons
+        self.key, self.left_out = lessons.key, lessons.left_out
+        self.away, self.learned = parted(lessons, recipe.held_out, recipe.seed)
+        sizes, repeats = [lessons.sizes[i] for i in self.learned], [lessons.repeats[i] for i in self.learned]
+        self.order = Order(sizes, repeats, recipe.batch_size, recipe.seed)
+
+    def pictures(self, step: int, rows: Sequence[int], whole: bool) -> list[Pixels]:
+        c = self.recipe
+        chosen = self.order.rows(step)
+        found = []
+        for row in rows:
+            i = self.learned[int(chosen[row])]
+            picture = self.lessons.picture(i, self.lessons.version(i, step, c.seed))
+            if not whole:
+                rng = np.random.default_rng((c.seed, step, row, 2))
+                y, x = (int(rng.integers(side - c.crop + 1)) for side in picture.shape[:2])
+                picture = picture[y : y + c.crop, x : x + c.crop]
+            found.append(picture)
+        return found
+
+    def some(self, count: int) -> Iterator[Pixels]:
+        every = max(len(self.learned) // count, 1)
+        return (self.lessons.picture(i) for i in self.learned[::every][:count])
+
+    def held_out(self) -> Iterator[Pixels]:
+        return (self.lessons.picture(i) for i in self.away or self.learned[:SHOWN])
+
+
+def open_crops(recipe: AutoencoderRecipe, data: str) -> LessonCrops:
+    """Pictures of a folder or of shards, for an autoencoder.
+
+    Each is scaled down to a size of about `size` x `size` pixels, in its own shape as far as a crop fits into it.
+    Pictures are never enlarged: those smaller than a crop are left out. Raises TrainingError where none is left.
+    """
+    grid = 2 ** (len(recipe.widths) - 1)
+    fitting = [s for s in sizes((recipe.size, recipe.size), grid, WIDEST) if min(s) >= recipe.crop]
+    aspect = max(max(s) / min(s) for s in fitting) + 1e-6
+    cut = Cut(
+        buckets=True, grid=grid, aspect=aspect, enlarge=False, crop="random", flip=recipe.flip, variants=0,
+        seed=recipe.seed,
+    )  # fmt: skip
+    lessons = open_lessons(data, (recipe.size, recipe.size), cut)
+    assert isinstance(lessons, FileLessons)
+    return LessonCrops(recipe, _large_enough(lessons, recipe.crop))
+
+
+def _large_enough(lessons: FileLessons, crop: int) -> FileLessons:
+    """The lessons of at least a crop's size."""
+    good = [i for i, size in enumerate(lessons.sizes) if min(size) >= crop]
+    if len(good) == len(lessons):
+        return lessons
+    small = [e for e, size in zip(lessons.examples, lessons.sizes, strict=True) if min(size) < crop]
+    if not good:
+        e = small[0]
+        raise TrainingError(
+            f"no picture holds a crop of {crop} pixels; {e.name[-100:]!r} has {e.width}x{e.height}: set crop, or take "
+            "larger pictures"
+        )
+    told = [(e.path, f"{e.width}x{e.height} pixels hold no crop of {crop}") for e in small]
+    chosen: dict[str, Any] = {
+        name: [getattr(lessons, name)[i] for i in good]
+        for name in ("captions", "repeats", "sizes", "digests", "prior", "examples")
+    }
+    return dataclasses.replace(lessons, **chosen, left_out=[*lessons.left_out, *told])
+
+
+def _around(rng: np.random.Generator, at: int, side: int, crop: int) -> int:
+    """A crop's corner on the grid so that the crop meets the object at `at`."""
+    low, high = max(0, at - crop // 2), min(CANVAS - crop, at + side - crop // 2)
+    return (
+        int(rng.integers(low // GRID, high // GRID + 1)) * GRID
+        if high > low
+        else min(low, CANVAS - crop) // GRID * GRID
+    )
+
+
+# --- the result
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is an autoencoder's run, finished or not."""
+    return _finished_file(folder) is not None or bool(state.checkpoints(folder))
+
+
+def finished(run: Path) -> Autoencoder:
+    """The average of a run's newest checkpoint, its latents scaled, frozen: what is kept in `run`/vae, made if that is
+    missing or older than the checkpoint, so that later stages all see the same weights. Raises TrainingError,
+    CheckpointError.
+    """
+    if (file := _finished_file(run)) is not None:
+        return _read_old(file) if file.name == OLD else _frozen(open_autoencoder(str(run / FOLDER)))
+    saved, before = result(run), noted(run)
+    if set(saved["ema"]) != {"autoencoder"}:
+        raise TrainingError(f"{run} is no autoencoder's run, but one of {', '.join(sorted(saved['ema']))}")
+    recipe = recipe_of(AutoencoderRecipe, saved["recipe"])
+    given = before.get("network")
+    built = network(recipe) if given is None else Autoencoder(AutoencoderConfig.from_diffusers(given))
+    state.check_fit({"autoencoder": built}, saved["ema"], run)
+    built.load_state_dict(saved["ema"]["autoencoder"])
+    data = before.get("data")
+    return _save(built, recipe, SceneCrops(recipe) if data is None else open_crops(recipe, data), run)
+
+
+def _save(autoencoder: Autoencoder, recipe: AutoencoderRecipe, crops: Crops, run: Path) -> Autoencoder:
+    """Scale the latents of averaged weights, in place, and keep them as the result of a run."""
+    _frozen(autoencoder)
+    if recipe.scaling != "kept":
+        moments = measure(autoencoder, crops.some(MEASURED))
+        (fold if recipe.scaling == "folded" else tell)(autoencoder, moments)
+    step = {"step": str(state.steps_done(run))}
+    save_vae(run / FOLDER, autoencoder.state_dict(), autoencoder.config, metadata=step)
+    return autoencoder
+
+
+def _finished_file(run: Path) -> Path | None:
+    """The weights of a run's result, if they are as new as its newest checkpoint (and if there is none any more)."""
+    for path in (run / FOLDER / WEIGHTS, run / OLD):
+        if path.is_file():
+            with open_tensors(path) as file:
+                made = int(file.metadata.get("step", -1))
+            if made >= 0 and state.steps_done(run) in (made, 0):
+                return path
+    return None
+
+
+def _read_old(path: Path) -> Autoencoder:
+    """What earlier versions kept for themselves beside `vae`. Raises TrainingError."""
+    try:
+        with open_tensors(path) as file:
+            config = AutoencoderConfig.from_diffusers(json.loads(file.metadata["config"]))
+            with torch.device("meta"):
+                autoencoder = Autoencoder(config)
+            autoencoder.load_state_dict({name: file.load(name) for name in file.names()}, assign=True)
+    except (Error, KeyError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"{path} is no autoencoder that we saved; delete it to make it anew: {error}") from error
+    return _frozen(autoencoder)
+
+
+def _frozen(network: nn.Module) -> Autoencoder:
+    if not isinstance(network, Autoencoder):
+        raise TrainingError("a tiny autoencoder draws no latents; give an AutoencoderKL")
+    return network.eval().requires_grad_(False)
+
+
+def _start(model: str) -> Autoencoder:
+    """The finished autoencoder to go on from, with parameters that learn."""
+    found: nn.Module = finished(Path(model)) if is_run(Path(model)) else open_autoencoder(model)
+    if not isinstance(found, Autoencoder):
+        raise TrainingError(f"{model[:200]!r} is a tiny autoencoder, which draws no latents; give an AutoencoderKL")
+    c = found.config
+    if (c.in_channels, c.out_channels) != (3, 3):
+        raise TrainingError(
+            f"the autoencoder of {model[:200]!r} takes {c.in_channels} channels and makes {c.out_channels}; pictures "
+            "have 3"
+        )
+    return found.train().requires_grad_(True)
+
+
+def _with_others(run: Path, first: bool) -> bool:
+    """Whether the collages of a run show other emoji too: if the font is here when it begins, and to its end."""
+    try:
+        find_font()
+        there = True
+    except TrainingError:
+        there = False
+    note = run / OTHERS
+    if first and not state.checkpoints(run):
+        run.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(there) + "\n")
+    wanted = json.loads(note.read_text()) if note.is_file() else there
+    if wanted and not there:
+        raise TrainingError(f"{run} began with the emoji font at hand; install fonts-noto-color-emoji to go on")
+    return bool(wanted)

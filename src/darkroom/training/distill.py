@@ -29,11 +29,14 @@ from ..errors import TrainingError
 from ..formats.lora_save import save_lora
 from ..models.unet import UNet
 from ..pipeline import Pipeline
-from .finetune import rebuilt
-from .lora import chooser
+from ..settings import setting
+from .finetune import FinetuneRecipe, rebuilt
+from .kinds import Report
+from .lora import RANK, TARGETS, chooser
 from .objective import DenoisingRecipe, noise_of, times_of
 from .parallel import Share
-from .stage import PictureRecipe, PictureStage
+from .pictures import PictureRecipe, PictureStage
+from .recipe import ABOVE_ZERO, BELOW_ONE, again, named, number, on, several, whole
 
 STUDENTS = ("full", "lora")
 STEPS = 4  # that the result recommends
@@ -46,15 +49,49 @@ GUIDANCE_WIDTH = 256  # of the embedding of a guidance scale, as in published LC
 class DistillRecipe(PictureRecipe):
     """A student of few steps. The noise of the batch and its times are drawn as in other trainings."""
 
-    student: str = "full"  # a whole U-Net; or "lora": a small file for the model and its relatives
-    guidance: tuple[float, ...] = (3.0, 13.0)  # the teacher's scale: a range, which a whole U-Net is told; or one scale
-    grid: int = 50  # noise levels that the solver goes by, and that the student can be asked at
-    target_ema: float = 0.95  # decay of the student that is aimed at; 0: the student itself, without gradients
-    huber: float = 0.001  # below differences of this size the loss is a square, above a distance
-    rank: int = 64  # of "lora"
-    alpha: float = 64.0  # of "lora": the difference is multiplied by alpha / rank
-    targets: tuple[str, ...] = ("all",)  # of "lora": the layers it changes (`lora.chooser`)
-    save_dtype: str = "float16"  # of the result; or "float32", "bfloat16"
+    student: str = setting(
+        "full", named(STUDENTS), 'A whole U-Net; or "lora": a small file for the model and its relatives.'
+    )
+    guidance: tuple[float, ...] = setting(
+        (3.0, 13.0),
+        several(number("a number", lambda v: True)),
+        "The teacher's scale: a range, which a whole U-Net is told; or one scale.",
+    )
+    grid: int = setting(
+        50,
+        whole("between 1 and 1000", lambda v: 1 <= v <= 1000),
+        "Noise levels that the solver goes by, and that the student can be asked at.",
+    )
+    target_ema: float = setting(
+        0.95, BELOW_ONE, "Decay of the student that is aimed at; 0: the student itself, without gradients."
+    )
+    huber: float = setting(0.001, ABOVE_ZERO, "Below differences of this size the loss is a square, above a distance.")
+    rank: int = setting(64, RANK, 'Of "lora".')
+    alpha: float = setting(64.0, ABOVE_ZERO, 'Of "lora": the difference is multiplied by alpha / rank.')
+    targets: tuple[str, ...] = setting(("all",), TARGETS, 'Of "lora": the layers it changes (`lora.chooser`).')
+    save_dtype: str = again(FinetuneRecipe, "save_dtype")
+
+    @property
+    def stage(self) -> type[DistillStage]:
+        return DistillStage
+
+    def check(self, workers: int) -> None:
+        PictureRecipe.check(self, workers)
+        if len(self.guidance) not in (1, 2) or not all(1 <= scale <= 100 for scale in self.guidance):
+            scales = ",".join(f"{scale:g}" for scale in self.guidance)
+            raise TrainingError(f"guidance is {scales!r}; give a scale from 1 to 100, or two for a range, such as 3,13")
+        usual = {field.name: field.default for field in dataclasses.fields(DenoisingRecipe)}
+        for name in ("weight", "perturbation"):
+            if getattr(self, name) != usual[name]:
+                raise TrainingError(f"{name} is {getattr(self, name)!r}; a distillation has none, so leave it out")
+
+
+def distill(preset: str = "cpu") -> DistillRecipe:
+    """A thousand steps of eight pictures."""
+    recipe = DistillRecipe(
+        steps=1000, batch_size=8, lr=1e-5, optimizer="adamw", warmup=50, cooldown=0.2, ema=0.95, dropout=0.0
+    )
+    return on(recipe, preset)
 
 
 class DistillStage(PictureStage):
@@ -174,7 +211,7 @@ class DistillStage(PictureStage):
         middle = round((self.low + self.high) / 2, 1)
         return {"steps": STEPS, "guidance_scale": middle if self.told else 1.0}
 
-    def write(self, output: Path) -> Path:
+    def write(self, output: Path, report: Report) -> Path:
         if self.lora is None:
             return self.pipe.save(
                 output / "model", dtype=self.config.save_dtype, defaults={**self.pipe.defaults, **self.suggested}
@@ -217,27 +254,6 @@ def lcm_scheduler(config: Mapping[str, Any], grid: int) -> dict[str, Any]:
         "timestep_scaling": TIMESTEP_SCALING,
         "timestep_spacing": "leading",
     }
-
-
-def distill(preset: str = "cpu") -> DistillRecipe:
-    """A thousand steps of eight pictures."""
-    recipe = DistillRecipe(
-        steps=1000, batch_size=8, lr=1e-5, optimizer="adamw", warmup=50, cooldown=0.2, ema=0.95, dropout=0.0
-    )
-    return replace(recipe, device="cuda") if preset == "gpu" else recipe
-
-
-def check_distill(recipe: DistillRecipe) -> None:
-    """Raise TrainingError on options that can't be, or mean nothing here."""
-    if recipe.student not in STUDENTS:
-        raise TrainingError(f"student is {recipe.student!r}; it must be 'full' or 'lora'")
-    if len(recipe.guidance) not in (1, 2) or not all(1 <= scale <= 100 for scale in recipe.guidance):
-        told = ",".join(f"{scale:g}" for scale in recipe.guidance)
-        raise TrainingError(f"guidance is {told!r}; give a scale from 1 to 100, or two for a range, such as 3,13")
-    usual = {field.name: field.default for field in dataclasses.fields(DenoisingRecipe)}
-    for name in ("weight", "perturbation"):
-        if getattr(recipe, name) != usual[name]:
-            raise TrainingError(f"{name} is {getattr(recipe, name)!r}; a distillation has none, so leave it out")
 
 
 def _column(values: Tensor) -> Tensor:

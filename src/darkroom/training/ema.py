@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 from . import state
-from .config import LoopConfig
 from .parallel import local
+from .recipe import LoopConfig
 
 Weights = dict[str, dict[str, Tensor]]  # by module and parameter
 

@@ -2,49 +2,59 @@
 
 Every stage keeps what it has done under the output folder and goes on from there when it is called again:
 
-    autoencoder/  a run (loop.py), and autoencoder.safetensors once it is finished
+    autoencoder/  a run (autoencoder.py)
     latents/      the training scenes, encoded in parts; one folder for every autoencoder
-    unet/         a run, and the tokenizer it was trained with
+    unet/         a run (unet.py)
     model/        what diffusers opens;  card.json, README.md: what it is, and how well it does
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..errors import TrainingError
+from ..settings import setting
 from . import autoencoder as ae
 from . import unet
-from .autoencoder_run import finish_autoencoder, train_autoencoder
+from .autoencoder import AutoencoderRecipe
 from .card import write_cards
-from .finish import scene_tokenizer
-from .kinds import Report, Subject
-from .recipes import EmbeddedRecipe, check
-from .tuning import train_pictures, write_result
+from .kinds import Report, Source, silent
+from .recipe import COUNT, check
+from .run import finish, run, train_to_end
+from .tokenizer import scene_tokenizer
+from .unet import UNetRecipe
 
 
-def run_embedded(
-    recipe: EmbeddedRecipe, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedRecipe:
+    """Both stages of the embedded model."""
+
+    autoencoder: AutoencoderRecipe
+    unet: UNetRecipe
+    evaluate: int = setting(100, COUNT, "Pictures a category in the scores of the card; 0: none.")
+
+
+def embedded(preset: str = "cpu") -> EmbeddedRecipe:
+    """Two CPU cores, about five hours: the shipped model in one go (its card tells of its stages); longer is better.
+    Or one data-centre GPU."""
+    return EmbeddedRecipe(autoencoder=ae.autoencoder(preset), unet=unet.unet(preset))
+
+
+def train_embedded(
+    recipe: EmbeddedRecipe, source: Source, output: Path, workers: int = 1, report: Report = silent
 ) -> Path:
-    """`train_embedded` as one of `KINDS`."""
-    return train_embedded(recipe, output, workers, report)
-
-
-def train_embedded(recipe: EmbeddedRecipe, output: Path, workers: int = 1, report: Report = lambda *_: None) -> Path:
-    """Train the embedded model, or go on with it, and return the finished diffusers folder.
+    """Train the embedded model, or go on with it, and return the finished diffusers folder; it has no `source`.
 
     Raises TrainingError, and Stopped when SIGINT or SIGTERM came: all is saved then, the same call goes on.
     """
     check_embedded(recipe, workers)
     first, second = output / "autoencoder", output / "unet"
-    report("autoencoder", first, recipe.autoencoder.steps)
-    train_autoencoder(recipe.autoencoder, first, workers)
-    report("normalising latents", None, 0)
-    finish_autoencoder(first)
-    stage = train_pictures(recipe.unet, Subject(str(first)), second, workers, report, cache=output / "latents")
-    model = write_result(stage, second, output, report)
+    run(recipe.autoencoder, Source(), first, workers, report)
+    stage = train_to_end(recipe.unet, Source(str(first)), second, workers, report, cache=output / "latents")
+    model = finish(stage, second, output, report)
     if recipe.evaluate:
         report("evaluating", None, 0)
     write_cards(output, model, recipe.evaluate, workers)

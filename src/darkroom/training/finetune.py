@@ -11,24 +11,52 @@ from torch import nn
 
 from ..diffusion.schedule import Schedule
 from ..errors import TrainingError
-from ..pipeline import Pipeline
-from .kinds import Subject
-from .stage import PictureRecipe, PictureStage
-from .unet import UNetRecipe
+from ..pipeline import DTYPES, Pipeline
+from ..settings import setting
+from .kinds import Report, Source
+from .pictures import PictureRecipe, PictureStage
+from .recipe import FRACTION, flag, listed, named, on
 
-TRAINED = ("unet", "text-encoder", "both")
+TRAIN = named(("unet", "text-encoder", "both"))
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
+DREAMBOOTH: Mapping[str, Any] = {"caption": "a photo of sks", "dropout": 0.0, "prior_weight": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneRecipe(PictureRecipe):
     """A model that goes on learning."""
 
-    train: str = "unet"  # or "text-encoder", or "both"
-    text_lr: float = 0.0  # learning rate of text encoders; 0: that of the U-Net
-    prediction: str = ""  # make it another one: "epsilon", "v_prediction", "sample"; none: the model's own
-    zero_snr: bool = False  # let the last timestep be pure noise, so that it can draw what is dark or bright all over
-    save_dtype: str = "float16"  # of the result; or "float32", "bfloat16"
+    train: str = setting("unet", TRAIN, "Which networks learn.")
+    text_lr: float = setting(0.0, FRACTION, "Learning rate of text encoders; 0: that of the U-Net.")
+    prediction: str = setting("", listed(PREDICTIONS, ""), "Make it another one; none: the model's own.")
+    zero_snr: bool = setting(
+        False, flag(), "Let the last timestep be pure noise, so that it can draw what is dark or bright all over."
+    )
+    save_dtype: str = setting("float16", listed(DTYPES), "Of the result.", free=True)
+
+    @property
+    def stage(self) -> type[FinetuneStage]:
+        return FinetuneStage
+
+    def check(self, workers: int) -> None:
+        PictureRecipe.check(self, workers)
+        check_text_lr(self.train, self.text_lr)
+        if self.prediction == "flow":
+            raise TrainingError("prediction is 'flow': a model that was trained otherwise can't become that in place")
+        check_zero_snr(self.prediction, self.zero_snr)
+
+
+def finetune(preset: str = "cpu") -> FinetuneRecipe:
+    """Two thousand steps of four pictures."""
+    return on(FinetuneRecipe(steps=2000, batch_size=4, lr=1e-5, optimizer="adamw", warmup=50, cooldown=0.5), preset)
+
+
+def dreambooth(preset: str = "cpu") -> FinetuneRecipe:
+    """Eight hundred steps of a picture of the subject and one of its class (Ruiz et al. 2022, arXiv 2208.12242)."""
+    recipe = FinetuneRecipe(
+        steps=800, batch_size=2, lr=5e-6, optimizer="adamw", warmup=20, cooldown=0.5, ema=0.99, **DREAMBOOTH
+    )
+    return on(recipe, preset)
 
 
 class FinetuneStage(PictureStage):
@@ -37,8 +65,8 @@ class FinetuneStage(PictureStage):
     config: FinetuneRecipe
 
     @classmethod
-    def model(cls, recipe: Any, subject: Subject) -> Pipeline:
-        return rescheduled(super().model(recipe, subject), recipe.prediction, recipe.zero_snr)
+    def model(cls, recipe: Any, source: Source) -> Pipeline:
+        return rescheduled(super().model(recipe, source), recipe.prediction, recipe.zero_snr)
 
     def begin(self) -> None:
         c, pipe = self.config, self.pipe
@@ -60,7 +88,7 @@ class FinetuneStage(PictureStage):
         lr = self.config.text_lr
         return {name: lr for name in self.modules if name.startswith("text_encoder")} if lr else {}
 
-    def write(self, output: Path) -> Path:
+    def write(self, output: Path, report: Report) -> Path:
         return self.pipe.save(output / "model", dtype=self.config.save_dtype)
 
 
@@ -95,18 +123,15 @@ def rebuilt(pipe: Pipeline, **parts: Any) -> Pipeline:
     return Pipeline(replace(pipe.model, **parts))
 
 
-def check_finetune(recipe: FinetuneRecipe | UNetRecipe) -> None:
-    """Raise TrainingError on options that contradict each other."""
-    if isinstance(recipe, FinetuneRecipe):
-        if recipe.train == "unet" and recipe.text_lr:
-            raise TrainingError(
-                f"text_lr is {recipe.text_lr:g} and train is 'unet', so no text encoder learns; set train=both"
-            )
-        if recipe.prediction == "flow":
-            raise TrainingError("prediction is 'flow': a model that was trained otherwise can't become that in place")
-    elif not recipe.prediction:
-        raise TrainingError(f"prediction is ''; it must be one of {', '.join(PREDICTIONS)}")
-    if recipe.zero_snr and recipe.prediction == "epsilon":
+def check_text_lr(train: str, text_lr: float) -> None:
+    """Raise TrainingError for a learning rate of text encoders where none learns."""
+    if train == "unet" and text_lr:
+        raise TrainingError(f"text_lr is {text_lr:g} and train is 'unet', so no text encoder learns; set train=both")
+
+
+def check_zero_snr(prediction: str, zero_snr: bool) -> None:
+    """Raise TrainingError for a prediction that says nothing at pure noise, where there shall be that."""
+    if zero_snr and prediction == "epsilon":
         raise TrainingError(
             "zero_snr is true and prediction is 'epsilon', which is nothing to go by at pure noise; set "
             "prediction=v_prediction, or zero_snr=false"

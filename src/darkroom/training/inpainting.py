@@ -21,9 +21,11 @@ from torch import Tensor
 from ..errors import TrainingError
 from ..models.unet import UNet
 from ..pipeline import Pipeline
+from ..settings import setting
 from .finetune import FinetuneRecipe, FinetuneStage, rebuilt
-from .kinds import Subject
+from .kinds import Source
 from .parallel import Share
+from .recipe import FRACTION, on
 
 Mask = NDArray[np.bool_]
 
@@ -32,9 +34,20 @@ Mask = NDArray[np.bool_]
 class InpaintingRecipe(FinetuneRecipe):
     """A U-Net that sees a mask and the picture without what is masked. Masks are strokes, boxes, borders or all."""
 
-    boxes: float = 0.25  # fraction of masks that are boxes,
-    borders: float = 0.15  # borders of the picture on one to three sides (outpainting),
-    whole: float = 0.1  # the whole picture; all others are strokes
+    boxes: float = setting(0.25, FRACTION, "Fraction of masks that are boxes.")
+    borders: float = setting(
+        0.15, FRACTION, "Fraction of masks that are borders of the picture on one to three sides (outpainting)."
+    )
+    whole: float = setting(0.1, FRACTION, "Fraction of masks that hide the whole picture; all others are strokes.")
+
+    @property
+    def stage(self) -> type[InpaintingStage]:
+        return InpaintingStage
+
+
+def inpainting(preset: str = "cpu") -> InpaintingRecipe:
+    """Ten thousand steps of eight pictures."""
+    return on(InpaintingRecipe(steps=10_000, batch_size=8, lr=1e-5, optimizer="adamw", warmup=200), preset)
 
 
 class InpaintingStage(FinetuneStage):
@@ -52,8 +65,8 @@ class InpaintingStage(FinetuneStage):
             )
 
     @classmethod
-    def model(cls, recipe: Any, subject: Subject) -> Pipeline:
-        pipe = super().model(recipe, subject)
+    def model(cls, recipe: Any, source: Source) -> Pipeline:
+        pipe = super().model(recipe, source)
         return pipe if pipe.unet.config.in_channels == 9 else rebuilt(pipe, unet=widened(pipe.unet, 9))
 
     def mask(self, i: int, step: int) -> Mask:

@@ -1,32 +1,30 @@
 """What `darkroom train` can train: one entry a kind, and the command line knows nothing else of it.
 
-No torch is imported here: an entry names its recipe and its runner, which are imported when they are wanted.
+No torch is imported here: an entry names its recipe and its runner, which are imported when they are wanted. All else
+of a kind is in its own file.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-from ..errors import visible
-
-if TYPE_CHECKING:
-    from .config import LoopConfig
-    from .recipes import EmbeddedRecipe
+from typing import Any, cast
 
 Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps
 PRESETS = ("cpu", "gpu")  # every kind has a recipe for each: two cores; one large GPU
-LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
 log = logging.getLogger("darkroom.training")  # warnings to whoever started a run, who may not come back for days
 
 
+def silent(text: str, run: Path | None, steps: int) -> None:
+    """A `Report` that tells nobody."""
+
+
 @dataclass(frozen=True)
-class Subject:
-    """What is trained, on what."""
+class Source:
+    """What a training starts from."""
 
     model: str | None = None  # as `darkroom.load` takes it, or what else the kind says; None: the embedded model
     data: str | None = None  # a folder of pictures, or shards; None: the built-in scenes
@@ -39,37 +37,28 @@ class Kind:
     Attributes:
         about: what it is, for the command's help.
         recipe: "module:function" of `darkroom.training`: preset -> recipe.
-        run: "module:function": (recipe, subject, output, workers, report) -> what was made. It trains to the end, or
-            goes on with what is in the folder `output`; raises TrainingError, CheckpointError, and Stopped when SIGINT
-            or SIGTERM came (all is saved then, the same call goes on).
+        run: "module:function": (recipe, source, output, workers, report) -> what was made, as `run.run`.
         model: what --model means; "": it starts from nothing and takes none.
         data: whether it takes --data; otherwise it is trained on the built-in scenes alone.
     """
 
     about: str
     recipe: str
-    run: str
+    run: str = "run:run"
     model: str = "the model to start from"
     data: bool = True
 
-    def recipe_of(self, preset: str = "cpu") -> LoopConfig | EmbeddedRecipe:
+    def recipe_of(self, preset: str = "cpu") -> Any:
         """The recipe of one of `PRESETS`."""
-        return cast("LoopConfig | EmbeddedRecipe", _found(self.recipe)(preset))
+        return _found(self.recipe)(preset)
 
-    def train(
-        self, recipe: Any, subject: Subject, output: Path, workers: int = 1, report: Report = lambda *_: None
-    ) -> Path:
-        """Call the runner."""
-        return cast("Path", _found(self.run)(recipe, subject, output, workers, report))
+    def train(self, recipe: Any, source: Source, output: Path, workers: int = 1, report: Report = silent) -> Path:
+        """Train to the end, or go on with what is in the folder `output`; returns what was made.
 
-
-def tell_left_out(run: Path, left_out: Sequence[tuple[Path, str]]) -> None:
-    """Write down in a run's folder which pictures were left out, a line each, and warn of them."""
-    lines = [f"{path}: {why}" for path, why in left_out]
-    lines = [visible(line) for line in lines]
-    (run / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    if lines:
-        log.warning("%d pictures are left out; %s says which, and why", len(lines), run / LEFT_OUT)
+        Raises TrainingError, CheckpointError, and Stopped when SIGINT or SIGTERM came (all is saved then, the same call
+        goes on).
+        """
+        return cast("Path", _found(self.run)(recipe, source, output, workers, report))
 
 
 def _found(name: str) -> Callable[..., Any]:
@@ -80,29 +69,27 @@ def _found(name: str) -> Callable[..., Any]:
 KINDS: Mapping[str, Kind] = {
     "embedded": Kind(
         "the embedded model: autoencoder, text encoder and U-Net, on the built-in scenes",
-        "recipes:embedded", "embedded:run_embedded", model="", data=False,
+        "embedded:embedded", "embedded:train_embedded", model="", data=False,
     ),
     "autoencoder": Kind(
-        "an autoencoder from nothing, or from a finished one", "recipes:autoencoder", "autoencoder_run:run_autoencoder",
+        "an autoencoder from nothing, or from a finished one", "autoencoder:autoencoder",
         model="the autoencoder to go on from: a run's, any VAE's file or folder, or a model's",
     ),
     "text-encoder": Kind(
-        "a text encoder from nothing, with an image encoder: CLIP", "text_encoder_run:recipe",
-        "text_encoder_run:run_text_encoder", model="",
+        "a text encoder from nothing, with an image encoder: CLIP", "text_encoder:text_encoder", model=""
     ),
     "unet": Kind(
-        "a U-Net from nothing, with a text encoder beside it", "recipes:unet", "tuning:tune",
+        "a U-Net from nothing, with a text encoder beside it", "unet:unet",
         model="whose autoencoder to use: an autoencoder's run, or a model",
     ),
-    "finetune": Kind("a model's own networks, all of them or some", "tuning:finetune", "tuning:tune"),
-    "dreambooth": Kind("a subject, from a few pictures of it", "tuning:dreambooth", "tuning:tune"),
-    "dreambooth-lora": Kind("the same as a LoRA", "tuning:dreambooth_lora", "tuning:tune"),
-    "lora": Kind("a LoRA: a small file of changes to a model", "tuning:lora", "tuning:tune"),
-    "textual-inversion": Kind("a word's vectors", "tuning:textual_inversion", "tuning:tune"),
+    "finetune": Kind("a model's own networks, all of them or some", "finetune:finetune"),
+    "dreambooth": Kind("a subject, from a few pictures of it", "finetune:dreambooth"),
+    "dreambooth-lora": Kind("the same as a LoRA", "lora:dreambooth_lora"),
+    "lora": Kind("a LoRA: a small file of changes to a model", "lora:lora"),
+    "textual-inversion": Kind("a word's vectors", "textual_inversion:textual_inversion"),
     "distill": Kind(
-        "a student that draws in few steps (LCM): a model, or a LoRA", "distill:distill", "tuning:tune",
-        model="the teacher",
+        "a student that draws in few steps (LCM): a model, or a LoRA", "distill:distill", model="the teacher"
     ),
-    "controlnet": Kind("a ControlNet: steers a model by a hint", "tuning:controlnet", "tuning:tune"),
-    "inpainting": Kind("an inpainting model, from one that draws from text", "tuning:inpainting", "tuning:tune"),
+    "controlnet": Kind("a ControlNet: steers a model by a hint", "controlnet:controlnet"),
+    "inpainting": Kind("an inpainting model, from one that draws from text", "inpainting:inpainting"),
 }  # fmt: skip

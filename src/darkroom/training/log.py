@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingError
-from .config import LoopConfig
 from .parallel import sum_over_ranks
+from .recipe import LoopConfig
 
 NAME = "log.jsonl"  # in a run's folder
 

@@ -1,10 +1,4 @@
-"""How much of what a device could compute, a training does compute.
-
-Networks that learn against those that are trained: a discriminator.
-
-They take part in the same step: the loss goes back to both sides at once, each side's part to its own parameters.
-
-The training loop: any stage's loss, with exact resume.
+"""The training loop: any stage's loss, with exact resume.
 
 All randomness of a step is a function of (seed, step): a run that was killed and resumed equals one that was not,
 bit for bit on the CPU with the same number of threads.
@@ -20,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +25,13 @@ from ..kernels.products import linear_layers, quick
 from ..models.layers import set_checkpointing
 from . import optim, state
 from .background import Aside, interruptible, prefetch
-from .config import LoopConfig, check_loop, check_recipe
 from .ema import Average, plain, power, save_snapshot
 from .log import Log
 from .memory import free
 from .optim import rate
 from .parallel import Replicas, Share, share, spread, sum_over_ranks
+from .recipe import LoopConfig, check_loop, check_recipe
+from .stage import Stage
 
 
 def operations(work: Callable[[], object]) -> int:
@@ -61,15 +56,17 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / best
 
 
-# --- opponents
+# --- discriminators
 
 
-BETAS = (0.5, 0.9)  # of Esser et al.'s code: an opponent that changes quickly is no use to remember
+BETAS = (0.5, 0.9)  # of Esser et al.'s code: a discriminator that changes quickly is no use to remember
 
 
-class Opponents:
-    """A stage's opponents, none or several, with an optimizer (AdamW) and a clipping of their own.
+class Discriminators:
+    """Networks that learn against those that are trained, none or several, with an optimizer (AdamW) and a clipping of
+    their own.
 
+    They take part in the same step: the loss goes back to both sides at once, each side's part to its own parameters.
     They are saved, but never averaged: nobody needs them afterwards.
     """
 
@@ -86,7 +83,7 @@ class Opponents:
             p.grad = None
 
     def clip(self, largest: float) -> Tensor:
-        """Shrink the gradients to a norm of at most `largest`; returns the norm that they had, 0 without opponents."""
+        """Shrink the gradients to a norm of at most `largest`; returns the norm that they had, or 0."""
         return torch.nn.utils.clip_grad_norm_(self.parameters, largest)
 
     def step(self, factor: float, good: Tensor) -> None:
@@ -131,36 +128,6 @@ def check_done(run: Path, config: LoopConfig) -> None:
         check_recipe(saved["recipe"], config, run)
 
 
-class Stage(Protocol):
-    """What the loop trains. `modules` are saved, averaged and updated under their names.
-
-    A stage may also have `rates`: learning rates of modules that have another than the recipe's, by their names.
-
-    A stage may also have
-    - `opponents`, modules under their names, and `opponents_lr`: see `opponents.Opponents`. Their loss is a summand of
-      the stage's;
-    - `validation() -> Sequence[batch]`: what is never trained on, always the same, for `validate_every`;
-    - `sheet() -> Image`: samples drawn with the networks as they are, for `sample_every`. For both the networks have
-      the averaged weights;
-    - `compiled`, the networks for torch.compile where they are others than `modules`.
-    """
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]: ...
-
-    @property
-    def config(self) -> LoopConfig: ...
-
-    def batch(self, step: int, share: Share) -> Any:
-        """This process's share of a step's data, prepared in another thread; a pure function of its arguments."""
-
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, a mean over rows, and detached figures to log.
-
-        torch's generator has been seeded for this step: draw for the whole batch, then take the share.
-        """
-
-
 def step_seed(seed: int, step: int) -> int:
     """A 63-bit seed for one step of one run (splitmix64's finaliser: neighbouring steps are unrelated)."""
     z = (seed * 0x9E3779B97F4A7C15 + step + 1) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
@@ -194,37 +161,28 @@ class Trainer:
         config = self.config
         for module in stage.modules.values():
             set_checkpointing(module, config.checkpointing)
-        self.opponents = Opponents(getattr(stage, "opponents", {}), getattr(stage, "opponents_lr", 0.0))
-        self.spread: Replicas = spread(stage.modules, self.opponents.parameters, config.sharding, self.device)
-        rates: Mapping[str, float] = getattr(stage, "rates", {})
-        self.optimizer = optim.build_for(config.optimizer, stage.modules, config.lr, config.weight_decay, rates)
+        self.discriminators = Discriminators(stage.discriminators, stage.discriminator_lr)
+        self.spread: Replicas = spread(stage.modules, self.discriminators.parameters, config.sharding, self.device)
+        self.optimizer = optim.build_for(config.optimizer, stage.modules, config.lr, config.weight_decay, stage.rates)
         self.spread.adopt(self.optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average = Average(stage.modules, plain(config.ema))
         self.powers = {length: Average(stage.modules, power(length)) for length in config.ema_lengths}
         self.scale = optim.LossScale(self.device) if config.precision == "float16" else None
-        networks = getattr(stage, "compiled", stage.modules.values())
+        networks = stage.compiled
         plain_numbers = self.device.type == "cpu" and config.precision == "float32"
         self.linear = linear_layers(list(networks)) if plain_numbers and config.sharding == "none" else []
         self.step = 0
         self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
         self.best: dict[str, float] = {}  # the smallest held-out loss so far, "validation", and its "step"
         self._saved = -1  # the step of the newest checkpoint
-        self._validation = self._hook("validation")() if config.validate_every else ()
-        if config.sample_every:
-            self._hook("sheet")
+        self._validation = stage.validation() if config.validate_every else ()
+        if config.sample_every and type(stage).sheet is Stage.sheet:
+            stage.sheet()  # which says that it can't be done
         if config.compile:
             self.linear = []  # torch's compiler chooses its products itself
             for module in networks:
                 compile_calls(module)
-
-    def _hook(self, name: str) -> Callable[..., Any]:
-        """A method that a stage needn't have. Raises TrainingError where this one hasn't."""
-        found: Callable[..., Any] | None = getattr(self.stage, name, None)
-        if found is None:
-            what = {"validation": "validate_every", "sheet": "sample_every"}[name]
-            raise TrainingError(f"{what} is {getattr(self.config, what)}; this training can't do that: leave it at 0")
-        return found
 
     def restore(self, resume: bool = True) -> None:
         """Go on with the newest checkpoint, if there is one. Raises TrainingError if there shall not be one."""
@@ -243,7 +201,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         values = self.spread.part_of_state(self.optimizer, saved["optimizer"]["state"])
         self.optimizer.load_state_dict({"state": values, "param_groups": groups})
-        self.opponents.load(saved.get("opponents", {}))
+        self.discriminators.load(saved.get("opponents", {}))
         self.average.load(self.spread.part(saved["ema"]))
         for length, average in self.powers.items():
             average.load(self.spread.part(saved["powers"][length]))
@@ -266,7 +224,7 @@ class Trainer:
             return
         whole = {
             "modules": self.spread.whole(self.spread.weights()), "optimizer": self.spread.whole_state(self.optimizer),
-            "ema": self.spread.whole(self.average.weights), "opponents": self.opponents.state(),
+            "ema": self.spread.whole(self.average.weights), "opponents": self.discriminators.state(),
             "powers": {length: self.spread.whole(a.weights) for length, a in self.powers.items()},
         }  # fmt: skip
         if self.rank.rank == 0:
@@ -354,7 +312,7 @@ class Trainer:
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         draft = folder / ".partial.png"
-        self._hook("sheet")().save(draft)
+        self.stage.sheet().save(draft)
         draft.replace(folder / f"step-{self.step:09d}.png")
 
     def _validate(self) -> float:
@@ -403,19 +361,19 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
         self.spread.clear()
-        self.opponents.clear()
+        self.discriminators.clear()
         figures = self._gradients(batches)
         stopping, saving = self._exchange(asked(), due)
         if self.scale is not None:
-            learning = [*self.spread.parameters, *self.opponents.parameters]
+            learning = [*self.spread.parameters, *self.discriminators.parameters]
             torch._foreach_mul_([p.grad for p in learning if p.grad is not None], 1 / self.scale.factor)
         norm = self.spread.clip(config.clip)
         good = torch.isfinite(norm)
-        if self.opponents.parameters:
-            good &= torch.isfinite(self.opponents.clip(config.clip))
+        if self.discriminators.parameters:
+            good &= torch.isfinite(self.discriminators.clip(config.clip))
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # see optim.py
         self.optimizer.step()
-        self.opponents.step(factor, good)
+        self.discriminators.step(factor, good)
         for average in (self.average, *self.powers.values()):
             average.update(self.step, good)
         if self.scale is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -17,33 +17,79 @@ from ..errors import TrainingError
 from ..formats.lora import Home, Homes, read_lora
 from ..formats.lora_save import FORMS, Form, save_lora
 from ..pipeline import Pipeline
-from .kinds import Subject
+from ..settings import setting
+from .finetune import DREAMBOOTH, FinetuneRecipe, check_text_lr
+from .kinds import Report, Source
 from .loop import step_seed
 from .parallel import Share
-from .stage import PictureRecipe, PictureStage
+from .pictures import PictureRecipe, PictureStage
+from .recipe import ABOVE_ZERO, BELOW_ONE, again, flag, listed, on, several, text, whole
 
 _VERSIONS = {768: "sd_v1", 1024: "sd_v2", 2048: "sdxl_base_v1-0"}  # kohya's names, by the width of the text
 _ARCHITECTURES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2", 2048: "stable-diffusion-xl-v1-base"}
+
+RANK = whole("between 1 and 1024", lambda v: 1 <= v <= 1024)
+TARGETS = several(
+    text(),
+    f"of {', '.join(WHICH)}, or patterns such as *.attn2.*",
+    lambda v: bool(v) and all(name in WHICH or "*" in name or "." in name for name in v),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraRecipe(PictureRecipe):
     """A LoRA (Hu et al. 2021, arXiv 2106.09685)."""
 
-    kind: str = "lora"  # or "dora" (directions and magnitudes), "loha", "lokr" (LyCORIS' products)
-    rank: int = 4
-    alpha: float = 4.0  # the difference is multiplied by alpha / rank
-    conv_rank: int = 0  # of convolutions of more than one pixel; 0: as the others
-    rslora: bool = False  # multiply by alpha / sqrt(rank) instead
-    targets: tuple[str, ...] = ("attention",)  # the layers it changes: see `chooser`
-    train: str = "unet"  # or "text-encoder", or "both"
-    text_lr: float = 0.0  # learning rate of text encoders; 0: that of the U-Net
-    lora_dropout: float = 0.0  # fraction of a layer's inputs that the LoRA is not shown
-    rank_dropout: float = 0.0  # fraction of ranks left out in a step
-    init: str = ""  # a LoRA's file to go on from; what it changes keeps the kind, the rank and the alpha it has there
-    form: str = "diffusers"  # of the file; or "kohya"
-    trigger: str = ""  # the words that call it, noted in the file for people and their tools
-    save_dtype: str = "float32"  # of the result; or "float16", "bfloat16"
+    kind: str = setting("lora", listed(KINDS), '"dora": directions and magnitudes; "loha", "lokr": LyCORIS\' products.')
+    rank: int = setting(4, RANK, "Of the difference of a layer.")
+    alpha: float = setting(4.0, ABOVE_ZERO, "The difference is multiplied by alpha / rank.")
+    conv_rank: int = setting(
+        0,
+        whole("between 0 and 1024", lambda v: 0 <= v <= 1024),
+        "Of convolutions of more than one pixel; 0: as the others.",
+    )
+    rslora: bool = setting(False, flag(), "Multiply by alpha / sqrt(rank) instead.")
+    targets: tuple[str, ...] = setting(("attention",), TARGETS, "The layers it changes: see `chooser`.")
+    train: str = again(FinetuneRecipe, "train")
+    text_lr: float = again(FinetuneRecipe, "text_lr")
+    lora_dropout: float = setting(0.0, BELOW_ONE, "Fraction of a layer's inputs that the LoRA is not shown.")
+    rank_dropout: float = setting(0.0, BELOW_ONE, "Fraction of ranks left out in a step.")
+    init: str = setting(
+        "",
+        text(),
+        "A LoRA's file to go on from; what it changes keeps the kind, the rank and the alpha it has there.",
+    )
+    form: str = setting("diffusers", listed(FORMS), "Of the file.", free=True)
+    trigger: str = setting(
+        "", text(), "The words that call it, noted in the file for people and their tools.", free=True
+    )
+    save_dtype: str = again(FinetuneRecipe, "save_dtype", "float32")
+
+    @property
+    def stage(self) -> type[LoraStage]:
+        return LoraStage
+
+    def check(self, workers: int) -> None:
+        PictureRecipe.check(self, workers)
+        check_text_lr(self.train, self.text_lr)
+        if self.sharding == "fsdp":
+            raise TrainingError(
+                "sharding is 'fsdp', and a LoRA's factors are too small to be sharded; use sharding=none"
+            )
+        if self.rank_dropout and self.kind not in ("lora", "dora"):
+            raise TrainingError(
+                f"rank_dropout is {self.rank_dropout:g}; {self.kind} has no ranks to leave out: use lora_dropout"
+            )
+
+
+def lora(preset: str = "cpu") -> LoraRecipe:
+    """A thousand steps of four pictures."""
+    return on(LoraRecipe(steps=1000, batch_size=4, lr=1e-4, optimizer="adamw", warmup=20, cooldown=0.5), preset)
+
+
+def dreambooth_lora(preset: str = "cpu") -> LoraRecipe:
+    """The same for a subject: see `finetune.dreambooth`."""
+    return on(replace(lora(), steps=800, batch_size=2, ema=0.99, **DREAMBOOTH), preset)
 
 
 class LoraStage(PictureStage):
@@ -52,8 +98,8 @@ class LoraStage(PictureStage):
     config: LoraRecipe
 
     @classmethod
-    def model(cls, recipe: LoraRecipe, subject: Subject) -> Pipeline:
-        pipe = super().model(recipe, subject)
+    def model(cls, recipe: LoraRecipe, source: Source) -> Pipeline:
+        pipe = super().model(recipe, source)
         networks = pipe.loras.networks
         kept = read_lora(recipe.init, networks).parts if recipe.init else {}
         for part, network in networks.items():
@@ -99,7 +145,7 @@ class LoraStage(PictureStage):
             lora.seed = step_seed(self.config.seed, step)
         return super().loss(batch, step, share)
 
-    def write(self, output: Path) -> Path:
+    def write(self, output: Path, report: Report) -> Path:
         c = self.config
         parts = {part: lora.adapter(part).parts[part] for part, lora in self.loras.items()}
         return save_lora(
@@ -160,25 +206,6 @@ def check_targets(targets: Sequence[str], part: str, network: nn.Module) -> None
         raise TrainingError(
             f"targets is {told[:100]!r}, which is no layer of the {part}; its layers are {examples}, ..."
         )
-
-
-def is_target(text: str) -> bool:
-    """Whether a text can be a target: a name of `WHICH`, or what can be a pattern of layers' names."""
-    return text in WHICH or "*" in text or "." in text
-
-
-def check_lora(recipe: LoraRecipe) -> None:
-    """Raise TrainingError on options that can't be, or contradict each other."""
-    c = recipe
-    for name, value, known in (("kind", c.kind, KINDS), ("form", c.form, FORMS)):
-        if value not in known:
-            raise TrainingError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-    if c.train == "unet" and c.text_lr:
-        raise TrainingError(f"text_lr is {c.text_lr:g} and train is 'unet', so no text encoder learns; set train=both")
-    if c.sharding == "fsdp":
-        raise TrainingError("sharding is 'fsdp', and a LoRA's factors are too small to be sharded; use sharding=none")
-    if c.rank_dropout and c.kind not in ("lora", "dora"):
-        raise TrainingError(f"rank_dropout is {c.rank_dropout:g}; {c.kind} has no ranks to leave out: use lora_dropout")
 
 
 def _name(part: str) -> str:

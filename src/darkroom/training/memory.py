@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..models.layers import set_checkpointing
 from . import optim
-from .config import LoopConfig
+from .recipe import LoopConfig
 
 PROCESS = 0.4e9  # bytes of a process that has imported torch and computed something; a CUDA context takes as much
 WIDTH = 128  # of the small networks on which an optimizer shows what it keeps

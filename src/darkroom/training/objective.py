@@ -24,8 +24,9 @@ from ..diffusion.condition import Batch
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.scalings import Scaling
 from ..diffusion.schedule import Schedule
-from .config import LoopConfig
+from ..settings import setting
 from .parallel import Share
+from .recipe import ABOVE_ZERO, FRACTION, LoopConfig, flag, named, number
 
 
 def assign(cost: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -79,17 +80,23 @@ _TINY = 1e-6  # how near to 0 and 1 a time may come before it is bent
 class DenoisingRecipe(LoopConfig):
     """What every training against `denoising_loss` has. The defaults are the plain loss of Stable Diffusion."""
 
-    dropout: float = 0.1  # fraction of captions replaced by the empty one, so that guidance works
-    weight: str = "constant"  # of a noise level in the loss; one of WEIGHTS (see `weight_of`)
-    gamma: float = 5.0  # where the weights "min-snr" and "snr-plus-one" are cut off
-    times: str = "uniform"  # how timesteps are drawn; or "logit-normal" (see `times_of`)
-    times_mean: float = 0.0  # of "logit-normal": below 0 low noise comes more often
-    times_std: float = 1.0
-    times_from: float = 0.0  # timesteps are of this part of the schedule: 0 is the least noise, 1 the most
-    times_to: float = 1.0
-    noise_offset: float = 0.0  # deviation of noise that is one number a channel (see `noise_of`)
-    perturbation: float = 0.0  # deviation of noise that the network is shown and not asked for (see `denoising_loss`)
-    immiscible: bool = False  # give each picture of a batch the noise nearest to it (see `noise_of`)
+    dropout: float = setting(0.1, FRACTION, "Fraction of captions replaced by the empty one, so that guidance works.")
+    weight: str = setting("constant", named(WEIGHTS), "Of a noise level in the loss (see `weight_of`).")
+    gamma: float = setting(5.0, ABOVE_ZERO, 'Where the weights "min-snr" and "snr-plus-one" are cut off.')
+    times: str = setting("uniform", named(TIMES), "How timesteps are drawn (see `times_of`).")
+    times_mean: float = setting(
+        0.0, number("between -10 and 10", lambda v: -10 <= v <= 10), 'Of "logit-normal": below 0, low noise comes more.'
+    )
+    times_std: float = setting(1.0, number("above 0, at most 10", lambda v: 0 < v <= 10), 'Of "logit-normal".')
+    times_from: float = setting(
+        0.0, FRACTION, "Timesteps are of this part of the schedule: 0 is the least noise, 1 the most."
+    )
+    times_to: float = setting(1.0, FRACTION, "The other end of that part.")
+    noise_offset: float = setting(0.0, FRACTION, "Deviation of noise that is one number a channel (see `noise_of`).")
+    perturbation: float = setting(
+        0.0, FRACTION, "Deviation of noise that the network is shown and not asked for (see `denoising_loss`)."
+    )
+    immiscible: bool = setting(False, flag(), "Give each picture of a batch the noise nearest to it (see `noise_of`).")
 
 
 def weight_of(recipe: DenoisingRecipe, scaling: Scaling, sigma: Tensor) -> Tensor | None:

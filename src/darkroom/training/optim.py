@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import OPTIMIZERS, LoopConfig
 from .parallel import share, sum_over_ranks
+from .recipe import OPTIMIZERS, LoopConfig
 
 
 def rate(config: LoopConfig, step: int) -> float:

@@ -1,6 +1,7 @@
-"""How alike two pictures look: distances between what a network sees in them (Zhang et al. 2018, arXiv 1801.03924).
+"""How alike two pictures look: distances between what a network sees in them (Zhang et al. 2018, arXiv 1801.03924), and
+whether a discriminator can tell them apart: the losses of both sides, and the weight between two losses.
 
-Shapes: N pictures, H W height and width, K answers of C_k channels and h_k w_k pixels.
+Shapes: N pictures, H W height and width, K answers of C_k channels and h_k w_k pixels, p q rows and columns of patches.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from ..models.autoencoder import Autoencoder, DownLevel, Encoder
 from ..models.layers import ResnetBlock
+from .parallel import sum_over_ranks
 
 EPS = 1e-10
+LARGEST = 1e4  # of the adaptive weight
+TINY = 1e-4  # keeps it from dividing by nothing
 OWN = "own"  # names the features that come with the package
 
 
@@ -109,3 +113,35 @@ def open_distance(features: str) -> nn.Module:
 
     found = open_features([part.strip() for part in features.split(",") if part.strip()])
     return LpipsDistance(load_lpips(require(found, "lpips", "the perceptual term")))
+
+
+# --- against a discriminator
+
+
+def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
+    """The hinge loss of a discriminator's answers [N, 1, p, q] (Lim & Ye 2017, arXiv 1705.02894, eq. 11): a scalar.
+
+    Nothing is gained by calling a real patch more than 1, or a made one less than -1.
+    """
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean())
+
+
+def generator_loss(made: Tensor) -> Tensor:
+    """What an autoencoder minimises against it: minus the mean of the answers to what it made."""
+    return -made.float().mean()
+
+
+def adaptive_weight(reconstruction: Tensor, generator: Tensor, last: Tensor) -> Tensor:
+    """How much an adversarial loss counts beside a reconstruction's: a detached scalar in 0..10,000.
+
+    lambda = |grad(reconstruction)| / (|grad(generator)| + 1e-4), gradients by the weights of the decoder's `last` layer
+    (Esser et al. 2021, arXiv 2012.09841, eq. 7; the constant is that of their code): both losses then pull at it alike.
+    The gradients are those of all processes' rows together. The losses can still be gone back through afterwards.
+    """
+    (wanted,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
+    (against,) = torch.autograd.grad(generator, last, retain_graph=True)
+    # autograd may hand out one tensor twice, or a view of one: what is summed in place must be ours.
+    both = [wanted.float().clone(), against.float().clone()]
+    sum_over_ranks(both)
+    weight: Tensor = (both[0].norm() / (both[1].norm() + TINY)).clamp(0.0, LARGEST)
+    return weight.detach()

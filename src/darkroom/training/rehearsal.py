@@ -26,22 +26,23 @@ from ..models.controlnet import ControlNet, config_for
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
 from . import autoencoder as ae
-from . import state, text_encoder
-from .autoencoder_run import finish_autoencoder
-from .config import LoopConfig
+from . import text_encoder
+from .autoencoder import finished, is_run
+from .controlnet import ControlNetRecipe, check_hint_widths
 from .distill import GUIDANCE_WIDTH, DistillRecipe
-from .finish import FINISHED, load_autoencoder, scene_tokenizer
+from .embedded import EmbeddedRecipe
 from .inpainting import InpaintingRecipe
 from .lora import LoraRecipe, chooser
 from .memory import Estimate, estimate, without_values
 from .parallel import Share
 from .perceptual import OWN, EncoderFeatures, PerceptualDistance, open_distance
-from .recipes import EmbeddedRecipe
-from .stage import PictureRecipe
-from .tune import ControlNetRecipe, InversionRecipe, Vectors, check_hint_widths
+from .pictures import PictureRecipe
+from .pretrained import text_config
+from .recipe import LoopConfig
+from .textual_inversion import InversionRecipe, Vectors
+from .tokenizer import scene_tokenizer
 from .unet import UNetRecipe
 from .unet import networks as untrained
-from .warm import text_config
 
 Vae = AutoencoderConfig | TinyAutoencoderConfig
 
@@ -82,9 +83,7 @@ def _rehearsed(recipe: LoopConfig | EmbeddedRecipe, model: str | None, world: in
 def _vae(model: str) -> Vae:
     """The configuration of the autoencoder that a run or a model has."""
     run = Path(model)
-    if (run / FINISHED).is_file():
-        return load_autoencoder(run / FINISHED).config
-    return finish_autoencoder(run).config if state.checkpoints(run) else open_vae(model).config
+    return finished(run).config if is_run(run) else open_vae(model).config
 
 
 def _rows(recipe: LoopConfig, world: int) -> int:
@@ -105,7 +104,7 @@ def _autoencoder(recipe: ae.AutoencoderRecipe, start: Vae | None, world: int) ->
             distance = _emptied(given) if given else PerceptualDistance(EncoderFeatures(Autoencoder(own).encoder))
         stage = ae.AutoencoderStage(shown, network, crops=None, distance=distance)  # type: ignore[arg-type]
         pictures = torch.zeros(_rows(recipe, world), 3, recipe.crop, recipe.crop)
-        learning = {**stage.modules, **stage.opponents}
+        learning = {**stage.modules, **stage.discriminators}
         frozen = () if distance is None else (distance,)
         return estimate(recipe, learning, frozen, lambda: stage.loss(pictures, 0, Share())[0], world)
 

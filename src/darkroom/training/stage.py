@@ -1,354 +1,134 @@
-"""What all trainings of a U-Net, or of something attached to one, have in common: pictures, captions, conditions, loss.
+"""What a kind of training is: from what it is opened, a step's loss, what is made of it.
 
-Shapes: N rows, P pictures, C latent channels, h w latent size, T tokens, D text width.
+A kind's file has a recipe (`recipe.LoopConfig`) and a subclass of `Stage`; `run.run` does with them all that a command
+does, `loop.train` the steps. See docs/adding-a-training.md.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import darkroom
-
-from ..data.buckets import Cut
-from ..data.captions import Captions
-from ..data.dataset import Lessons, open_lessons
-from ..data.order import Order
-from ..diffusion.condition import Batch, alike
-from ..errors import TrainingError
-from ..models.layers import set_checkpointing
-from ..pipeline import Pipeline
-from ..prompts.chunks import Chunk
-from ..prompts.embeddings import LearnedWord
-from ..prompts.encoder import Encoded, JointEncoder, PromptEncoder
-from .classes import class_folder, draw_class
-from .kinds import Report, Subject
-from .latents import Latents, TextStore, texts_place
-from .loop import step_seed
-from .objective import DenoisingRecipe, denoising_loss
+from ..errors import TrainingError, visible
+from .kinds import Report, Source, log
 from .parallel import Share
-from .samples import draw_sheet
+from .recipe import LoopConfig
 
-NEVER = 1 << 40  # the step of what is validated: training has none of that number
-INDEX = "pictures.sqlite"  # in a run's folder: what was found in the files of its pictures
-CHUNKS = 4  # of a caption at most: texts of 1 to 4 chunks have a length of 12 in common, those of 1 to 5 one of 60
-KEPT_TEXTS = 4096  # captions whose encodings are kept on disk; where there are more, each is encoded when it comes
-TEXTS = 256  # chunks of encoded captions kept, where no text encoder learns
+LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PictureRecipe(DenoisingRecipe):
-    """What every training on pictures with captions has."""
+class Stage(ABC):
+    """What is trained: networks, the batch of a step, its loss. `modules` are saved, averaged and updated by name.
 
-    encode_precision: str = "float32"  # in which latents are made; "bfloat16" is quicker, and enough for many pictures
-    scenes: int = 20_000  # how many of the built-in scenes, where no data is given
-    size: int = 0  # side of the pictures in pixels; with buckets, of the square whose area they have; 0: the model's
-    buckets: bool = False  # several sizes, by a picture's shape; else every picture is cut to a square
-    aspect: float = 2.0  # the longest side a bucket may have, in its shortest
-    enlarge: bool = True  # without: a picture smaller than its bucket gets a smaller one
-    cut: str = "centre"  # where a picture is cut; or "random"
-    flip: bool = False  # mirror half of the pictures' appearances
-    variants: int = 4  # where cuts are random or pictures mirrored: how many versions of each there are; 0: no end
-    template: str = "{}"  # around every caption: "a photo of {}"; several with | between them are taken by lot
-    prefix: str = ""  # before every caption
-    shuffle: bool = False  # put tags (between commas) in another order each time
-    keep_tags: int = 0  # that many first tags stay where they are
-    tag_dropout: float = 0.0  # fraction of tags left out
-    chunks: int = 1  # of a caption that are read, at most: 75 tokens each, as in drawing
-    # Each line of a caption's file is a caption of its own; else lines are joined. A built-in scene has one or two.
-    lines: bool = False
-    caption: str = ""  # of pictures that have none of their own, such as "a photo of sks dog"
-    class_prompt: str = ""  # prior preservation: what the subject is one of, such as "a photo of a dog"
-    class_data: str = ""  # a folder of pictures of that; none: the model itself draws them
-    class_pictures: int = 100  # how many it draws
-    prior_weight: float = 1.0  # of class pictures in the loss, against the subject's
-    held_out: int = 0  # pictures that are never learned from, for the losses of `validate_every`
-    prompts: tuple[str, ...] = ()  # of the sheets of `sample_every`; none: the first captions
+    The loop alone needs no more than `config`, `modules`, `batch` and `loss`; a run needs more (see "a run").
 
-
-@dataclass
-class PictureStage(ABC):
-    """The loop's view of such a training. A subclass says what is trained, how the network answers, and what is made.
-
-    The class methods are called before there is a stage, in every process, with the folder of the run.
+    Attributes:
+        config: the recipe.
+        hooks: closed at the end: what is attached to a model leaves it.
     """
 
-    config: Any  # the subclass's own recipe
-    pipe: Pipeline
-    lessons: Lessons
-    latents: Latents
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    text_learns: bool = False  # whether what is trained reaches into the text encoder
-    hooks: ExitStack = field(default_factory=ExitStack)  # closed at the end: what is attached to `pipe` leaves it
+    title: ClassVar[str] = "training"  # what the line of progress calls it
+    encoding: ClassVar[str] = ""  # and what is computed before the first step; empty: nothing is
+    writing: ClassVar[str] = ""  # and its end
+    # What a run belongs to, by `belongs`, and the sentence where it is resumed with something else.
+    others: ClassVar[Mapping[str, str]] = {}
+    unnoted: ClassVar[Mapping[str, Any]] = {}  # what runs of earlier versions belong to that have not noted it
+
+    config: Any
+    modules: Mapping[str, nn.Module]
+    hooks: ExitStack
+
+    # --- a run
 
     @classmethod
-    def open(
-        cls, recipe: Any, subject: Subject, output: Path, report: Report | None = None
-    ) -> tuple[Pipeline, Lessons]:
-        """The model that training begins with, in float32, and its pictures.
-
-        `report` is given in the first process of a run alone: what the others need is made there and then (class
-        pictures, a vocabulary). Raises TrainingError, CheckpointError.
-        """
-        pipe = cls.model(recipe, subject)
-        if report is not None and recipe.class_prompt and not recipe.class_data:
-            draw_class(pipe, recipe.class_prompt, recipe.class_pictures, recipe.seed, class_folder(output), report)
-        grid = pipe.autoencoder.config.downscale * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-        return pipe, lessons_at(recipe, subject, pipe.size[0], grid, output)
+    def settled(cls, recipe: Any, source: Source) -> Any:
+        """The recipe with what `source` decides. Raises TrainingError where the two contradict each other."""
+        return recipe
 
     @classmethod
-    def model(cls, recipe: Any, subject: Subject) -> Pipeline:
-        """The model that training begins with. Raises TrainingError, CheckpointError."""
-        pipe = darkroom.load(subject.model, device=recipe.device, dtype="float32")
-        cls.check_model(pipe)
-        return pipe
+    def open(cls, recipe: Any, source: Source, output: Path, report: Report | None = None) -> Self:
+        """The stage of a run in the folder `output`: networks as they begin, pictures looked at.
 
-    @classmethod
-    def check_model(cls, pipe: Pipeline) -> None:
-        """Raise TrainingError for a model that can't be trained so."""
-        channels, latent = pipe.unet.config.in_channels, pipe.autoencoder.config.latent_channels
-        if channels != latent:
-            raise TrainingError(
-                f"the U-Net of {pipe.name!r} takes {channels} channels where a latent has {latent}; this trains "
-                "text-to-image models, so give one of those (or train inpainting)"
-            )
-
-    def __post_init__(self) -> None:
-        c, lessons = self.config, self.lessons
-        torch.manual_seed(step_seed(c.seed, -1))
-        self.away, self.learned = parted(lessons, c.held_out, c.seed)
-        self.order = Order(
-            [lessons.sizes[i] for i in self.learned], [lessons.repeats[i] for i in self.learned], c.batch_size, c.seed,
-            [lessons.prior[i] for i in self.learned],
-        )  # fmt: skip
-        self.texts = Captions(
-            template=c.template, prefix=c.prefix, dropout=c.dropout, shuffle=c.shuffle, keep=c.keep_tags,
-            tag_dropout=c.tag_dropout, lines=c.lines,
-        )  # fmt: skip
-        prompts = self.pipe.prompts
-        self.encoders: Sequence[PromptEncoder] = prompts.encoders if isinstance(prompts, JointEncoder) else (prompts,)
-        self.words: tuple[LearnedWord, ...] = ()
-        self._frozen = lru_cache(TEXTS // c.chunks)(self._encode_frozen)
-        for network in self.pipe.loras.networks.values():  # gradients go through those that don't learn themselves, too
-            set_checkpointing(network, c.checkpointing)
-        self.begin()
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Make the modules that are trained."""
-
-    @abstractmethod
-    def write(self, output: Path) -> Path:
-        """Write what was made, in the form that diffusers and the others read; the modules hold the averages."""
-
-    def keep_texts(self, cache: Path, ahead: bool) -> None:
-        """Where no text encoder learns and the texts of a run are few, take them from a cache's folder from now on;
-        `ahead`: encode those that are missing first.
+        It is called in every process of a run. `report` is given in the first one alone: what the others need is made
+        there and then (class pictures, a vocabulary). Raises TrainingError, CheckpointError.
         """
-        known = [self.texts.all(caption) for caption in set(self.lessons.captions)]
-        if self.text_learns or self.words or len(known) > KEPT_TEXTS or any(texts is None for texts in known):
-            return
-        encoders, limit = [encoder.text_encoder for encoder in self.encoders], self.config.chunks
-        told = (self.pipe.unet.config.size_conditioning, limit)
-        store = TextStore(texts_place(cache, encoders, told), self._encode_frozen)
-        if ahead:
-            texts = {text for texts in known for text in texts or ()}
-            store.fill(sorted(texts, key=lambda text: (len(self._chunks(text)), text)))
-        self._frozen = lru_cache(TEXTS // limit)(lambda caption: _on(self.pipe.device, store(caption)))
+        raise NotImplementedError
 
-    @contextmanager
-    def drawing(self) -> Iterator[Mapping[str, Any]]:
-        """While this lasts, `pipe` draws with what is being trained; gives fields of Request and Inputs to go with."""
-        self.pipe.prompts.clear()
-        try:
-            yield {}
-        finally:
-            self.pipe.prompts.clear()
-
-    def captions(self, rows: Sequence[int], step: int) -> list[str]:
-        """What is read with some pictures in a step. Class pictures have their prompt and nothing around it."""
-        found = self.texts.texts(self.lessons.captions, rows, step, self.config.seed)
-        prior = self.lessons.prior
-        return [text and self.lessons.captions[i] if prior[i] else text for i, text in zip(rows, found, strict=True)]
-
-    def cut_captions(self) -> int:
-        """How many pictures have a caption of which the beginning only is read: as many chunks as the recipe says."""
-        limit: int = self.config.chunks
-
-        def cut(text: str, encoder: PromptEncoder) -> bool:
-            # A token is a byte at least, but for a learned word's; and two of a chunk are its ends.
-            may_be = bool(self.words) or len(text.encode()) > limit * (encoder.length - 2)
-            return may_be and len(encoder.chunks(text, "plain", self.words)) > limit
-
-        long = {
-            caption: any(cut(t, e) for t in self.texts.all(caption) or [caption] for e in self.encoders)
-            for caption in set(self.lessons.captions)
-        }
-        return sum(long[caption] for caption in self.lessons.captions)
-
-    def batch(self, step: int, share: Share) -> Any:
-        """The loop's `Stage.batch`."""
-        whole = self.order.rows(step)
-        return self.shown([int(self.learned[whole[i]]) for i in share.of(range(len(whole)))], step)
-
-    def shown(self, rows: Sequence[int], step: int) -> Any:
-        """What a step shows of some pictures of one size: latents [N, C, h, w], the pictures' numbers, their captions.
-
-        A pure function of its arguments; a subclass adds what else the network is shown.
-        """
-        return self.latents.draw(rows, step, self.config.seed), rows, self.captions(rows, step)
-
-    def validation(self) -> list[Any]:
-        """The loop's hook: batches, each of one size, of the pictures that are held out; of the first ones where none
-        are, whose loss with the same noise is steadier than that of the log. Always the same batches.
-        """
-        n, by_size = self.config.batch_size, dict[tuple[int, int], list[int]]()
-        for i in self.away or self.learned[:n]:
-            by_size.setdefault(self.lessons.sizes[i], []).append(int(i))
-        batches = [same[k : k + n] for same in by_size.values() for k in range(0, len(same), n)]
-        return [self.shown(rows, NEVER) for rows in batches]
-
-    def sheet(self) -> Image.Image:
-        """The loop's hook: a sheet of samples."""
-        return draw_sheet(self)
+    def belongs(self) -> Mapping[str, Any]:
+        """What the run belongs to, as it is noted in JSON: `others` says what of it must stay the same."""
+        raise NotImplementedError
 
     @property
-    def compiled(self) -> list[nn.Module]:
-        """The loop's hook: what torch.compile is for."""
-        others = [module for module in self.modules.values() if module is not self.pipe.unet]
-        return [self.pipe.unet, *others]
+    def left_out(self) -> Sequence[tuple[Path, str]] | None:
+        """The pictures that can't be learned from, and why; None where there could be none."""
+        return None
 
-    def condition(self, captions: Sequence[str], rows: Sequence[int], step: int) -> Batch:
-        """What the U-Net is told of some pictures: of their captions what drawing would tell it, cut to the recipe's
-        number of chunks.
-        """
-        if self.text_learns or self.words:
-            parts = self._encode(captions)
-        else:
-            parts = [self._frozen(caption) for caption in captions]
-        text = torch.stack(alike([part for part, _ in parts]))
-        whole = [part for _, part in parts if part is not None]
-        if not whole or not self.pipe.unet.config.size_conditioning:
-            return Batch(text)
-        pooled = torch.stack(whole)
-        if self.pipe.zero_negative:  # the empty caption is what guidance leads away from, and means zeros there
-            told = torch.tensor([caption != "" for caption in captions], device=text.device)
-            text, pooled = text * told[:, None, None], pooled * told[:, None]
-        sizes = torch.tensor([self._sizes(i, step) for i in rows], dtype=torch.float32, device=text.device)
-        return Batch(text, pooled=pooled, sizes=sizes)
+    def tell(self, output: Path) -> None:
+        """Warn whoever started the run of what is odd about its pictures."""
+        if self.left_out is None:
+            return
+        lines = [visible(f"{path}: {why}") for path, why in self.left_out]
+        (output / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if lines:
+            log.warning("%d pictures are left out; %s says which, and why", len(lines), output / LEFT_OUT)
 
+    def encode(self, cache: Path) -> None:  # noqa: B027
+        """Compute this process's part of what can be before the first step, and keep it in the folder `cache`."""
+
+    def take(self, cache: Path, ahead: bool | None = None) -> None:  # noqa: B027
+        """Use what has been encoded from now on. `ahead` is given in the first process alone, and says whether what is
+        missing shall be made now."""
+
+    def write(self, output: Path, report: Report) -> Path:
+        """Write what was made, in the form that others read; the modules hold the averages."""
+        raise NotImplementedError
+
+    # --- the loop
+
+    @abstractmethod
+    def batch(self, step: int, share: Share) -> Any:
+        """This process's share of a step's data, prepared in another thread; a pure function of its arguments."""
+
+    @abstractmethod
     def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loop's `Stage.loss`."""
-        latents, rows, captions = batch
-        return self.denoising(latents, rows, self.condition(captions, rows, step), share)
+        """The loss to minimise, a mean over rows, and detached figures to log.
 
-    def denoising(
-        self, latents: Tensor, rows: Sequence[int], condition: Batch, share: Share
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`denoising_loss` of some pictures, class pictures weighed as the recipe says."""
-        x0 = latents.to(self.pipe.device)
-        return denoising_loss(self.pipe.denoiser, x0, condition, share, self.config, self._row_weights(rows))
-
-    def _row_weights(self, rows: Sequence[int]) -> Tensor | None:
-        """Prior preservation (Ruiz et al. 2022, arXiv 2208.12242, eq. 2): the mean error of the subject's pictures, and
-        `prior_weight` times that of class pictures. Half of all rows are class pictures (`data.order`).
+        torch's generator has been seeded for this step: draw for the whole batch, then take the share.
         """
-        if not any(self.lessons.prior):
-            return None
-        weights = {False: 2.0, True: 2.0 * self.config.prior_weight}
-        return torch.tensor([weights[bool(self.lessons.prior[i])] for i in rows])
 
-    def _chunks(self, caption: str) -> list[tuple[Chunk, ...]]:
-        """The chunks of a caption that are read, each as every text encoder is shown it. Where they have different
-        numbers, the shorter are continued with empty ones, as in `JointEncoder.encode`.
-        """
-        shown = [encoder.chunks(caption, "plain", self.words)[: self.config.chunks] for encoder in self.encoders]
-        for chunks, encoder in zip(shown, self.encoders, strict=True):
-            chunks += encoder.chunks("", "plain") * (max(map(len, shown)) - len(chunks))
-        return list(zip(*shown, strict=True))
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates of modules that have another than the recipe's `lr`, by name."""
+        return {}
 
-    def _encode(self, captions: Sequence[str]) -> list[Encoded]:
-        """Of each caption [T, D], its chunks side by side, and pooled [P] or None, of the first one; float32, all in
-        one call of each text encoder. Gradients reach text encoders and learned words.
-        """
-        rows = [self._chunks(caption) for caption in captions]
-        shown = zip(*(chunk for chunks in rows for chunk in chunks), strict=True)
-        parts = [encoder.run(chunks) for encoder, chunks in zip(self.encoders, shown, strict=True)]
-        text, pooled, counts = torch.cat([text for text, _ in parts], dim=-1), parts[-1][1], [*map(len, rows)]
-        first = [None] * len(rows) if pooled is None else [part[0] for part in torch.split(pooled, counts)]
-        return [(part.flatten(0, 1), whole) for part, whole in zip(torch.split(text, counts), first, strict=True)]
+    @property
+    def compiled(self) -> Sequence[nn.Module]:
+        """What torch.compile is for."""
+        return list(self.modules.values())
 
-    @torch.no_grad()
-    def _encode_frozen(self, caption: str) -> Encoded:
-        """[T, D] and pooled [P], by itself and in float32: the same bits whatever else is in the batch."""
-        with torch.autocast(self.pipe.device.type, enabled=False):
-            return self._encode([caption])[0]
+    @property
+    def discriminators(self) -> Mapping[str, nn.Module]:
+        """Networks that learn against `modules`, by name; their loss is a summand of `loss`."""
+        return {}
 
-    def _sizes(self, i: int, step: int) -> tuple[float, ...]:
-        """What SDXL is told of a picture (Podell et al. 2023, arXiv 2307.01952, sec. 2.2)."""
-        crop = self.lessons.crop(i, self.lessons.version(i, step, self.config.seed))
-        (width, height), (left, top), size = crop.original, crop.corner, self.lessons.sizes[i]
-        return (height, width, top, left, size[1], size[0])
+    @property
+    def discriminator_lr(self) -> float:
+        return 0.0
+
+    def validation(self) -> Sequence[Any]:
+        """Batches that are never trained on, always the same, for `validate_every`; the weights are the averages."""
+        raise _unable("validate_every", self.config)
+
+    def sheet(self) -> Image.Image:
+        """Samples drawn with the networks as they are, for `sample_every`; the weights are the averages."""
+        raise _unable("sample_every", self.config)
 
 
-def parted(lessons: Lessons, count: int, seed: int) -> tuple[list[int], list[int]]:
-    """The numbers of `count` pictures that are held out, drawn by lot, and of all others. Raises TrainingError."""
-    own = [i for i in range(len(lessons)) if not lessons.prior[i]]
-    if count >= len(own):
-        raise TrainingError(f"held_out is {count}, and there are {len(own)} pictures; leave some to learn from")
-    away = sorted(int(i) for i in np.random.default_rng((seed, 13)).permutation(own)[:count])
-    gone = set(away)
-    return away, [i for i in range(len(lessons)) if i not in gone]
-
-
-def _on(device: torch.device, encoded: Encoded) -> Encoded:
-    text, pooled = encoded
-    return text.to(device), None if pooled is None else pooled.to(device)
-
-
-def lessons_at(recipe: PictureRecipe, subject: Subject, side: int, grid: int, output: Path) -> Lessons:
-    """The pictures and captions of a recipe, for a model made for squares of `side` pixels in steps of `grid`.
-
-    Raises TrainingError.
-    """
-    side = recipe.size or side
-    if side % grid:
-        raise TrainingError(f"size is {side}; this model takes pictures in steps of {grid} pixels")
-    cut = Cut(
-        buckets=recipe.buckets, grid=grid, aspect=recipe.aspect, enlarge=recipe.enlarge, crop=recipe.cut,
-        flip=recipe.flip, variants=recipe.variants, seed=recipe.seed,
-    )  # fmt: skip
-    prior = (recipe.class_data or str(class_folder(output))) if recipe.class_prompt else None
-    lessons = open_lessons(
-        subject.data, (side, side), cut, prior=prior, caption=recipe.caption, prior_caption=recipe.class_prompt,
-        scenes=recipe.scenes, seed=recipe.seed, lines=recipe.lines, index=output / INDEX,
-    )  # fmt: skip
-    parted(lessons, recipe.held_out, recipe.seed)  # told now, not when all is encoded
-    return lessons
-
-
-def check_pictures(recipe: PictureRecipe) -> None:
-    """Raise TrainingError on options that can't be, or contradict each other."""
-    c = recipe
-    if c.held_out < 0:
-        raise TrainingError(f"held_out is {c.held_out}; it must be 0 or more pictures")
-    if c.size < 0 or c.size > 8192:
-        raise TrainingError(f"size is {c.size}; it must be a side in pixels up to 8192, or 0 for the model's own")
-    if c.times_from >= c.times_to:
-        raise TrainingError(f"times_from is {c.times_from:g} and times_to {c.times_to:g}; it must be below")
-    if c.class_data and not c.class_prompt:
-        raise TrainingError("class_data is given and class_prompt is not; say what those pictures show")
-    if c.class_prompt and c.batch_size < 2:
-        raise TrainingError("batch_size is 1; with class pictures half of a batch is theirs, so it must be 2 or more")
-    Cut(aspect=c.aspect, crop=c.cut, variants=c.variants)
-    Captions(template=c.template, dropout=c.dropout, keep=c.keep_tags, tag_dropout=c.tag_dropout)
+def _unable(name: str, config: LoopConfig) -> TrainingError:
+    return TrainingError(f"{name} is {getattr(config, name)}; this training can't do that: leave it at 0")

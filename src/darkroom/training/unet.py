@@ -1,18 +1,39 @@
-"""The networks and the schedule of a U-Net that is trained from nothing."""
+"""A U-Net from nothing: with a text encoder that learns beside it, or with a finished one that stays as it is.
+
+OUTPUT/tokenizer/     what the captions are read with
+OUTPUT/model/         the result, which diffusers opens
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 
+import darkroom
+
+from ..data.dataset import Lessons
+from ..errors import TrainingError
+from ..model import Model
+from ..models.autoencoder import Autoencoder
 from ..models.config import TextEncoderConfig, UNetConfig
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
+from ..pipeline import Pipeline
 from ..prompts.tokenizer import Tokenizer
+from ..settings import setting
+from . import state
+from .autoencoder import finished, is_run
+from .finetune import PREDICTIONS, FinetuneRecipe, check_zero_snr
+from .kinds import Report, Source
 from .loop import step_seed
-from .stage import PictureRecipe
+from .pictures import PictureRecipe, PictureStage, lessons_at
+from .pretrained import open_text
+from .recipe import again, flag, listed, number, several, text, whole
+from .text_encoder import TextEncoderRecipe
+from .tokenizer import TOKENIZER, learn_tokenizer, run_tokenizer, scene_tokenizer, texts_of
 
 # Betas of Stable Diffusion.
 SCHEDULER_CONFIG: dict[str, Any] = {
@@ -34,28 +55,60 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 DEFAULTS: dict[str, float] = {"steps": 20, "guidance_scale": 2.0, "refine_strength": 0.15}
 
 
+# What makes a model learn the order of the nouns in a caption (docs/decisions/0012): captions that say the places
+# first, and more of high noise, where the order alone decides what goes where.
+PLACED: dict[str, Any] = {"lines": True, "times": "logit-normal", "times_mean": 0.5, "times_std": 1.4}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetRecipe(PictureRecipe):
     """A U-Net from nothing, and a text encoder beside it, on the built-in scenes or on one's own pictures."""
 
-    size: int = 128
-    widths: tuple[int, ...] = (64, 128, 192)
-    attention_levels: tuple[bool, ...] = (False, True, True)
-    layers: int = 1
-    heads: int = 4
-    groups: int = 16
-    text_width: int = 192
-    text_layers: int = 2
-    text_encoder: str = ""  # a model's or a CLIP's folder, whose text encoder is taken as it is; none: one learns
-    vocabulary: int = 4096  # at most that many tokens are made from the captions (the built-in scenes have their own)
-    scenes: int = 40_000
-    weight: str = "snr-plus-one"
+    size: int = again(PictureRecipe, "size", 128)
+    widths: tuple[int, ...] = setting((64, 128, 192), several(whole()), "Of the U-Net's levels.")
+    attention_levels: tuple[bool, ...] = setting((False, True, True), several(flag()), "Which of them attend.")
+    layers: int = setting(1, whole(), "Of a level.")
+    heads: int = setting(4, whole(), "Of both networks.")
+    groups: int = setting(16, whole(), "Of group norms.")
+    text_width: int = setting(192, whole(), "Of the text encoder.")
+    text_layers: int = setting(2, whole(), "Of the text encoder.")
+    text_encoder: str = setting(
+        "", text(), "A model's or a CLIP's folder, whose text encoder is taken as it is; none: one learns."
+    )
+    vocabulary: int = again(TextEncoderRecipe, "vocabulary")
+    scenes: int = again(PictureRecipe, "scenes", 40_000)
+    weight: str = again(PictureRecipe, "weight", "snr-plus-one")
     # Zero terminal signal-to-noise ratio and v-prediction (Lin et al. 2023, arXiv 2305.08891): without them a model
     # can't paint a flat black picture.
-    prediction: str = "v_prediction"  # what the network answers; or "epsilon", "sample", "flow"
-    zero_snr: bool = True  # the last timestep is pure noise (a flow model's always is)
-    shift: float = 1.0  # of a flow model's times: above 1 high noise comes more often
-    save_dtype: str = "float16"  # of the result; or "float32", "bfloat16"
+    prediction: str = setting("v_prediction", listed(PREDICTIONS), "What the network answers.")
+    zero_snr: bool = setting(True, flag(), "The last timestep is pure noise (a flow model's always is).")
+    shift: float = setting(
+        1.0,
+        number("between 0.001 and 1000", lambda v: 1e-3 <= v <= 1e3),
+        "Of a flow model's times: above 1 high noise comes more often.",
+    )
+    save_dtype: str = again(FinetuneRecipe, "save_dtype")
+
+    @property
+    def stage(self) -> type[UNetStage]:
+        return UNetStage
+
+    def check(self, workers: int) -> None:
+        PictureRecipe.check(self, workers)
+        check_zero_snr(self.prediction, self.zero_snr)
+
+
+def unet(preset: str = "cpu") -> UNetRecipe:
+    """The embedded model's U-Net and text encoder: for two CPU cores; or for a large GPU, with many more pictures."""
+    if preset == "gpu":
+        return UNetRecipe(
+            steps=60_000, batch_size=512, lr=0.003, optimizer="muon", scenes=400_000, ema=0.9995, device="cuda",
+            **PLACED,
+        )  # fmt: skip
+    return UNetRecipe(
+        steps=10_000, batch_size=64, lr=0.003, optimizer="muon", cooldown=0.4, warmup=100, scenes=96_000,
+        encode_precision="bfloat16", **PLACED,
+    )  # fmt: skip
 
 
 def scheduler_config(recipe: UNetRecipe) -> dict[str, Any]:
@@ -95,3 +148,68 @@ def networks(
             if ".conv2." in name or ".proj_out." in name or name.startswith("conv_out."):
                 p.zero_()
     return unet, text_encoder
+
+
+class UNetStage(PictureStage):
+    """The training of a U-Net from nothing."""
+
+    config: UNetRecipe
+
+    @classmethod
+    def open(cls, recipe: Any, source: Source, output: Path, report: Report | None = None) -> Self:
+        """Untrained networks on a finished autoencoder, `source.model`: an autoencoder's run, or a model's."""
+        autoencoder = autoencoder_of(source.model).to(recipe.device)
+        c = autoencoder.config
+        grid = c.downscale * 2 ** (len(recipe.widths) - 1)
+        lessons = lessons_at(recipe, source, recipe.size, grid, output, recipe.caption)
+        given, built = None, recipe
+        if recipe.text_encoder:
+            given = open_text(recipe.text_encoder, recipe.device)
+            built = replace(recipe, text_width=given[0].config.hidden_size)
+        tokenizer = given[1] if given else _tokenizer(recipe, source, lessons, output, report is not None)
+        try:
+            unet, text_encoder = networks(built, tokenizer, c.latent_channels, c.downscale)
+        except ValueError as error:
+            raise TrainingError(f"the recipe's networks can't be built: {error}") from None
+        model = Model(
+            unet=unet.to(recipe.device), autoencoder=autoencoder,
+            text_encoder=given[0] if given else text_encoder.to(recipe.device),
+            tokenizer=tokenizer, scheduler_config=scheduler_config(recipe), name=output.name,
+        )  # fmt: skip
+        return cls(recipe, Pipeline(model), lessons)
+
+    def begin(self) -> None:
+        self.text_learns = not self.config.text_encoder
+        self.modules["unet"] = self.pipe.unet
+        if self.text_learns:
+            self.modules["text_encoder"] = self.pipe.text_encoder
+        for module in self.modules.values():
+            module.requires_grad_(True)
+
+    def write(self, output: Path, report: Report) -> Path:
+        return self.pipe.save(output / "model", dtype=self.config.save_dtype, defaults=DEFAULTS)
+
+
+def autoencoder_of(source: str | None) -> Autoencoder:
+    """The finished autoencoder that a U-Net's latents shall come from: of an autoencoder's run, or of whatever
+    `darkroom.load` takes (None: the embedded model). Raises TrainingError, CheckpointError.
+    """
+    if source is not None and is_run(Path(source)):
+        return finished(Path(source))
+    found = darkroom.load(source, device="cpu", dtype="float32").autoencoder
+    if not isinstance(found, Autoencoder):
+        raise TrainingError(f"{str(source)[:200]!r} has a tiny autoencoder, which draws no latents; give another model")
+    return found
+
+
+def _tokenizer(recipe: UNetRecipe, source: Source, lessons: Lessons, output: Path, first: bool) -> Tokenizer:
+    """The run's tokenizer; made by its first process when it begins, and kept in its folder."""
+
+    def make() -> Tokenizer:
+        if source.data is None:
+            return scene_tokenizer()
+        return learn_tokenizer(texts_of(recipe, lessons.captions), recipe.vocabulary)
+
+    if not first or state.steps_done(output):  # runs of early versions have none in their folder
+        return run_tokenizer(output) if (output / TOKENIZER).is_dir() else scene_tokenizer()
+    return run_tokenizer(output, make)

@@ -1,54 +1,57 @@
-"""What is attached to a finished model and trained: a learned word, a ControlNet. The model stays as it is.
+"""A learned word: vectors that stand where the word stands (textual inversion). The model stays as it is.
 
-Shapes: N rows, C latent channels, h w latent size, H W picture size, T tokens, D text width.
+Shapes: N rows, D text width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import hints
-from ..data.dataset import Lessons
-from ..diffusion.condition import ControlBatch
-from ..engine.job import Control
 from ..errors import TrainingError
-from ..formats.control import save_controlnet
 from ..formats.embedding import save_embedding
-from ..models.controlnet import ControlNet
 from ..pipeline import Pipeline
 from ..prompts.embeddings import LearnedWord
-from .kinds import Report, Subject
+from ..settings import setting
+from .kinds import Report
 from .parallel import Share
-from .stage import PictureRecipe, PictureStage
+from .pictures import PictureRecipe, PictureStage
+from .recipe import flag, on, text, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InversionRecipe(PictureRecipe):
     """A learned word (Gal et al. 2022, arXiv 2208.01618): vectors that stand where the word stands."""
 
-    word: str = "<new>"  # as the captions have it; a caption without it, or none, becomes "a photo of <new>"
-    vectors: int = 1
-    initial: str = ""  # the words that it begins as, of at most as many tokens; none: the mean of all words
-    keep_norm: bool = False  # vectors turn only, and stay as long as they began
+    word: str = setting(
+        "<new>",
+        text("a word without spaces around it", lambda v: v != "" and v == v.strip()),
+        'As the captions have it; a caption without it, or none, becomes "a photo of <new>".',
+    )
+    vectors: int = setting(1, whole("between 1 and 75", lambda v: 1 <= v <= 75), "Tokens that it stands for.")
+    initial: str = setting(
+        "", text(), "The words that it begins as, of at most as many tokens; none: the mean of all words."
+    )
+    keep_norm: bool = setting(False, flag(), "Vectors turn only, and stay as long as they began.")
+
+    @property
+    def stage(self) -> type[InversionStage]:
+        return InversionStage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlNetRecipe(PictureRecipe):
-    """A ControlNet (Zhang et al. 2023, arXiv 2302.05543), begun as a copy of the U-Net's way down."""
-
-    hint: str = "canny"  # a name of `darkroom.hints`
-    attention: bool = True  # without: no transformers in it, a smaller file, for hints that say where things are
-    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+def textual_inversion(preset: str = "cpu") -> InversionRecipe:
+    """Two thousand steps of four pictures; captions are never dropped."""
+    recipe = InversionRecipe(
+        steps=2000, batch_size=4, lr=5e-3, optimizer="adamw", warmup=20, cooldown=0.5, dropout=0.0, ema=0.99
+    )
+    return on(recipe, preset)
 
 
 class Vectors(nn.Module):
@@ -72,12 +75,9 @@ class InversionStage(PictureStage):
     config: InversionRecipe
 
     @classmethod
-    def open(
-        cls, recipe: InversionRecipe, subject: Subject, output: Path, report: Report | None = None
-    ) -> tuple[Pipeline, Lessons]:
-        """As `PictureStage.open`; a picture without a caption is called by the word: it would teach nothing else."""
-        called = recipe.word if recipe.template != "{}" else _plain(recipe)
-        return super().open(replace(recipe, caption=recipe.caption or called), subject, output, report)
+    def called(cls, recipe: InversionRecipe) -> str:
+        """A picture without a caption is called by the word: it would teach nothing else."""
+        return recipe.caption or (recipe.word if recipe.template != "{}" else _plain(recipe))
 
     @classmethod
     def check_model(cls, pipe: Pipeline) -> None:
@@ -135,7 +135,7 @@ class InversionStage(PictureStage):
         """Whether the text encoder is shown the word in a caption: it may be a part of another, or come too late."""
         return any(chunk.learned for (chunk,) in self._chunks(caption))
 
-    def write(self, output: Path) -> Path:
+    def write(self, output: Path, report: Report) -> Path:
         return save_embedding(output / "word.safetensors", self.word().detach(), name=self.config.word)
 
     @contextmanager
@@ -147,53 +147,3 @@ class InversionStage(PictureStage):
 def _plain(recipe: InversionRecipe) -> str:
     """What is read with a picture whose caption doesn't have the word."""
     return f"a photo of {recipe.word}"
-
-
-class ControlNetStage(PictureStage):
-    """A ControlNet's training."""
-
-    config: ControlNetRecipe
-
-    def begin(self) -> None:
-        c = self.config
-        try:
-            self.net = ControlNet.from_unet(self.pipe.unet, attention=c.attention, hint_widths=c.hint_widths)
-        except ValueError as error:
-            raise TrainingError(str(error)) from None
-        check_hint_widths(c, self.net, self.pipe.autoencoder.config.downscale)
-        self.modules["controlnet"] = self.net
-
-    def hint(self, i: int, step: int) -> Tensor:
-        """The hint of picture i, as a step shows it: [3, H, W] in 0..1."""
-        shown = self.lessons.picture(i, self.lessons.version(i, step, self.config.seed))
-        made = hints.make(self.config.hint, Image.fromarray(shown))
-        return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 255
-
-    def shown(self, rows: Sequence[int], step: int) -> Any:
-        return *super().shown(rows, step), torch.stack([self.hint(i, step) for i in rows])
-
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
-        latents, rows, captions, shown = batch
-        n = len(rows)
-        control = ControlBatch(self.net, tuple(range(n)), shown.to(self.pipe.device), (1.0,) * n, (False,) * n)
-        condition = replace(self.condition(captions, rows, step), controls=(control,))
-        return self.denoising(latents, rows, condition, share)
-
-    @contextmanager
-    def drawing(self) -> Iterator[Mapping[str, Any]]:
-        """Sheets are steered by the hint of the first picture."""
-        hint = hints.make(self.config.hint, Image.fromarray(self.lessons.picture(0)))
-        with super().drawing() as told:
-            yield {**told, "controls": (Control(self.net, hint),)}
-
-    def write(self, output: Path) -> Path:
-        return save_controlnet(output / "controlnet", self.net.state_dict(), self.net.config, torch.float16)
-
-
-def check_hint_widths(recipe: ControlNetRecipe, net: ControlNet, wanted: int) -> None:
-    """Raise TrainingError unless a ControlNet brings hints to the size of latents, `wanted` times smaller."""
-    if (found := net.config.hint_downscale) != wanted:
-        raise TrainingError(
-            f"hint_widths has {len(recipe.hint_widths)} widths, which shrink a hint {found} times; this model's "
-            f"latents are {wanted} times smaller than its pictures"
-        )

@@ -1,9 +1,12 @@
-"""A vocabulary learned from captions, for a text encoder that is trained from nothing."""
+"""Tokenizers of text encoders that are trained from nothing: learned from captions, or of the built-in scenes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
@@ -13,14 +16,49 @@ from ..errors import TrainingError
 from ..prompts.tokenizer import (
     END_OF_WORD,
     Tokenizer,
+    build_vocabulary,
     byte_symbols,
     normalizer,
     pre_tokenizer,
     vocabulary_of,
     without_surrogates,
 )
+from ..toy.objects import vocabulary
 
+TOKENIZER = "tokenizer"  # in a run's folder
 LEAST = len(byte_symbols()) * 2 + 2  # tokens without a merge: bytes, bytes that end a word, begin and end of a text
+
+
+def run_tokenizer(run: Path, make: Callable[[], Tokenizer] | None = None) -> Tokenizer:
+    """What the captions of a run are read with, kept in its folder; `make` makes it when the run begins."""
+    folder = run / TOKENIZER
+    if make is None:
+        return Tokenizer.from_folder(folder)
+    made = make()
+    shutil.rmtree(folder, ignore_errors=True)
+    made.save(folder)
+    return made
+
+
+def of_length(tokenizer: Tokenizer, length: int) -> Tokenizer:
+    """A tokenizer whose texts are padded and cut to `length` tokens."""
+    if tokenizer.max_length == length:
+        return tokenizer
+    return Tokenizer(
+        tokenizer.vocab, tokenizer.merges, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token, unk_token=tokenizer.unk_token, max_length=length,
+    )  # fmt: skip
+
+
+def scene_tokenizer() -> Tokenizer:
+    """The tokenizer of the built-in scenes: every word of a caption is one token."""
+    vocab, merges = build_vocabulary(vocabulary())
+    return Tokenizer(vocab, merges)
+
+
+def texts_of(recipe: Any, captions: Sequence[str]) -> list[str]:
+    """The texts that a tokenizer is learned from: captions, and what a recipe puts around them."""
+    return [*captions, recipe.prefix, *recipe.template.replace("{}", " ").split("|")]
 
 
 def learn_tokenizer(captions: Sequence[str], size: int, max_length: int = 77) -> Tokenizer:
