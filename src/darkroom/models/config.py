@@ -3,7 +3,7 @@
 A field is declared once, as a `setting` with its kind and what it is; what is checked, read and written follows from
 that. Beside `settings.setting`'s arguments a field may say
 
-    key        the name in the file, where it isn't the field's; "": its class reads and writes it by hand
+    key        the name in the file, where it isn't the field's; None: its class reads and writes it by hand
     absent     what a file that lacks the key means: diffusers' default, where ours is another
     empty      True: None, 0 and [] in a file mean what an absent key means
     read       a value of a file to the field's
@@ -101,7 +101,7 @@ def _check_divides(name: str, parts: int, width: int) -> None:
 
 def _key(field: Field[Any]) -> str:
     key: str | None = field.metadata["setting"].key
-    return field.name if key is None else key
+    return field.name if key == "" else key or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +291,7 @@ class UNetConfig(Config):
     layers_per_block: tuple[int, ...] = setting((2, 2, 2, 2), DEPTHS, "resnets a level going down (one more going up)",
         absent=2, per_level=True)
     attention_levels: tuple[bool, ...] = setting((True, True, True, False), FLAGS, "levels with spatial transformers",
-        key="", per_level=True)
+        key=None, per_level=True)
     only_cross_attention: tuple[bool, ...] = setting((False, False, False, False), FLAGS,
         "attn1 attends to the text too (upscaler)", absent=False, per_level=True)
     transformer_layers: tuple[int, ...] = setting((1, 1, 1, 1), DEPTHS, "blocks in each spatial transformer",
@@ -301,8 +301,8 @@ class UNetConfig(Config):
         key="attention_head_dim", absent=8, per_level=True)
     cross_attention_dim: int = setting(768, SIZE, "width of the text", absent=1280)
     use_linear_projection: bool = setting(False, FLAG, "proj_in/out of a transformer: linear or 1x1 conv")
-    mid_block: bool = setting(True, FLAG, "False: no middle at all (some distilled models)", key="")
-    mid_block_attention: bool = setting(True, FLAG, "False: the middle is one resnet, no transformer", key="")
+    mid_block: bool = setting(True, FLAG, "False: no middle at all (some distilled models)", key=None)
+    mid_block_attention: bool = setting(True, FLAG, "False: the middle is one resnet, no transformer", key=None)
     norm_num_groups: int = setting(32, SIZE, "groups of every GroupNorm")
     norm_eps: float = setting(1e-5, NUMBER, "of the resnets' GroupNorms")
     flip_sin_to_cos: bool = setting(True, FLAG, "timestep embedding: cosines first")
