@@ -15,9 +15,9 @@ from ..pipeline import DTYPES, Pipeline
 from ..settings import setting
 from .kinds import Report, Source
 from .pictures import PictureRecipe, PictureStage
-from .recipe import FRACTION, flag, listed, named, on
+from .recipe import FRACTION, either, flag, listed, on
 
-TRAIN = named(("unet", "text-encoder", "both"))
+TRAIN = either(("unet", "text-encoder", "both"))
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 DREAMBOOTH: Mapping[str, Any] = {"caption": "a photo of sks", "dropout": 0.0, "prior_weight": 1.0}
 

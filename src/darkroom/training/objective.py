@@ -26,7 +26,7 @@ from ..diffusion.scalings import Scaling
 from ..diffusion.schedule import Schedule
 from ..settings import setting
 from .parallel import Share
-from .recipe import ABOVE_ZERO, FRACTION, LoopConfig, flag, named, number
+from .recipe import ABOVE_ZERO, FRACTION, LoopConfig, either, flag, number
 
 
 def assign(cost: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -81,9 +81,9 @@ class DenoisingRecipe(LoopConfig):
     """What every training against `denoising_loss` has. The defaults are the plain loss of Stable Diffusion."""
 
     dropout: float = setting(0.1, FRACTION, "Fraction of captions replaced by the empty one, so that guidance works.")
-    weight: str = setting("constant", named(WEIGHTS), "Of a noise level in the loss (see `weight_of`).")
+    weight: str = setting("constant", either(WEIGHTS), "Of a noise level in the loss (see `weight_of`).")
     gamma: float = setting(5.0, ABOVE_ZERO, 'Where the weights "min-snr" and "snr-plus-one" are cut off.')
-    times: str = setting("uniform", named(TIMES), "How timesteps are drawn (see `times_of`).")
+    times: str = setting("uniform", either(TIMES), "How timesteps are drawn (see `times_of`).")
     times_mean: float = setting(
         0.0, number("between -10 and 10", lambda v: -10 <= v <= 10), 'Of "logit-normal": below 0, low noise comes more.'
     )

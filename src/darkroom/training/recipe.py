@@ -72,6 +72,12 @@ def named(names: Iterable[str]) -> Kind:
     return text(", ".join(map(repr, known[:-1])) + f" or {known[-1]!r}", lambda v: v in known)
 
 
+def either(names: Iterable[str]) -> Kind:
+    """One of a few names: "'a' or 'b' or 'c'"."""
+    known = tuple(names)
+    return text(" or ".join(map(repr, known)), lambda v: v in known)
+
+
 def listed(names: Iterable[str], *more: str) -> Kind:
     """One of many names: "one of a, b, c"; `more` are not told of."""
     known = tuple(names)
