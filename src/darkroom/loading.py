@@ -17,8 +17,8 @@ from .accelerate.graphs import record_calls
 from .accelerate.int8 import int8_problem, to_int8
 from .backends import BACKENDS, Networks, classes
 from .embedded import HOME, MODEL
-from .engine.memory import out_of_memory
-from .engine.preview import Previewer
+from .engine.advance import out_of_memory
+from .engine.decode import Previewer
 from .errors import CheckpointError, RequestError
 from .files import cache_folder
 from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open_checkpoint

@@ -17,12 +17,10 @@ from . import arguments
 from .accelerate.compiled import compile_blocks, is_compiled
 from .adapters import Adapter, Lora, Merged, Scaled
 from .diffusion.denoiser import Denoiser
-from .engine.engine import Engine, Failed, Finished, Progress, decode
-from .engine.job import Control, Inputs
-from .engine.memory import finite
-from .engine.prepare.common import LoadedControlNet
+from .engine.decode import Previewer, decode, finite
+from .engine.engine import Engine, Failed, Finished, Progress
+from .engine.job import Control, Inputs, LoadedControlNet
 from .engine.prepare.upscale import upscaling
-from .engine.preview import Previewer
 from .errors import CheckpointError, RequestError
 from .formats.checkpoint import native_state
 from .formats.control import PART as CONTROLNET

@@ -79,6 +79,14 @@ def test_recipes_are_drawn_again(tiny_pipe: Pipeline, folder: Path) -> None:
         tiny_pipe.draw(first.requests)
 
 
+def test_a_second_pass_has_the_loras_of_the_prompt(tiny_pipe: Pipeline, folder: Path) -> None:
+    options = {**OPTIONS, "hires": darkroom.Hires(1.5, 0.7)}
+    named = tiny_pipe.generate("a <lora:ink:0.5>fox", **options)  # type: ignore[arg-type]
+    given = tiny_pipe.generate("a fox", loras=[darkroom.Lora(folder / "ink.safetensors", 0.5)], **options)  # type: ignore[arg-type]
+    assert torch.equal(named.images, given.images)  # type: ignore[arg-type]
+    assert torch.equal(named.images, tiny_pipe.draw(named.requests, output="pt").images)  # type: ignore[arg-type]
+
+
 def test_what_can_not_be(tiny_pipe: Pipeline, folder: Path) -> None:
     with pytest.raises(RequestError, match="did you mean 'gold'"):
         tiny_pipe.generate("<lora:golt:1>")

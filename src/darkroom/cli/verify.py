@@ -152,7 +152,7 @@ def _check_inputs(recorded: Request, given: Request) -> None:
     for name in ("loras", "controls", "embeddings"):
         theirs, ours = getattr(recorded, name), getattr(given, name)
         if name == "loras" and any(not used.hash for used in theirs):
-            continue  # found by their names, all of them: see engine/prepare/loras.py
+            continue  # found by their names, all of them: see engine/prepare/complete.py
         if theirs and sorted(map(_content, theirs)) != sorted(map(_content, ours)):
             raise RequestError(
                 f"the recipe was made with the {name} {_listed(theirs)}, and given are {_listed(ours)}; give the same"

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from ..diffusion.condition import Condition, group_key
 from ..errors import Error, RequestError
+from ..kernels.heap import return_freed_memory
 from ..samplers.state import SamplerState
 from .job import Job, Kept
-from .memory import out_of_memory, release
 from .scheduler import share
 
 Denoise = Callable[[Tensor, Sequence[float], Sequence[Condition], Sequence[float | None]], Tensor]
 """x [N, C, H, W]; of each row: sigma, condition, timestep (None: the schedule's) -> denoised [N, C, H, W] float32."""
+
+CPU_ROWS = 8  # beyond this a CPU gains nothing from a wider batch
+ACCELERATOR_ROWS = 16
 
 log = logging.getLogger(__name__)
 
@@ -187,3 +190,30 @@ def _sentence(error: Exception, job: Job) -> Error:
     )
     told.__cause__ = error
     return told
+
+
+# --- memory
+
+
+def default_rows(device: torch.device) -> int:
+    """Rows of one U-Net call that suit a device, for a model and pictures of ordinary size."""
+    return CPU_ROWS if device.type == "cpu" else ACCELERATOR_ROWS
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: CUDA's and MPS's own, the CPU allocator's RuntimeError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in str(error) or "out of memory" in str(error).lower()
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give cached blocks back, so that a smaller attempt finds whole ones, or another program."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    else:
+        return_freed_memory()

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -21,14 +20,11 @@ from torch import Tensor
 from ..accelerate.exact import same_bits
 from ..diffusion.condition import Condition
 from ..errors import Error, RequestError
-from ..images import to_pil, to_unit
-from ..models.autoencoder import Autoencoder
 from ..request import Request, whole
-from .advance import advance
+from .advance import advance, default_rows, out_of_memory, release
+from .decode import Preview, finish
 from .job import Inputs, Job
-from .memory import default_rows, finite, out_of_memory, release
-from .prepare import Model, prepare, prepare_next
-from .preview import Preview
+from .prepare import LoadedModel, prepare, prepare_next
 from .scheduler import pick
 
 log = logging.getLogger(__name__)
@@ -75,7 +71,7 @@ class Engine:
             drawn with it (docs/determinism.md). Without it, kernels choose by batch size and the last digits vary.
     """
 
-    def __init__(self, model: Model, *, max_rows: int | None = None, deterministic: bool = False) -> None:
+    def __init__(self, model: LoadedModel, *, max_rows: int | None = None, deterministic: bool = False) -> None:
         self.model = model
         self.max_rows = default_rows(model.device) if max_rows is None else whole("max_rows", max_rows, 1, 100_000)
         self.deterministic = deterministic
@@ -180,33 +176,3 @@ class Engine:
     def _failure(self, job: Job, error: Error) -> Failed:
         log.warning("job %s failed: %s", job.id, error, exc_info=error.__cause__)
         return Failed(job.id, error)
-
-
-def finish(autoencoder: Autoencoder, job: Job) -> Image.Image | Tensor:
-    """What a job that is done sampling gives: a picture, a tensor [3, H, W] in 0..1, or a latent [C, h, w]."""
-    latent = job.state.x * job.final_scale
-    if job.known is not None:
-        latent = job.known.restore(latent)
-    if job.output == "latent":
-        return latent.cpu()
-    width, height = job.size
-    picture = decode(autoencoder, latent[None])[0, :, :height, :width].cpu()
-    if job.composite is not None:
-        picture = job.composite.put(picture)
-    return to_pil(picture) if job.output == "pil" else picture.contiguous()
-
-
-@torch.no_grad()
-def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """Scaled latents [N, C, h, w] -> pictures [N, 3, H, W] float32 in 0..1, one at a time to keep memory low.
-
-    One at a time also keeps the bits of a picture independent of its company.
-    """
-    device = next(autoencoder.parameters()).device
-
-    def decoded(latent: Tensor, network: Autoencoder) -> Tensor:
-        with same_bits(network):
-            return network.decode(network.unscale(latent[None]).to(next(network.parameters()).dtype))
-
-    latents = latents.to(device).float()
-    return torch.cat([to_unit(finite(autoencoder, partial(decoded, latent), "decoding")) for latent in latents])

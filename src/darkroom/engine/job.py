@@ -1,7 +1,4 @@
-"""What a request brings along that no recipe can hold: tensors and pictures.
-
-A picture in progress.
-"""
+"""A picture on its way: what a request brings along, the request as it is parsed, and the job that is drawn."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -23,7 +21,8 @@ from ..masks import Composite
 from ..models.controlnet import ControlNet
 from ..models.unet import Deep
 from ..prompts.embeddings import LearnedWord
-from ..request import MAX_CONTROL, Request, real
+from ..prompts.grammar import Prompt
+from ..request import MAX_CONTROL, Request, UsedControl, real
 from ..samplers.state import Noise, Sampler, SamplerState
 
 
@@ -81,23 +80,49 @@ class Inputs:
     loras: tuple[Scaled, ...] = ()  # attached to U-Net and text encoders (`Pipeline.lora` reads them)
 
 
-# --- job
+class LoadedControlNet(NamedTuple):
+    """A ControlNet ready to steer, where it is from, and ten hexadecimal digits of its file's SHA-256."""
+
+    net: ControlNet
+    name: str
+    hash: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedControl:
+    """A `Control` whose network is loaded and whose hint is made."""
+
+    net: ControlNet
+    hint: Image.Image
+    used: UsedControl  # what a recipe says of it
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ParsedRequest:
+    """A request on its way to a job: its texts parsed, what it brings opened, and nothing filled in yet."""
+
+    id: str  # the job's
+    asked: Request
+    prompt: Prompt
+    negative: Prompt
+    words: tuple[LearnedWord, ...]  # those that the texts use
+    controls: tuple[OpenedControl, ...]
+    inputs: Inputs  # pictures as `images` opens them; all LoRAs, those that the prompt names too
+    output: str  # what becomes of the picture in the end: "pil", "pt" or "latent"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Next:
     """The pass that follows another one, which gives it a picture or a latent to begin from."""
 
-    request: Request
-    inputs: Inputs
+    parsed: ParsedRequest
     steps: int
-    output: str  # what becomes of it in the end
     upscaler: str  # how the first one's result is enlarged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """A branch's deep features from an earlier evaluation, and what it was asked then."""
+    """A branch's cached features from an earlier evaluation (DeepCache), and what it was asked then."""
 
     features: Tensor  # [C, h, w]
     text: Tensor
@@ -122,16 +147,15 @@ class Job:
     state: SamplerState
     guidance: Guidance
     noise: Noise
-    timesteps: Mapping[float, float] = field(
-        default_factory=dict
-    )  # sigma -> the timestep told, where not the schedule's
+    # sigma -> the timestep that the network is told there, where it is not the schedule's
+    timesteps: Mapping[float, float] = field(default_factory=dict)
     final_scale: float = 1.0  # state.x * final_scale is the latent, for samplers that end above zero noise
     start: int = 0  # the interval it began in
     stop: int | None = None  # the interval it doesn't enter any more; None: it goes on to the end
     controls: Controls | None = None  # what steers the U-Net
     windows: Windows | None = None  # which parts of it the U-Net is shown; None: the whole
     known: Known | None = None  # what is not to change
-    kept: Mapping[tuple[int, int], Kept] = field(default_factory=dict)  # deep features by (window, branch)
+    kept: Mapping[tuple[int, int], Kept] = field(default_factory=dict)  # cached features by (window, branch)
     composite: Composite | None = None  # where in which picture the result belongs
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
     next: Next | None = None  # the pass that its result goes into

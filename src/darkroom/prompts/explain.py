@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import visible
 from .chunks import Chunk, chunk_prompt
 from .embeddings import LearnedWord, check_widths
-from .grammar import Part, Stage, Tag, check_prompt, parts, stages, take_tags
+from .grammar import Prompt, Tag
 from .tokenizer import END_OF_WORD, Tokenizer
 
 
@@ -88,24 +88,22 @@ def explain(
     Args:
         steps: that the picture takes.
         words: learned words that the prompt may use.
-        negative: whether it is a negative prompt: in one AND is a word like others.
+        negative: whether it is a negative prompt: in one AND and tags are words like others.
         length: ids of a chunk (the tokenizer's `max_length` if None).
         widths: of the model's text encoders, to check learned words against.
 
     Raises RequestError for a prompt that can't be drawn.
     """
-    check_prompt(prompt, style)
+    parsed = Prompt.parse(prompt, style, negative)
     length = length or tokenizer.max_length
-    bare, loras = take_tags(prompt, style)
-    grammar = style == "a1111"
     told: list[ToldPart] = []
     used: dict[str, ToldWord] = {}
     split: dict[str, tuple[str, ...]] = {}
     spelled: dict[str, None] = {}
-    for part in parts(bare) if grammar and not negative else (Part(bare),):
+    for part in parsed.parts:
         ranges: dict[str, list[tuple[int, int]]] = {}
         first = 1
-        for stage in stages(part.text, steps) if grammar else (Stage(steps, part.text),):
+        for stage in parsed.stages(part, steps):
             ranges.setdefault(stage.text, []).append((first, stage.until))
             first = stage.until + 1
         texts: list[ToldText] = []
@@ -129,7 +127,7 @@ def explain(
         style=style,
         steps=steps,
         room=length - 2,
-        loras=loras,
+        loras=parsed.loras,
         parts=tuple(told),
         embeddings=tuple(used.values()),
         split=tuple(split.items()),

@@ -1,40 +1,13 @@
-"""Prompt grammars: a text to spans with weights.
+"""A prompt, parsed. `Prompt.parse` is the only place where a text is read; what it gives travels to the conditions.
 
-    a1111   (x) times 1.1, [x] divided by 1.1, (x:1.3) times 1.3; nesting multiplies; BREAK starts a new chunk
-    comfy   (x) times 1.1, (x:1.3) exactly 1.3; square brackets are text
-    plain   everything is text
+Four things are in A1111's grammar, and are read in this order:
 
-In the first two a backslash makes a bracket an ordinary character. No prompt is ungrammatical: a bracket that doesn't
-fit is text, one that isn't closed in a1111 reaches to the end (in comfy it is text, and so is all that follows).
-All three take time linear in the text, but for a factor in a1111 of a nanosecond a character and bracket.
+    tags         <lora:name:weight>, taken out of the text before anything else reads it
+    composition  a cat AND a dog :1.2: several prompts, each with a weight, drawn into one picture
+    schedules    [from:to:when], [a|b]: the text changes from step to step, and becomes several plain ones
+    weights      (x:1.3), BREAK: a plain text becomes spans with weights
 
-Composition: "a cat AND a dog :1.2" is several prompts, each with a weight, drawn into one picture.
-
-The word AND in capitals, not as a part of a longer word, stands between the parts; a backslash before it makes it a
-word of the prompt. A part may end in a colon and its weight, which is 1 otherwise. A prompt without AND is one part,
-whatever it ends in (A1111 takes "at 10:30" for the weight 30). As in A1111 the parts are told first, so that AND
-splits inside brackets too. How the parts' pictures are combined: `diffusion.guidance.Composed`.
-
-Prompt scheduling, A1111's: a prompt whose text changes from step to step becomes a list of plain texts.
-
-    [from:to:when]   `from` for the first steps, then `to`
-    [to:when]        nothing, then `to`
-    [from::when]     `from`, then nothing
-    [a|b|c]          a in the first step, b in the second, c in the third, a in the fourth, ...
-
-`when` is the number of steps before the change: with a dot in it a fraction of all steps, cut to a whole number (0.25
-of 10 steps: 2), without one a number of steps. At 0 or below it is `to` from the beginning; at the number of steps or
-beyond, `from` to the end.
-
-Constructs nest. A pair of square brackets is one if all brackets inside are paired and it has, outside of brackets
-within it, one or two colons with a number after the last, or else a bar; every other bracket, colon and bar is left
-for the weights' grammar (`grammar`). A backslash makes the character after it an ordinary one. What stays of the text
-is left as it was written, white space included. Time is linear in the text, for each of its distinct steps.
-
-`<lora:name:weight>` in a prompt: taken out of the text before anything else reads it, as A1111 does.
-
-`<lora:name>` is at weight 1, `<lora:name:0.8>` on all networks, `<lora:name:0.8:0.5>` 0.8 on the text encoder and 0.5
-on the U-Net (A1111's order), which `<lora:name:te=0.8:unet=0.5>` says in words.
+ComfyUI's grammar has weights only, the plain one nothing. Each of the four has its own section below.
 """
 
 from __future__ import annotations
@@ -51,6 +24,17 @@ MAX_CHARACTERS = 32_000  # of a prompt; above it, it is refused
 MAX_BREAKS = 500  # each costs a chunk, however little is in it
 MAX_WEIGHT = 1_000.0  # a weight is between -MAX_WEIGHT and MAX_WEIGHT
 _EMPHASIS = 1.1  # of a bracket without a number
+
+
+# --- weights: a plain text to spans
+#
+#     a1111   (x) times 1.1, [x] divided by 1.1, (x:1.3) times 1.3; nesting multiplies; BREAK starts a new chunk
+#     comfy   (x) times 1.1, (x:1.3) exactly 1.3; square brackets are text
+#     plain   everything is text
+#
+# In the first two a backslash makes a bracket an ordinary character. No prompt is ungrammatical: a bracket that doesn't
+# fit is text, one that isn't closed in a1111 reaches to the end (in comfy it is text, and so is all that follows).
+# All three take time linear in the text, but for a factor in a1111 of a nanosecond a character and bracket.
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +237,11 @@ def _unescaped(text: str) -> str:
 
 
 # --- composition
+#
+# The word AND in capitals, not as a part of a longer word, stands between the parts; a backslash before it makes it a
+# word of the prompt. A part may end in a colon and its weight, which is 1 otherwise. A prompt without AND is one part,
+# whatever it ends in (A1111 takes "at 10:30" for the weight 30). As in A1111 the parts are told first, so that AND
+# splits inside brackets too. How the parts' pictures are combined: `diffusion.guidance.Composed`.
 
 
 MAX_PARTS = 16  # each is a row of every U-Net call
@@ -295,7 +284,21 @@ def _part(text: str) -> Part:
     return Part(text[: match.start()].rstrip(), weight)
 
 
-# --- stages
+# --- schedules
+#
+#     [from:to:when]   `from` for the first steps, then `to`
+#     [to:when]        nothing, then `to`
+#     [from::when]     `from`, then nothing
+#     [a|b|c]          a in the first step, b in the second, c in the third, a in the fourth, ...
+#
+# `when` is the number of steps before the change: with a dot in it a fraction of all steps, cut to a whole number (0.25
+# of 10 steps: 2), without one a number of steps. At 0 or below it is `to` from the beginning; at the number of steps or
+# beyond, `from` to the end.
+#
+# Constructs nest. A pair of square brackets is one if all brackets inside are paired and it has, outside of brackets
+# within it, one or two colons with a number after the last, or else a bar; every other bracket, colon and bar is left
+# for the weights. A backslash makes the character after it an ordinary one. What stays of the text is left as it was
+# written, white space included. Time is linear in the text, for each of its distinct steps.
 
 
 MAX_TEXTS = 200  # distinct texts of one prompt: each is encoded
@@ -469,6 +472,9 @@ def _render(root: _Node, step: int, steps: int) -> str:
 
 
 # --- tags
+#
+# `<lora:name>` is at weight 1, `<lora:name:0.8>` on all networks, `<lora:name:0.8:0.5>` 0.8 on the text encoder and 0.5
+# on the U-Net (A1111's order), which `<lora:name:te=0.8:unet=0.5>` says in words.
 
 
 MAX_TAGS = 100
@@ -518,3 +524,36 @@ def _number(written: str, inside: str) -> float:
             f"the prompt has <lora:{inside[:60]}>, whose weight {written[:20]!r} is no number from -100 to 100"
         )
     return value
+
+
+# --- all of it
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as it is read.
+
+    Attributes:
+        text: what is left of it without tags.
+        style: its grammar.
+        parts: the prompts that AND joins; one where nothing is joined.
+        loras: what its tags ask for, in order.
+    """
+
+    text: str
+    style: str
+    parts: tuple[Part, ...]
+    loras: tuple[Tag, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, style: str = "a1111", negative: bool = False) -> Prompt:
+        """Read a prompt; in a negative one tags and AND are words like others. Raises RequestError."""
+        check_prompt(text, style)
+        if style != "a1111" or negative:
+            return cls(text, style, (Part(text),))
+        bare, tags = take_tags(text)
+        return cls(bare, style, parts(bare), tags)
+
+    def stages(self, part: Part, steps: int) -> tuple[Stage, ...]:
+        """The plain texts of one of its parts over `steps` steps. Raises RequestError as `stages` does."""
+        return stages(part.text, steps) if self.style == "a1111" else (Stage(steps, part.text),)

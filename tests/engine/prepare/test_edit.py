@@ -78,7 +78,7 @@ def test_the_usual_scale_and_the_recipe(editor: Pipeline) -> None:
     assert editor.generate(PROMPT, **wishes, image_guidance_scale=1.5).images[0].tobytes() == result.images[0].tobytes()
     assert editor.generate(PROMPT, **wishes, image_guidance_scale=1.2).images[0].tobytes() != result.images[0].tobytes()
     assert recipe.image is not None
-    with pytest.raises(RequestError, match="give the picture to edit as image"):
+    with pytest.raises(RequestError, match="give the same image again"):
         editor.draw([recipe])
 
 

@@ -1,4 +1,8 @@
-"""Request -> Job, one function a task. What differs between tasks is the data of their jobs, nothing else."""
+"""Request -> Job, one function a task. What differs between tasks is the data of their jobs, nothing else.
+
+A request is parsed and what it brings is opened (`complete.parse`); its task plans the way; then it is completed to the
+recipe (`complete.complete`), its noise is drawn, its texts are encoded (`guidance`), and all of it becomes a job.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,19 @@ from torch import Tensor
 
 from ...errors import RequestError
 from ...request import Request
-from ..job import Inputs, Job
-from .common import Model
-from .control import check_controls, steered
+from ..job import Inputs, Job, ParsedRequest
+from .common import LoadedModel
+from .complete import parse
+from .control import steered
 from .extra_channels import depth_to_image, edit, is_editor, takes_depth
-from .image import image_to_image, text_to_image
+from .image import from_image, from_text
 from .inpaint import inpaint
-from .loras import carrying, with_loras
 from .upscale import enlarge, is_upscaler, second_pass, windowed, with_second_pass
 
-__all__ = [
-    "Inputs",
-    "Model",
-    "depth_to_image",
-    "edit",
-    "enlarge",
-    "image_to_image",
-    "inpaint",
-    "prepare",
-    "prepare_next",
-    "text_to_image",
-]
+__all__ = ["Inputs", "LoadedModel", "prepare", "prepare_next", "text_to_image"]
 
 
-def prepare(model: Model, request: Request, id: str, inputs: Inputs | None = None, output: str = "pil") -> Job:
+def prepare(model: LoadedModel, request: Request, id: str, inputs: Inputs | None = None, output: str = "pil") -> Job:
     """The job of a request: the task is what the inputs and the model make it.
 
     Args:
@@ -40,25 +33,26 @@ def prepare(model: Model, request: Request, id: str, inputs: Inputs | None = Non
 
     Raises RequestError where the model can't do what is asked.
     """
-    brought = inputs or Inputs()
-    bare, inputs = with_loras(model, request, brought)
-    check_controls(request, inputs.controls)
-    job = with_second_pass(model, _task(model, bare, inputs)(model, bare, id, inputs, output), brought)
-    return carrying(model, steered(model, windowed(model, job), inputs.controls), request, inputs.loras)
+    parsed = parse(model, request, id, inputs or Inputs(), output)
+    job = with_second_pass(model, _task(model, parsed)(model, parsed), parsed)
+    return steered(model, windowed(model, job), parsed.controls)
 
 
-def prepare_next(model: Model, job: Job, result: Image.Image | Tensor) -> Job:
+text_to_image = prepare  # its name where a text is all there is
+
+
+def prepare_next(model: LoadedModel, job: Job, result: Image.Image | Tensor) -> Job:
     """The job of the next pass of a picture, from the result of the one before. Its recipe stays the first one's."""
     coming = job.next
     assert coming is not None
-    bare, inputs = with_loras(model, coming.request, coming.inputs)
-    after = second_pass(model, bare, job.id, inputs, result, coming.output)
-    after = carrying(model, steered(model, windowed(model, after), inputs.controls), coming.request, inputs.loras)
+    after = second_pass(model, coming.parsed, result)
+    after = steered(model, windowed(model, after), coming.parsed.controls)
     after.enlarged, after.before, after.request = after.size, job.before + job.steps, job.request
     return after
 
 
-def _task(model: Model, request: Request, inputs: Inputs) -> Callable[[Model, Request, str, Inputs, str], Job]:
+def _task(model: LoadedModel, parsed: ParsedRequest) -> Callable[[LoadedModel, ParsedRequest], Job]:
+    request, inputs = parsed.asked, parsed.inputs
     if is_upscaler(model):
         return enlarge
     if is_editor(model):
@@ -72,5 +66,5 @@ def _task(model: Model, request: Request, inputs: Inputs) -> Callable[[Model, Re
     if inputs.mask is not None or request.outpaint is not None:
         return inpaint
     if inputs.image is not None:
-        return image_to_image
-    return text_to_image
+        return from_image
+    return from_text

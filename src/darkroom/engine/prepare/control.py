@@ -1,65 +1,38 @@
-"""ControlNets of a request: their hints made and fitted, and when each acts."""
+"""The ControlNets of a job: whether they fit the model, what each is shown of the picture, and when it acts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ... import hints
 from ...diffusion.condition import ControlInput, Controls, window
 from ...errors import RequestError
-from ...images import open_picture, pad_to_grid, to_tensor, to_unit
+from ...images import pad_to_grid, to_tensor, to_unit
 from ...models.controlnet import ControlNet
-from ...request import Request, UsedControl
-from ..job import Control, Job
-from .common import picture_fingerprint
-
-if TYPE_CHECKING:
-    from .common import Model
+from ..job import Job, OpenedControl
+from .common import LoadedModel
 
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of their text
 
 
-def check_controls(request: Request, controls: tuple[Control, ...]) -> None:
-    """Raise RequestError for a recipe that was steered, where nothing steers now."""
-    if request.controls and not controls:
-        names = ", ".join(repr(used.name[:60]) for used in request.controls)
-        raise RequestError(
-            f"this recipe was made with pictures that were given to ControlNets ({names}); give the same controls again"
-        )
-
-
-def steered(model: Model, job: Job, controls: tuple[Control, ...]) -> Job:
-    """A job with its controls, and a recipe that names them. Raises RequestError for one that doesn't fit the model."""
+def steered(model: LoadedModel, job: Job, controls: tuple[OpenedControl, ...]) -> Job:
+    """A job with its controls. Raises RequestError for one that doesn't fit the model."""
     if not controls:
         return job
-    if job.request.cache_interval > 1:
-        raise RequestError(
-            f"cache_interval is {job.request.cache_interval}, which doesn't go with ControlNets; leave it out, or them"
-        )
-    used, windows = [], []
+    windows = []
     count = evaluations(job)
     for control in controls:
-        loaded = model.controlnet(control.net)
-        for problem in _problems(loaded.net, loaded.name, model):
+        for problem in _problems(control.net, control.used.name, model):
             raise RequestError(problem)
-        picture = hints.make(control.hint, control.image) if control.hint else open_picture(control.image, "a hint")
-        used.append(
-            UsedControl(
-                loaded.name, loaded.hash, picture_fingerprint(picture), control.scale, control.start, control.stop,
-                control.guess,
-            )
-        )  # fmt: skip
-        guess = control.guess or loaded.net.config.global_pool
-        steering = ControlInput(loaded.net, _fitted(model, job, picture), control.scale, guess)
-        windows.append((steering, window(control.start, control.stop, count)))
+        used = control.used
+        guess = used.guess or control.net.config.global_pool
+        steering = ControlInput(control.net, _fitted(model, job, control.hint), used.scale, guess)
+        windows.append((steering, window(used.start, used.stop, count)))
     job.controls = Controls(tuple(windows))
-    job.request = replace(job.request, controls=tuple(used))
     return job
 
 
@@ -73,7 +46,7 @@ def evaluations(job: Job) -> int:
     return count
 
 
-def _fitted(model: Model, job: Job, picture: Image.Image) -> Tensor:
+def _fitted(model: LoadedModel, job: Job, picture: Image.Image) -> Tensor:
     """A hint [3, H, W] in 0..1 over exactly the job's latent: resized (Lanczos) to what is drawn, then padded.
 
     Where only part of a picture is drawn, the hint is of the whole picture, and that part of it counts.
@@ -90,7 +63,7 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _problems(net: ControlNet, name: str, model: Model) -> Iterator[str]:
+def _problems(net: ControlNet, name: str, model: LoadedModel) -> Iterator[str]:
     """What keeps a ControlNet from steering a model, in words."""
     config, unet, this = net.config, model.unet.config, f"the ControlNet {name[:60]!r}"
     if config.cross_attention_dim != unet.cross_attention_dim:

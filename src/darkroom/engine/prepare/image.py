@@ -1,12 +1,8 @@
-"""Text-to-image.
-
-Image-to-image: a picture with noise, from which another one is made.
-"""
+"""Text-to-image, and image-to-image: a picture with noise, from which another one is made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,46 +12,70 @@ from torch import Tensor
 from ...accelerate.exact import same_bits
 from ...diffusion.guidance import ClassifierFree
 from ...errors import RequestError
-from ...images import latent_size, open_picture, pad_to_grid, to_tensor
+from ...images import latent_size, pad_to_grid, to_tensor
 from ...masks import Composite
 from ...models.autoencoder import Autoencoder
 from ...request import MAX_SIDE, MIN_SIDE, Request
 from ...samplers.state import Noise, SamplerState
-from ..job import Inputs, Job
-from ..memory import finite, out_of_memory, release
+from ..advance import out_of_memory, release
+from ..decode import finite
+from ..job import Job, ParsedRequest
 from ..plan import Plan, plan
-from .common import NOTHING, Guide, Model, assemble, complete, guidance, noise_of, plan_of
+from .common import LoadedModel, assemble, noise_of
+from .complete import complete, wanted_steps
+from .guidance import Guide, guidance
+
+STRENGTH = 0.75
+Channels = Callable[[int, int], Tensor]  # (height, width) of a latent -> what the network sees beside it, [C', h, w]
 
 
-def text_to_image(model: Model, request: Request, id: str, inputs: Inputs = NOTHING, output: str = "pil") -> Job:
+def from_text(model: LoadedModel, parsed: ParsedRequest) -> Job:
     """A picture from a text alone. Raises RequestError where the model can't do what is asked."""
     _check_draws_from_text(model)
-    return drawn(model, request, id, inputs, output)
+    return drawn(model, parsed)
 
 
 def drawn(
-    model: Model,
-    request: Request,
-    id: str,
-    inputs: Inputs = NOTHING,
-    output: str = "pil",
+    model: LoadedModel,
+    parsed: ParsedRequest,
     guide: Guide = ClassifierFree,
+    channels: Channels | None = None,
+    **decided: Any,
 ) -> Job:
-    """A job that begins with noise alone. `guide` is what holds prompt and negative prompt."""
-    request = complete(model, request, inputs)
-    assert request.width is not None
-    assert request.height is not None
+    """A job that begins with noise alone. `guide` is `guidance`'s, `decided` is `complete`'s."""
+    asked = parsed.asked
+    plan = planned(model, asked).between(asked.start, asked.stop, model.schedule)
+    recipe = complete(model, parsed, plan, **decided)
+    assert recipe.width is not None
+    assert recipe.height is not None
     config = model.autoencoder.config
-    shape = (config.latent_channels, *latent_size(request.width, request.height, config.downscale))
-    noise = noise_of(request, inputs, shape)
-    plan = plan_of(model, request).between(request.start, request.stop, model.schedule)
+    height, width = latent_size(recipe.width, recipe.height, config.downscale)
+    noise = noise_of(recipe, parsed.inputs.latents, (config.latent_channels, height, width))
     # The latents of a picture that stopped are what it had come to; else they are noise of unit variance.
-    x = noise(0) if request.start is not None else noise(0) * plan.init_scale
+    x = noise(0) if recipe.start is not None else noise(0) * plan.init_scale
     state = SamplerState(x=x.to(model.device), sigma=plan.start_sigma, interval=plan.start)
-    return assemble(id, request, plan, state, noise, guidance(model, request, plan, inputs, guide), output)
+    beside = None if channels is None else channels(height, width)
+    return assemble(parsed, recipe, plan, state, noise, guidance(model, parsed, recipe, plan, guide, channels=beside))
 
 
-def _check_draws_from_text(model: Model) -> None:
+def planned(
+    model: LoadedModel,
+    request: Request,
+    steps: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    literal: bool = False,
+) -> Plan:
+    """Sampler and noise levels of a request; the scheduler of the model's folder where it leaves them open.
+
+    steps: instead of the request's. config: a scheduler configuration instead of the model's. literal: `plan`'s.
+    """
+    config = model.scheduler_config if config is None else config
+    as_is = literal or model.unet.config.size_conditioning  # diffusers' pipelines of SDXL take the flags as they are
+    count = wanted_steps(model, request) if steps is None else steps
+    return plan(model.schedule, config, count, request.sampler, request.schedule, literal=as_is)
+
+
+def _check_draws_from_text(model: LoadedModel) -> None:
     """Raise RequestError for a U-Net that needs more than a text: inpainting, upscaling, depth, editing."""
     wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
     if wanted != given or model.unet.config.num_class_embeds is not None:
@@ -65,43 +85,38 @@ def _check_draws_from_text(model: Model) -> None:
         )
 
 
-# --- image
+# --- image-to-image
 
 
-STRENGTH = 0.75
-
-
-def image_to_image(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
+def from_image(model: LoadedModel, parsed: ParsedRequest) -> Job:
     """A picture from another one and a text. Raises RequestError where the model can't do what is asked.
 
     The result is diffusers' with the same seed: the seed's first draw samples the autoencoder's posterior, the second
     is the noise. Strength 0 gives the picture back as it is.
     """
     _check_changes_pictures(model)
-    return redrawn(model, request, id, inputs, output)
+    return redrawn(model, parsed)
 
 
-def redrawn(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
+def redrawn(model: LoadedModel, parsed: ParsedRequest, channels: Channels | None = None) -> Job:
     """A job that begins with a picture and noise."""
-    assert inputs.image is not None
-    given = open_picture(inputs.image)
-    inputs = replace(inputs, image=given)
-    picture, request = sized(request, given)
-    request = complete(model, replace(request, strength=strength_of(request)), inputs)
-    _check_words(request)
-    seen = to_tensor(picture)
-    latent = encoded(model, seen, request, 0)
-    noise = noise_of(request, inputs, tuple(latent.shape), taken=1)
-    plan = begun(model, request)
-    job = assemble(
-        id, request, plan, noised(model, plan, latent, noise), noise, guidance(model, request, plan, inputs), output
-    )
-    if not request.strength:
+    assert parsed.inputs.image is not None
+    _check_words(parsed.asked)
+    picture = sized(parsed.asked, parsed.inputs.image)
+    strength = strength_of(parsed.asked)
+    plan = begun(model, parsed.asked, strength)
+    recipe = complete(model, parsed, plan, width=picture.width, height=picture.height, strength=strength)
+    latent = encoded(model, to_tensor(picture), recipe, 0)
+    noise = noise_of(recipe, parsed.inputs.latents, tuple(latent.shape), taken=1)
+    beside = None if channels is None else channels(*latent.shape[-2:])
+    guided = guidance(model, parsed, recipe, plan, channels=beside)
+    job = assemble(parsed, recipe, plan, noised(model, plan, latent, noise), noise, guided)
+    if not strength:
         job.composite = unchanged(picture)
     return job
 
 
-def _check_changes_pictures(model: Model) -> None:
+def _check_changes_pictures(model: LoadedModel) -> None:
     wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
     if wanted == 2 * given + 1:
         raise RequestError("this model repaints parts of pictures; give a mask too, white where to repaint")
@@ -124,8 +139,8 @@ def strength_of(request: Request) -> float:
     return STRENGTH if request.strength is None else request.strength
 
 
-def sized(request: Request, picture: Image.Image) -> tuple[Image.Image, Request]:
-    """The picture at the size asked for, and the request with that size: its own where none is asked for.
+def sized(request: Request, picture: Image.Image) -> Image.Image:
+    """The picture at the size asked for: its own where none is asked for.
 
     One side alone keeps the picture's aspect. With `outpaint` the size asked for is the finished canvas's, and the
     picture gets what the margins leave of it. Raises RequestError for sizes that can't be drawn.
@@ -148,60 +163,55 @@ def sized(request: Request, picture: Image.Image) -> tuple[Image.Image, Request]
             f"the picture to make would be {whole[0]}x{whole[1]} pixels, and its sides must be from {MIN_SIDE} to "
             f"{MAX_SIDE}; ask for another width and height"
         )
-    if picture.size != (wide, high):
-        picture = picture.resize((wide, high), Image.Resampling.LANCZOS)
-    return picture, replace(request, width=whole[0], height=whole[1])
+    return picture if picture.size == (wide, high) else picture.resize((wide, high), Image.Resampling.LANCZOS)
 
 
 def begun(
-    model: Model, request: Request, sliced: bool = True, config: Mapping[str, Any] | None = None, literal: bool = False
+    model: LoadedModel,
+    request: Request,
+    strength: float,
+    sliced: bool = True,
+    config: Mapping[str, Any] | None = None,
+    literal: bool = False,
 ) -> Plan:
-    """The plan of a complete request, cut where its strength begins.
+    """The plan of a request, cut where a strength begins.
 
     As diffusers has it: the last int(steps * strength) of the steps. With `exact_steps` the levels are those of a
     longer plan, of which `steps` lie below the strength's level (as in ComfyUI).
 
     Args:
         sliced: `Plan.from_interval`'s.
-        config: a scheduler configuration instead of the model's.
-        literal: `plan`'s.
+        config, literal: `planned`'s.
     """
-    assert request.strength is not None
-    config = model.scheduler_config if config is None else config
-
-    def levels(steps: int | None) -> Plan:
-        as_is = literal or model.unet.config.size_conditioning  # as in `plan_of`
-        return plan(model.schedule, config, steps, request.sampler, request.schedule, literal=as_is)
-
-    whole = levels(request.steps)
-    if request.strength == 0:
+    whole = planned(model, request, config=config, literal=literal)
+    if strength == 0:
         return whole.from_interval(whole.steps)
     if request.exact_steps:
-        count = int(whole.steps / request.strength)
+        count = int(whole.steps / strength)
         try:
-            stretched = levels(count)
+            stretched = planned(model, request, count, config, literal)
         except RequestError as error:
             raise RequestError(
-                f"exactly {whole.steps} steps at strength {request.strength:g} need a schedule of {count} steps, which "
+                f"exactly {whole.steps} steps at strength {strength:g} need a schedule of {count} steps, which "
                 f"can't be made; ask for fewer steps or a higher strength"
             ) from error
         return stretched.from_interval(count - whole.steps)
-    count = min(int(whole.steps * request.strength), whole.steps)
+    count = min(int(whole.steps * strength), whole.steps)
     if count < 1:
         raise RequestError(
-            f"strength {request.strength:g} of {whole.steps} steps is less than one step; "
+            f"strength {strength:g} of {whole.steps} steps is less than one step; "
             f"raise one of them, or ask for exact_steps"
         )
     return whole.from_interval(whole.steps - count, sliced=sliced)
 
 
-def noised(model: Model, plan: Plan, latent: Tensor, noise: Noise) -> SamplerState:
+def noised(model: LoadedModel, plan: Plan, latent: Tensor, noise: Noise) -> SamplerState:
     """Where a cut plan begins from a latent [C, h, w]: with its first draw of noise, or, past its end, as it is."""
     x = latent + noise(0) * plan.start_sigma if plan.start < plan.steps else latent / plan.final_scale
     return SamplerState(x.to(model.device), plan.start_sigma, plan.start)
 
 
-def encoded(model: Model, picture: Tensor, request: Request, draw: int) -> Tensor:
+def encoded(model: LoadedModel, picture: Tensor, recipe: Request, draw: int) -> Tensor:
     """A picture [1, 3, H, W] in -1..1 as a scaled latent [C, h, w] float32 on the CPU, sampled with one of its draws.
 
     Raises RequestError where memory runs out, or the autoencoder's numbers do.
@@ -210,12 +220,12 @@ def encoded(model: Model, picture: Tensor, request: Request, draw: int) -> Tenso
     mean, log_variance = moments(model, picture).chunk(2, dim=1)
     height, width = picture.shape[-2:]
     shape = (config.latent_channels, *latent_size(width, height, config.downscale))
-    noise = noise_of(request, Inputs(), shape)(draw)
+    noise = noise_of(recipe, None, shape)(draw)
     return model.autoencoder.scale(mean + torch.exp(log_variance.clamp(-30, 20) / 2) * noise)[0]
 
 
 @torch.no_grad()
-def moments(model: Model, picture: Tensor) -> Tensor:
+def moments(model: LoadedModel, picture: Tensor) -> Tensor:
     """Mean and log-variance [1, 2 C, h, w] float32 on the CPU of a picture's unscaled latent.
 
     Raises RequestError where memory runs out, or the autoencoder's numbers do.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,11 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...diffusion.condition import Condition
-from ...diffusion.guidance import Guidance
 from ...diffusion.regions import Known
 from ...errors import RequestError
-from ...images import latent_size, open_mask, open_picture, to_tensor
+from ...images import latent_size, to_tensor
 from ...masks import (
     Box,
     Composite,
@@ -29,34 +25,17 @@ from ...masks import (
     surroundings,
     working_size,
 )
-from ...request import Request
 from ...samplers.state import SamplerState
-from ..job import Inputs, Job
-from .common import GivenNoise, Model, assemble, complete, guidance, noise_of
+from ..job import Job, ParsedRequest
+from .common import GivenNoise, LoadedModel, assemble, noise_of
+from .complete import complete
+from .guidance import guidance
 from .image import begun, encoded, sized, strength_of, unchanged
 
 PADDING, BLUR = 32, 4  # pixels
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Beside:
-    """Another guidance, whose every branch sees extra input channels [C', h, w], and perhaps a class."""
-
-    guided: Guidance
-    channels: Tensor
-    class_label: int | None = None
-
-    def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return tuple(
-            replace(condition, channels=self.channels, class_label=self.class_label)
-            for condition in self.guided.branches(sigma)
-        )
-
-    def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
-        return self.guided.combine(denoised, x, sigma)
-
-
-def inpaint(model: Model, request: Request, id: str, inputs: Inputs, output: str = "pil") -> Job:
+def inpaint(model: LoadedModel, parsed: ParsedRequest) -> Job:
     """A picture of which the masked part is drawn anew. Raises RequestError where the model can't do what is asked.
 
     A nine-channel model sees mask and masked picture, as in diffusers; an ordinary one has the known part restored in
@@ -64,34 +43,37 @@ def inpaint(model: Model, request: Request, id: str, inputs: Inputs, output: str
     0, give the picture back as it is.
     """
     nine = _nine_channels(model)
-    picture, mask, inputs, request = _asked(request, inputs)
-    request = complete(model, request, inputs)
+    picture, mask, decided = _canvas(parsed)
+    fill, wanted = decided["fill"], decided["strength"]
     grid = model.autoencoder.config.downscale
     marked = bounds(mask)
     box, work = (0, 0, *picture.size), picture.size
-    if request.only_masked and marked is not None:
-        box = surroundings(marked, request.mask_padding or 0, picture.size, model.size)
+    if parsed.asked.only_masked and marked is not None:
+        box = surroundings(marked, decided["mask_padding"], picture.size, model.size)
         work = working_size(box, model.size, grid)
     seen, hidden = _cut(picture, mask, box, work)
 
-    strength = request.strength if marked is not None else 0.0
-    wanted = replace(request, strength=strength)
-    plan = begun(model, wanted, True, _corrected(model), literal=True) if nine else begun(model, wanted, sliced=False)
+    strength = wanted if marked is not None else 0.0
+    plan = (
+        begun(model, parsed.asked, strength, True, _corrected(model), literal=True)
+        if nine
+        else begun(model, parsed.asked, strength, sliced=False)
+    )
+    recipe = complete(model, parsed, plan, **decided)
     # Pure noise is what a picture from a text alone begins as: at strength 1 nothing of the masked part is seen.
-    pure = request.fill == "noise" or (strength == 1 and request.fill == "original")
+    pure = fill == "noise" or (strength == 1 and fill == "original")
     # The seed's draws are in diffusers' order: a sample of the picture if one is needed, noise, the masked picture.
     taken = 0 if nine and pure and strength == 1 else 1
     shape = (model.autoencoder.config.latent_channels, *latent_size(*work, grid))
-    noise = noise_of(request, inputs, shape, taken)
-    first, places = noise(0), on_latents(hidden, grid)
-    guided = guidance(model, request, plan, inputs)
+    noise = noise_of(recipe, parsed.inputs.latents, shape, taken)
+    first, places, beside = noise(0), on_latents(hidden, grid), None
     if nine:
-        masked = encoded(model, seen * (1 - hidden), request, taken + 1)
-        noise = GivenNoise(first, noise_of(request, Inputs(), shape, taken + 1))
-        guided = Beside(guided, torch.cat([_nearest(hidden, grid), masked]))
+        masked = encoded(model, seen * (1 - hidden), recipe, taken + 1)
+        noise = GivenNoise(first, noise_of(recipe, None, shape, taken + 1))
+        beside = torch.cat([_nearest(hidden, grid), masked])
     x, known = first * (plan.start_sigma if plan.start else plan.init_scale), None
     if taken:
-        latent = encoded(model, spread(seen, hidden) if request.fill == "fill" else seen, request, 0)
+        latent = encoded(model, spread(seen, hidden) if fill == "fill" else seen, recipe, 0)
         known = None if nine else Known(latent, places)
         if plan.start == plan.steps:
             x = latent / plan.final_scale
@@ -99,15 +81,15 @@ def inpaint(model: Model, request: Request, id: str, inputs: Inputs, output: str
             noised = latent + first * plan.start_sigma
             x = noised.lerp(x, places) if pure else noised
     state = SamplerState(x.to(model.device), plan.start_sigma, plan.start)
-    job = assemble(id, request, plan, state, noise, guided, output)
+    job = assemble(parsed, recipe, plan, state, noise, guidance(model, parsed, recipe, plan, channels=beside))
     job.known = known
     job.composite = unchanged(picture)
     if strength:
-        job.composite = Composite(picture, as_picture(soft_edge(mask, request.mask_blur or 0)), box, work)
+        job.composite = Composite(picture, as_picture(soft_edge(mask, decided["mask_blur"])), box, work)
     return job
 
 
-def _nine_channels(model: Model) -> bool:
+def _nine_channels(model: LoadedModel) -> bool:
     """Whether the model was trained to see a mask and a masked picture. RequestError where it can't repaint at all."""
     wanted, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
     if wanted == 2 * given + 1:
@@ -120,7 +102,7 @@ def _nine_channels(model: Model) -> bool:
     return False
 
 
-def _corrected(model: Model) -> dict[str, Any]:
+def _corrected(model: LoadedModel) -> dict[str, Any]:
     """The scheduler configuration as diffusers' inpainting pipeline corrects it; other than for its other pipelines, a
     clip_sample that is written there stays.
     """
@@ -128,40 +110,37 @@ def _corrected(model: Model) -> dict[str, Any]:
     return {"clip_sample": False, **config, "steps_offset": 1, "skip_prk_steps": True}
 
 
-def _asked(request: Request, inputs: Inputs) -> tuple[Image.Image, Tensor, Inputs, Request]:
-    """The picture or canvas [W x H] that will be the result, its mask [1, 1, H, W], and both with all filled in."""
-    if inputs.image is None:
-        what = "a mask" if inputs.mask is not None else "outpaint"
+def _canvas(parsed: ParsedRequest) -> tuple[Image.Image, Tensor, dict[str, Any]]:
+    """The picture or canvas [W x H] that will be the result, its mask [1, 1, H, W], and the fields that say so."""
+    asked, given = parsed.asked, parsed.inputs
+    if given.image is None:
+        what = "a mask" if given.mask is not None else "outpaint"
         raise RequestError(f"{what} is given without an image; give the image too")
-    image = open_picture(inputs.image)
-    inputs = replace(inputs, image=image)
-    picture, request = sized(request, image)
-    fill = request.fill
-    if request.outpaint is not None:
-        if inputs.mask is not None:
+    picture, fill = sized(asked, given.image), asked.fill
+    if asked.outpaint is not None:
+        if given.mask is not None:
             raise RequestError("outpaint makes a mask of its own, and a mask is given too; leave one of them out")
         if fill == "original":
             raise RequestError("fill is 'original', but around the picture there is none; ask for 'fill' or 'noise'")
         fill = fill or "fill"
-        canvas, mask = extended(picture, request.outpaint)
+        canvas, mask = extended(picture, asked.outpaint)
     else:
-        assert inputs.mask is not None
-        given = open_mask(inputs.mask)
-        canvas, mask = picture, fitting(given, picture.size, image.size)
-        inputs = replace(inputs, mask=given)
-    request = replace(
-        request,
-        strength=strength_of(request),
-        fill=fill or "original",
-        mask_blur=BLUR if request.mask_blur is None else request.mask_blur,
-    )
-    if request.only_masked and request.mask_padding is None:
-        request = replace(request, mask_padding=PADDING)
-    elif not request.only_masked and request.mask_padding is not None:
+        assert given.mask is not None
+        canvas, mask = picture, fitting(given.mask, picture.size, given.image.size)
+    if not asked.only_masked and asked.mask_padding is not None:
         raise RequestError(
-            f"mask_padding is {request.mask_padding}, which means something with only_masked alone; ask for that too"
+            f"mask_padding is {asked.mask_padding}, which means something with only_masked alone; ask for that too"
         )
-    return canvas, mask, inputs, request
+    decided: dict[str, Any] = {
+        "width": canvas.width,
+        "height": canvas.height,
+        "strength": strength_of(asked),
+        "fill": fill or "original",
+        "mask_blur": BLUR if asked.mask_blur is None else asked.mask_blur,
+    }
+    if asked.only_masked:
+        decided["mask_padding"] = PADDING if asked.mask_padding is None else asked.mask_padding
+    return canvas, mask, decided
 
 
 def _cut(picture: Image.Image, mask: Tensor, box: Box, work: tuple[int, int]) -> tuple[Tensor, Tensor]:

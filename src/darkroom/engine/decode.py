@@ -1,13 +1,17 @@
-"""Cheap previews: a latent to a small picture by an affine map of its channels, without a network.
+"""Latents to pictures: by the autoencoder (in float32 where half precision overflows), or roughly, by an affine map.
 
 A latent pixel of a Stable Diffusion autoencoder is nearly an affine function of the mean colour beneath it. The map
 is fitted once for each autoencoder by least squares: a picture of smooth random colours is encoded, and the colours
-are regressed on the latent.
+are regressed on the latent. So a preview needs no network.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -16,10 +20,69 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..accelerate.exact import same_bits
+from ..errors import RequestError
 from ..images import to_pil, to_unit
 from ..models.autoencoder import Autoencoder
+from .job import Job
 
+NARROW = (torch.float16, torch.bfloat16)
 FIELD = 24  # side of the fitted picture in latent pixels: 576 equations for C + 1 unknowns a colour
+
+log = logging.getLogger(__name__)
+
+
+def finish(autoencoder: Autoencoder, job: Job) -> Image.Image | Tensor:
+    """What a job that is done sampling gives: a picture, a tensor [3, H, W] in 0..1, or a latent [C, h, w]."""
+    latent = job.state.x * job.final_scale
+    if job.known is not None:
+        latent = job.known.restore(latent)
+    if job.output == "latent":
+        return latent.cpu()
+    width, height = job.size
+    picture = decode(autoencoder, latent[None])[0, :, :height, :width].cpu()
+    if job.composite is not None:
+        picture = job.composite.put(picture)
+    return to_pil(picture) if job.output == "pil" else picture.contiguous()
+
+
+@torch.no_grad()
+def decode(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+    """Scaled latents [N, C, h, w] -> pictures [N, 3, H, W] float32 in 0..1, one at a time to keep memory low.
+
+    One at a time also keeps the bits of a picture independent of its company.
+    """
+    device = next(autoencoder.parameters()).device
+
+    def decoded(latent: Tensor, network: Autoencoder) -> Tensor:
+        with same_bits(network):
+            return network.decode(network.unscale(latent[None]).to(next(network.parameters()).dtype))
+
+    latents = latents.to(device).float()
+    return torch.cat([to_unit(finite(autoencoder, partial(decoded, latent), "decoding")) for latent in latents])
+
+
+def finite(autoencoder: Autoencoder, call: Callable[[Autoencoder], Tensor], what: str) -> Tensor:
+    """What `call` answers for the autoencoder; where that is not finite in half precision, for a float32 copy of it.
+
+    The copy is made for this call alone: the model stays as it is. `call` must bring its inputs to the autoencoder's
+    dtype itself; `what` ("decoding") is for the log. Raises RequestError where the answer isn't finite in float32.
+    """
+    answer = call(autoencoder)
+    if bool(answer.isfinite().all()):
+        return answer
+    dtype = next(autoencoder.parameters()).dtype
+    if dtype in NARROW:
+        log.warning("%s overflowed in %s; doing it again in float32", what, str(dtype).removeprefix("torch."))
+        answer = call(copy.deepcopy(autoencoder).float())
+        if bool(answer.isfinite().all()):
+            return answer
+    raise RequestError(
+        f"{what} answered with numbers that are not finite, in float32 too; check the autoencoder and the latents"
+    )
+
+
+# --- previews
 
 
 @torch.no_grad()

@@ -1,0 +1,222 @@
+"""From a request to a recipe: what it says is parsed, what it brings is opened, and what it leaves open is filled in.
+
+Each happens once. Before the last a task decides what is its own to decide (a size, a strength) and plans its way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ... import __version__, hints
+from ...adapters import Adapter, Scaled
+from ...errors import RequestError
+from ...images import open_mask, open_picture
+from ...prompts.embeddings import Finder, LearnedWord, fingerprints
+from ...prompts.grammar import Prompt, Tag
+from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, UsedControl, UsedLora, choice, draw_seed
+from ...samplers import entry
+from ..job import Control, Inputs, OpenedControl, ParsedRequest
+from ..plan import Plan
+from .common import LoadedModel
+
+GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
+
+
+def parse(model: LoadedModel, request: Request, id: str, inputs: Inputs, output: str) -> ParsedRequest:
+    """Parse the texts, open the pictures, find the LoRAs, words and ControlNets that a request asks for.
+
+    Raises RequestError for what can't be, whatever the task: pictures and files that are not there, words about them.
+    """
+    choice("output", output, OUTPUTS)
+    prompt = Prompt.parse(request.prompt, request.prompt_style)
+    negative = Prompt.parse(request.negative_prompt, request.prompt_style, negative=True)
+    inputs = replace(
+        inputs,
+        loras=_loras(model, request, inputs.loras, prompt.loras),
+        image=None if inputs.image is None else open_picture(inputs.image),
+        mask=None if inputs.mask is None else open_mask(inputs.mask),
+    )
+    _check(model, request, inputs)
+    words = _learned_words(request, inputs.embeddings, (prompt, negative))
+    controls = tuple(_opened(model, control) for control in inputs.controls)
+    return ParsedRequest(
+        id=id,
+        asked=request,
+        prompt=prompt,
+        negative=negative,
+        words=words,
+        controls=controls,
+        inputs=inputs,
+        output=output,
+    )
+
+
+def complete(model: LoadedModel, parsed: ParsedRequest, plan: Plan, **decided: Any) -> Request:
+    """The recipe: the request with all that it left open, and names and fingerprints of what the picture is made of.
+
+    `decided` is what the task says of its own fields. Raises RequestError for a size that is too large.
+    """
+    asked, inputs = parsed.asked, parsed.inputs
+    width, height = asked.width or model.size[0], asked.height or model.size[1]
+    width, height = decided.pop("width", width), decided.pop("height", height)
+    if width * height > MAX_PIXELS:
+        raise RequestError(f"{width}x{height} is {width * height:,} pixels; ask for {MAX_PIXELS:,} or fewer")
+    filled: dict[str, Any] = {
+        "width": width,
+        "height": height,
+        "steps": wanted_steps(model, asked) or entry(plan.sampler_name).steps,
+        "sampler": plan.sampler_name,
+        "schedule": plan.schedule_name,
+        "seed": draw_seed() if asked.seed is None else asked.seed,
+        "guidance_scale": _first(asked.guidance_scale, model.defaults.get("guidance_scale"), GUIDANCE_SCALE),
+        "image": None if inputs.image is None else picture_fingerprint(inputs.image),
+        "mask": None if inputs.mask is None else picture_fingerprint(inputs.mask),
+        "depth": None if inputs.depth is None else fingerprint(inputs.depth),
+        "latents": None if inputs.latents is None else fingerprint(inputs.latents),
+        "embeddings": fingerprints(parsed.words),
+        "loras": tuple(_used(lora) for lora in (*model.merged_loras, *inputs.loras)),
+        "controls": tuple(control.used for control in parsed.controls),
+        "model": model.name or None,
+        "model_hash": model.model_hash,
+        "vae": model.vae,
+        "vae_hash": model.vae_hash,
+        "version": __version__,
+    }
+    return replace(asked, **filled | decided)
+
+
+def wanted_steps(model: LoadedModel, request: Request) -> int | None:
+    """The steps that are asked for, or that the model's folder recommends for its own sampler."""
+    if request.steps is None and request.sampler is None and "steps" in model.defaults:
+        return int(model.defaults["steps"])
+    return request.steps
+
+
+def _first(*values: float | None) -> float | None:
+    """What was asked for, else what the model's folder recommends, else what everybody uses."""
+    return next((value for value in values if value is not None), None)
+
+
+def fingerprint(numbers: Tensor) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of starting noise or a depth map, as little-endian float32."""
+    values = numbers.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().astype("<f4")
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+
+def picture_fingerprint(picture: Image.Image) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a picture's "WIDTHxHEIGHT" and its pixels."""
+    return hashlib.sha256(f"{picture.width}x{picture.height}".encode() + picture.tobytes()).hexdigest()[:16]
+
+
+# --- what can't be
+
+
+def _check(model: LoadedModel, request: Request, inputs: Inputs) -> None:
+    """Raise RequestError where what a recipe was made of is missing, or something is said of what isn't there."""
+    if request.controls and not inputs.controls:
+        names = ", ".join(repr(used.name[:60]) for used in request.controls)
+        raise RequestError(
+            f"this recipe was made with pictures that were given to ControlNets ({names}); give the same controls again"
+        )
+    if request.latents is not None and inputs.latents is None:
+        raise RequestError(
+            f"this recipe began from noise that was given (fingerprint {request.latents}), not from its seed; "
+            f"give the same latents again"
+        )
+    for name in ("image", "mask", "depth"):
+        if getattr(request, name) is not None and getattr(inputs, name) is None:
+            raise RequestError(
+                f"this recipe was made with {'an' if name == 'image' else 'a'} {name} that was given (fingerprint "
+                f"{getattr(request, name)}); give the same {name} again"
+            )
+    if inputs.image is None and inputs.mask is None and request.outpaint is None:
+        for name in OF_AN_IMAGE:
+            if getattr(request, name) is not None:
+                raise RequestError(
+                    f"{name} is {getattr(request, name)!r}, but there is no image; give one, or leave it out"
+                )
+    for name in ("start", "stop"):
+        if getattr(request, name) is not None and inputs.image is not None:
+            raise RequestError(f"{name} is {getattr(request, name)}, which goes with a text alone; leave out the image")
+    if request.start is not None and inputs.latents is None:
+        raise RequestError(f"start is {request.start}, but there are no latents; give those of a picture that stopped")
+    if request.noise_level is not None and model.unet.config.num_class_embeds is None:
+        raise RequestError(f"noise_level is {request.noise_level}, which only upscaling models take; leave it out")
+    if request.cache_interval > 1 and inputs.controls:
+        raise RequestError(
+            f"cache_interval is {request.cache_interval}, which doesn't go with ControlNets; leave it out, or them"
+        )
+
+
+# --- LoRAs, learned words, ControlNets
+
+
+def _loras(
+    model: LoadedModel, request: Request, given: tuple[Scaled, ...], tags: tuple[Tag, ...]
+) -> tuple[Scaled, ...]:
+    """The LoRAs of a picture: those given, and those its prompt names.
+
+    A recipe that is drawn again takes those it names at its strengths: files that are given, or else ones of the same
+    name and hash from the model's folder. Raises RequestError for one that is not there.
+    """
+    if not request.loras:
+        return (*given, *(Scaled(model.find_lora(tag.name), tag.scale, tag.text_scale) for tag in tags))
+    merged = {_used(lora) for lora in model.merged_loras}
+    loras = [lora for lora in given if not any(_is(lora.adapter, used) for used in request.loras)]
+    for used in request.loras:
+        if used not in merged:
+            adapter = next((lora.adapter for lora in given if _is(lora.adapter, used)), None) or _again(model, used)
+            loras.append(Scaled(adapter, used.scale, used.text_scale))
+    return tuple(loras)
+
+
+def _used(lora: Scaled) -> UsedLora:
+    """What a recipe says of a LoRA."""
+    return UsedLora(lora.adapter.name, lora.adapter.hash[:12], lora.scale, lora.text_scale)
+
+
+def _is(adapter: Adapter, used: UsedLora) -> bool:
+    """Whether a recipe means this one: by its hash, or by its name where another tool's recipe has no hash."""
+    return adapter.hash[:12] == used.hash if used.hash else adapter.name == used.name
+
+
+def _again(model: LoadedModel, used: UsedLora) -> Adapter:
+    """A LoRA of a recipe, from the model's folder."""
+    told = f"this recipe used the LoRA {used.name[:60]!r} (hash {used.hash[:12] or 'unknown'}) at {used.scale:g}"
+    try:
+        adapter = model.find_lora(used.name)
+    except RequestError as error:
+        raise RequestError(f"{told}; give that file again, or the folder it is in") from error
+    if not adapter.hash.startswith(used.hash[:12]):
+        raise RequestError(f"{told}; the folder has another file of that name (hash {adapter.hash[:12]})")
+    return adapter
+
+
+def _learned_words(
+    request: Request, given: tuple[LearnedWord, ...], texts: tuple[Prompt, ...]
+) -> tuple[LearnedWord, ...]:
+    """The learned words given that the request's texts use. Raises RequestError where a recipe's are not given."""
+    hashes = {word.hash for word in given}
+    for recorded in request.embeddings:
+        name, _, digits = recorded.rpartition(":")
+        if not any(word.startswith(digits) for word in hashes):
+            raise RequestError(
+                f"this picture was drawn with the embedding {name[:60]!r} (hash {digits[:16]}); give that file again"
+            )
+    finder = Finder(given, request.prompt_style)
+    return tuple({word.hash: word for text in texts for word in finder.used(text.text)}.values())
+
+
+def _opened(model: LoadedModel, control: Control) -> OpenedControl:
+    """A ControlNet and the picture that it is shown."""
+    net, name, hash = model.controlnet(control.net)
+    hint = hints.make(control.hint, control.image) if control.hint else open_picture(control.image, "a hint")
+    seen = picture_fingerprint(hint)
+    used = UsedControl(name, hash, seen, control.scale, control.start, control.stop, control.guess)
+    return OpenedControl(net, hint, used)
