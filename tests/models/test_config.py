@@ -311,7 +311,7 @@ def test_a_field_is_declared_once():
 
     @dataclass(frozen=True, slots=True)
     class Example(Config):
-        width: int = setting(8, SIZE, "of a layer", key="their_width", absent=4)
+        width: int = setting(8, SIZE, "of a layer", file="their_width", absent=4)
 
     assert Example.from_diffusers({}).width == 4
     assert Example.from_diffusers({"their_width": 16}).to_diffusers() == {"their_width": 16}

@@ -3,7 +3,7 @@
 A field is declared once, as a `setting` with its kind and what it is; what is checked, read and written follows from
 that. Beside `settings.setting`'s arguments a field may say
 
-    key        the name in the file, where it isn't the field's; None: its class reads and writes it by hand
+    file       the name in the file, where it isn't the field's; "": its class reads and writes it by hand
     absent     what a file that lacks the key means: diffusers' default, where ours is another
     empty      True: None, 0 and [] in a file mean what an absent key means
     read       a value of a file to the field's
@@ -100,8 +100,8 @@ def _check_divides(name: str, parts: int, width: int) -> None:
 
 
 def _key(field: Field[Any]) -> str:
-    key: str | None = field.metadata["setting"].key
-    return field.name if key == "" else key or ""
+    """The field's name in the file; "" where it has none."""
+    return str(field.metadata["setting"].extra.get("file", field.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class AutoencoderConfig(Config):
     scaling_factor: float = setting(0.18215, NUMBER, "latent = scaling_factor * encoder mean")
     shift_factor: float = setting(0.0, NUMBER, "subtracted before scaling", empty=True, write=lambda v: v or None)
     sample_size: int = setting(512, SIZE, "the picture size it was trained at", absent=32, empty=True, read=_side)
-    mid_block_attention: bool = setting(True, FLAG, "one self-attention in the middle", key="mid_block_add_attention")
+    mid_block_attention: bool = setting(True, FLAG, "one self-attention in the middle", file="mid_block_add_attention")
     use_quant_conv: bool = setting(True, FLAG, "1x1 convolution after the encoder")
     use_post_quant_conv: bool = setting(True, FLAG, "1x1 convolution before the decoder")
     force_upcast: bool = setting(True, FLAG, "half precision overflows in the original weights")
@@ -236,12 +236,12 @@ class TinyAutoencoderConfig(AutoencoderConfig):
                          "use_post_quant_conv", "force_upcast", "latents_mean", "latents_std"})
 
     block_out_channels: tuple[int, ...] = setting((64, 64, 64, 64), SIZES,
-        "width of each level of the encoder, finest first", key="encoder_block_out_channels")
+        "width of each level of the encoder, finest first", file="encoder_block_out_channels")
     decoder_widths: tuple[int, ...] = setting((64, 64, 64, 64), SIZES, "of the decoder, coarsest first",
-        key="decoder_block_out_channels", per_level=True)
+        file="decoder_block_out_channels", per_level=True)
     encoder_blocks: tuple[int, ...] = setting((1, 3, 3, 3), DEPTHS, "residual blocks a level",
-        key="num_encoder_blocks", per_level=True)
-    decoder_blocks: tuple[int, ...] = setting((3, 3, 3, 1), DEPTHS, key="num_decoder_blocks", per_level=True)
+        file="num_encoder_blocks", per_level=True)
+    decoder_blocks: tuple[int, ...] = setting((3, 3, 3, 1), DEPTHS, file="num_decoder_blocks", per_level=True)
     norm_num_groups: int = setting(1, SIZE, "there are no norms")
     scaling_factor: float = setting(1.0, NUMBER, "it was made for scaled latents")
     shift_factor: float = setting(0.0, NUMBER, "subtracted before scaling", empty=True)
@@ -291,18 +291,18 @@ class UNetConfig(Config):
     layers_per_block: tuple[int, ...] = setting((2, 2, 2, 2), DEPTHS, "resnets a level going down (one more going up)",
         absent=2, per_level=True)
     attention_levels: tuple[bool, ...] = setting((True, True, True, False), FLAGS, "levels with spatial transformers",
-        key=None, per_level=True)
+        file="", per_level=True)
     only_cross_attention: tuple[bool, ...] = setting((False, False, False, False), FLAGS,
         "attn1 attends to the text too (upscaler)", absent=False, per_level=True)
     transformer_layers: tuple[int, ...] = setting((1, 1, 1, 1), DEPTHS, "blocks in each spatial transformer",
-        key="transformer_layers_per_block", absent=1, per_level=True)
+        file="transformer_layers_per_block", absent=1, per_level=True)
     # diffusers' `attention_head_dim` has always meant the number of heads in this model.
     heads: tuple[int, ...] = setting((8, 8, 8, 8), SIZES, "attention heads a level (a count, not a width)",
-        key="attention_head_dim", absent=8, per_level=True)
+        file="attention_head_dim", absent=8, per_level=True)
     cross_attention_dim: int = setting(768, SIZE, "width of the text", absent=1280)
     use_linear_projection: bool = setting(False, FLAG, "proj_in/out of a transformer: linear or 1x1 conv")
-    mid_block: bool = setting(True, FLAG, "False: no middle at all (some distilled models)", key=None)
-    mid_block_attention: bool = setting(True, FLAG, "False: the middle is one resnet, no transformer", key=None)
+    mid_block: bool = setting(True, FLAG, "False: no middle at all (some distilled models)", file="")
+    mid_block_attention: bool = setting(True, FLAG, "False: the middle is one resnet, no transformer", file="")
     norm_num_groups: int = setting(32, SIZE, "groups of every GroupNorm")
     norm_eps: float = setting(1e-5, NUMBER, "of the resnets' GroupNorms")
     flip_sin_to_cos: bool = setting(True, FLAG, "timestep embedding: cosines first")
@@ -421,14 +421,14 @@ class ControlNetConfig(UNetConfig):
         "_class_name": "ControlNetModel"}
     OMITTED = frozenset({"out_channels", "sample_size", "time_cond_proj_dim"})
 
-    hint_channels: int = setting(3, SIZE, "channels of the hint", key="conditioning_channels")
+    hint_channels: int = setting(3, SIZE, "channels of the hint", file="conditioning_channels")
     hint_widths: tuple[int, ...] = setting((16, 32, 96, 256), SIZES,
-        "of its embedding; each but the first halves its size", key="conditioning_embedding_out_channels", empty=True)
+        "of its embedding; each but the first halves its size", file="conditioning_embedding_out_channels", empty=True)
     hint_bgr: bool = setting(False, FLAG, "the hint's channels were trained in the order BGR",
-        key="controlnet_conditioning_channel_order", absent="rgb",
+        file="controlnet_conditioning_channel_order", absent="rgb",
         read=_reversed_channels, write=lambda bgr: "bgr" if bgr else "rgb")
     global_pool: bool = setting(False, FLAG, "only the mean of each residual counts (shuffle)",
-        key="global_pool_conditions")
+        file="global_pool_conditions")
 
     def __post_init__(self) -> None:
         UNetConfig.__post_init__(self)
@@ -504,7 +504,7 @@ class TextEncoderConfig(ClipConfig):
     eos_token_id: int = setting(49407, INDEX, "the token that ends it")
     pad_token_id: int = setting(49407, INDEX, 'SD 1.x pads with EOS, SD 2.x with "!" (0)')
     projection_dim: int = setting(768, SIZE, "P, the width of the pooled text", absent=512)
-    projection: bool = setting(False, FLAG, "CLIPTextModelWithProjection: has a pooled text", key="architectures",
+    projection: bool = setting(False, FLAG, "CLIPTextModelWithProjection: has a pooled text", file="architectures",
         read=lambda names: names == ["CLIPTextModelWithProjection"],
         write=lambda has: ["CLIPTextModelWithProjection" if has else "CLIPTextModel"])
 
