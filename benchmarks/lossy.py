@@ -26,7 +26,7 @@ from darkroom.accelerate.int8 import to_int8
 from darkroom.accelerate.merging import merging
 from darkroom.evaluate.judge import SEED, scenes_of, score
 from darkroom.models.config import SD15_UNET, UNetConfig
-from darkroom.models.unet import Deep, UNet
+from darkroom.models.unet import CachedFeatures, UNet
 from darkroom.pipeline import Pipeline
 from darkroom.toy.scenes import KINDS, Scene
 
@@ -117,16 +117,16 @@ def steps(config: UNetConfig, size: int, dtype: torch.dtype, rounds: int, thread
     x = torch.randn(2, config.in_channels, side, side)
     t, text = torch.tensor([500.0]), torch.randn(2, 77, config.cross_attention_dim)
 
-    def step(deep: Deep | None = None, ratio: float = 0.0) -> Tensor:
+    def step(cached: CachedFeatures | None = None, ratio: float = 0.0) -> Tensor:
         with merging(unet, ratio, (side, side)):
-            answer: Tensor = unet(x, t, text, deep=deep)
+            answer: Tensor = unet(x, t, text, cached=cached)
         return answer
 
     def median(contestants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
         return {name: statistics.median(times) for name, times in alternate(contestants, rounds).items()}
 
     with torch.inference_mode():
-        kept = Deep()
+        kept = CachedFeatures()
         step(kept)
         found = median(
             {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from darkroom.kernels.packed import PackedLinear, available, pack
-from darkroom.kernels.products import FEW, _Quick, linear_layers, quick
+from darkroom.kernels.products import FEW, OneDNNLinear, linear_layers, onednn_products
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="no oneDNN here")
 
@@ -34,8 +34,8 @@ def test_equals_the_ordinary_layer(shape: tuple[int, ...], outputs: int, bias: b
     network = nn.Sequential(nn.Linear(48, outputs, bias=bias), nn.SiLU(), nn.Linear(outputs, 32))
     x = torch.randn(shape)
     expected = gradients(deepcopy(network).double(), x.double())
-    with quick(linear_layers([network])):
-        assert type(network[0]) is _Quick
+    with onednn_products(linear_layers([network])):
+        assert type(network[0]) is OneDNNLinear
         answers = gradients(network, x)
     assert type(network[0]) is nn.Linear
     for answer, exact in zip(answers, expected, strict=True):
@@ -46,7 +46,7 @@ def test_equals_the_ordinary_layer(shape: tuple[int, ...], outputs: int, bias: b
 def test_what_needs_no_gradient_gets_none() -> None:
     layer = nn.Linear(48, 32)
     layer.weight.requires_grad_(False)
-    with quick(linear_layers([layer])):
+    with onednn_products(linear_layers([layer])):
         layer(torch.randn(FEW, 48)).sum().backward()
     assert layer.weight.grad is None
     assert torch.equal(layer.bias.grad, torch.full((32,), float(FEW)))
@@ -57,7 +57,7 @@ def test_other_numbers_and_a_slice_go_the_ordinary_way_or_come_out_right() -> No
     x = torch.randn(FEW, 2, 96)[:, 1, ::2]
     expected = layer(x)
     double = deepcopy(layer).double()
-    with quick([layer, double]):
+    with onednn_products([layer, double]):
         assert torch.allclose(layer(x), expected, atol=1e-5)
         assert double(x.double()).dtype == torch.float64
         with torch.no_grad():
@@ -71,7 +71,7 @@ def test_layers_are_ordinary_again_whatever_happens_and_other_classes_are_left_a
     network = nn.Sequential(nn.Linear(16, 16), Own(16, 16))
     layers = linear_layers([network])
     assert layers == [network[0]]
-    with pytest.raises(ZeroDivisionError), quick(layers):
+    with pytest.raises(ZeroDivisionError), onednn_products(layers):
         _ = 1 / 0
     assert type(network[0]) is nn.Linear
 
@@ -80,7 +80,7 @@ def test_hooks_are_heard() -> None:
     layer = nn.Linear(48, 32)
     heard: list[str] = []
     layer.register_forward_hook(lambda *_: heard.append("hook"))
-    with quick(linear_layers([layer])):
+    with onednn_products(linear_layers([layer])):
         layer(torch.randn(FEW, 48))
     assert heard == ["hook"]
 
@@ -92,7 +92,7 @@ def test_a_frozen_network_may_draw_between_steps_and_within_one() -> None:
     expected = gradients(network, x)
     layers = linear_layers([network])
     for _ in range(2):
-        with quick(layers):
+        with onednn_products(layers):
             answers = gradients(network, x)
             with torch.no_grad():
                 pack(network)

@@ -51,7 +51,7 @@ class RowGraphs:
     """What a network is called by: a recording is played back, where that gives the same.
 
     It is a plain call while a hook hangs on it (a LoRA's), with inputs that are not one tensor row by
-    row (a ControlNet's residuals, `identity`, `deep`), and while gradients are asked for. An answer's rows do not
+    row (a ControlNet's residuals, `identity`, `cached`), and while gradients are asked for. An answer's rows do not
     depend on what the padding holds; beside a call of another number of rows they differ by rounding, as ever.
 
     Args:

@@ -1,10 +1,8 @@
-"""What a user asks for: a LoRA's file and strength. Nothing is read here, and torch is not needed.
+"""An adapter, one file's changes to the layers of a model's networks: asked for, attached for a call, or merged.
 
-An adapter: one file's changes to the layers of a model's networks.
-
-Adapters on a network for the length of one call, each row of the batch with its own.
-
-Adapters added to the weights themselves: nothing is left to do in a call, and undoing is exact.
+`Lora` is what a user asks for (a file and strengths, nothing read yet), `Adapter` the file's changes, `Scaled` one at
+its strength. `attached` lets them act for the length of one call, each row of the batch with its own; `Merged` adds
+them to the weights themselves, so that nothing is left to do in a call, and undoing is exact.
 """
 
 from __future__ import annotations
@@ -26,6 +24,8 @@ from ..accelerate.fp8 import round_anew
 from ..errors import RequestError
 from ..request import MAX_LORA_SCALE, real
 from .updates import Update
+
+Use = tuple[Update, float, Tensor | None]  # what is added, at which scale, to which rows (None: all of them)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,6 @@ class Lora:
             object.__setattr__(self, "text_scale", real("a LoRA's text_scale", self.text_scale, -limit, limit))
 
 
-# --- adapter
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
     """Changes by network ("unet", "text_encoder", ...) and by the layer's native name. Picklable."""
@@ -73,8 +70,8 @@ class Adapter:
 
     def __repr__(self) -> str:
         kinds = Counter(update.kind for updates in self.parts.values() for update in updates.values())
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        return f"Adapter({self.name!r}, {self.hash[:12]}: {told})"
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        return f"Adapter({self.name!r}, {self.hash[:12]}: {counts})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,12 +85,6 @@ class Scaled:
     def on(self, part: str) -> float:
         """The strength for a network."""
         return self.scale if part == "unet" else self.text_scale
-
-
-# --- attach
-
-
-Use = tuple[Update, float, Tensor | None]  # what is added, at which scale, to which rows (None: all of them)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,9 +178,6 @@ def _uses(groups: Sequence[Group], device: torch.device) -> dict[str, list[Use]]
         for path, update in group.updates.items():
             uses.setdefault(path, []).append((update, group.scale, chosen))
     return uses
-
-
-# --- merge
 
 
 class Merged:

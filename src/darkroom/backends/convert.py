@@ -1,15 +1,11 @@
-"""OpenVINO itself, imported when it is asked for.
-
-Converted graphs on disk, in the folder of `caches`.
-
-An entry is a folder that comes into being with one rename: whole or not at all, whoever else is at it. One that can't
-be read any more is made anew.
-
-A network's graph for OpenVINO, without its weights.
+"""A network's graph for OpenVINO, without its weights, and kept on disk.
 
 A throw-away network on no memory (every weight one zero, seen in its whole shape) is traced with all its weights as
 inputs; whoever compiles the graph puts the weights in by name. So a graph belongs to an architecture, not to a
 checkpoint: it takes a megabyte or two, and all fine-tunes of a model share it.
+
+It is kept in the cache folder. An entry is a folder that comes into being with one rename: whole or not at all, whoever
+else is at it. One that can't be read any more is made anew. OpenVINO itself is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -30,11 +26,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import models
+from .. import kernels, models
 from ..errors import RequestError
 from ..files import cache_folder
 
 TELEMETRY = "openvino_telemetry"
+GRAPH = "graph.xml"  # and graph.bin, its constants
+FORMAT = 1  # of what is kept
+
+Answer = Tensor | tuple[Tensor, ...]
+log = logging.getLogger(__name__)
 
 
 def openvino() -> Any:
@@ -65,14 +66,6 @@ def core() -> Any:
     return openvino().Core()
 
 
-# --- cache
-
-
-GRAPH = "graph.xml"  # and graph.bin, its constants
-
-log = logging.getLogger(__name__)
-
-
 def kept(key: str, make: Callable[[], Any]) -> Any:
     """The graph of a key (a file name), an `openvino.Model`; made, and kept, where it isn't there yet.
 
@@ -99,13 +92,6 @@ def kept(key: str, make: Callable[[], Any]) -> Any:
             reason = getattr(error, "strerror", None) or type(error).__name__
             log.warning("the converted network can't be kept in %s (%s); it is converted each time", place, reason)
     return graph
-
-
-# --- convert
-
-
-Answer = Tensor | tuple[Tensor, ...]
-FORMAT = 1  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +123,15 @@ def graph_of(kind: Callable[[Any], nn.Module], config: Any, method: Method) -> A
     weights' values and their precision play no part.
     """
     parts = [FORMAT, openvino().__version__, torch.__version__, platform.machine(), _source(), kind, config]
-    told = "\n".join(map(str, [*parts, method.name, *method.inputs.items()]))
-    return kept(hashlib.sha256(told.encode()).hexdigest()[:32], lambda: converted(lambda: kind(config), method))
+    described = "\n".join(map(str, [*parts, method.name, *method.inputs.items()]))
+    return kept(hashlib.sha256(described.encode()).hexdigest()[:32], lambda: converted(lambda: kind(config), method))
 
 
 @cache
 def _source() -> str:
     """A hash of the code that a graph is made by: stricter than our version."""
-    files = [Path(__file__), *sorted(Path(models.__path__[0]).glob("*.py"))]
+    rooms = (Path(room.__path__[0]) for room in (models, kernels))
+    files = [Path(__file__), *(file for room in rooms for file in sorted(room.glob("*.py")))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

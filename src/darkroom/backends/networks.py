@@ -18,7 +18,7 @@ from .runner import Runner
 
 # Free sides, as they are traced (see `Input`). That they differ is all that matters.
 ROWS, HEIGHT, WIDTH, TOKENS = -2, -16, -24, -77
-TOLD = ("class_labels", "time_cond", "pooled", "sizes")  # what becomes part of a U-Net's time embedding
+EMBEDDED = ("class_labels", "time_cond", "pooled", "sizes")  # what becomes part of a U-Net's time embedding
 
 
 class OpenVINOUNet(UNet):
@@ -32,12 +32,12 @@ class OpenVINOUNet(UNet):
         """As `UNet.forward`."""
         given = {name: value for name, value in options.items() if value is not None and not _nothing(value)}
         down: Sequence[Tensor] = given.pop("down_residuals", ())
-        if others or not given.keys() <= {*TOLD, "mid_residual"}:
+        if others or not given.keys() <= {*EMBEDDED, "mid_residual"}:
             return super().forward(x, timesteps, text, *others, **options)
-        told = [given.pop(name, None) for name in TOLD]
-        self._check(x, timesteps, text, *told)
+        embedded = [given.pop(name, None) for name in EMBEDDED]
+        self._check(x, timesteps, text, *embedded)
         # Sines of a timestep that is rounded to bfloat16 first, as it would be in the graph, are another timestep's.
-        time = self.embed_time(timesteps.to(x.device).expand(len(x)), *told)
+        time = self.embed_time(timesteps.to(x.device).expand(len(x)), *embedded)
         inputs = {"x": x, "time": time, "text": text, **given}
         inputs |= {f"down{i}": residual for i, residual in enumerate(down)}
         answers = self.runner(self, UNet, _unet_method(self.config, inputs), inputs)

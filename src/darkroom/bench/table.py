@@ -1,6 +1,6 @@
-"""How time is taken: contestants in turns, medians, and the name of the machine.
+"""The table of `darkroom bench`: how fast this machine runs our networks, and what share of its best that is.
 
-The table of `darkroom bench`: how fast this machine runs our networks, and what share of its best that is.
+Time is taken of contestants in turns; a line has the median, and the table the name of the machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import Error
 from ..kernels.packed import ready
 from .networks import AUTOENCODERS, DTYPES, UNETS, decode_run, encode_text, finished, guided_step
+
+SIZES = {"embedded": 128, "sd15": 256, "sd2": 256, "tiny": 64}  # pixels a side, where no size is asked for
+PARTS = ("U-Net step", "decode", "text encoder")
+PROMPT = "a large fox on a yellow background"
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the ceiling
+PATIENCE = 2.0  # seconds, for a product that this machine is bad at
+
+Show = Callable[[int, int, str], object]
 
 
 def alternate(
@@ -77,18 +85,6 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores{load}, Python {platform.python_version()}"
 
 
-# --- table
-
-
-SIZES = {"embedded": 128, "sd15": 256, "sd2": 256, "tiny": 64}  # pixels a side, where no size is asked for
-PARTS = ("U-Net step", "decode", "text encoder")
-PROMPT = "a large fox on a yellow background"
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the ceiling
-PATIENCE = 2.0  # seconds, for a product that this machine is bad at
-
-Show = Callable[[int, int, str], object]
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line: what ran, and the seconds of each round."""
@@ -108,7 +104,7 @@ class Row:
         """Of the ceiling, 0..1; 0 where there is no work to count."""
         return self.gflop / self.median / self.ceiling if self.ceiling else 0.0
 
-    def told(self) -> dict[str, str | float | None]:
+    def as_json(self) -> dict[str, str | float | None]:
         """For JSON: None where there is nothing to say."""
         return {
             "what": self.what,

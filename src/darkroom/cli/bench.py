@@ -91,6 +91,6 @@ def bench(
     if as_json:
         print(
             json.dumps(
-                {"machine": head, "device": place, "ceilings": tops, "rows": [row.told() for row in found]}, indent=2
+                {"machine": head, "device": place, "ceilings": tops, "rows": [row.as_json() for row in found]}, indent=2
             )
         )

@@ -1,8 +1,6 @@
-"""Controls: ControlNets with their hints, and what they add to the rows of one U-Net call.
+"""What one row of a U-Net batch is conditioned on, how rows become a batch, and what ControlNets add to one.
 
 N rows, of which a control steers n; C H W of latents and residuals as in `models.unet`.
-
-What one row of a U-Net batch is conditioned on, and how rows become a batch.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from ..adapters import Scaled
 from ..models.controlnet import ControlNet
-from ..models.unet import Deep
+from ..models.unet import CachedFeatures
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +25,53 @@ class ControlInput:
     hint: Tensor  # [3, s H, s W] in 0..1
     scale: float = 1.0  # of all its residuals
     guess: bool = False  # it does without a prompt: weaker where finer, from a tenth to all (sec. 3.4 of the paper)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """One row: text, perhaps extra input channels, perhaps a class. Compared by identity (tensors have no ==)."""
+
+    text: Tensor  # [T, D]: the prompt's embeddings
+    channels: Tensor | None = None  # [C', H, W]: appended to the latent, not scaled (inpainting, upscaling, depth)
+    class_label: int | None = None  # the noise level of an upscaler's picture
+    guidance_scale: float | None = None  # of networks distilled to take it as an input (LCM), else None
+    pooled: Tensor | None = None  # size conditioning (SDXL): [P], the whole text as one vector, and
+    sizes: tuple[float, ...] | None = None  # 6 or 5 numbers (`engine.prepare.common`)
+    identity: tuple[str, ...] = ()  # U-Net levels ("mid", "up.1") in which each pixel attends to itself alone
+    loras: tuple[Scaled, ...] = ()  # attached to the U-Net for this row
+    controls: tuple[ControlInput, ...] = ()  # ControlNets that steer this row
+    negative: bool = False  # a negative prompt's: what guidance leads away from
+    merging: float = 0.0  # the fraction of the finest self-attention's tokens that are merged
+    cached: CachedFeatures | None = None  # features [C, h, w] to reuse, or where to leave this call's
+
+    def at(self, sigma: float) -> Condition:
+        """Itself: this condition holds at every noise level."""
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Timeline:
+    """A condition that changes as the noise falls: a scheduled prompt.
+
+    `pieces` are (bound, condition) with falling bounds: a piece holds for noise levels above its bound that no piece
+    before it has; the last holds to the end, whatever its bound.
+    """
+
+    pieces: tuple[tuple[float, Condition], ...]
+
+    def at(self, sigma: float) -> Condition:
+        """The condition at a noise level."""
+        return next((c for bound, c in self.pieces if sigma > bound), self.pieces[-1][1])
+
+
+Prompted = Condition | Timeline  # what guidance holds of each branch
+
+
+def with_channels(prompted: Prompted, channels: Tensor) -> Prompted:
+    """The same with extra input channels [C', H, W]."""
+    if isinstance(prompted, Condition):
+        return replace(prompted, channels=channels)
+    return Timeline(tuple((bound, replace(condition, channels=channels)) for bound, condition in prompted.pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,110 +107,6 @@ class ControlBatch:
     guesses: tuple[bool, ...]
 
 
-def collate_controls(rows: Sequence[tuple[ControlInput, ...]]) -> tuple[ControlBatch, ...]:
-    """The controls of each row of a batch, as few calls of their networks as can be."""
-    calls: dict[tuple[int, int], list[tuple[int, ControlInput]]] = {}
-    for row, controls in enumerate(rows):
-        seen: dict[int, int] = {}
-        for control in controls:
-            nth = seen[id(control.net)] = seen.get(id(control.net), -1) + 1
-            calls.setdefault((id(control.net), nth), []).append((row, control))
-    return tuple(
-        ControlBatch(
-            net=members[0][1].net,
-            rows=tuple(row for row, _ in members),
-            hints=torch.stack([control.hint for _, control in members]),
-            scales=tuple(control.scale for _, control in members),
-            guesses=tuple(control.guess for _, control in members),
-        )
-        for members in calls.values()
-    )
-
-
-def residuals(batch: Batch, latent: Tensor, timesteps: Tensor) -> tuple[list[Tensor], Tensor] | None:
-    """What all controls of a batch add to the U-Net's skips, and to its middle; None where it has none.
-
-    `latent` [N, C, H, W] is what the U-Net sees; a network of fewer channels sees the first of them. Rows that a
-    control does not steer get zeros from it.
-    """
-    total: list[Tensor] = []
-    for call in batch.controls:
-        weight = call.net.conv_in.weight
-        rows = torch.tensor(call.rows, device=weight.device)
-        seen, at, text = (values.to(weight.device)[rows] for values in (latent, timesteps, batch.text))
-        told = [
-            None if values is None else values.to(weight.device)[rows]
-            for values in (batch.class_labels, batch.pooled, batch.sizes)
-        ]
-        down, middle = call.net(seen[:, : weight.shape[1]], at, text, call.hints.to(weight.device), *told)
-        answers = [*down, middle]
-        factors = _factors(call, len(answers)).to(weight)
-        total = total or [answer.new_zeros(len(latent), *answer.shape[1:]) for answer in answers]
-        for whole, answer, factor in zip(total, answers, factors, strict=True):
-            whole.index_add_(0, rows.to(whole.device), (answer * factor[:, None, None, None]).to(whole))
-    return (total[:-1], total[-1]) if total else None
-
-
-def _factors(call: ControlBatch, answers: int) -> Tensor:
-    """What each row's residuals are multiplied by: [answers, n] float32."""
-    rising = torch.logspace(-1, 0, answers)
-    columns = [
-        scale * (rising if guess and not call.net.config.global_pool else torch.ones(answers))
-        for scale, guess in zip(call.scales, call.guesses, strict=True)
-    ]
-    return torch.stack(columns, dim=1)
-
-
-# --- condition
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Condition:
-    """One row: text, perhaps extra input channels, perhaps a class. Compared by identity (tensors have no ==)."""
-
-    text: Tensor  # [T, D]: the prompt's embeddings
-    channels: Tensor | None = None  # [C', H, W]: appended to the latent, not scaled (inpainting, upscaling, depth)
-    class_label: int | None = None  # the noise level of an upscaler's picture
-    guidance_scale: float | None = None  # told to networks distilled to take it as an input (LCM), else None
-    pooled: Tensor | None = None  # [P]: the whole text as one vector, and
-    sizes: tuple[float, ...] | None = None  # the 6 or 5 numbers that SDXL is told of a picture (`engine.prepare.sizes`)
-    identity: tuple[str, ...] = ()  # U-Net levels ("mid", "up.1") in which each pixel attends to itself alone
-    loras: tuple[Scaled, ...] = ()  # attached to the U-Net for this row
-    controls: tuple[ControlInput, ...] = ()  # ControlNets that steer this row
-    negative: bool = False  # a negative prompt's: what guidance leads away from
-    merging: float = 0.0  # the fraction of the finest self-attention's tokens that are merged
-    deep: Deep | None = None  # features [C, h, w] to reuse, or where to leave this call's
-
-    def at(self, sigma: float) -> Condition:
-        """Itself: this condition holds at every noise level."""
-        return self
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Timeline:
-    """A condition that changes as the noise falls: a scheduled prompt.
-
-    `pieces` are (bound, condition) with falling bounds: a piece holds for noise levels above its bound that no piece
-    before it has; the last holds to the end, whatever its bound.
-    """
-
-    pieces: tuple[tuple[float, Condition], ...]
-
-    def at(self, sigma: float) -> Condition:
-        """The condition at a noise level."""
-        return next((c for bound, c in self.pieces if sigma > bound), self.pieces[-1][1])
-
-
-Prompted = Condition | Timeline  # what guidance holds of each branch
-
-
-def beside(prompted: Prompted, channels: Tensor) -> Prompted:
-    """The same with extra input channels [C', H, W]."""
-    if isinstance(prompted, Condition):
-        return replace(prompted, channels=channels)
-    return Timeline(tuple((bound, replace(condition, channels=channels)) for bound, condition in prompted.pieces))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """N rows, collated."""
@@ -180,7 +121,7 @@ class Batch:
     loras: tuple[tuple[Scaled, ...], ...] | None = None  # N times a row's own; None where no row has any
     controls: tuple[ControlBatch, ...] = ()  # by network, each with its rows
     merging: float = 0.0  # of all rows
-    deep: tuple[Deep | None, ...] | None = None  # each row's; None where no row has any
+    cached: tuple[CachedFeatures | None, ...] | None = None  # each row's; None where no row has any
 
 
 def group_key(condition: Condition) -> Hashable:
@@ -194,7 +135,7 @@ def group_key(condition: Condition) -> Hashable:
         None if condition.pooled is None else tuple(condition.pooled.shape),
         None if condition.sizes is None else len(condition.sizes),
         condition.merging,
-        condition.deep is not None and condition.deep.features is not None,
+        condition.cached is not None and condition.cached.features is not None,
     )
 
 
@@ -234,8 +175,41 @@ def collate(
     loras = tuple(c.loras for c in conditions) if any(c.loras for c in conditions) else None
     text = _stack([c.text for c in conditions], device, dtype)
     controls = collate_controls([c.controls for c in conditions])
-    deep = tuple(c.deep for c in conditions) if any(c.deep for c in conditions) else None
-    return Batch(text, channels, labels, scales, pooled, sizes, identity or None, loras, controls, first.merging, deep)
+    cached = tuple(c.cached for c in conditions) if any(c.cached for c in conditions) else None
+    return Batch(
+        text, channels, labels, scales, pooled, sizes, identity or None, loras, controls, first.merging, cached
+    )
+
+
+def collate_controls(rows: Sequence[tuple[ControlInput, ...]]) -> tuple[ControlBatch, ...]:
+    """The controls of each row of a batch, as few calls of their networks as can be."""
+    calls: dict[tuple[int, int], list[tuple[int, ControlInput]]] = {}
+    for row, controls in enumerate(rows):
+        seen: dict[int, int] = {}
+        for control in controls:
+            nth = seen[id(control.net)] = seen.get(id(control.net), -1) + 1
+            calls.setdefault((id(control.net), nth), []).append((row, control))
+    return tuple(
+        ControlBatch(
+            net=members[0][1].net,
+            rows=tuple(row for row, _ in members),
+            hints=torch.stack([control.hint for _, control in members]),
+            scales=tuple(control.scale for _, control in members),
+            guesses=tuple(control.guess for _, control in members),
+        )
+        for members in calls.values()
+    )
+
+
+def _stack(rows: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.stack([row.to(device=device, dtype=dtype) for row in rows])
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor on a device, without waiting for the work that is queued there."""
+    if device.type == "cuda":
+        return host.pin_memory().to(device, non_blocking=True)
+    return host.to(device)
 
 
 def alike(texts: Sequence[Tensor]) -> list[Tensor]:
@@ -248,12 +222,35 @@ def alike(texts: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([text] * (length // text.shape[-2]), dim=-2) for text in texts]
 
 
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on a device, without waiting for the work that is queued there."""
-    if device.type == "cuda":
-        return host.pin_memory().to(device, non_blocking=True)
-    return host.to(device)
+def residuals(batch: Batch, latent: Tensor, timesteps: Tensor) -> tuple[list[Tensor], Tensor] | None:
+    """What all controls of a batch add to the U-Net's skips, and to its middle; None where it has none.
+
+    `latent` [N, C, H, W] is what the U-Net sees; a network of fewer channels sees the first of them. Rows that a
+    control does not steer get zeros from it.
+    """
+    total: list[Tensor] = []
+    for call in batch.controls:
+        weight = call.net.conv_in.weight
+        rows = torch.tensor(call.rows, device=weight.device)
+        seen, at, text = (values.to(weight.device)[rows] for values in (latent, timesteps, batch.text))
+        others = [
+            None if values is None else values.to(weight.device)[rows]
+            for values in (batch.class_labels, batch.pooled, batch.sizes)
+        ]
+        down, middle = call.net(seen[:, : weight.shape[1]], at, text, call.hints.to(weight.device), *others)
+        answers = [*down, middle]
+        factors = _factors(call, len(answers)).to(weight)
+        total = total or [answer.new_zeros(len(latent), *answer.shape[1:]) for answer in answers]
+        for whole, answer, factor in zip(total, answers, factors, strict=True):
+            whole.index_add_(0, rows.to(whole.device), (answer * factor[:, None, None, None]).to(whole))
+    return (total[:-1], total[-1]) if total else None
 
 
-def _stack(rows: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.stack([row.to(device=device, dtype=dtype) for row in rows])
+def _factors(call: ControlBatch, answers: int) -> Tensor:
+    """What each row's residuals are multiplied by: [answers, n] float32."""
+    rising = torch.logspace(-1, 0, answers)
+    columns = [
+        scale * (rising if guess and not call.net.config.global_pool else torch.ones(answers))
+        for scale, guess in zip(call.scales, call.guesses, strict=True)
+    ]
+    return torch.stack(columns, dim=1)

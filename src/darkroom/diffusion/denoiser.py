@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..accelerate.merging import merging
 from ..adapters import attached
-from ..models.unet import Deep, timestep_embedding
+from ..models.unet import CachedFeatures, timestep_embedding
 from .condition import Batch, Condition, collate, residuals, to_device
 from .scalings import Scaling, scaling_for
 from .schedule import Schedule
@@ -45,7 +45,7 @@ class Denoiser:
     ) -> Tensor:
         """The denoised picture [N, C, H, W] float32 for x [N, C, H, W] at sigma.
 
-        t overrides the timesteps the network is told (default: `schedule.sigma_to_t(sigma)`), for schedules that
+        t overrides the timesteps the network sees (default: `schedule.sigma_to_t(sigma)`), for schedules that
         round them. extra goes to the U-Net (control residuals).
         """
         levels = _rows(sigma, x)
@@ -94,10 +94,10 @@ class Denoiser:
         with (
             attached(self.unet, "unet", batch.loras or ()),
             merging(self.unet, batch.merging, size),
-            _reusing(batch, device, dtype) as deep,
+            _reusing(batch, device, dtype) as cached,
         ):
-            if deep is not None:
-                extra = {"deep": deep, **extra}
+            if cached is not None:
+                extra = {"cached": cached, **extra}
             output: Tensor = network(
                 latent,
                 timesteps.to(device),
@@ -116,17 +116,17 @@ class Denoiser:
 
 
 @contextmanager
-def _reusing(batch: Batch, device: torch.device, dtype: torch.dtype) -> Iterator[Deep | None]:
-    """The rows' deep features as one call's; afterwards each row has what the call left."""
-    if batch.deep is None:
+def _reusing(batch: Batch, device: torch.device, dtype: torch.dtype) -> Iterator[CachedFeatures | None]:
+    """The rows' cached features as one call's; afterwards each row has what the call left."""
+    if batch.cached is None:
         yield None
         return
-    rows = [None if row is None else row.features for row in batch.deep]
+    rows = [None if row is None else row.features for row in batch.cached]
     given = [features.to(device=device, dtype=dtype) for features in rows if features is not None]
-    deep = Deep(torch.stack(given) if given else None)
-    yield deep
-    if not given and deep.features is not None:
-        for row, features in zip(batch.deep, deep.features, strict=True):
+    cached = CachedFeatures(torch.stack(given) if given else None)
+    yield cached
+    if not given and cached.features is not None:
+        for row, features in zip(batch.cached, cached.features, strict=True):
             if row is not None:
                 row.features = features.clone()  # a row on its own: a view would keep the whole batch in memory
 

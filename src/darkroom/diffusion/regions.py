@@ -1,12 +1,11 @@
-"""Keeping the known part of a picture while the rest is drawn (inpainting with an ordinary model).
+"""Parts of a picture in progress: a known part that is kept (inpainting with an ordinary model), and windows.
 
-Drawing a picture larger than the network likes: overlapping windows that agree at every step.
+Windows draw a picture larger than the network likes (Bar-Tal et al. 2023, MultiDiffusion, arXiv 2302.08113, eq. 5): the
+network answers for each window, and where windows overlap their denoised answers are averaged, at every step. Sampler,
+noise and guidance see one whole picture, so no window ever ends up with a picture of its own, and there is nothing to
+stitch afterwards.
 
-Bar-Tal et al. 2023, MultiDiffusion (arXiv 2302.08113, eq. 5): the network answers for each window of the picture in
-progress, and where windows overlap their denoised answers are averaged. Sampler, noise and guidance see one whole
-picture, so no window ever ends up with a picture of its own, and there is nothing to stitch afterwards.
-
-C H W: a latent's channels, height and width.
+C H W: a latent's channels, height and width; h w a window's.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from torch import Tensor
 
 from .condition import Condition
 
+Place = tuple[int, int, int, int]  # top, bottom, left, right in latent pixels
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Known:
@@ -29,19 +30,13 @@ class Known:
     noise level without new noise (with noise added anew, each step would forget what the last one had agreed on).
     """
 
-    latent: Tensor  # [C, h, w] float32, scaled as the U-Net sees it
-    mask: Tensor  # [1, h, w] float32 in 0..1: 1 is drawn anew, 0 is known
+    latent: Tensor  # [C, H, W] float32, scaled as the U-Net sees it
+    mask: Tensor  # [1, H, W] float32 in 0..1: 1 is drawn anew, 0 is known
 
     def restore(self, denoised: Tensor) -> Tensor:
-        """The denoised answer [C, h, w] with the known part put back."""
+        """The denoised answer [C, H, W] with the known part put back."""
         mask = self.mask.to(denoised.device)
         return self.latent.to(denoised.device).lerp(denoised, mask)
-
-
-# --- windows
-
-
-Place = tuple[int, int, int, int]  # top, bottom, left, right in latent pixels
 
 
 @dataclass(frozen=True, slots=True)

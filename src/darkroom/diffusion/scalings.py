@@ -1,7 +1,7 @@
 """What a network's output means: denoised = c_skip * x + c_out * network(c_in * x, t), with x = x0 + sigma * noise.
 
 Karras et al. 2022 (arXiv 2206.00364), eq. 7. Three of their four numbers are here; the fourth, c_noise, is the
-timestep the network is told, `Schedule.sigma_to_t`. A variance-preserving network wants
+timestep the network sees, `Schedule.sigma_to_t`. A variance-preserving network wants
 x / sqrt(1 + sigma^2) = sqrt(a) x0 + sqrt(1 - a) noise, and sigma / sqrt(1 + sigma^2) = sqrt(1 - a).
 
 sigma is a positive float or a float tensor; coefficients come back as what sigma was.

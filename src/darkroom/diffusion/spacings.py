@@ -26,7 +26,7 @@ MAX_STEPS = 10_000
 
 
 class Options(TypedDict, total=False):
-    """What a spacing may be told. Each spacing uses what concerns it and ignores the rest."""
+    """Options of the spacings. Each uses what concerns it and ignores the rest."""
 
     steps_offset: int  # leading: added to every timestep (default 0; Stable Diffusion's files say 1)
     whole: bool  # linspace: timesteps rounded to whole ones (DDIM, PNDM, DPM-Solver, ...)
@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
 
 
 def sigmas(schedule: Schedule, steps: int, spacing: str, **options: Unpack[Options]) -> tuple[float, ...]:
-    """steps + 1 noise levels, strictly descending (but for a last one set by `final`), the last 0 unless told.
+    """steps + 1 noise levels, strictly descending (but for the last), the last 0 unless `final` says otherwise.
 
     Raises RequestError for an unknown spacing, or a number of steps that the spacing can't take: those over whole
     timesteps can't have more steps than there are timesteps.

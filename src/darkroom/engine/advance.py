@@ -115,9 +115,9 @@ def _kept(questions: Sequence[_Question]) -> dict[tuple[int, int], Kept]:
     """What the answers left behind for the next ones."""
     asked = {question.place: question.condition for question in questions}
     return {
-        place: Kept(c.deep.features, c.text, c.identity)
+        place: Kept(c.cached.features, c.text, c.identity)
         for place, c in asked.items()
-        if c.deep is not None and c.deep.features is not None
+        if c.cached is not None and c.cached.features is not None
     }
 
 

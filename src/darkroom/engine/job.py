@@ -19,7 +19,7 @@ from ..diffusion.regions import Known, Windows
 from ..errors import RequestError
 from ..masks import Composite
 from ..models.controlnet import ControlNet
-from ..models.unet import Deep
+from ..models.unet import CachedFeatures
 from ..prompts.embeddings import LearnedWord
 from ..prompts.grammar import Prompt
 from ..request import MAX_CONTROL, Request, UsedControl, real
@@ -198,7 +198,7 @@ class Job:
         if request.cache_interval > 1:
             kept = self.kept.get(place) if self.state.evaluations % request.cache_interval else None
             old = kept.features if kept is not None and kept.serves(condition) else None
-            condition = replace(condition, deep=Deep(old))
+            condition = replace(condition, cached=CachedFeatures(old))
         return condition
 
     @property

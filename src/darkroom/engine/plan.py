@@ -45,7 +45,7 @@ class Plan:
         sigmas: steps + 1 noise levels, descending; the last is 0 unless the scheduler ends above zero noise.
         init_scale: the starting x is this times unit-variance noise.
         final_scale: the final x times this is the latent.
-        timesteps: the timestep to tell the network at a level, where it is known; elsewhere schedule.sigma_to_t.
+        timesteps: the timestep the network sees at a level, where it is known; elsewhere schedule.sigma_to_t.
             Keys are the very floats of `sigmas`. diffusers rounds some timesteps, so its picture needs this.
         sampler_name, schedule_name: names that give this plan again with the same configuration.
         start: the interval a picture begins in; later than 0 for one that begins as another picture with noise.
@@ -80,11 +80,11 @@ class Plan:
         As diffusers' `denoising_start` and `denoising_end`: the steps that start at a timestep of
         `steps - fraction * steps` or above are before the fraction. Raises RequestError where no step is left.
         """
-        told = [self.timesteps.get(sigma, schedule.sigma_to_t(sigma)) for sigma in self.sigmas[:-1]]
+        timesteps = [self.timesteps.get(sigma, schedule.sigma_to_t(sigma)) for sigma in self.sigmas[:-1]]
 
         def before(fraction: float) -> int:
             cut = round(schedule.steps - fraction * schedule.steps)
-            return sum(timestep >= cut for timestep in told)
+            return sum(timestep >= cut for timestep in timesteps)
 
         first = 0 if start is None else before(start)
         last = self.steps if stop is None else before(stop)

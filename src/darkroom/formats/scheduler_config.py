@@ -41,7 +41,7 @@ _CLIPPING = {  # the classes that clip denoised answers, and whether they do whe
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a sampler goes. `timesteps` maps a level to the timestep the network is told, where diffusers' differs."""
+    """Where a sampler goes. `timesteps` maps a level to the timestep the network sees, where diffusers' differs."""
 
     sampler: Sampler
     sigmas: tuple[float, ...]
@@ -121,17 +121,17 @@ def class_layout(name: str, config: Mapping[str, Any], schedule: Schedule, steps
         return _discrete_layout(name, sampler, config, schedule, steps)
     spacing = _spacing(config, "linspace")
     levels, timesteps, final = _levels(name, config, schedule, steps, spacing)
-    told = dict(zip(levels, timesteps, strict=True))
+    by_level = dict(zip(levels, timesteps, strict=True))
     if name in _SIGMA_SPACE:
         scale = math.hypot(1.0, levels[0]) if spacing == "leading" else levels[0]
-        return Layout(sampler, (*levels, final), scale, 1.0, told)
-    return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), told)
+        return Layout(sampler, (*levels, final), scale, 1.0, by_level)
+    return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), by_level)
 
 
 def _levels(
     name: str, config: Mapping[str, Any], schedule: Schedule, steps: int, spacing: str
 ) -> tuple[list[float], list[float], float]:
-    """(levels [steps], the timesteps the network is told [steps], the level at the end)."""
+    """(levels [steps], the timesteps the network sees [steps], the level at the end)."""
     solver = name in _SOLVERS
     options: Options = {"steps_offset": _whole(config, "steps_offset", 0), "whole": solver, "spare": solver}
     placed, timesteps = spaced(_clipped(name, config, schedule), steps, spacing, **options)
@@ -149,7 +149,7 @@ def _levels(
             low, high = _number(config, "sigma_min", low), _number(config, "sigma_max", high)
         how = "exponential" if flag == "lu" else flag
         levels = list(sigmas(schedule, steps, how, sigma_min=low, sigma_max=high)[:-1])
-        timesteps = tuple(_told(name, config, schedule, sigma, flag) for sigma in levels)
+        timesteps = tuple(_timestep(name, config, schedule, sigma, flag) for sigma in levels)
         last = last if name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler") else levels[-1]
     ends = config.get("final_sigmas_type", "zero")
     if name not in (*_SOLVERS, "EulerDiscreteScheduler"):
@@ -161,8 +161,8 @@ def _levels(
     return levels, list(timesteps), 0.0 if ends == "zero" else last
 
 
-def _told(name: str, config: Mapping[str, Any], schedule: Schedule, sigma: float, flag: str) -> float:
-    """The timestep diffusers tells the network at a level of Karras', exponential, beta or Lu's spacing."""
+def _timestep(name: str, config: Mapping[str, Any], schedule: Schedule, sigma: float, flag: str) -> float:
+    """The timestep the network sees in diffusers at a level of Karras', exponential, beta or Lu's spacing."""
     if name not in (*_SOLVERS, "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"):
         return schedule.sigma_to_t(sigma)
     # In float32 as diffusers has it: its solvers cut off the fraction, so the last digit can decide.
@@ -214,8 +214,8 @@ def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], sch
         sources = tuple(level(t + stride) for t in timesteps)
         plain = _unless_plain(targets, [*levels[1:], final])
         sampler = PNDM(sampler.warm_up, sampler.prediction, plain, sources, halves)
-    told = dict(zip(levels, map(float, timesteps), strict=True))
-    return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), told)
+    by_level = dict(zip(levels, map(float, timesteps), strict=True))
+    return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), by_level)
 
 
 def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
@@ -231,8 +231,8 @@ def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule,
     levels = [float(schedule.training_sigmas[t]) if t < schedule.steps - 1 else top for t in timesteps]
     if isinstance(sampler, LCM):
         sampler = LCM(sampler.limit, tuple(map(float, timesteps)), sampler.timestep_scaling, sampler.sigma_data)
-    told = dict(zip(levels, map(float, timesteps), strict=True))
-    return Layout(sampler, (*levels, 0.0), math.hypot(1.0, levels[0]), 1.0, told)
+    by_level = dict(zip(levels, map(float, timesteps), strict=True))
+    return Layout(sampler, (*levels, 0.0), math.hypot(1.0, levels[0]), 1.0, by_level)
 
 
 def _top(config: Mapping[str, Any], schedule: Schedule) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .packed import available, blocks_of, multiply
 
 SCORES = 2**21  # in a piece: what is found again in a processor's cache from one product to the next
-SAMPLES, STRIDE = 16, 64  # so many keys at least, or every so-manieth, tell about how large the scores of a query are
+SAMPLES, STRIDE = 16, 64  # so many keys at least, or every 64th, tell about how large the scores of a query are
 ALIGNED = 2  # widths that products of bfloat16 like
 FAR = 2.0**100  # a sum of powers that is still far from float32's end, and so from bfloat16's
 MANY = 2**19  # scores of a head from which on float32 is faster by powers, too

@@ -81,7 +81,7 @@ class PackedPointwise(Packed, nn.Conv2d):  # type: ignore[override]
 class PackedConv2d(Packed, nn.Conv2d):  # type: ignore[override]
     """`nn.Conv2d` on blocks: [N, I, H, W] -> [N, O, H', W'], with the channels last in memory."""
 
-    _squares: Any = None  # what `winograd` multiplies by, from the first picture on that it pays for
+    _squares: Any = None  # what `winograd` multiplies by, from the first picture on for which it is faster
 
     def forward(self, x: Tensor) -> Tensor:
         return self.padded(x, self.padding) if self.takes(x) else nn.Conv2d.forward(self, x)
@@ -90,7 +90,7 @@ class PackedConv2d(Packed, nn.Conv2d):  # type: ignore[override]
         """The answer to x with so many zeros around it, down and across."""
         geometry = _geometry(self)
         usual = self.kernel_size == (3, 3) and geometry[1:] == ([1, 1], [1, 1], 1) and padding in ((0, 0), (1, 1))
-        if not usual or not winograd.pays(x, self.out_channels):
+        if not usual or not winograd.is_faster(x, self.out_channels):
             return convolve(x, self._blocks, self.bias, (list(padding), *geometry[1:]))
         if self._squares is None:
             squares = winograd.transformed(self._blocks.to_dense())
@@ -106,9 +106,9 @@ _PLAIN: dict[type[Any], type[nn.Module]] = {
 
 
 def ready(network: nn.Module, x: Tensor) -> Tensor:
-    """Pack a network that is about to answer x [N, I, H, W] or [N, ...], where that pays; x as it will best read it.
+    """Pack a network that is to answer x [N, I, H, W] or [N, ...], where that is faster; x as it will best read it.
 
-    It pays without gradients, on a CPU with oneDNN, for weights in float32 or bfloat16 that are frozen.
+    It is without gradients, on a CPU with oneDNN, for weights in float32 or bfloat16 that are frozen.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or network.training:
         return x

@@ -46,7 +46,7 @@ class _Product(torch.autograd.Function):
         return multiply(g, weight.T) if for_x else None, dw, rows.sum(0) if for_bias else None
 
 
-class _Quick(nn.Linear):
+class OneDNNLinear(nn.Linear):
     """`nn.Linear` by these products."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,18 +57,18 @@ class _Quick(nn.Linear):
 
 
 def linear_layers(networks: Sequence[nn.Module]) -> list[nn.Module]:
-    """What `quick` is for, among the layers of some networks: none where oneDNN can't be had."""
+    """The layers of some networks that `onednn_products` is for: none where oneDNN can't be had."""
     if not available(torch.float32):
         return []
     return [m for network in networks for m in network.modules() if type(m) in (nn.Linear, PackedLinear)]
 
 
 @contextmanager
-def quick(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """While this lasts, these layers are quick; on the CPU, without autocast and torch.compile."""
+def onednn_products(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """While this lasts, these layers multiply by oneDNN; on the CPU, without autocast and torch.compile."""
     for layer in layers:
         unpack(layer)  # whoever drew with the network meanwhile has packed what is frozen in it
-        layer.__class__ = _Quick
+        layer.__class__ = OneDNNLinear
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ from .packed import Hooks, unpadded
 MEMORY = 4_000_000_000  # bytes of activations; 4096x4096 is just possible for Stable Diffusion in float32
 KEPT, STRIP = 0.6, 1 / 90  # the shares of it for a kept picture, and for one strip of an activation
 CACHED = 2**21  # numbers of a strip that a processor still finds in its cache when the next layer reads it
-MANY = 2**22  # numbers of an activation from which on a processor is as quick with strips
+MANY = 2**22  # numbers of an activation from which on strips are no slower on a processor
 QUERIES = 2**27  # scores of one piece of attention, where the kernel should write them out
 GROWN = 1.4  # times the largest picture that a process may grow before what strips have left is given back
 TOGETHER = 8  # rows whose statistics are taken at once
@@ -41,7 +41,7 @@ Strips = Iterator[tuple[Tensor, ...]]  # of one picture, or of two of the same s
 Shape = tuple[int, int, int]  # channels, height, width
 
 
-def pays(network: nn.Module, x: Tensor, largest: int, fits: bool) -> bool:
+def use_strips(network: nn.Module, x: Tensor, largest: int, fits: bool) -> bool:
     """Whether to compute a network's answer to x in strips.
 
     Never with gradients, nor for a network that is being written down. Else always where the plain way wouldn't fit
@@ -62,7 +62,7 @@ def pays(network: nn.Module, x: Tensor, largest: int, fits: bool) -> bool:
 
 
 @torch.no_grad()
-def through(steps: Sequence[Step], x: Tensor, memory: float = MEMORY) -> Tensor:
+def run_steps(steps: Sequence[Step], x: Tensor, memory: float = MEMORY) -> Tensor:
     """What a network's steps make of x [1, C, H, W], with activations of about `memory` bytes at most.
 
     Equal to what its layers would make of it up to the rounding of sums.

@@ -25,7 +25,7 @@ LARGE = 2**20  # inputs times outputs up to which it is done: the transformed we
 FEW = 64  # squares below which it isn't
 
 
-def pays(x: Tensor, outputs: int) -> bool:
+def is_faster(x: Tensor, outputs: int) -> bool:
     """Whether to convolve x [N, I, H, W] so; measured on AVX-512: 1.4 to 1.9 times as fast."""
     n, inputs, height, width = x.shape
     fits = min(inputs, outputs) >= WIDE and inputs * outputs <= LARGE

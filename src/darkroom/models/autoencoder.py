@@ -1,10 +1,9 @@
 """The autoencoder of Stable Diffusion: pictures to latents and back (Rombach et al. 2022, arXiv 2112.10752, sec. 3.1).
 
+At the end of the file the tiny one (TAESD, by Ollin Boer Bohan), plain convolutions that were distilled from it, which
+takes milliseconds.
+
 Shapes: N pictures, C = latent_channels, H W the picture's height and width, f = downscale, h = H/f, w = W/f.
-
-The tiny autoencoder (TAESD, by Ollin Boer Bohan): plain convolutions, distilled from the large one. In milliseconds.
-
-Shapes: N pictures, C = latent_channels, H W the picture's height and width, h w the latent's, W the width of a level.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 
 from ..kernels.attention import attend
 from ..kernels.packed import ready
-from ..kernels.strips import MEMORY, Attend, Convolve, Step, pays, resnets, through
+from ..kernels.strips import MEMORY, Attend, Convolve, Step, resnets, run_steps, use_strips
 from .config import AutoencoderConfig, TinyAutoencoderConfig
 from .layers import Block, ResnetBlock, Upsample
 
 EPS = 1e-6  # every GroupNorm of the original autoencoder
+LOG_VARIANCE = -30.0  # of the tiny one's latents, which have none: what the large one's is clamped to
+BOUND = 3.0  # the tiny decoder's latent is bent softly into -3..3
 
 
 class PixelAttention(Block):
@@ -208,8 +209,8 @@ class Autoencoder(nn.Module):
         return widest * x.shape[2] * x.shape[3] * scale**2
 
     def _answer(self, network: Encoder | Decoder, x: Tensor, scale: int, memory: float) -> Tensor:
-        if pays(network, x, self._largest(x, scale), self.fits(x, scale, memory)):
-            return torch.cat([through(network.steps(), row[None], memory) for row in x])
+        if use_strips(network, x, self._largest(x, scale), self.fits(x, scale, memory)):
+            return torch.cat([run_steps(network.steps(), row[None], memory) for row in x])
         y: Tensor = network(x)
         return y
 
@@ -238,15 +239,8 @@ def _by_channel(values: tuple[float, ...], latents: Tensor) -> Tensor:
     return torch.tensor(values, dtype=latents.dtype, device=latents.device)[:, None, None]
 
 
-# --- tiny_autoencoder
-
-
-LOG_VARIANCE = -30.0  # of its latents, which have none: what the large autoencoder's is clamped to
-BOUND = 3.0  # a decoder's latent is bent softly into -3..3
-
-
 class TinyBlock(nn.Module):
-    """Three 3x3 convolutions, added to their input: [N, W, h, w] -> [N, W, h, w]."""
+    """Three 3x3 convolutions, added to their input: [N, width, h, w] -> the same."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

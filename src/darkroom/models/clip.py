@@ -1,11 +1,9 @@
-"""The image tower of CLIP: a vision transformer (Radford et al. 2021, arXiv 2103.00020, sec. 2.4; Dosovitskiy et al.
-2020, arXiv 2010.11929, eq. 1 to 4), made of the text encoder's layers without their mask.
+"""CLIP: a text encoder and an image encoder with one space for both (Radford et al. 2021, arXiv 2103.00020, Fig. 3).
 
-Shapes: N pictures, S = image_size, D = hidden_size, P = projection_dim.
+The image encoder is a vision transformer (their sec. 2.4; Dosovitskiy et al. 2020, arXiv 2010.11929, eq. 1 to 4), made
+of the text encoder's layers without their mask.
 
-CLIP: a text encoder and an image encoder with one space for both (Radford et al. 2021, arXiv 2103.00020, Fig. 3).
-
-Shapes: N pictures and their texts, T tokens, S side of a picture, P = projection_dim.
+Shapes: N pictures and their texts, T tokens, S = image_size, D = hidden_size, P = projection_dim.
 """
 
 from __future__ import annotations
@@ -18,6 +16,8 @@ from torch import Tensor, nn
 
 from .config import VisionEncoderConfig
 from .text_encoder import Layer, TextEncoder, draw_weights, embedding_table
+
+LARGEST = 100.0  # of the scale, to which training clips it: more makes it unstable (their sec. 2.5)
 
 
 class VisionEncoder(nn.Module):
@@ -62,12 +62,6 @@ class VisionEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
-
-
-# --- clip
-
-
-LARGEST = 100.0  # of the scale, to which training clips it: more makes it unstable (their sec. 2.5)
 
 
 class Clip(nn.Module):

@@ -8,7 +8,7 @@ last on the way up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,11 @@ from .layers import Block, ResnetBlock, Upsample
 EPS = 1e-6  # the GroupNorm in front of a spatial transformer, whatever the resnets use
 MAX_PERIOD = 10_000.0  # longest wavelength of the timestep embedding, over 2 pi
 NONE: Mapping[str, Tensor] = {}
-SHALLOW = 1  # blocks of the finest level that run where deep features are reused: so many down, one more up
+SHALLOW = 1  # blocks of the finest level that run where cached features are reused: so many down, one more up
 
 
 @dataclass(slots=True, eq=False)
-class Deep:
+class CachedFeatures:
     """What all but the outermost blocks of a U-Net make of its input: [N, C, H, W], in front of the last two blocks.
 
     It changes slowly from step to step (Ma et al. 2023, DeepCache, arXiv 2312.00858, sec. 3.2). A call that is given
@@ -224,16 +224,16 @@ class UpLevel(nn.Module):
         text: Tensor,
         skips: list[Tensor],
         identity: Tensor | None = None,
-        deep: Deep | None = None,
+        cached: CachedFeatures | None = None,
     ) -> Tensor:
         """Takes its skips from the end of `skips`; the next one there gives the size to grow to.
 
-        With `deep`, of the finest level: where it has features x is them, else it is given them.
+        With `cached`, of the finest level: where it has features x is them, else it is given them.
         """
         last = len(self.resnets) - 1 - SHALLOW
-        for i in range(last if deep is not None and deep.features is not None else 0, len(self.resnets)):
-            if deep is not None and i == last:
-                deep.features = x
+        for i in range(last if cached is not None and cached.features is not None else 0, len(self.resnets)):
+            if cached is not None and i == last:
+                cached.features = x
             x = self.resnets[i](torch.cat((x, skips.pop()), dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[i](x, text, identity)
@@ -276,9 +276,9 @@ class Encoder(nn.Module):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
     ) -> Tensor:
-        """What every resnet is told: timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E].
+        """What every resnet adds: of timesteps [N] (and class labels [N], LCM's embedding [N, ...]) -> [N, E].
 
-        SDXL's is told a pooled text [N, P] and sizes [N, S], too (Podell et al. 2023, arXiv 2307.01952, sec. 2.2).
+        With size conditioning also of a pooled text [N, P] and sizes [N, S] (SDXL; arXiv 2307.01952, sec. 2.2).
         """
         config, dtype = self.config, self.conv_in.weight.dtype
         waves = timestep_embedding(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
@@ -303,10 +303,50 @@ class Encoder(nn.Module):
         sizes: Tensor | None = None,
     ) -> None:
         """Raise ValueError, with the values, on inputs of another network's shape."""
-        for problem in _problems(self.config, x, timesteps, text, class_labels, time_cond):
-            raise ValueError(problem)
-        for problem in _size_problems(self.config, len(x), pooled, sizes):
-            raise ValueError(problem)
+        config, rows = self.config, len(x)
+        if x.ndim != 4 or x.shape[1] != config.in_channels:
+            raise ValueError(
+                f"latents of shape {tuple(x.shape)} given; this network takes [N, {config.in_channels}, H, W]"
+            )
+        if text.ndim != 3 or text.shape[2] != config.cross_attention_dim:
+            raise ValueError(
+                f"text of shape {tuple(text.shape)} given; this network takes [N, T, {config.cross_attention_dim}]"
+            )
+        if len(text) != rows:
+            raise ValueError(f"{len(text)} rows of text given for {rows} rows of latents")
+        if timesteps.ndim > 1 or timesteps.numel() not in (1, rows):
+            raise ValueError(f"timesteps of shape {tuple(timesteps.shape)} given for {rows} rows")
+        classes, width = config.num_class_embeds, config.time_cond_proj_dim
+        if classes is None and class_labels is not None:
+            raise ValueError("class_labels given; this network has no classes")
+        if classes is not None and class_labels is None:
+            raise ValueError(f"no class_labels given; this network needs them, [N] in 0..{classes - 1}")
+        if classes is not None and class_labels is not None:
+            if class_labels.shape != x.shape[:1]:
+                raise ValueError(f"class_labels of shape {tuple(class_labels.shape)} given for {rows} rows")
+            on_cpu = class_labels.device.type == "cpu"  # elsewhere a look at the values would wait for the device
+            if on_cpu and not all(0 <= label < classes for label in class_labels.tolist()):
+                labels = class_labels.tolist()
+                raise ValueError(f"class_labels {labels} given; this network has classes 0..{classes - 1}")
+        if time_cond is not None and (width is None or time_cond.shape[-1] != width):
+            shape = tuple(time_cond.shape)
+            raise ValueError(f"time_cond of shape {shape} given; this network's time_cond_proj_dim is {width}")
+        added, together = config.addition_time_embed_dim, config.projection_class_embeddings_input_dim
+        if added is None or together is None:
+            if pooled is not None or sizes is not None:
+                raise ValueError("a pooled text or sizes given; this network is not told them")
+        elif pooled is None or sizes is None:
+            raise ValueError("no pooled text or no sizes given; this network needs them, [N, P] and [N, S]")
+        elif pooled.ndim != 2 or sizes.ndim != 2 or len(pooled) != rows or len(sizes) != rows:
+            raise ValueError(
+                f"a pooled text {tuple(pooled.shape)} and sizes {tuple(sizes.shape)} given for {rows} rows"
+            )
+        elif pooled.shape[1] + added * sizes.shape[1] != together:
+            width, count = pooled.shape[1], sizes.shape[1]
+            raise ValueError(
+                f"a pooled text of {width} and {count} sizes make {width + added * count}; "
+                f"this network takes {together}"
+            )
 
 
 class UNet(Encoder):
@@ -331,27 +371,33 @@ class UNet(Encoder):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         identity: Mapping[str, Tensor] = NONE,
-        deep: Deep | None = None,
+        cached: CachedFeatures | None = None,
     ) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], computed in the dtype of the weights; any H and W.
 
-        `timesteps` [N], 0..999, fractions allowed, each row its own (or one value for all); `text` [N, T, D];
-        `class_labels` [N] integers, for a network with classes and only there; `down_residuals` (one a skip connection,
-        in the order they arise: `conv_in` first) and `mid_residual` are a ControlNet's, added to the skips and to the
-        middle; `time_cond` [N, time_cond_proj_dim] is LCM's guidance embedding; `pooled` [N, P] and `sizes` [N, S] are
-        the pooled text and the sizes in pixels that SDXL is told, and only it. Raises ValueError on shapes that don't
-        fit. `identity`: for the named levels ("down.0", "mid", "up.0" the coarsest, ...), the rows [N] (bool) in which
-        self-attention there is the identity (perturbed-attention guidance). `deep`: features of an earlier call that
-        this one reuses (and it takes no residuals), or where to leave its own.
+        Args:
+            timesteps: [N], 0..999, fractions allowed, each row its own (or one value for all).
+            text: [N, T, D].
+            class_labels: [N] integers, for a network with classes and only there.
+            down_residuals: one a skip connection, in the order they arise (`conv_in` first): a ControlNet's, added.
+            mid_residual: a ControlNet's, added to the middle.
+            time_cond: [N, time_cond_proj_dim], LCM's guidance embedding.
+            pooled, sizes: [N, P] and [N, S]: size conditioning, a pooled text and sizes in pixels. SDXL's only.
+            identity: for the named levels ("down.0", "mid", "up.0" the coarsest, ...), the rows [N] (bool) in which
+                self-attention there is the identity (perturbed-attention guidance).
+            cached: features of an earlier call that this one reuses (and it takes no residuals), or where to leave its
+                own.
+
+        Raises ValueError on shapes that don't fit.
         """
         self._check(x, timesteps, text, class_labels, time_cond, pooled, sizes)
         dtype = self.conv_in.weight.dtype
         x, text = ready(self, x.to(dtype)), text.to(dtype)
         time = self.embed_time(timesteps.to(x.device).expand(x.shape[0]), class_labels, time_cond, pooled, sizes)
         x, finest = self.conv_in(x), len(self.up) - 1
-        if deep is not None and deep.features is not None:
+        if cached is not None and cached.features is not None:
             skips = [x, *self.down[0](x, time, text, identity.get("down.0"), SHALLOW)]
-            x = self.up[finest](deep.features, time, text, skips, identity.get(f"up.{finest}"), deep)
+            x = self.up[finest](cached.features, time, text, skips, identity.get(f"up.{finest}"), cached)
             return self._out(x)
         skips, x = self.encode(x, time, text, identity)
         if down_residuals is not None:
@@ -361,60 +407,12 @@ class UNet(Encoder):
         if mid_residual is not None:
             x = _add(x, mid_residual)
         for i, level in enumerate(self.up):
-            x = level(x, time, text, skips, identity.get(f"up.{i}"), deep if i == finest else None)
+            x = level(x, time, text, skips, identity.get(f"up.{i}"), cached if i == finest else None)
         return self._out(x)
 
     def _out(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
         return y
-
-
-def _problems(
-    config: UNetConfig,
-    x: Tensor,
-    timesteps: Tensor,
-    text: Tensor,
-    class_labels: Tensor | None,
-    time_cond: Tensor | None,
-) -> Iterator[str]:
-    """What is wrong with a network's inputs, in words."""
-    if x.ndim != 4 or x.shape[1] != config.in_channels:
-        yield f"latents of shape {tuple(x.shape)} given; this network takes [N, {config.in_channels}, H, W]"
-    if text.ndim != 3 or text.shape[2] != config.cross_attention_dim:
-        yield f"text of shape {tuple(text.shape)} given; this network takes [N, T, {config.cross_attention_dim}]"
-    if len(text) != len(x):
-        yield f"{len(text)} rows of text given for {len(x)} rows of latents"
-    if timesteps.ndim > 1 or timesteps.numel() not in (1, len(x)):
-        yield f"timesteps of shape {tuple(timesteps.shape)} given for {len(x)} rows"
-    classes = config.num_class_embeds
-    if classes is None and class_labels is not None:
-        yield "class_labels given; this network has no classes"
-    if classes is not None and class_labels is None:
-        yield f"no class_labels given; this network needs them, [N] in 0..{classes - 1}"
-    if classes is not None and class_labels is not None:
-        if class_labels.shape != x.shape[:1]:
-            yield f"class_labels of shape {tuple(class_labels.shape)} given for {len(x)} rows"
-        on_cpu = class_labels.device.type == "cpu"  # elsewhere a look at the values would wait for the device
-        if on_cpu and not all(0 <= label < classes for label in class_labels.tolist()):
-            yield f"class_labels {class_labels.tolist()} given; this network has classes 0..{classes - 1}"
-    width = config.time_cond_proj_dim
-    if time_cond is not None and (width is None or time_cond.shape[-1] != width):
-        yield f"time_cond of shape {tuple(time_cond.shape)} given; this network's time_cond_proj_dim is {width}"
-
-
-def _size_problems(config: UNetConfig, rows: int, pooled: Tensor | None, sizes: Tensor | None) -> Iterator[str]:
-    """What is wrong with a pooled text and sizes, in words."""
-    added, together = config.addition_time_embed_dim, config.projection_class_embeddings_input_dim
-    if added is None or together is None:
-        if pooled is not None or sizes is not None:
-            yield "a pooled text or sizes given; this network is not told them"
-    elif pooled is None or sizes is None:
-        yield "no pooled text or no sizes given; this network needs them, [N, P] and [N, S]"
-    elif pooled.ndim != 2 or sizes.ndim != 2 or len(pooled) != rows or len(sizes) != rows:
-        yield f"a pooled text {tuple(pooled.shape)} and sizes {tuple(sizes.shape)} given for {rows} rows"
-    elif pooled.shape[1] + added * sizes.shape[1] != together:
-        width, count = pooled.shape[1], sizes.shape[1]
-        yield f"a pooled text of {width} and {count} sizes make {width + added * count}; this network takes {together}"
 
 
 def _add(x: Tensor, residual: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Adams-Bashforth samplers, one question an interval: LMS with exact weights, IPNDM and PNDM with those of equal steps.
+"""Multistep samplers, which extrapolate from the answers before: one question an interval.
 
-All of them extrapolate eps = (x - D) / sigma = dx/dsigma from the answers before.
-
-DEIS: an exponential integrator with extrapolation in log rho (Zhang and Chen 2022, arXiv 2204.13902, tAB-DEIS).
+LMS has exact weights, IPNDM and PNDM those of equal steps (Adams and Bashforth); they extrapolate
+eps = (x - D) / sigma = dx/dsigma in sigma. DEIS is an exponential integrator that extrapolates in log sigma.
 """
 
 from __future__ import annotations
@@ -34,21 +33,39 @@ def weighted(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def lagrange(places: Sequence[float]) -> list[list[float]]:
+    """The Lagrange basis polynomials on `places`, 1 at their own place and 0 at all others: lowest power first."""
+    polynomials = []
+    for j, place in enumerate(places):
+        coefficients = [1.0]  # of prod (u - place_k) / (place - place_k)
+        for k, other in enumerate(places):
+            if k != j:
+                shifted, kept = [0.0, *coefficients], [*(-other * c for c in coefficients), 0.0]
+                coefficients = [(a + b) / (place - other) for a, b in zip(shifted, kept, strict=True)]
+        polynomials.append(coefficients)
+    return polynomials
+
+
 def lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> list[float]:
     """Integrals from start to end of the Lagrange basis polynomials on `nodes`: the exact Adams-Bashforth weights."""
     scale = end - start
     # In u = (s - start) / (end - start) the numbers stay near 1, whatever the noise level.
-    places = [(node - start) / scale for node in nodes]
-    integrals = []
-    for j, place in enumerate(places):
-        coefficients = [1.0]  # of prod (u - place_k) / (place - place_k), lowest power first
-        for k, other in enumerate(places):
-            if k != j:
-                shifted = [0.0, *coefficients]
-                kept = [*(-other * c for c in coefficients), 0.0]
-                coefficients = [(a + b) / (place - other) for a, b in zip(shifted, kept, strict=True)]
-        integrals.append(scale * sum(c / (power + 1) for power, c in enumerate(coefficients)))
-    return integrals
+    polynomials = lagrange([(node - start) / scale for node in nodes])
+    return [scale * sum(c / (power + 1) for power, c in enumerate(polynomial)) for polynomial in polynomials]
+
+
+def exponential_integrals(levels: Sequence[float], after: float) -> list[float]:
+    """Integrals over sigma, from levels[0] to `after`, of the Lagrange polynomials in log sigma on `levels`."""
+    if len(levels) == 1 or stands(levels[0], after):
+        return [after - levels[0], *[0.0] * (len(levels) - 1)]
+    sigma = levels[0]
+    # With v = log(s / sigma): ds = sigma e^v dv, and I_k = integral of v^k e^v = [v^k e^v] - k I_(k-1).
+    end = math.log(after / sigma)
+    moments = [math.expm1(end)]
+    for power in range(1, len(levels)):
+        moments.append(end**power * math.exp(end) - power * moments[-1])
+    polynomials = lagrange([math.log(level / sigma) for level in levels])
+    return [sigma * sum(c * m for c, m in zip(polynomial, moments, strict=True)) for polynomial in polynomials]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,34 +203,9 @@ class PNDM:
         return (sample * root + eps * (target - sigma)) / math.hypot(1.0, target)
 
 
-# --- deis
-
-
-def _weights(levels: Sequence[float], after: float) -> list[float]:
-    """Integrals over sigma, from levels[0] to `after`, of the Lagrange polynomials in log sigma on `levels`."""
-    if len(levels) == 1 or stands(levels[0], after):
-        return [after - levels[0], *[0.0] * (len(levels) - 1)]
-    sigma = levels[0]
-    # With v = log(s / sigma): ds = sigma e^v dv, and I_k = integral of v^k e^v = [v^k e^v] - k I_(k-1).
-    end = math.log(after / sigma)
-    moments = [math.expm1(end)]
-    for power in range(1, len(levels)):
-        moments.append(end**power * math.exp(end) - power * moments[-1])
-    places = [math.log(level / sigma) for level in levels]
-    weights = []
-    for j, place in enumerate(places):
-        coefficients = [1.0]
-        for k, other in enumerate(places):
-            if k != j:
-                shifted, kept = [0.0, *coefficients], [*(-other * c for c in coefficients), 0.0]
-                coefficients = [(a + b) / (place - other) for a, b in zip(shifted, kept, strict=True)]
-        weights.append(sigma * sum(c * m for c, m in zip(coefficients, moments, strict=True)))
-    return weights
-
-
 @dataclass(frozen=True, slots=True)
 class DEIS:
-    """Multistep of up to `order` (1 to 3) answers eps.
+    """Up to `order` (1 to 3) answers eps, extrapolated in log sigma (Zhang and Chen 2022, arXiv 2204.13902, tAB-DEIS).
 
     Args:
         lower_order_final: with fewer than 15 intervals the last is of first and the last but one of second order.
@@ -236,5 +228,5 @@ class DEIS:
         after, left = sigmas[state.interval + 1], len(sigmas) - 1 - state.interval
         order = min(len(answers), left) if self.lower_order_final and len(sigmas) <= 15 else len(answers)
         order = 1 if after == 0 else order
-        weights = _weights([sigmas[state.interval - k] for k in range(order)], after)
+        weights = exponential_integrals([sigmas[state.interval - k] for k in range(order)], after)
         return arrive(state, state.x + weighted(weights, answers[:order]), sigmas, answers[: self.order - 1])

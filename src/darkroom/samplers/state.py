@@ -1,12 +1,9 @@
-"""What a sampler is: a pure function from one state to the next.
+"""What a sampler is, a pure function from one state to the next, and what several samplers share.
 
 Samplers see x, sigma and a denoised answer, nothing else. All of them work in one coordinate system,
-x = x0 + sigma * noise (Karras et al. 2022, arXiv 2206.00364, with s(t) = 1), in float32.
-
-What several samplers share: moving to the next state, limits on the denoised answer, ancestral levels.
-
-All samplers see x [C, H, W] = x0 + sigma * noise (any float dtype; the engine uses float32) and return new tensors.
-Coefficients are Python floats, so they are computed in float64 and never promote the tensors they multiply.
+x = x0 + sigma * noise (Karras et al. 2022, arXiv 2206.00364, with s(t) = 1), on x [C, H, W] of any float dtype (the
+engine uses float32), and return new tensors. Coefficients are Python floats, so they are computed in float64 and never
+promote the tensors they multiply.
 """
 
 from __future__ import annotations
@@ -42,9 +39,6 @@ class Sampler(Protocol):
     """
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState: ...
-
-
-# --- common
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import TrainingError
-from ..kernels.products import linear_layers, quick
+from ..kernels.products import linear_layers, onednn_products
 from ..models.layers import set_checkpointing
 from . import optim, state
 from .background import Aside, interruptible, prefetch
@@ -387,7 +387,7 @@ class Trainer:
         means: dict[str, Tensor] = {}
         for part, batch in zip(self.parts, batches, strict=True):
             torch.manual_seed(step_seed(self.config.seed, self.step))  # every part draws for the whole batch
-            with quick(self.linear):
+            with onednn_products(self.linear):
                 with self._autocast():
                     loss, figures = self.stage.loss(batch, self.step, part)
                 if part is self.parts[-1]:

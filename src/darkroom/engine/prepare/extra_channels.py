@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...diffusion.condition import Prompted, beside
+from ...diffusion.condition import Prompted, with_channels
 from ...diffusion.guidance import TwoConditions
 from ...errors import RequestError
 from ...images import to_tensor
@@ -74,7 +74,11 @@ def edit(model: LoadedModel, parsed: ParsedRequest) -> Job:
 
     def guide(prompt: Prompted, negative: Prompted, text_scale: float) -> TwoConditions:
         without = torch.zeros_like(latent)
-        both, alone, neither = beside(prompt, latent), beside(negative, latent), beside(negative, without)
+        both, alone, neither = (
+            with_channels(prompt, latent),
+            with_channels(negative, latent),
+            with_channels(negative, without),
+        )
         return TwoConditions(both, alone, neither, text_scale, scale)
 
     return drawn(model, parsed, guide, image_guidance_scale=scale, width=picture.width, height=picture.height)

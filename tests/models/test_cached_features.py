@@ -1,4 +1,4 @@
-"""Deep features of a U-Net, reused: what the outermost blocks make of them."""
+"""CachedFeatures features of a U-Net, reused: what the outermost blocks make of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from darkroom.models.config import UNetConfig
-from darkroom.models.unet import Deep, UNet
+from darkroom.models.unet import CachedFeatures, UNet
 
 BASE = UNetConfig(
     sample_size=8,
@@ -57,23 +57,23 @@ def test_features_of_the_same_input_give_the_same_answer(shape: str, size: tuple
     unet = network(SHAPES[shape])
     x = inputs(0, size)
     plain = unet(*x)
-    deep = Deep()
-    assert torch.equal(unet(*x, deep=deep), plain)  # recording changes nothing
-    assert deep.features is not None
-    kept = deep.features.clone()
-    assert torch.equal(unet(*x, deep=deep), plain)  # and what is reused is right where nothing moved
-    assert torch.equal(deep.features, kept)
+    cached = CachedFeatures()
+    assert torch.equal(unet(*x, cached=cached), plain)  # recording changes nothing
+    assert cached.features is not None
+    kept = cached.features.clone()
+    assert torch.equal(unet(*x, cached=cached), plain)  # and what is reused is right where nothing moved
+    assert torch.equal(cached.features, kept)
 
 
 def test_features_of_another_input_are_used_and_the_deep_levels_are_not_run() -> None:
     unet = network(BASE)
-    deep = Deep()
-    unet(*inputs(0), deep=deep)
+    cached = CachedFeatures()
+    unet(*inputs(0), cached=cached)
     ran: list[str] = []
     for name in ("down.0.resnets.0", "down.0.resnets.1", "down.0.downsample", "down.1", "mid", "up.0", "up.1",
                  "up.2.resnets.0", "up.2.resnets.1", "up.2.resnets.2"):  # fmt: skip
         unet.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
-    mixed = unet(*inputs(1), deep=deep)
+    mixed = unet(*inputs(1), cached=cached)
     assert ran == ["down.0.resnets.0", "up.2.resnets.1", "up.2.resnets.2"]
     assert not torch.allclose(mixed, unet(*inputs(0)), atol=1e-3)  # the new input counts,
     assert not torch.allclose(mixed, unet(*inputs(1)), atol=1e-3)  # and so do the old features
