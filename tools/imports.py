@@ -26,7 +26,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "files": "",
         "settings": "",
         "request": "",
-        "images": "request",
+        "picture_headers": "",
+        "images": "picture_headers request",
         "masks": "images request",
         "hints": "images request",
         "embedded": "",
@@ -42,7 +43,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "bench": "diffusion kernels models",
         "prompts": "adapters models",
         # networks on `meta`; tokenizers; what a scheduler's configuration names
-        "formats": "adapters diffusion embedded models prompts request samplers",
+        "formats": "adapters diffusion embedded models picture_headers prompts request samplers",
         "engine": "accelerate adapters diffusion formats hints images kernels masks models prompts request samplers",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",

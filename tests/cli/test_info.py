@@ -69,7 +69,7 @@ def test_a_model(command: Command, model: Path) -> None:
         ("missing.png", "there is no picture"),
         ("missing.safetensors", "does not exist"),
         ("text.png", "is not a PNG, JPEG or WebP picture"),
-        ("a.gif", "is not a PNG, JPEG or WebP picture"),
+        ("text.gif", "is not a PNG, JPEG or WebP picture"),
         ("text", "text"),
         ("empty", "empty"),
         ("", "does not exist"),
@@ -84,7 +84,7 @@ def test_what_is_neither(
     Path("text").write_text("hello")
     Path("text.png").write_text("hello")
     Path("empty").mkdir()
-    Image.new("P", (8, 8)).save("a.gif")
+    Path("text.gif").write_text("hello")
     answer = command("info", name)
     assert (answer.code, answer.out) == (2, "")
     assert said in answer.sentence

@@ -581,14 +581,12 @@ def test_broken_json_falls_back_to_infotext(text: str, tmp_path: Path) -> None:
 def test_what_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").write_bytes(b"")
-    Image.new("P", (8, 8)).save(tmp_path / "a.gif")
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.ppm")
     os.mkfifo(tmp_path / "pipe")
     for name, reason in [
         ("text", "not a PNG, JPEG or WebP"),
         ("empty", "not a PNG, JPEG or WebP"),
-        ("a.gif", "not a PNG, JPEG or WebP"),
-        ("a.bmp", "not a PNG, JPEG or WebP"),
+        ("a.ppm", "not a PNG, JPEG or WebP picture, nor one in GIF, BMP, TIFF or AVIF"),
         ("missing", "there is no picture"),
         (".", "is a folder"),
         ("pipe", "is not a file"),

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import RequestError, visible
 from ..formats.picture import Metadata, read_metadata
+from ..picture_headers import format_of
 from ..request import Hires, UsedControl, UsedLora
 from . import USER_ERROR, complain, new_app, options
 
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
 app = new_app()
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-_TOOLS = {"darkroom": "Darkroom", "a1111": "A1111 infotext", "comfyui": "ComfyUI", "invokeai": "InvokeAI"}
+_TOOLS = {
+    "darkroom": "Darkroom",
+    "a1111": "A1111 infotext",
+    "comfyui": "ComfyUI",
+    "drawthings": "Draw Things",
+    "easydiffusion": "Easy Diffusion",
+    "fooocus": "Fooocus",
+    "invokeai": "InvokeAI",
+    "novelai": "NovelAI",
+    "swarmui": "SwarmUI",
+}
 
 
 @app.command()
@@ -70,8 +81,8 @@ def is_picture(source: str) -> bool:
             return False
         if path.is_file():
             with open(path, "rb") as file:
-                head = file.read(12)
-            if head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP"):
+                head = file.read(16)
+            if format_of(head) is not None and head[:2] != b"BM":  # two letters are too few to tell a BMP by
                 return True
     except (OSError, ValueError):
         pass
@@ -87,7 +98,8 @@ def _picture(source: str, as_json: bool) -> None:
 
 
 def _picture_lines(source: str, found: Metadata) -> str:
-    lines = [f"{visible(source)}: {found.format}, {found.width} x {found.height} pixels"]
+    frames = f", the first of {found.frames} frames" if found.frames > 1 else ""
+    lines = [f"{visible(source)}: {found.format}, {found.width} x {found.height} pixels{frames}"]
     if found.source is None:
         return "\n".join([*lines, "no recipe found"])
     lines.append(f"recipe: by {_TOOLS[found.source]}")
@@ -98,6 +110,9 @@ def _picture_lines(source: str, found: Metadata) -> str:
     lines += _table({key: _in_words(key, value) for key, value in recipe.items()})
     if isinstance(extra, dict):
         lines += ["also:", *_table(extra)]
+    if found.ignored:
+        lines += ["not followed:", *_table(found.ignored)]
+    lines += [f"warning: {visible(sentence)}" for sentence in found.warnings]
     return "\n".join(lines)
 
 

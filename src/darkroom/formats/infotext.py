@@ -362,7 +362,7 @@ _MAX_TRIES = 20  # lines that are looked at as the settings
 def to_infotext(recipe: Mapping[str, Any]) -> str:
     """Write a recipe as A1111 infotext.
 
-    Reads the prompts, the fields of `infokeys.ROWS`, and an optional mapping `extra` of further "Key: value" pairs.
+    Reads the prompts, the fields of `infotext.ROWS`, and an optional mapping `extra` of further "Key: value" pairs.
     What is missing or None is left out. LoRAs given as files are named in the prompt, where A1111 looks for them.
     """
     prompt, negative = str(recipe.get("prompt") or ""), str(recipe.get("negative_prompt") or "")
@@ -407,7 +407,7 @@ def _quote(value: str) -> str:
 def parse_infotext(text: str) -> dict[str, Any]:
     """Read A1111 infotext; the opposite of `to_infotext`.
 
-    Returns `prompt`, `negative_prompt` and, as far as they are there and make sense, the fields of `infokeys.ROWS` as
+    Returns `prompt`, `negative_prompt` and, as far as they are there and make sense, the fields of `infotext.ROWS` as
     plain values; samplers and schedules by our ids (a name we don't know stays as it is). Every other pair
     is in `extra`, a dict of strings, and so are the lines that extensions write after the line of settings
     ("Template: ..."). Never raises: text that is no infotext is a prompt. Takes time linear in the length of the text.

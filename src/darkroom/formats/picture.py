@@ -1,8 +1,4 @@
-"""The texts inside picture files: PNG chunks and EXIF tags, read with bounds; nothing here decodes pixels.
-
-A picture's complete recipe as JSON: plain ASCII, and every text exactly as it was, lone surrogates included.
-
-Pictures with their recipe: PNG, JPEG and WebP files that say how they were made, and read back so.
+"""Pictures with their recipe: PNG, JPEG and WebP files that say how they were made, and read back so.
 
 Two copies of the recipe go into a file: A1111's infotext for other tools, and Darkroom's own JSON, complete and exact.
 
@@ -10,6 +6,9 @@ Two copies of the recipe go into a file: A1111's infotext for other tools, and D
 |------------|---------------------------|------------------------------------------------------------|
 | PNG        | text chunk `parameters`   | text chunk `darkroom`                                      |
 | JPEG, WebP | EXIF `UserComment`        | EXIF `ImageDescription`, the JSON after the word "darkroom:" |
+
+The complete recipe is plain ASCII, and keeps every text exactly as it was, lone surrogates included. Other tools'
+recipes are read by `foreign`, from the texts that `picture_texts` finds.
 """
 
 from __future__ import annotations
@@ -20,160 +19,22 @@ import math
 import os
 import re
 import stat
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import ImageError
 from ..files import replacing
-from .foreign import read_comfyui, read_dream, read_invokeai
-from .infotext import parse_infotext, to_infotext
+from ..picture_headers import FORMATS, NAMES, check, size_of
+from .foreign import recognise
+from .infotext import to_infotext
+from .picture_texts import DESCRIPTION, EXIF_IFD, USER_COMMENT, plain_text, read_stealth, read_texts
 
-USER_COMMENT, DESCRIPTION, EXIF_IFD, MAKE, MODEL = 0x9286, 0x010E, 0x8769, 0x010F, 0x0110  # EXIF's numbers
-
-_MAX_TEXT = 4 * 2**20  # bytes of one text, after inflating
-_MAX_TEXTS = 8 * 2**20  # bytes of all texts
-_MAX_CHUNKS = 100_000
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def header_size(head: bytes) -> tuple[int, int]:
-    """Width and height from the first 30 bytes of a PNG or WebP file, (0, 0) for others.
-
-    Pillow's WebP reader allocates the whole picture, and warns on stderr, before it says how large it is.
-    """
-    head = head.ljust(30, b"\0")
-    if head.startswith(_PNG_SIGNATURE):
-        return struct.unpack(">II", head[16:24])
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        if head[12:16] == b"VP8X":
-            return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
-        if head[12:16] == b"VP8L":
-            bits = int.from_bytes(head[21:25], "little")
-            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        if head[12:16] == b"VP8 ":
-            return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-    return 0, 0
-
-
-def read_png(file: BinaryIO) -> tuple[dict[str, str], bytes]:
-    """The texts of a PNG file by their keys, and its EXIF block; bounded, and stopping where the file breaks off.
-
-    Pillow finds the chunks after the pixels only by decoding them, and loses texts that aren't strict UTF-8.
-    """
-    texts: dict[str, str] = {}
-    total, exif = 0, b""
-    file.seek(len(_PNG_SIGNATURE))
-    for _ in range(_MAX_CHUNKS):
-        head = file.read(8)
-        if len(head) < 8:
-            break
-        length, kind = struct.unpack(">I4s", head)
-        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"eXIf") or length > _MAX_TEXT:
-            if kind == b"IEND":
-                break
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        data = file.read(length + 4)[:length]
-        if len(data) < length:
-            break
-        if kind == b"eXIf":
-            exif = exif or data
-        elif (entry := _text_chunk(kind, data)) and entry[0] not in texts:
-            total += len(entry[1])
-            if total > _MAX_TEXTS:
-                break
-            texts[entry[0]] = entry[1]
-    return texts, exif
-
-
-def _text_chunk(kind: bytes, data: bytes) -> tuple[str, str] | None:
-    key, found, value = data.partition(b"\0")
-    if not found or not 1 <= len(key) <= 79:
-        return None
-    name = key.decode("latin-1")
-    if kind == b"tEXt":
-        return name, value.decode("latin-1")
-    if kind == b"zTXt":
-        inflated = _inflate(value[1:])
-        return None if inflated is None else (name, inflated.decode("latin-1"))
-    parts = value[2:].split(b"\0", 2)  # language, translated key, text
-    if len(value) < 2 or len(parts) < 3:
-        return None
-    text = _inflate(parts[2]) if value[0] else parts[2]
-    return None if text is None else (name, text.decode("utf-8", "replace"))
-
-
-def _inflate(data: bytes) -> bytes | None:
-    """Inflate at most `_MAX_TEXT` bytes; None for a bomb or a broken stream."""
-    inflater = zlib.decompressobj()
-    try:
-        text = inflater.decompress(data, _MAX_TEXT)
-    except zlib.error:
-        return None
-    return text if inflater.eof else None
-
-
-def read_exif(block: bytes) -> dict[str, str]:
-    """The texts in an EXIF block, under the keys they would have in a PNG file.
-
-    Pillow's reader warns on stderr about hostile blocks, hence this small one.
-    """
-    texts: dict[str, str] = {}
-    block = block.removeprefix(b"Exif\0\0")[:_MAX_TEXTS]
-    order: Literal["<", ">"] = "<" if block[:2] == b"II" else ">"
-    main = _read_tags(block, int.from_bytes(block[4:8], "little" if order == "<" else "big"), order)
-    for tag in (DESCRIPTION, MAKE, MODEL):
-        name, colon, text = main.get(tag, b"").decode("utf-8", "replace").partition(":")
-        if colon and name.lower() in ("darkroom", "prompt", "workflow"):  # ComfyUI writes the last two
-            texts.setdefault(name.lower(), text.rstrip("\0"))
-    if len(main.get(EXIF_IFD, b"")) == 4:
-        inner = _read_tags(block, struct.unpack(order + "I", main[EXIF_IFD])[0], order)
-        if USER_COMMENT in inner:
-            texts["parameters"] = _user_comment(inner[USER_COMMENT])
-    return texts
-
-
-def _read_tags(block: bytes, at: int, order: Literal["<", ">"]) -> dict[int, bytes]:
-    """The tags of one TIFF directory that hold bytes (types 1, 2, 7) or an offset (type 4, one value), raw."""
-    tags: dict[int, bytes] = {}
-    if at < 8 or at + 2 > len(block):
-        return tags
-    (count,) = struct.unpack_from(order + "H", block, at)
-    for entry in range(at + 2, min(at + 2 + 12 * count, len(block) - 11), 12):
-        tag, kind, size = struct.unpack_from(order + "HHI", block, entry)
-        if kind == 4 and size == 1:
-            tags.setdefault(tag, block[entry + 8 : entry + 12])
-        elif kind in (1, 2, 7) and tag in (DESCRIPTION, MAKE, MODEL, USER_COMMENT):
-            start = entry + 8 if size <= 4 else struct.unpack_from(order + "I", block, entry + 8)[0]
-            tags.setdefault(tag, block[start : start + min(size, _MAX_TEXT)])
-    return tags
-
-
-def _user_comment(data: bytes) -> str:
-    """EXIF's UserComment: eight bytes name the character code, and often lie about it."""
-    code, text = data[:8], data[8:]
-    if code == b"UNICODE\0":
-        if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return text.decode("utf-16", "replace")
-        # EXIF says "Unicode" and no more: infotext is mostly ASCII, whose zero bytes come first in big-endian order.
-        big = text[0::2].count(0) >= text[1::2].count(0)
-        return text.decode("utf-16-be" if big else "utf-16-le", "replace")
-    if code == b"JIS\0\0\0\0\0":
-        return text.decode("iso2022_jp", "replace")
-    if code not in (b"ASCII\0\0\0", b"\0" * 8):
-        text = data
-    return text.decode("utf-8", "replace").rstrip("\0")
-
-
-# --- recipe
-
+# The recipe as JSON --------------------------------------------------------------------------------------------------
 
 SCHEMA = 1  # a change of meaning raises it; a reader takes every schema, and what it doesn't know it passes on
 
@@ -231,8 +92,7 @@ def load_json(text: str | None) -> Any:
         return None
 
 
-# --- picture
-
+# Pictures ------------------------------------------------------------------------------------------------------------
 
 MAX_PIXELS = 64 * 2**20  # 8192 x 8192
 MAX_FILE = 512 * 2**20  # bytes
@@ -247,12 +107,15 @@ class PictureExists(ImageError):
 class Metadata:
     """What a picture file says about itself."""
 
-    format: str  # "PNG", "JPEG" or "WEBP"
+    format: str  # "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF" or "AVIF"
     width: int
     height: int
-    source: str | None = None  # who wrote the recipe: "darkroom", "a1111", "comfyui", "invokeai"; None: there is none
+    source: str | None = None  # who wrote the recipe: "darkroom", "a1111", "comfyui", "invokeai", "novelai", ...
     recipe: dict[str, Any] = field(default_factory=dict)  # our names: prompt, seed, steps, ...
     texts: dict[str, str] = field(default_factory=dict)  # the raw texts by their keys ("parameters", "darkroom", ...)
+    ignored: dict[str, Any] = field(default_factory=dict)  # what the recipe asks beyond that and changes the picture
+    warnings: list[str] = field(default_factory=list)  # what could not be told for sure, one sentence each
+    frames: int = 1  # the first one is read
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -332,7 +195,10 @@ def _png_texts(recipe: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
     try:
         if "\0" in infotext:
             raise UnicodeError  # tEXt holds Latin-1 without NUL, and iTXt the rest
-        info.add(b"tEXt", b"parameters\0" + infotext.encode("latin-1"))
+        data = infotext.encode("latin-1")
+        if plain_text(data) != infotext:
+            raise UnicodeError  # it happens to be UTF-8 as well, of another text
+        info.add(b"tEXt", b"parameters\0" + data)
     except UnicodeError:
         # A lone surrogate has no place in UTF-8: other tools see a question mark, our own JSON keeps it.
         info.add(b"iTXt", b"parameters\0\0\0\0\0" + infotext.encode("utf-8", "replace"))
@@ -373,25 +239,33 @@ def file_stem(recipe: Mapping[str, Any]) -> str:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
-    """Read how a picture was made, without decoding its pixels.
+    """Read how a picture was made: from its texts, and where those hold no recipe, from its lowest bits.
 
-    Knows Darkroom's and A1111's recipes, ComfyUI's `prompt` and `workflow`, InvokeAI's `invokeai_metadata`,
-    `sd-metadata` and `Dream`. Raises `ImageError` if the file isn't a PNG, JPEG or WebP picture, can't be read, or is
-    absurdly large. A file whose end is missing still gives its recipe.
+    Knows Darkroom's recipes and those of the tools that `foreign` reads; `source` is None where there is none. Raises
+    `ImageError` if the file isn't a picture of `picture_headers.FORMATS`, can't be read, or is absurdly large. A file
+    whose end is missing still gives its recipe.
     """
     path = Path(path)
-    with _opened(path) as (file, image):
+    with _opened(path) as (file, image, frames):
         format, (width, height) = str(image.format), image.size
-        texts, exif = read_png(file) if format == "PNG" else ({}, image.info.get("exif"))
-        for key, text in read_exif(exif if isinstance(exif, bytes) else b"").items():
-            texts.setdefault(key, text)
-    source, recipe = _recognise(texts)
-    return Metadata(format, width, height, source, recipe, texts)
+        texts = read_texts(file, image)
+        if recipe := load_recipe(texts.get("darkroom", "")):
+            return Metadata(format, width, height, "darkroom", recipe, texts, frames=frames)
+        found = recognise(texts)
+        if found is None and (hidden := read_stealth(image)) is not None:
+            texts["stealth"] = hidden
+            found = recognise({"stealth": hidden})
+    if found is None:
+        return Metadata(format, width, height, texts=texts, frames=frames)
+    return Metadata(format, width, height, found.source, found.recipe, texts, found.ignored, found.warnings, frames)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
-    """The file and its picture, header read and size checked. Whatever goes wrong with a decoder is an ImageError."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image, int]]:
+    """The file, its picture and how many frames it has, header read and size checked.
+
+    Whatever goes wrong with a decoder is an ImageError.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -401,15 +275,17 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
         if status.st_size > MAX_FILE:
             raise ImageError(f"{str(path)!r} has {status.st_size} bytes: a picture may have {MAX_FILE} at most")
         with open(path, "rb") as file:
-            _check_size(path, header_size(file.read(30)))
+            _check_size(path, size_of(file.read(30)))
             file.seek(0)
-            with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+            frames = check(file, repr(str(path)))
+            with Image.open(file, formats=FORMATS) as image:
                 _check_size(path, image.size)
-                yield file, image
+                own = getattr(image, "n_frames", 1) if image.format == "AVIF" else 1
+                yield file, image, max(frames, own)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{str(path)!r} is not a PNG, JPEG or WebP picture") from None
+        raise ImageError(f"{str(path)!r} is not a {NAMES}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{str(path)!r} is too large: at most {MAX_PIXELS} pixels are read (8192 x 8192)") from None
     except FileNotFoundError:
@@ -424,23 +300,3 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{str(path)!r} is {width} x {height} pixels: at most {MAX_PIXELS} are read (8192 x 8192)")
-
-
-def _recognise(texts: Mapping[str, str]) -> tuple[str | None, dict[str, Any]]:
-    """Who wrote the recipe, and the recipe; the exact one first."""
-    if recipe := load_recipe(texts.get("darkroom", "")):
-        return "darkroom", recipe
-    if "invokeai_metadata" in texts or "sd-metadata" in texts:
-        for key in ("invokeai_metadata", "sd-metadata"):
-            if recipe := read_invokeai(load_json(texts.get(key))):
-                return "invokeai", recipe
-    if recipe := read_dream(texts.get("Dream", "")):
-        return "invokeai", recipe
-    if "parameters" in texts:
-        recipe = parse_infotext(texts["parameters"])
-        if recipe.keys() - {"prompt", "negative_prompt"} or "prompt" not in texts:
-            return "a1111", recipe
-    if "prompt" in texts or "workflow" in texts:
-        recipe = read_comfyui(load_json(texts.get("prompt")), load_json(texts.get("workflow")))
-        return "comfyui", recipe
-    return None, {}
