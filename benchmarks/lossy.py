@@ -24,6 +24,7 @@ from torch import Tensor
 import darkroom
 from darkroom.accelerate.int8 import to_int8
 from darkroom.accelerate.merging import merging
+from darkroom.arguments import grouped
 from darkroom.evaluate.judge import SEED, scenes_of, score
 from darkroom.models.config import SD15_UNET, UNetConfig
 from darkroom.models.unet import CachedFeatures, UNet
@@ -61,7 +62,7 @@ SMOKE = ("as it comes", 'quantize="int8"', "cache_interval=2", "token_merging=0.
 
 def latents(pipe: Pipeline, scenes: list[Scene], **options: Any) -> Tensor:
     """The scenes' pictures as latents [N, C, h, w], in single precision."""
-    answer = pipe.generate([s.caption for s in scenes], seed=7, output="latent", **options).images
+    answer = pipe.generate([s.caption for s in scenes], seed=7, output="latent", **grouped(options)).images
     assert isinstance(answer, Tensor)
     return answer
 
@@ -72,7 +73,8 @@ def right(pipe: Pipeline, count: int, **options: Any) -> tuple[int, int]:
     for kind in KINDS:
         for held_out in (False, True):
             scenes = scenes_of(kind, held_out, count)
-            drawn = pipe.generate([s.caption for s in scenes], seed=SEED, deterministic=False, **options).images
+            captions = [s.caption for s in scenes]
+            drawn = pipe.generate(captions, seed=SEED, deterministic=False, **grouped(options)).images
             good += round(score([np.asarray(picture) for picture in drawn], scenes).right * count)
             total += count
     return good, total

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import darkroom
+from darkroom.arguments import grouped
 from darkroom.engine import Progress
 from darkroom.errors import CheckpointError, ImageError, RequestError
 from darkroom.formats.picture import read_metadata
@@ -73,7 +74,7 @@ def test_the_picture_is_diffusers_picture(
         "guidance_scale": 7.5,
         "seed": 1,
     } | wishes
-    got = ours.generate(**wishes, output="pt").images
+    got = ours.generate(**grouped(wishes), output="pt").images
     theirs = dict(wishes)
     steps, seed = theirs.pop("steps"), theirs.pop("seed")
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -183,7 +184,7 @@ def test_a_recipe_drawn_again_is_the_same_picture(tiny_pipe: Pipeline) -> None:
         {"sampler": "lcm", "guidance_scale": 1},
         {"sampler": "DPM2 a", "clip_skip": 2, "prompt_style": "plain", "guidance_rescale": 0.3},
     ):
-        result = tiny_pipe.generate("a (red:1.2) fox", **{"steps": 3, **wishes} if wishes else {})  # type: ignore[arg-type]
+        result = tiny_pipe.generate("a (red:1.2) fox", **grouped({"steps": 3, **wishes} if wishes else {}))
         recipe = result.requests[0]
         for name in ("width", "height", "steps", "guidance_scale", "sampler", "schedule", "seed", "version", "model"):
             assert getattr(recipe, name) is not None, name
@@ -273,7 +274,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tiny_pipe: Pipeline) -> None:
 )
 def test_what_is_wrong_is_told(tiny_pipe: Pipeline, wishes: dict[str, Any], told: str) -> None:
     with pytest.raises(RequestError, match=told):
-        tiny_pipe.generate(**{"prompt": "a fox", **wishes})
+        tiny_pipe.generate(**grouped({"prompt": "a fox", **wishes}))
 
 
 def test_results_are_saved_under_new_names_with_their_recipes(tiny_pipe: Pipeline, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import darkroom
+from darkroom.arguments import Noise, SizeConditioning, grouped
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.formats.checkpoint import open_checkpoint
 from darkroom.formats.convert import convert
@@ -189,7 +190,7 @@ def test_the_picture_is_diffusers_picture(
     scheduler = kind.from_config(EULER | {"_class_name": name} | flags)
     ours = with_scheduler(pipe, dict(scheduler.config) | {"_class_name": name})
     wishes = {"prompt": "a large red fox", "guidance_scale": 6.0} | wishes
-    got = ours.generate(**wishes, steps=5, seed=3, output="pt").images
+    got = ours.generate(**grouped(wishes), steps=5, seed=3, output="pt").images
     given = {key: value for key, value in wishes.items() if key not in darkroom_only} | theirs
     reference.scheduler = scheduler
     if wishes.get("clip_skip"):  # diffusers skips no layer of the negative prompt
@@ -240,18 +241,18 @@ def test_both_encoders_read_a_prompt(pipe: Pipeline, reference: Any) -> None:
 
 def test_what_a_model_is_not_told_is_refused(pipe: Pipeline, tiny_pipe: Pipeline) -> None:
     with pytest.raises(RequestError, match=r"original_size is \(64, 64\), and only SDXL is told such a thing"):
-        tiny_pipe.generate("a fox", steps=1, original_size=(64, 64))
+        tiny_pipe.generate("a fox", steps=1, sizes=SizeConditioning(original_size=(64, 64)))
     for wrong in (5, (1, 2, 3), "64x64", (0, 8), (8.5, 8)):
         with pytest.raises(RequestError, match="original_size"):
-            pipe.generate("a fox", steps=1, original_size=wrong)  # type: ignore[arg-type]
+            pipe.generate("a fox", steps=1, sizes=SizeConditioning(original_size=wrong))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="aesthetic_score is 11"):
-        pipe.generate("a fox", steps=1, aesthetic_score=11)
+        pipe.generate("a fox", steps=1, sizes=SizeConditioning(aesthetic_score=11))
     request = Request(prompt="", crop=(1, 2), negative_aesthetic_score=3)
     assert request.to_dict() == Request.from_dict(request.to_dict()).to_dict()
 
 
 def test_a_recipe_gives_the_picture_again(pipe: Pipeline) -> None:
-    first = pipe.generate("a fox", steps=2, seed=1, crop=(8, 8), output="pt")
+    first = pipe.generate("a fox", steps=2, seed=1, sizes=SizeConditioning(crop=(8, 8)), output="pt")
     again = pipe.draw([Request.from_dict(first.requests[0].to_dict())], output="pt")
     assert torch.equal(first.images, again.images)  # type: ignore[arg-type]
 
@@ -360,12 +361,13 @@ def test_another_picture_becomes_diffusers_picture(
     ours = pipe if kind == "base" else refiner
     theirs.scheduler = type(refiner_reference.scheduler).from_config(EULER)
     wishes = {"prompt": "a red fox", "negative_prompt": "blue", "strength": 0.6, "guidance_scale": 5.0} | told
-    got = ours.generate(**wishes, image=picture, steps=6, seed=2, output="pt").images
+    got = ours.generate(**grouped(wishes), image=picture, steps=6, seed=2, output="pt").images
     seed = torch.Generator("cpu").manual_seed(2)
     expected = theirs(**wishes, image=picture, num_inference_steps=6, generator=seed, output_type="pt").images
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
     if kind == "refiner":
-        plain = ours.generate(**(wishes | {"aesthetic_score": 6.0}), image=picture, steps=6, seed=2, output="pt").images
+        plain = grouped(wishes | {"aesthetic_score": 6.0})
+        plain = ours.generate(**plain, image=picture, steps=6, seed=2, output="pt").images
         assert not torch.allclose(got, plain, atol=1e-4)  # type: ignore[arg-type]
 
 
@@ -385,13 +387,13 @@ def test_the_refiner_goes_on_where_the_base_stops(
     expected = refiner_reference("a fox", **common, denoising_start=0.6, image=half, output_type="pt").images
     base, second = with_scheduler(pipe, config), with_scheduler(refiner, config)
     given = {"steps": 8, "guidance_scale": 5.0, "width": 64, "height": 64}
-    stopped = base.generate("a fox", **given, seed=4, stop=0.6, output="latent").images
-    got = second.generate("a fox", **given, seed=4, start=0.6, latents=stopped, output="pt").images
+    stopped = base.generate("a fox", **given, seed=4, noise=Noise(stop=0.6), output="latent").images
+    got = second.generate("a fox", **given, seed=4, noise=Noise(start=0.6), latents=stopped, output="pt").images
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
     with pytest.raises(RequestError, match=r"start is 0\.6, but there are no latents"):
-        second.generate("a fox", start=0.6)
+        second.generate("a fox", noise=Noise(start=0.6))
     with pytest.raises(RequestError, match=r"no step of 8 lies between start 0\.6 and stop 0\.5"):
-        second.generate("a fox", **given, start=0.6, stop=0.5, latents=stopped)
+        second.generate("a fox", **given, noise=Noise(start=0.6, stop=0.5), latents=stopped)
 
 
 @pytest.mark.parametrize("kind", ["base", "refiner"])

@@ -26,6 +26,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "files": "",
         "settings": "",
         "request": "",
+        "arguments": "request",
         "picture_headers": "",
         "images": "picture_headers request",
         "masks": "images request",
@@ -47,7 +48,6 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "engine": "accelerate adapters diffusion formats hints images kernels masks models prompts request samplers",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",
-        "arguments": "adapters engine images",
         "model": "diffusion formats models prompts",
         "pipeline": "accelerate adapters arguments diffusion engine formats images model models prompts request result "
         "samplers sweeps",

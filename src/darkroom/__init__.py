@@ -17,6 +17,7 @@ from .errors import CheckpointError, Error, ImageError, RequestError, TrainingEr
 if TYPE_CHECKING:
     from . import hints
     from .adapters import Lora
+    from .arguments import Guidance, Inpaint, Noise, SizeConditioning, Speed, Tiling
     from .engine import Control, Engine, Failed, Finished, Inputs, Progress
     from .formats.embedding import Embedding
     from .loading import load
@@ -31,17 +32,23 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Control": "engine",
-    "Engine": "engine",
     "Embedding": "formats.embedding",
+    "Engine": "engine",
     "Failed": "engine",
     "Finished": "engine",
+    "Guidance": "arguments",
     "Hires": "request",
+    "Inpaint": "arguments",
     "Inputs": "engine",
     "Lora": "adapters",
+    "Noise": "arguments",
     "Pipeline": "pipeline",
     "Progress": "engine",
     "Request": "request",
     "Result": "result",
+    "SizeConditioning": "arguments",
+    "Speed": "arguments",
+    "Tiling": "arguments",
     "hints": "hints",
     "load": "loading",
     "samplers": "samplers",
@@ -55,15 +62,21 @@ __all__ = [
     "Error",
     "Failed",
     "Finished",
+    "Guidance",
     "Hires",
     "ImageError",
+    "Inpaint",
     "Inputs",
     "Lora",
+    "Noise",
     "Pipeline",
     "Progress",
     "Request",
     "RequestError",
     "Result",
+    "SizeConditioning",
+    "Speed",
+    "Tiling",
     "TrainingError",
     "__version__",
     "hints",

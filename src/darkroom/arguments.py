@@ -1,67 +1,202 @@
-"""The arguments of `Pipeline`'s calls, as users give them, brought to one form."""
+"""What few people use of `Pipeline.generate`, in groups: one argument each, with the field's names. No torch.
+
+    pipe.generate("a fox", guidance=darkroom.Guidance(rescale=0.7), speed=darkroom.Speed(cache_interval=2))
+
+A request, and with it a recipe, is flat: a `Request`'s fields say which group holds them (`settings.Setting.group`).
+What a value may be is checked there, once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
-from .adapters import Lora
-from .engine.job import Control
-from .errors import RequestError
-from .images import Picture
+from .errors import RequestError, nearest, shown
+from .request import Request
+from .settings import settings
 
 
-def texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Prompts and negative prompts as lists of one length; what is in them a Request checks."""
-    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    if not prompts:
-        raise RequestError("the list of prompts is empty; give one prompt or more")
-    negatives = list(negative) if isinstance(negative, (list, tuple)) else [negative] * len(prompts)
-    if len(negatives) != len(prompts):
-        raise RequestError(
-            f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; give one, or as many"
-        )
-    return prompts, negatives  # type: ignore[return-value]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guidance:
+    """How prompts guide, besides the `guidance_scale`; docs/guidance.md tells of all of it.
+
+    Attributes:
+        rescale: 0 to 1, against overexposure at high guidance (arXiv 2305.08891, sec. 3.4).
+        interval: guidance acts at noise levels low < sigma <= high only (arXiv 2404.07724); None: at all.
+        projection: 0 to 1: how much of guidance's part along the picture is left out (arXiv 2410.02416).
+        pag_scale: 0 to 100: perturbed-attention guidance (arXiv 2403.17377), such as 3.0.
+        pag_adaptive_scale: 0 to 1: by how much that falls with every training timestep.
+        pag_levels: the U-Net's levels it perturbs: "mid", "down.1", "up.0"; None: the middle.
+        threshold: 0 to 1: dynamic thresholding (arXiv 2205.11487, sec. 2.3): a percentile, such as 0.995.
+        threshold_mimic: the guidance scale whose range it keeps; None: 1.
+        image_scale: of editing models (InstructPix2Pix), which follow an instruction and the image: how closely the
+            image, 0 to 100; None: 1.5. Below 1 nothing guides.
+    """
+
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
+    projection: float | None = None
+    pag_scale: float | None = None
+    pag_adaptive_scale: float | None = None
+    pag_levels: Sequence[str] | None = None
+    threshold: float | None = None
+    threshold_mimic: float | None = None
+    image_scale: float | None = None
 
 
-def pictures(
-    given: Picture | Sequence[Picture] | None, name: str, opened: Callable[..., Image.Image], count: int
-) -> list[Image.Image | None]:
-    """Each prompt's picture, opened, or None. Raises RequestError and ImageError."""
-    if given is None:
-        return [None] * count
-    if not isinstance(given, (list, tuple)):
-        return [opened(given, name)] * count
-    if len(given) != count:
-        raise RequestError(f"there are {len(given)} pictures as {name} for {count} prompts; give one, or as many")
-    return [opened(picture, name) for picture in given]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inpaint:
+    """How a masked part of a picture is drawn anew, and what is added around it (docs/inpainting.md).
+
+    Attributes:
+        fill: what the masked part begins as: "original" (None), "fill" (the colours around it), or "noise".
+        only_masked: work on the mask's surroundings alone, at the model's own size, and put them back.
+        mask_padding: with only_masked: how many pixels around the mask are surroundings, 0 to 1024; None: 32.
+        mask_blur: width in pixels of the mask's soft edge, inside the masked part, 0 to 1024; None: 4.
+        outpaint: pixels to add around the image, such as {"left": 128}, or (left, top, right, bottom). width and
+            height, if given, are those of the larger picture.
+    """
+
+    fill: str | None = None
+    only_masked: bool | None = None
+    mask_padding: int | None = None
+    mask_blur: int | None = None
+    outpaint: Mapping[str, int] | Sequence[int] | None = None
 
 
-def steering(given: object) -> tuple[Control, ...]:
-    given = [given] if isinstance(given, Control) else given
-    if not isinstance(given, list | tuple) or not all(isinstance(control, Control) for control in given):
-        raise RequestError(f"controls is {str(given)[:60]!r}; it must be a list of darkroom.Control(net, image)")
-    return tuple(given)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """Which of a picture's noise levels are gone through.
+
+    Attributes:
+        start: 0 to 1: go on with `latents` that another call stopped at this fraction of the way (docs/sdxl.md).
+        stop: 0 to 1: stop there, with output="latent" for another model to go on.
+        exact_steps: with an image: take exactly `steps` steps below the strength's noise level, not steps * strength.
+        level: of upscaling models, 0 to 350: how much noise the image is given before; None: 20 (docs/upscaling.md).
+    """
+
+    start: float | None = None
+    stop: float | None = None
+    exact_steps: bool | None = None
+    level: int | None = None
 
 
-def listed(loras: object) -> Sequence[Lora | str | Path]:
-    """The LoRAs of a call; one alone is no list."""
-    if isinstance(loras, Lora | str | Path):
-        return [loras]
-    if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
-        raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
-    return loras
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """Overlapping windows that the U-Net sees instead of the whole, for pictures larger than the model is good at
+    (docs/upscaling.md).
+
+    Attributes:
+        tile: a window's side, 8 to 8192 pixels; None: the whole picture at once.
+        overlap: how many of them neighbours share; None: a quarter.
+    """
+
+    tile: int | None = None
+    overlap: int | None = None
 
 
-def starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    """Each picture's given noise [C, h, w], or None."""
-    if latents is None:
-        return [None] * count
-    if not isinstance(latents, Tensor) or latents.ndim != 4:
-        raise RequestError("latents must be a tensor [N, C, h, w], one starting noise for each picture")
-    if len(latents) != count:
-        raise RequestError(f"latents hold {len(latents)} starting noises for {count} pictures; give as many")
-    return list(latents)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Faster, and lossy; docs/faster.md has what each costs.
+
+    Attributes:
+        cache_interval: the U-Net's deep features are computed in every n-th evaluation and reused in between
+            (DeepCache, arXiv 2312.00858). 1: never reused. 2 or 3 are modest. Not with ControlNets.
+        token_merging: for large pictures: 0 to 0.75, the fraction of the finest self-attention's tokens that are merged
+            into similar ones (arXiv 2303.17604).
+    """
+
+    cache_interval: int = 1
+    token_merging: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeConditioning:
+    """What SDXL is told of the picture, its "micro-conditioning" (docs/sdxl.md). What begins with negative_ goes with
+    the negative prompt.
+
+    Attributes:
+        original_size: (width, height) in pixels of what it was cut out of; None: its own size.
+        crop: (left, top) of the cut; None: (0, 0).
+        target_size: (width, height) it was meant for; None: its own size.
+        aesthetic_score: how beautiful it is, 0 to 10, told to the refiner in place of the target size; None: 6.
+        negative_original_size, negative_crop, negative_target_size: None: as without negative_.
+        negative_aesthetic_score: None: 2.5.
+    """
+
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    aesthetic_score: float | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crop: tuple[int, int] | None = None
+    negative_target_size: tuple[int, int] | None = None
+    negative_aesthetic_score: float | None = None
+
+
+# The arguments that hold a group.
+GROUPS: dict[str, type] = {
+    "guidance": Guidance,
+    "inpaint": Inpaint,
+    "noise": Noise,
+    "tiling": Tiling,
+    "speed": Speed,
+    "sizes": SizeConditioning,
+}
+
+
+def ungrouped(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with the groups among them opened: all by the names of `Request`'s fields.
+
+    One that is in a group now may still be given by itself, in this version, with a warning. Raises RequestError for a
+    group that is none.
+    """
+    found: dict[str, Any] = {}
+    for name, group in GROUPS.items():
+        if (value := given.get(name)) is None:
+            continue
+        if not isinstance(value, group):
+            raise RequestError(f"{name} is {shown(value)}; it must be a darkroom.{group.__name__}")
+        for field, place in _PLACES.items():
+            if place[0] == name:
+                found[field] = getattr(value, place[1])
+    for name, value in given.items():
+        if name in GROUPS:
+            continue
+        if name in _PLACES:
+            argument, member = _PLACES[name]
+            warnings.warn(
+                f"{name} is in a group now, and its own argument goes with the next version; "
+                f"say {argument}=darkroom.{GROUPS[argument].__name__}({member}=...)",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+        found[name] = value
+    return found
+
+
+def check_moved(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise RequestError for a keyword that never was an argument, with the nearest of the `known` ones."""
+    for name in given:
+        if name not in _PLACES:
+            raise RequestError(f"there is no argument {name!r}{nearest(name, [*known, *_PLACES])}")
+
+
+# Field of a request -> (argument, name in it).
+_PLACES: dict[str, tuple[str, str]] = {
+    field: (place[0], place[2])
+    for field, declared in settings(Request).items()
+    if declared.group is not None and (place := declared.group.partition("."))
+}
+
+
+def grouped(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a request as `Pipeline.generate` takes them: the inverse of `ungrouped`."""
+    found = {name: value for name, value in fields.items() if name not in _PLACES}
+    members: dict[str, dict[str, Any]] = {}
+    for name in fields.keys() & _PLACES.keys():
+        argument, member = _PLACES[name]
+        members.setdefault(argument, {})[member] = fields[name]
+    return found | {argument: GROUPS[argument](**values) for argument, values in members.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from . import arguments
 from .accelerate.compiled import compile_blocks, is_compiled
 from .adapters import Adapter, Lora, Merged, Scaled
+from .arguments import Guidance, Inpaint, Noise, SizeConditioning, Speed, Tiling, check_moved, ungrouped
 from .diffusion.denoiser import Denoiser
 from .engine.decode import Previewer, decode, finite
 from .engine.engine import Engine, Failed, Finished, Progress
@@ -142,46 +143,23 @@ class Pipeline:
         image: Picture | Sequence[Picture] | None = None,
         mask: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
-        exact_steps: bool | None = None,
-        fill: str | None = None,
-        only_masked: bool | None = None,
-        mask_padding: int | None = None,
-        mask_blur: int | None = None,
-        outpaint: Mapping[str, int] | Sequence[int] | None = None,
         depth: Picture | NDArray[Any] | Tensor | None = None,
-        image_guidance_scale: float | None = None,
-        tile: int | None = None,
-        overlap: int | None = None,
-        noise_level: int | None = None,
         hires: Hires | None = None,
         controls: Sequence[Control] = (),
         loras: Sequence[Lora | str | Path] = (),
         embeddings: Sequence[Embedding | str | Path] = (),
         clip_skip: int = 0,
         prompt_style: str = "a1111",
-        start: float | None = None,
-        stop: float | None = None,
-        original_size: tuple[int, int] | None = None,
-        crop: tuple[int, int] | None = None,
-        target_size: tuple[int, int] | None = None,
-        aesthetic_score: float | None = None,
-        negative_original_size: tuple[int, int] | None = None,
-        negative_crop: tuple[int, int] | None = None,
-        negative_target_size: tuple[int, int] | None = None,
-        negative_aesthetic_score: float | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_projection: float | None = None,
-        pag_scale: float | None = None,
-        pag_adaptive_scale: float | None = None,
-        pag_levels: Sequence[str] | None = None,
-        threshold: float | None = None,
-        threshold_mimic: float | None = None,
-        cache_interval: int = 1,
-        token_merging: float = 0.0,
+        guidance: Guidance | None = None,
+        inpaint: Inpaint | None = None,
+        noise: Noise | None = None,
+        tiling: Tiling | None = None,
+        speed: Speed | None = None,
+        sizes: SizeConditioning | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         output: Output = "pil",
         deterministic: bool | None = None,
+        **moved: Any,
     ) -> Result:
         """Draw pictures from a text.
 
@@ -202,20 +180,8 @@ class Pipeline:
             mask: with image: white is repainted, black comes back byte-identical. One for all, or a list.
             strength: 0 to 1, how much of the picture's making is done anew; None: 0.75. As in diffusers, the last
                 int(steps * strength) of the steps are taken. 0 gives the picture back.
-            exact_steps: take exactly `steps` steps below the strength's noise level instead.
-            fill: what the masked part begins as: "original" (None), "fill" (the colours around it), or "noise".
-            only_masked: work on the mask's surroundings alone, at the model's own size, and put them back.
-            mask_padding: with only_masked: how many pixels around the mask are surroundings, 0 to 1024; None: 32.
-            mask_blur: width in pixels of the mask's soft edge, inside the masked part, 0 to 1024; None: 4.
-            outpaint: pixels to add around the image, such as {"left": 128}, or (left, top, right, bottom). width and
-                height, if given, are those of the larger picture.
             depth: for depth-to-image models: a map [H, W], or a picture of one, of any size; larger (brighter) is
                 nearer. With image, that is changed with the strength; without, the picture begins with noise.
-            image_guidance_scale: for editing models (InstructPix2Pix), which follow an instruction and the image: how
-                closely the image, 0 to 100; None: 1.5. Below 1 nothing guides.
-            tile, overlap: the U-Net sees overlapping windows of `tile` pixels instead of the whole, for pictures larger
-                than the model is good at; neighbours share `overlap` of them (None: a quarter). docs/upscaling.md.
-            noise_level: 0 to 350, of upscaling models; see `upscale`.
             hires: darkroom.Hires(scale=2.0, strength=0.7, steps=None, upscaler="latent"): the finished picture is
                 enlarged and drawn over once more. width and height are the first pass's.
             controls: darkroom.Control(net, image, scale=1.0, start=0.0, stop=1.0), any number: ControlNets that steer
@@ -226,34 +192,31 @@ class Pipeline:
                 (textual inversion), by the file's stem or its token.
             clip_skip: n >= 2 takes the text encoder's n-th last layer.
             prompt_style: the prompt's grammar: "a1111", "comfy" or "plain" (none at all).
-            stop: 0 to 1, the fraction of the way at which to stop, with output="latent" for another model to go on.
-            start: go on with such `latents`, from the same fraction (docs/sdxl.md).
-            original_size, crop, target_size, aesthetic_score: what SDXL is told of the picture (docs/sdxl.md): that
-                it was cut out of one of (width, height) pixels, at (left, top), for one of (width, height); the refiner
-                is told how beautiful it is, 0 to 10, in place of the last. None: the picture's size, (0, 0), the
-                picture's size, 6. What begins with negative_ goes with the negative prompt; None: the same, and 2.5.
-            guidance_rescale: 0 to 1 (arXiv 2305.08891, sec. 3.4).
-            guidance_interval: guidance acts at noise levels low < sigma <= high only (arXiv 2404.07724).
-            guidance_projection: 0 to 1: how much of guidance's part along the picture is left out (arXiv 2410.02416).
-            pag_scale, pag_adaptive_scale, pag_levels: perturbed-attention guidance (arXiv 2403.17377), such as 3.0; by
-                how much that falls with every training timestep; the U-Net's levels it perturbs, None: the middle.
-            threshold, threshold_mimic: dynamic thresholding (arXiv 2205.11487, sec. 2.3): a percentile, such as 0.995,
-                and the guidance scale whose range is kept, None: 1. docs/guidance.md tells of all of these.
-            cache_interval: faster and lossy: the U-Net's deep features are computed in every n-th evaluation and reused
-                in between (arXiv 2312.00858). 1: never reused. 2 or 3 are modest. Not with ControlNets.
-            token_merging: faster and lossy, for large pictures: 0 to 0.75, the fraction of the finest self-attention's
-                tokens that are merged into similar ones (arXiv 2303.17604). docs/faster.md has what both cost.
+            guidance: darkroom.Guidance(rescale, interval, projection, pag_scale, ..., threshold, ..., image_scale):
+                how prompts guide, besides the scale.
+            inpaint: darkroom.Inpaint(fill, only_masked, mask_padding, mask_blur, outpaint): how a masked part is drawn
+                anew, and what is added around the image.
+            noise: darkroom.Noise(start, stop, exact_steps, level): which noise levels are gone through.
+            tiling: darkroom.Tiling(tile, overlap): the U-Net sees overlapping windows, for large pictures.
+            speed: darkroom.Speed(cache_interval, token_merging): faster, and lossy.
+            sizes: darkroom.SizeConditioning(original_size, crop, target_size, ...): what SDXL is told of the picture.
             on_progress: called with a Progress(step, steps, preview, index) after every step of every picture.
             output: "pil", "pt" (float32 [N, 3, H, W] in 0..1) or "latent" ([N, C, h, w], scaled as the U-Net sees it).
             deterministic: one picture in a U-Net call, so that a seed gives the same bits in any company; None: on a
                 CPU, where that costs little.
+            moved: arguments that are in a group now: they work until the next version, with a DeprecationWarning.
 
         Raises RequestError, in one sentence, for anything that can't be done.
         """
-        prompts, negatives = arguments.texts(prompt, negative_prompt)
+        prompts, negatives = _texts(prompt, negative_prompt)
         count = len(prompts) * whole("num_images", num_images, 1, MAX_IMAGES)
         if count > MAX_IMAGES:
             raise RequestError(f"{count:,} pictures are asked for at once; ask for {MAX_IMAGES:,} or fewer a call")
+        if moved:
+            check_moved(moved, [*inspect.signature(self.generate).parameters][:-1])
+        groups: dict[str, Any] = {
+            "guidance": guidance, "inpaint": inpaint, "noise": noise, "tiling": tiling, "speed": speed, "sizes": sizes
+        }  # fmt: skip
         first = Request(
             prompt=prompts[0],
             negative_prompt=negatives[0],
@@ -261,43 +224,14 @@ class Pipeline:
             height=height,
             steps=steps,
             guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            guidance_projection=guidance_projection,
-            pag_scale=pag_scale,
-            pag_adaptive_scale=pag_adaptive_scale,
-            pag_levels=None if pag_levels is None else tuple(pag_levels),
-            threshold=threshold,
-            threshold_mimic=threshold_mimic,
-            cache_interval=cache_interval,
-            token_merging=token_merging,
             sampler=sampler,
             schedule=schedule,
             seed=seed,
             clip_skip=clip_skip,
             prompt_style=prompt_style,
-            start=start,
-            stop=stop,
-            original_size=original_size,
-            crop=crop,
-            target_size=target_size,
-            aesthetic_score=aesthetic_score,
-            negative_original_size=negative_original_size,
-            negative_crop=negative_crop,
-            negative_target_size=negative_target_size,
-            negative_aesthetic_score=negative_aesthetic_score,
             strength=strength,
-            exact_steps=exact_steps,
-            fill=fill,
-            only_masked=only_masked,
-            mask_padding=mask_padding,
-            mask_blur=mask_blur,
-            outpaint=outpaint,  # type: ignore[arg-type]  # a Request makes four numbers of it
-            image_guidance_scale=image_guidance_scale,
-            tile=tile,
-            overlap=overlap,
-            noise_level=noise_level,
             hires=hires,
+            **ungrouped(groups | moved),
         )
         seeds_from = draw_seed() if first.seed is None else first.seed
         requests = [
@@ -309,23 +243,12 @@ class Pipeline:
             )
             for i in range(count)
         ]
-        steering = arguments.steering(controls)
-        attached = tuple(self.loras.get(lora) for lora in arguments.listed(loras))
-        learned = learned_words(embeddings)
-        images = arguments.pictures(image, "image", open_picture, len(prompts))
-        masks = arguments.pictures(mask, "mask", open_mask, len(prompts))
-        deep = None if depth is None else depth_map(depth)
+        shared = self.inputs(depth=depth, controls=controls, loras=loras, embeddings=embeddings)
+        images = _pictures(image, "image", open_picture, len(prompts))
+        masks = _pictures(mask, "mask", open_mask, len(prompts))
         inputs = [
-            Inputs(
-                latents=noise,
-                image=images[i // num_images],
-                mask=masks[i // num_images],
-                depth=deep,
-                controls=steering,
-                loras=attached,
-                embeddings=learned,
-            )
-            for i, noise in enumerate(arguments.starting_noises(latents, count))
+            replace(shared, latents=start, image=images[i // num_images], mask=masks[i // num_images])
+            for i, start in enumerate(_starting_noises(latents, count))
         ]
         return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
 
@@ -360,11 +283,14 @@ class Pipeline:
         Raises RequestError, in one sentence, for anything that can't be done.
         """
         for name in ("width", "height", "mask", "outpaint"):
-            if options.get(name) is not None:
+            if options.get(name) is not None or getattr(options.get("inpaint"), name, None) is not None:
                 raise RequestError(f"{name} is given, which upscale doesn't take; use scale, or generate with an image")
         image = open_picture(image)
-        fields = upscaling(self, image.size, scale, strength, tile)
-        return self.generate(prompt, image=image, overlap=overlap, noise_level=noise_level, **fields, **options)
+        windows, noise = options.pop("tiling", None) or Tiling(), options.pop("noise", None) or Noise()
+        fields = upscaling(self, image.size, scale, strength, windows.tile if tile is None else tile)
+        windows = Tiling(tile=fields.pop("tile"), overlap=windows.overlap if overlap is None else overlap)
+        noise = replace(noise, level=noise.level if noise_level is None else noise_level)
+        return self.generate(prompt, image=image, tiling=windows, noise=noise, **fields, **options)
 
     def inputs(
         self,
@@ -386,8 +312,8 @@ class Pipeline:
             image=None if image is None else open_picture(image, "image"),
             mask=None if mask is None else open_mask(mask, "mask"),
             depth=None if depth is None else depth_map(depth),
-            controls=arguments.steering(controls),
-            loras=tuple(self.loras.get(lora) for lora in arguments.listed(loras)),
+            controls=_controls(controls),
+            loras=tuple(self.loras.get(lora) for lora in _listed(loras)),
             embeddings=learned_words(embeddings),
         )
 
@@ -457,13 +383,12 @@ class Pipeline:
         error in `errors`.
         """
         axes = [parse_axis(letter, given) for letter, given in zip("xyz", (x, y, z), strict=True) if given is not None]
-        given = {field.name: options.pop(field.name) for field in fields(Inputs) if field.name in options}
-        sweep = Sweep.plan(Request.from_dict({"prompt": prompt, **options}), axes)
-        inputs = self.inputs(**given)
+        inputs = {field.name: options.pop(field.name) for field in fields(Inputs) if field.name in options}
+        sweep = Sweep.plan(Request.from_dict({"prompt": prompt, **ungrouped(options)}), axes)
         if deterministic is None:
             deterministic = self.device.type == "cpu"
         places = {cell.place: i for i, cell in enumerate(sweep.cells)}
-        for cell, event in sweep.draw(Engine(self, deterministic=deterministic), inputs):
+        for cell, event in sweep.draw(Engine(self, deterministic=deterministic), self.inputs(**inputs)):
             if isinstance(event, Progress) and on_progress is not None:
                 on_progress(replace(event, index=places[cell.place]))
         return sweep
@@ -594,3 +519,59 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, {self.size[0]}x{self.size[1]}, {self.device}, {str(self.dtype)[6:]})"
+
+
+# --- the arguments of calls, as users give them, brought to one form
+
+
+def _texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Prompts and negative prompts as lists of one length; what is in them a Request checks."""
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    if not prompts:
+        raise RequestError("the list of prompts is empty; give one prompt or more")
+    negatives = list(negative) if isinstance(negative, (list, tuple)) else [negative] * len(prompts)
+    if len(negatives) != len(prompts):
+        raise RequestError(
+            f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; give one, or as many"
+        )
+    return prompts, negatives  # type: ignore[return-value]
+
+
+def _pictures(
+    given: Picture | Sequence[Picture] | None, name: str, opened: Callable[..., Image.Image], count: int
+) -> list[Image.Image | None]:
+    """Each prompt's picture, opened, or None. Raises RequestError and ImageError."""
+    if given is None:
+        return [None] * count
+    if not isinstance(given, (list, tuple)):
+        return [opened(given, name)] * count
+    if len(given) != count:
+        raise RequestError(f"there are {len(given)} pictures as {name} for {count} prompts; give one, or as many")
+    return [opened(picture, name) for picture in given]
+
+
+def _controls(given: object) -> tuple[Control, ...]:
+    given = [given] if isinstance(given, Control) else given
+    if not isinstance(given, list | tuple) or not all(isinstance(control, Control) for control in given):
+        raise RequestError(f"controls is {str(given)[:60]!r}; it must be a list of darkroom.Control(net, image)")
+    return tuple(given)
+
+
+def _listed(loras: object) -> Sequence[Lora | str | Path]:
+    """The LoRAs of a call; one alone is no list."""
+    if isinstance(loras, Lora | str | Path):
+        return [loras]
+    if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
+        raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
+    return loras
+
+
+def _starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """Each picture's given noise [C, h, w], or None."""
+    if latents is None:
+        return [None] * count
+    if not isinstance(latents, Tensor) or latents.ndim != 4:
+        raise RequestError("latents must be a tensor [N, C, h, w], one starting noise for each picture")
+    if len(latents) != count:
+        raise RequestError(f"latents hold {len(latents)} starting noises for {count} pictures; give as many")
+    return list(latents)

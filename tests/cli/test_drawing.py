@@ -12,17 +12,19 @@ import pytest
 import torch
 
 import darkroom
+from darkroom.arguments import GROUPS
 from darkroom.cli import generate as command_file
 from darkroom.cli import options
+from darkroom.cli.drawing import options_of
 from darkroom.cli.generate import generate
 from darkroom.pipeline import Pipeline
 from darkroom.request import Hires, Request
+from darkroom.settings import settings
 
-# `Pipeline.generate`'s and `load`'s names -> the command's, where they differ.
+# `Pipeline.generate`'s and `load`'s names -> the command's, where no field of a request declares them.
 CALLED = {
-    "prompt": "prompts", "negative_prompt": "negative", "width": "size", "height": "size", "guidance_scale": "guidance",
-    "image_guidance_scale": "image_guidance", "pag_scale": "pag", "pag_adaptive_scale": "pag_adaptive",
-    "num_images": "count", "controls": "control", "loras": "lora", "embeddings": "embedding", "source": "model",
+    "prompt": "prompts", "num_images": "count", "controls": "control", "loras": "lora", "embeddings": "embedding",
+    "source": "model",
 }  # fmt: skip
 PYTHON_ALONE = {
     "latents": "a tensor",
@@ -35,20 +37,23 @@ PYTHON_ALONE = {
 COMMAND_ALONE = {
     "prompts_file", "recipe", "overwrite", "as_json",  # files in and out
     "control_guess", "embedding_dir",  # of Control; in Python a folder is scanned by scan_embeddings
-    "hires_strength", "hires_steps", "hires_upscaler",  # of Hires
     "threads",  # torch.set_num_threads
 }  # fmt: skip
 
 
 def test_python_and_the_command_line_can_say_the_same() -> None:
-    python = {*inspect.signature(Pipeline.generate).parameters, *inspect.signature(darkroom.load).parameters} - {"self"}
+    """What a field of a request declares is its option; what a request doesn't hold is one of the lists above."""
+    options = {option.name: option for option in options_of()}
+    declared = {field for option in options.values() for field in (option.fields if not option.inside else ())}
+    python = {*inspect.signature(Pipeline.generate).parameters, *inspect.signature(darkroom.load).parameters}
+    python -= {"self", "moved", "hires", *GROUPS, *declared}
+    python |= {name for name, setting in settings(Request).items() if setting.group and setting.option is None}
     command = set(inspect.signature(generate).parameters)
     said = {CALLED.get(name, name) for name in python - set(PYTHON_ALONE)}
-    assert said <= command, f"no option for {sorted(said - command)}"
-    assert command - said == COMMAND_ALONE
+    assert said | set(options) <= command, f"no option for {sorted((said | set(options)) - command)}"
+    assert command - said - set(options) == COMMAND_ALONE
     assert not set(PYTHON_ALONE) & command
-    for field in fields(Hires):
-        assert f"hires_{field.name}".replace("hires_scale", "hires") in command
+    assert {option.fields[0] for option in options.values() if option.inside} == {field.name for field in fields(Hires)}
     for field in fields(darkroom.Control):  # --control NET=HINT@IMAGE:SCALE:START-STOP, --control-guess
         assert field.name in {"net", "image", "scale", "start", "stop", "guess", "hint"}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import darkroom
+from darkroom.arguments import Speed, grouped
 from darkroom.engine import Engine, Failed, Finished
 from darkroom.errors import RequestError
 from darkroom.pipeline import Pipeline
@@ -175,7 +176,8 @@ def test_the_embedded_model_stays_near_its_picture() -> None:
     pipe = darkroom.load(dtype="float32")
 
     def draw(**wishes: Any) -> Tensor:
-        answer = pipe.generate("a large fox on a yellow background", steps=12, output="latent", **{"seed": 1} | wishes)
+        given = grouped({"seed": 1} | wishes)
+        answer = pipe.generate("a large fox on a yellow background", steps=12, output="latent", **given)
         assert isinstance(answer.images, Tensor)
         return answer.images
 
@@ -193,7 +195,8 @@ def test_the_embedded_model_stays_near_its_picture() -> None:
 
 
 def test_a_recipe_tells_it_and_draws_the_same_again(tiny_pipe: Pipeline, tmp_path: Path) -> None:
-    result = tiny_pipe.generate("a red fox", steps=4, seed=1, cache_interval=2, token_merging=0.25, output="pt")
+    speed = Speed(cache_interval=2, token_merging=0.25)
+    result = tiny_pipe.generate("a red fox", steps=4, seed=1, speed=speed, output="pt")
     recipe = result.requests[0]
     assert (recipe.cache_interval, recipe.token_merging) == (2, 0.25)
     again = tiny_pipe.draw([Request.from_dict(recipe.to_dict())], output="pt")
@@ -205,4 +208,4 @@ def test_controlnets_and_reuse_are_refused_together(tiny_pipe: Pipeline) -> None
 
     control = darkroom.Control("embedded:edges", Image.new("RGB", (64, 64)))
     with pytest.raises(RequestError, match="cache_interval is 2, which doesn't go with ControlNets"):
-        tiny_pipe.generate("a red fox", steps=2, cache_interval=2, controls=[control])
+        tiny_pipe.generate("a red fox", steps=2, speed=Speed(cache_interval=2), controls=[control])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import darkroom
+from darkroom.arguments import grouped
 from darkroom.errors import RequestError
 from darkroom.pipeline import Pipeline
 
@@ -21,7 +22,7 @@ def pipe(tiny_folder: Path) -> Pipeline:
 
 
 def draw(pipe: Pipeline, **wishes: Any) -> torch.Tensor:
-    images = pipe.generate(PROMPT, negative_prompt="blue car", steps=5, seed=3, output="pt", **wishes).images
+    images = pipe.generate(PROMPT, negative_prompt="blue car", steps=5, seed=3, output="pt", **grouped(wishes)).images
     assert isinstance(images, torch.Tensor)
     return images
 
@@ -90,7 +91,8 @@ def test_all_at_once_differs_from_each_and_stays_a_picture(pipe: Pipeline) -> No
 
 
 def test_the_recipe_draws_it_again(pipe: Pipeline) -> None:
-    first = pipe.generate(PROMPT, steps=3, seed=1, pag_scale=2, pag_levels=["mid", "up.1"], threshold=0.95)
+    wanted = darkroom.Guidance(pag_scale=2, pag_levels=["mid", "up.1"], threshold=0.95)
+    first = pipe.generate(PROMPT, steps=3, seed=1, guidance=wanted)
     (recipe,) = first.requests
     again = darkroom.Request.from_dict(recipe.to_dict())
     assert again == recipe

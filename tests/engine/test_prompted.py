@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from darkroom.arguments import Guidance
 from darkroom.diffusion.condition import Condition, Timeline
 from darkroom.diffusion.guidance import ClassifierFree, Composed, Rescaled, Within
 from darkroom.diffusion.scalings import Epsilon
@@ -101,7 +102,7 @@ def test_composition_of_the_same_is_the_prompt(tiny_pipe):
     torch.testing.assert_close(draw("a fox :0.3 AND a fox :0.7"), draw("a fox"), rtol=1e-3, atol=1e-3)
     assert torch.equal(draw("a fox :1 AND a car :0", guidance_scale=1.0).isfinite(), torch.ones(1, 4, 8, 8).bool())
     assert not torch.allclose(draw("a fox AND a car"), draw("a fox"), atol=1e-3)
-    assert draw("a [fox|car] AND a car :-0.5", guidance_rescale=0.5).isfinite().all()
+    assert draw("a [fox|car] AND a car :-0.5", guidance=Guidance(rescale=0.5)).isfinite().all()
     plain = prepare(tiny_pipe, Request(prompt="a AND b", prompt_style="plain", guidance_scale=1.0), "x")
     assert not isinstance(plain.guidance, Composed)
 

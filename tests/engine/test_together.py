@@ -13,6 +13,7 @@ from torch import nn
 
 import darkroom
 from darkroom.adapters import init_lora
+from darkroom.arguments import grouped
 from darkroom.diffusion.condition import Condition
 from darkroom.engine.advance import advance
 from darkroom.engine.prepare import prepare
@@ -107,7 +108,7 @@ def brought(tiny_pipe: Pipeline, sdxl: Pipeline, tmp_path_factory: pytest.TempPa
 
 
 def draw(pipe: Pipeline, **wishes: Any) -> torch.Tensor:
-    result = pipe.generate(**{"prompt": "a fox", "steps": 2, "seed": 1, "output": "pt", **wishes})
+    result = pipe.generate(**grouped({"prompt": "a fox", "steps": 2, "seed": 1, "output": "pt", **wishes}))
     assert isinstance(result.images, torch.Tensor)
     assert result.images.isfinite().all()
     return result.images
@@ -240,7 +241,7 @@ def test_guess_mode_steers_every_part_of_a_composition(tiny_pipe: Pipeline, brou
 )
 def test_what_does_not_go_together_is_said(tiny_pipe: Pipeline, wishes: dict[str, Any], said: str) -> None:
     with pytest.raises(darkroom.RequestError, match=said):
-        tiny_pipe.generate("a fox", steps=3, **wishes)
+        tiny_pipe.generate("a fox", steps=3, **grouped(wishes))
 
 
 def test_a_depth_model_makes_no_second_pass(tiny_pipe: Pipeline) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from darkroom.errors import RequestError
 from darkroom.request import Request
+from darkroom.settings import settings as declared_of
 from darkroom.sweeps.axes import MAX_CELLS, cells, parse_axis, sweepable
 
 BASE = Request(prompt="a red fox on a (yellow:1.2) hill", negative_prompt="blurry fox", seed=5)
@@ -207,7 +208,8 @@ def test_what_only_a_finished_recipe_tells_can_not_be_varied() -> None:
     from darkroom.engine import Inputs
     from darkroom.pipeline import Pipeline
 
-    taken = inspect.signature(Pipeline.generate).parameters
+    grouped = {name for name, declared in declared_of(Request).items() if declared.group}
+    taken = {*inspect.signature(Pipeline.generate).parameters, *grouped}
     brought = {field.name for field in fields(Inputs)}
     recorded = {field.name for field in fields(Request) if field.name in brought or field.name not in taken}
     assert set(sweepable()) == {"size", *(field.name for field in fields(Request))} - recorded

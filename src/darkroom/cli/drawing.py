@@ -1,20 +1,116 @@
-"""The options that all commands which draw have in common: what a request is, and the model."""
+"""The options that all commands which draw have in common: a request's, as `Request` declares them, and the model."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..arguments import GROUPS
 from ..errors import RequestError
-from ..request import Hires, Request
+from ..request import Request
+from ..settings import Setting, SettingError, default, joined
 from . import options
 
 if TYPE_CHECKING:
     from ..engine import Inputs
     from ..pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of the drawing commands: what is declared of it, and which fields of a request it fills."""
+
+    declared: Setting
+    fields: tuple[str, ...]
+    usual: Any  # what is taken where it isn't given
+    inside: str | None = None  # the field that has them, where that is a value of its own: "hires"
+
+    @property
+    def name(self) -> str:
+        """The command's parameter: "guidance_rescale"."""
+        return str(self.declared.option).lstrip("-").replace("-", "_")
+
+    def parameter(self) -> inspect.Parameter:
+        """As typer wants it."""
+        kind, option, help = self.declared.kind, self.declared.option, self.declared.help
+        usual = self.usual if isinstance(self.usual, int | float | str) else None
+        annotation: Any
+        if kind.of is bool:
+            usual, annotation = False, Annotated[bool, typer.Option(option, help=help)]
+        else:
+            told = typer.Option(option, metavar=self.declared.metavar or kind.metavar, help=help, parser=self._parser())
+            annotation = Annotated[str if usual is not None else str | None, told]
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=usual, annotation=annotation)
+
+    def _parser(self) -> Callable[[str], Any] | None:
+        """Numbers are read by typer, which names the option and says where to read more."""
+        if self.declared.kind.of is str or self.declared.kind.count != 1:
+            return None
+
+        def parse(text: str) -> Any:
+            try:
+                return self.declared.kind.read(self.name, text)
+            except SettingError as wrong:
+                raise typer.BadParameter(wrong.clause) from None
+
+        return parse
+
+    def read(self, given: Any) -> dict[str, Any]:
+        """The fields' values; {} where nothing is said. Raises RequestError."""
+        if given is None or given is False:
+            return {}
+        if self.declared.kind.count != 1:
+            try:
+                given = self.declared.kind.read(str(self.declared.option), given)
+            except SettingError as wrong:
+                raise RequestError(str(wrong)) from None
+        return dict(zip(self.fields, given if len(self.fields) > 1 else (given,), strict=True))
+
+
+def options_of(owner: type = Request) -> list[Option]:
+    """The options of a kind of request: first what `generate` takes by itself, then each of its groups."""
+    found: list[tuple[int, Option]] = []
+    groups = [None, *GROUPS]
+    for _, names, declared in joined(owner):
+        group = declared.group and declared.group.partition(".")[0]
+        if is_dataclass(declared.kind.of) and declared.kind.count == 1:
+            inner = joined(declared.kind.of)
+            parts = [Option(part, fields, None, names[0]) for _, fields, part in inner]
+            found += [(groups.index(group), part) for part in parts]
+        elif declared.option is not None:
+            found.append((groups.index(group), Option(declared, names, default(owner, names[0]))))
+    return [option for _, option in sorted(found, key=lambda pair: pair[0])]
+
+
+_OPTIONS = options_of()
+
+
+def request(**given: Any) -> Request:
+    """The request that the options of `Request` say, with an empty prompt. Raises RequestError."""
+    values: dict[str, Any] = {"prompt": ""}
+    inside: dict[str, dict[str, Any]] = {}
+    first: dict[str, Option] = {}  # of the options of a value of its own: the one without which the others say nothing
+    for option in _OPTIONS:
+        if option.inside is None:
+            values |= option.read(given[option.name])
+            continue
+        first.setdefault(option.inside, option)
+        if said := option.read(given[option.name]):
+            if option is not first[option.inside] and option.inside not in inside:
+                needed = first[option.inside].declared.option
+                raise RequestError(
+                    f"{option.declared.option} is given without {needed}; give it too, such as {needed} 2"
+                )
+            inside.setdefault(option.inside, {}).update(said)
+    with options.named_as_options():
+        return Request.from_dict(values | inside)
+
+
+request.__signature__ = inspect.Signature([option.parameter() for option in _OPTIONS])  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -27,168 +123,12 @@ class Asked:
 
 
 @options.taking(options.given, "inputs")
+@options.taking(request, "request")
 def drawing(
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", parser=options.whole_number, help="The first picture's; the next takes the next."),
-    ] = None,
     model: options.Model = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", parser=options.whole_number, help="[default: the sampler's]")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            parser=options.real_number,
-            help="How closely to follow the prompt; 1: no guidance. [default: the model's, or 7.5]",
-        ),
-    ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(metavar="NAME", help="See `darkroom samplers`. [default: the model's]")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Spacing of the noise levels: karras, exponential, ...")
-    ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels. [default: the model's]")] = None,
-    negative: Annotated[str, typer.Option(metavar="TEXT", help="What to lead away from.")] = "",
-    clip_skip: Annotated[
-        int,
-        typer.Option(metavar="N", parser=options.whole_number, help="2: the text encoder's last layer but one."),
-    ] = 0,
-    prompt_style: Annotated[
-        str, typer.Option(metavar="STYLE", help="The prompt's grammar: a1111, comfy or plain.")
-    ] = "a1111",
-    guidance_rescale: Annotated[
-        float,
-        typer.Option(metavar="X", parser=options.real_number, help="0 to 1: against overexposure at high guidance."),
-    ] = 0.0,
-    guidance_interval: Annotated[
-        str | None,
-        typer.Option(metavar="LOW,HIGH", help="Guide at noise levels (sigma) above LOW, up to HIGH. [default: all]"),
-    ] = None,
-    guidance_projection: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="0 to 1: against oversaturation at high guidance."),
-    ] = None,
-    pag: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="Perturbed-attention guidance, such as 3."),
-    ] = None,
-    pag_levels: Annotated[
-        str | None, typer.Option(metavar="LIST", help="With --pag: U-Net levels, such as mid,up.1. [default: mid]")
-    ] = None,
-    pag_adaptive: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="With --pag: by how much it falls a timestep."),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="Dynamic thresholding: a percentile, as 0.995."),
-    ] = None,
-    threshold_mimic: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", parser=options.real_number, help="With --threshold: the guidance whose range stays; else 1."
-        ),
-    ] = None,
-    image_guidance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", parser=options.real_number, help="Of editing models: how closely to follow --image; else 1.5."
-        ),
-    ] = None,
     *,
+    request: Request,
     inputs: options.Reader,
-    strength: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="0 to 1: how much --image changes. [default: 0.75]"),
-    ] = None,
-    exact_steps: Annotated[
-        bool, typer.Option("--exact-steps", help="With --image: take all --steps, not steps x strength.")
-    ] = False,
-    fill: Annotated[
-        str | None, typer.Option(metavar="HOW", help="What the masked part begins as: original, fill or noise.")
-    ] = None,
-    only_masked: Annotated[
-        bool, typer.Option("--only-masked", help="Redraw around the mask at the model's own size, and put it back.")
-    ] = False,
-    mask_padding: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", parser=options.whole_number, help="With --only-masked: pixels around it. [default: 32]"
-        ),
-    ] = None,
-    mask_blur: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", parser=options.whole_number, help="The mask's soft edge in pixels, inside it. [default: 4]"
-        ),
-    ] = None,
-    outpaint: Annotated[
-        str | None, typer.Option(metavar="SIDES", help="Extend --image: left=128,top=64,right=0,bottom=0.")
-    ] = None,
-    noise_level: Annotated[
-        int | None,
-        typer.Option(metavar="N", parser=options.whole_number, help="0 to 350, of upscaling models. [default: 20]"),
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", parser=options.whole_number, help="Draw in overlapping windows of N pixels that agree."
-        ),
-    ] = None,
-    overlap: Annotated[
-        int | None,
-        typer.Option(metavar="N", parser=options.whole_number, help="What windows share. [default: a quarter]"),
-    ] = None,
-    hires: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="Then enlarge X times, and draw it over once more."),
-    ] = None,
-    hires_strength: Annotated[
-        float | None, typer.Option(metavar="X", parser=options.real_number, help="Of that. [default: 0.7]")
-    ] = None,
-    hires_steps: Annotated[
-        int | None, typer.Option(metavar="N", parser=options.whole_number, help="Of that. [default: --steps]")
-    ] = None,
-    hires_upscaler: Annotated[
-        str | None, typer.Option(metavar="HOW", help="What is enlarged: latent or lanczos. [default: latent]")
-    ] = None,
-    cache_interval: Annotated[
-        int,
-        typer.Option(metavar="N", parser=options.whole_number, help="Faster, lossy: deep features every N-th step."),
-    ] = 1,
-    token_merging: Annotated[
-        float,
-        typer.Option(metavar="X", parser=options.real_number, help="Faster, lossy: 0 to 0.75 of the finest tokens."),
-    ] = 0.0,
-    original_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Told to SDXL: what the picture was cut out of. [default: --size]")
-    ] = None,
-    crop: Annotated[
-        str | None, typer.Option(metavar="LEFT,TOP", help="Told to SDXL: where it was cut out. [default: 0,0]")
-    ] = None,
-    target_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Told to SDXL: the size it is for. [default: --size]")
-    ] = None,
-    aesthetic_score: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="Told to SDXL's refiner, 0 to 10. [default: 6]"),
-    ] = None,
-    negative_original_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="The same with --negative. [default: --original-size]")
-    ] = None,
-    negative_crop: Annotated[
-        str | None, typer.Option(metavar="LEFT,TOP", help="The same with --negative. [default: --crop]")
-    ] = None,
-    negative_target_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="The same with --negative. [default: --target-size]")
-    ] = None,
-    negative_aesthetic_score: Annotated[
-        float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="The same with --negative. [default: 2.5]"),
-    ] = None,
     lora_dir: options.LoraDir = None,
     vae: options.Vae = None,
     device: options.Device = "auto",
@@ -199,76 +139,18 @@ def drawing(
     threads: options.Threads = None,
 ) -> Asked:
     """The options that all commands which draw have in common, checked as far as no model is needed for it."""
-    width, height = options.size(size) or (None, None)
-    margins = options.margins(outpaint)
-    told = {
-        "original_size": options.size(original_size, "--original-size"),
-        "crop": options.two_numbers(crop, "--crop", "pixels, such as 64,0"),
-        "target_size": options.size(target_size, "--target-size"),
-        "negative_original_size": options.size(negative_original_size, "--negative-original-size"),
-        "negative_crop": options.two_numbers(negative_crop, "--negative-crop", "pixels, such as 64,0"),
-        "negative_target_size": options.size(negative_target_size, "--negative-target-size"),
-    }
-    interval = options.two_numbers(guidance_interval, "--guidance-interval", "noise levels, such as 0.3,5")
-    with options.named_as_options():
-        request = Request(
-            prompt="",
-            negative_prompt=negative,
-            width=width,
-            height=height,
-            steps=steps,
-            guidance_scale=guidance,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=interval,
-            guidance_projection=guidance_projection,
-            pag_scale=pag,
-            pag_adaptive_scale=pag_adaptive,
-            pag_levels=tuple(pag_levels.split(",")) if pag_levels is not None else None,
-            threshold=threshold,
-            threshold_mimic=threshold_mimic,
-            cache_interval=cache_interval,
-            token_merging=token_merging,
-            image_guidance_scale=image_guidance,
-            sampler=sampler,
-            schedule=schedule,
-            seed=seed,
-            clip_skip=clip_skip,
-            prompt_style=prompt_style,
-            strength=strength,
-            exact_steps=exact_steps or None,
-            fill=fill,
-            only_masked=only_masked or None,
-            mask_padding=mask_padding,
-            mask_blur=mask_blur,
-            outpaint=margins,  # type: ignore[arg-type]  # a Request makes four numbers of it
-            noise_level=noise_level,
-            tile=tile,
-            overlap=overlap,
-            hires=_hires(scale=hires, strength=hires_strength, steps=hires_steps, upscaler=hires_upscaler),
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-            **told,  # type: ignore[arg-type]  # a Request makes whole numbers of them
-        )
-    if sampler is not None:
+    if request.sampler is not None:
         from ..samplers import canonical
 
-        canonical(sampler)  # says so before a model is loaded
+        canonical(request.sampler)  # says so before a model is loaded
 
     def load() -> Pipeline:
-        if schedule is not None:
+        if request.schedule is not None:
             from ..diffusion import spacing_name
             from ..engine.plan import AUTOMATIC
 
-            if schedule.lower() != AUTOMATIC:
-                spacing_name(schedule)
+            if request.schedule.lower() != AUTOMATIC:
+                spacing_name(request.schedule)
         return options.load(model, device, dtype, compile, threads, lora_dir, vae, backend, quantize=quantize)
 
     return Asked(request, load, inputs)
-
-
-def _hires(**given: Any) -> Hires | None:
-    """The second pass that the options say, or none. Raises `RequestError`."""
-    said = {name: value for name, value in given.items() if value is not None}
-    if said and "scale" not in said:
-        raise RequestError(f"--hires-{next(iter(said))} is given without --hires; give it too, such as --hires 2")
-    return Hires(**said) if said else None

@@ -8,7 +8,7 @@ import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ import typer
 from ..errors import RequestError
 from ..formats.picture import PictureExists, file_stem, load_json, read_metadata, write_into, write_picture
 from ..request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
+from ..settings import changed
 from . import INTERRUPTED, USER_ERROR, complain, new_app, options
 from .display import Display, uninterrupted
 from .drawing import Asked, drawing
@@ -149,9 +150,7 @@ def _recipe(file: str) -> Request:
 
 def _changed(recipe: Request, asked: Request) -> Request:
     """A recipe with what the options say in place of its own; what they leave at the default stays."""
-    plain = Request(prompt="")
-    names = [field.name for field in fields(Request)]
-    return replace(recipe, **{name: value for name in names if (value := getattr(asked, name)) != getattr(plain, name)})
+    return replace(recipe, **{name: value for name, value in changed(asked).items() if name != "prompt"})
 
 
 def _prompts(arguments: list[str], file: str | None, otherwise: str | None = None) -> list[str]:

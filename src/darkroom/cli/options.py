@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 from ..embedded import place_of
 from ..errors import RequestError
 from ..request import MAX_LORA_SCALE, Request, real, whole
+from ..settings import joined
 from .controls import controls
 
 if TYPE_CHECKING:
@@ -23,56 +23,18 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from ..prompts.embeddings import LearnedWord
 
-# What `darkroom.Request` calls the fields that have an option of another name.
-_FIELDS = {
-    "aesthetic_score": "--aesthetic-score",
-    "cache_interval": "--cache-interval",
-    "clip_skip": "--clip-skip",
-    "crop": "--crop",
-    "exact_steps": "--exact-steps",
-    "fill": "--fill",
-    "backend": "--backend",
-    "device": "--device",
-    "dtype": "--dtype",
-    "guidance_interval": "--guidance-interval",
-    "guidance_projection": "--guidance-projection",
-    "guidance_rescale": "--guidance-rescale",
-    "guidance_scale": "--guidance",
-    "height": "--size: height",
-    "image_guidance_scale": "--image-guidance",
-    "mask_blur": "--mask-blur",
-    "mask_padding": "--mask-padding",
-    "negative_aesthetic_score": "--negative-aesthetic-score",
-    "negative_crop": "--negative-crop",
-    "negative_original_size": "--negative-original-size",
-    "negative_prompt": "--negative",
-    "negative_target_size": "--negative-target-size",
-    "num_images": "-n",
-    "only_masked": "--only-masked",
-    "noise_level": "--noise-level",
-    "original_size": "--original-size",
-    "outpaint": "--outpaint:",
-    "overlap": "--overlap",
-    "pag_adaptive_scale": "--pag-adaptive",
-    "pag_levels": "--pag-levels",
-    "pag_scale": "--pag",
-    "prompt_style": "--prompt-style",
-    "quantize": "--quantize",
-    "rounds": "--rounds",
-    "schedule": "--schedule",
-    "seed": "--seed",
-    "steps": "--steps",
-    "scale": "--scale",
-    "strength": "--strength",
-    "target_size": "--target-size",
-    "tile": "--tile",
-    "threads": "--threads",
-    "threshold": "--threshold",
-    "threshold_mimic": "--threshold-mimic",
-    "token_merging": "--token-merging",
-    "tolerance": "--tolerance",
-    "width": "--size: width",
-}
+# Options of commands that are no fields of a request.
+_OWN = ("backend", "device", "dtype", "quantize", "rounds", "scale", "threads", "tolerance")
+
+
+@functools.cache
+def _option_names() -> dict[str, str]:
+    """The option that fills a field of a request, or says what a command checks."""
+    found = {"num_images": "-n", **{name: f"--{name}" for name in _OWN}}
+    for name, fields, declared in joined(Request):
+        if declared.option is not None:
+            found |= {field: declared.option if field == name else f"{declared.option}: {field}" for field in fields}
+    return found
 
 
 def whole_number(text: str) -> int:
@@ -134,29 +96,6 @@ NewGlyph = Annotated[
 ]
 NewWord = Annotated[str | None, typer.Option("--word", metavar="W", help="What prompts call it. [default: the noun]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_SIZE = re.compile(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", re.ASCII)
-
-
-def size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
-    """Width and height from "512x768"; None for None. Raises `RequestError`."""
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text)
-    if not match:
-        raise RequestError(f"{option} is {text[:40]!r}; give width and height in pixels, such as 512x512")
-    return int(match[1]), int(match[2])
-
-
-def two_numbers(text: str | None, option: str, what: str) -> tuple[float, float] | None:
-    """Two numbers from "0.3,5", whole ones as such; None for None. Raises `RequestError`."""
-    if text is None:
-        return None
-    try:
-        first, second = (int(part) if part.strip().isdecimal() else float(part) for part in text.split(","))
-    except ValueError:
-        raise RequestError(f"{option} is {text[:40]!r}; give two {what}") from None
-    return first, second
 
 
 def loras(given: list[str] | None) -> list[tuple[str, float]]:
@@ -224,19 +163,6 @@ def given(
     return read
 
 
-def margins(text: str | None) -> dict[str, int] | None:
-    """Sides and pixels from "left=128,top=64"; None for None. Raises `RequestError`."""
-    if text is None:
-        return None
-    found: dict[str, int] = {}
-    for part in text.split(","):
-        side, equals, pixels = (word.strip() for word in part.partition("="))
-        if not equals or not re.fullmatch(r"-?\d{1,9}", pixels, re.ASCII) or side in found:
-            raise RequestError(f"--outpaint is {text[:60]!r}; give sides and pixels, such as left=128,top=64")
-        found[side] = int(pixels)
-    return found
-
-
 def load(
     model: str | None,
     device: str,
@@ -279,7 +205,7 @@ def named_as_options() -> Iterator[None]:
         yield
     except RequestError as error:
         field, _, rest = str(error).partition(" ")
-        raise RequestError(f"{_FIELDS.get(field, field)} {rest}") from error
+        raise RequestError(f"{_option_names().get(field, field)} {rest}") from error
 
 
 def taking(shared: Callable[..., Any], place: str = "asked") -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import darkroom
+from darkroom.arguments import grouped
 from darkroom.errors import ImageError, RequestError
 from darkroom.pipeline import Pipeline
 
@@ -65,7 +66,7 @@ def test_the_picture_is_diffusers_own(editor: Pipeline, peer: Any, wishes: dict[
         output_type="pt",
         **wishes,
     ).images
-    got = editor.generate(PROMPT, image=image, steps=4, seed=3, output="pt", **wishes).images
+    got = editor.generate(PROMPT, image=image, steps=4, seed=3, output="pt", **grouped(wishes)).images
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
 
 
@@ -75,8 +76,9 @@ def test_the_usual_scale_and_the_recipe(editor: Pipeline) -> None:
     recipe = result.requests[0]
     assert result.images[0].size == (50, 41)
     assert recipe.image_guidance_scale == 1.5
-    assert editor.generate(PROMPT, **wishes, image_guidance_scale=1.5).images[0].tobytes() == result.images[0].tobytes()
-    assert editor.generate(PROMPT, **wishes, image_guidance_scale=1.2).images[0].tobytes() != result.images[0].tobytes()
+    for scale in (1.5, 1.2):
+        guided = editor.generate(PROMPT, **wishes, guidance=darkroom.Guidance(image_scale=scale))
+        assert (guided.images[0].tobytes() == result.images[0].tobytes()) == (scale == 1.5)
     assert recipe.image is not None
     with pytest.raises(RequestError, match="give the same image again"):
         editor.draw([recipe])
@@ -86,7 +88,7 @@ def test_it_goes_with_the_other_pieces_of_guidance(editor: Pipeline) -> None:
     wishes: dict[str, Any] = {"image": picture(64, 64), "steps": 2, "seed": 1, "output": "pt"}
     plain = editor.generate(PROMPT, **wishes).images
     for more in ({"pag_scale": 2.0}, {"guidance_rescale": 0.7}, {"threshold": 0.9}, {"guidance_interval": (0.0, 1.0)}):
-        other = editor.generate(PROMPT, **wishes, **more).images  # type: ignore[arg-type]
+        other = editor.generate(PROMPT, **grouped(wishes | more)).images
         assert not torch.equal(other, plain), more  # type: ignore[arg-type]
 
 
@@ -103,7 +105,7 @@ def test_it_goes_with_the_other_pieces_of_guidance(editor: Pipeline) -> None:
 )
 def test_what_it_can_not_do_is_said(editor: Pipeline, wishes: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        editor.generate(PROMPT, steps=1, **wishes)
+        editor.generate(PROMPT, steps=1, **grouped(wishes))
     with pytest.raises(RequestError, match="leave out AND"):
         editor.generate("a fox AND a car", image=picture(64, 64), steps=1)
 
@@ -111,6 +113,6 @@ def test_what_it_can_not_do_is_said(editor: Pipeline, wishes: dict[str, Any], wo
 def test_only_editors_take_its_scale(tiny_folder: Path) -> None:
     plain = darkroom.load(tiny_folder)
     with pytest.raises(RequestError, match=r"image_guidance_scale is 1.5, which only editing models take"):
-        plain.generate(PROMPT, image=picture(64, 64), image_guidance_scale=1.5)
+        plain.generate(PROMPT, image=picture(64, 64), guidance=darkroom.Guidance(image_scale=1.5))
     with pytest.raises(ImageError, match="image"):
         plain.generate(PROMPT, image="nothing.png")

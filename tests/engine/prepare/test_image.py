@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import darkroom
+from darkroom.arguments import grouped
 from darkroom.engine import Engine, Finished, Inputs
 from darkroom.errors import Error, ImageError, RequestError
 from darkroom.images import open_picture, to_tensor
@@ -90,7 +91,7 @@ def test_the_picture_is_diffusers_picture(
     ours = with_scheduler(pipe, dict(scheduler.config) | {"_class_name": name})
 
     wishes = {"prompt": "a red fox", "steps": 7, "seed": 1, "strength": 0.75, "image": colours(72, 56)} | wishes
-    got = ours.generate(**wishes, output="pt").images
+    got = ours.generate(**grouped(wishes), output="pt").images
     theirs = dict(wishes)
     steps, seed = theirs.pop("steps"), theirs.pop("seed")
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -231,7 +232,7 @@ def test_progress_counts_the_steps_that_are_taken(tiny_pipe: Pipeline) -> None:
 )
 def test_what_can_not_be_is_one_sentence(tiny_pipe: Pipeline, wishes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(Error, match=sentence) as caught:
-        tiny_pipe.generate("a fox", **{"image": colours(32, 32), **wishes})
+        tiny_pipe.generate("a fox", **grouped({"image": colours(32, 32), **wishes}))
     assert isinstance(caught.value, RequestError | ImageError)
     assert "\n" not in str(caught.value)
 

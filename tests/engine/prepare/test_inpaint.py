@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import darkroom
+from darkroom.arguments import Inpaint, grouped
 from darkroom.engine import Engine, Inputs
 from darkroom.errors import Error
 from darkroom.models.unet import UNet
@@ -96,7 +97,7 @@ def test_nine_channels_are_diffusers_picture_inside_the_mask(
 
     picture, mask = colours(72, 56), blob(72, 56)
     wishes = {"prompt": "a red fox", "seed": 1, "image": picture} | wishes
-    got = ours.generate(**wishes, steps=7, mask=mask, mask_blur=0, output="pt").images
+    got = ours.generate(**wishes, steps=7, mask=mask, inpaint=Inpaint(mask_blur=0), output="pt").images
     theirs = dict(wishes)
     generator = torch.Generator("cpu").manual_seed(theirs.pop("seed"))
     size = {"width": 72, "height": 56}
@@ -133,7 +134,7 @@ def test_known_pixels_come_back_byte_by_byte(
     tiny_pipe: Pipeline, size: tuple[int, int], wishes: dict[str, Any]
 ) -> None:
     picture, mask = colours(*size), blob(*size)
-    result = tiny_pipe.generate("a fox", image=picture, mask=mask, steps=3, seed=1, **wishes).images
+    result = tiny_pipe.generate("a fox", image=picture, mask=mask, steps=3, seed=1, **grouped(wishes)).images
     if isinstance(result, torch.Tensor):
         original = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
         known = torch.from_numpy(np.asarray(mask) < 128).expand_as(original)
@@ -145,7 +146,7 @@ def test_known_pixels_come_back_byte_by_byte(
 def test_nine_channels_keep_known_pixels_of_any_size(nine_pipe: Pipeline) -> None:
     picture, mask = colours(61, 43), blob(61, 43)
     for wishes in ({}, {"only_masked": True}, {"fill": "fill", "strength": 1}, {"fill": "noise"}):
-        result = nine_pipe.generate("a fox", image=picture, mask=mask, steps=3, seed=1, **wishes).images[0]
+        result = nine_pipe.generate("a fox", image=picture, mask=mask, steps=3, seed=1, **grouped(wishes)).images[0]
         assert kept(result, picture, mask)
 
 
@@ -176,9 +177,9 @@ def test_nothing_and_all_of_a_picture(tiny_pipe: Pipeline) -> None:
     black, white = Image.new("L", (40, 24), 0), Image.new("L", (40, 24), 255)
     for wishes in ({}, {"only_masked": True}, {"fill": "fill"}, {"strength": 1, "fill": "noise"}):
         wishes |= {"image": picture, "seed": 1, "steps": 4}
-        same = tiny_pipe.generate("a fox", mask=black, **wishes).images[0]
+        same = tiny_pipe.generate("a fox", mask=black, **grouped(wishes)).images[0]
         assert same.tobytes() == picture.tobytes()
-        other = tiny_pipe.generate("a fox", mask=white, **wishes).images[0]
+        other = tiny_pipe.generate("a fox", mask=white, **grouped(wishes)).images[0]
         assert (np.asarray(other) != np.asarray(picture)).mean() > 0.9
     assert tiny_pipe.generate("a fox", image=picture, mask=white, strength=0).images[0].tobytes() == picture.tobytes()
 
@@ -190,7 +191,8 @@ def test_at_strength_1_the_masked_part_is_not_seen(tiny_pipe: Pipeline) -> None:
     other = picture.copy()
     other.paste((0, 255, 0), (16, 16, 40, 40))
     # The autoencoder's view reaches beyond the mask, so the known latents differ a little: fill is what begins there.
-    filled = [tiny_pipe.generate("a fox", image=p, mask=mask, fill="fill", seed=1, steps=4) for p in (picture, other)]
+    wishes = {"mask": mask, "inpaint": Inpaint(fill="fill"), "seed": 1, "steps": 4}
+    filled = [tiny_pipe.generate("a fox", image=p, **wishes) for p in (picture, other)]
     inner = [np.asarray(result.images[0])[20:36, 20:36].astype(int) for result in filled]
     assert np.abs(inner[0] - inner[1]).max() <= 2
     original = [tiny_pipe.generate("a fox", image=p, mask=mask, seed=1, steps=4) for p in (picture, other)]
@@ -241,8 +243,9 @@ def test_its_recipe_gives_it_again(tiny_pipe: Pipeline) -> None:
 def test_outpainting(tiny_pipe: Pipeline) -> None:
     picture = colours(40, 27)
     for margins in ({"left": 16, "bottom": 5}, (16, 0, 0, 5), [0, 9, 33, 0], {"top": 1}):
-        for wishes in ({}, {"fill": "noise", "strength": 1}):
-            result = tiny_pipe.generate("a fox", image=picture, outpaint=margins, steps=2, seed=1, **wishes)
+        for fill, strength in ((None, None), ("noise", 1)):
+            inpaint = Inpaint(outpaint=margins, fill=fill)
+            result = tiny_pipe.generate("a fox", image=picture, inpaint=inpaint, steps=2, seed=1, strength=strength)
             left, top, right, bottom = result.requests[0].outpaint or ()
             image = result.images[0]
             assert image.size == (40 + left + right, 27 + top + bottom)
@@ -251,7 +254,8 @@ def test_outpainting(tiny_pipe: Pipeline) -> None:
             assert (recipe.width, recipe.height) == image.size
             again = tiny_pipe.draw([Request.from_dict(recipe.to_dict())], [Inputs(image=picture)])
             assert again.images[0].tobytes() == image.tobytes()
-    wide = tiny_pipe.generate("a fox", image=picture, outpaint=(20, 0, 0, 0), width=100, steps=2).images[0]
+    inpaint = Inpaint(outpaint=(20, 0, 0, 0))
+    wide = tiny_pipe.generate("a fox", image=picture, inpaint=inpaint, width=100, steps=2).images[0]
     assert wide.size == (100, 54)
     assert wide.crop((20, 0, 100, 54)).tobytes() == picture.resize((80, 54), Image.Resampling.LANCZOS).tobytes()
 
@@ -280,7 +284,7 @@ WRONG = [
 @pytest.mark.parametrize(("wishes", "sentence"), WRONG, ids=range(len(WRONG)))
 def test_what_can_not_be_is_one_sentence(tiny_pipe: Pipeline, wishes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(Error, match=sentence) as caught:
-        tiny_pipe.generate("a fox", **{"image": colours(32, 32), **wishes})
+        tiny_pipe.generate("a fox", **grouped({"image": colours(32, 32), **wishes}))
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,100 @@
+"""The groups of `Pipeline.generate`: each holds what `Request` declares for it, and a flat name works for a version."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+
+import darkroom
+from darkroom.arguments import GROUPS, grouped, ungrouped
+from darkroom.errors import RequestError
+from darkroom.pipeline import Pipeline
+from darkroom.request import Request
+from darkroom.settings import default, settings
+
+DECLARED = {
+    name: tuple(declared.group.split(".")) for name, declared in settings(Request).items() if declared.group is not None
+}
+
+
+@pytest.mark.parametrize("argument", GROUPS)
+def test_a_group_has_what_the_request_declares_for_it(argument: str) -> None:
+    group = GROUPS[argument]
+    wanted = {member: default(Request, name) for name, (place, member) in DECLARED.items() if place == argument}
+    assert {field.name: field.default for field in fields(group)} == wanted
+    assert all(name in (group.__doc__ or "") for name in wanted)
+    assert getattr(darkroom, group.__name__) is group
+
+
+def test_generate_takes_what_people_use_and_the_groups() -> None:
+    taken = inspect.signature(Pipeline.generate).parameters
+    arguments = [name for name, p in taken.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
+    assert len(arguments) <= 30
+    assert set(GROUPS) < set(arguments)
+    asked = {name for name, declared in settings(Request).items() if declared.axis and declared.group is None}
+    assert asked < set(arguments)
+    told = Pipeline.generate.__doc__ or ""
+    assert all(f"{name}:" in told or f"{name}," in told for name in asked)
+    for name in asked - {"prompt"}:
+        assert taken[name].default == default(Request, name), name
+
+
+def test_groups_open_and_close() -> None:
+    flat = {"guidance_rescale": 0.5, "cache_interval": 2, "steps": 3}
+    made = grouped(flat)
+    assert made == {
+        "steps": 3, "guidance": darkroom.Guidance(rescale=0.5), "speed": darkroom.Speed(cache_interval=2)
+    }  # fmt: skip
+    assert flat.items() <= ungrouped(made).items()
+    assert Request(prompt="x", **ungrouped(made)) == Request(prompt="x", **flat)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"guidance is 7; it must be a darkroom\.Guidance"):
+        ungrouped({"guidance": 7})
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_flat_name_works_with_a_warning_that_says_where_it_went(tiny_pipe: Pipeline) -> None:
+    with pytest.warns(DeprecationWarning, match=r"say guidance=darkroom\.Guidance\(rescale=\.\.\.\)") as caught:
+        old = tiny_pipe.generate("a fox", steps=2, seed=1, guidance_rescale=0.5, output="pt")
+    assert caught[0].filename == __file__
+    new = tiny_pipe.generate("a fox", steps=2, seed=1, guidance=darkroom.Guidance(rescale=0.5), output="pt")
+    assert old.requests == new.requests
+    assert torch.equal(old.images, new.images)  # type: ignore[arg-type]
+    for name in DECLARED:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            ungrouped({name: None})
+        argument, member = DECLARED[name]
+        assert f"{argument}=darkroom.{GROUPS[argument].__name__}({member}=" in str(told[0].message)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"widht": 512}, "there is no argument 'widht'; did you mean 'width'"),
+        ({"guidence": 7}, "did you mean 'guidance'"),
+        ({"guidance_rescal": 1}, "did you mean 'guidance_rescale'"),
+        ({"model_hash": "0" * 10}, "there is no argument 'model_hash'"),
+        ({"xyzzy": 1}, "there is no argument 'xyzzy'"),
+    ],
+)
+def test_what_is_no_argument_is_said(tiny_pipe: Pipeline, wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        tiny_pipe.generate("a fox", steps=1, **wrong)
+
+
+def test_upscale_and_sweep_take_groups(tiny_pipe: Pipeline) -> None:
+    small = tiny_pipe.generate("a fox", steps=1, seed=1).images[0]
+    given: dict[str, Any] = {"scale": 1.5, "steps": 4, "seed": 1, "output": "pt"}
+    one = tiny_pipe.upscale(small, **given, tile=48, overlap=8)  # type: ignore[arg-type]
+    two = tiny_pipe.upscale(small, **given, tiling=darkroom.Tiling(tile=48, overlap=8))  # type: ignore[arg-type]
+    assert one.requests == two.requests
+    assert (one.requests[0].tile, one.requests[0].overlap) == (48, 8)
+    with pytest.raises(RequestError, match="outpaint is given, which upscale doesn't take"):
+        tiny_pipe.upscale(small, inpaint=darkroom.Inpaint(outpaint=(8, 0, 0, 0)))  # type: ignore[arg-type]
+    sheet = tiny_pipe.sweep("a fox", "steps=1,2", seed=1, guidance=darkroom.Guidance(rescale=0.5))
+    assert [cell.request.guidance_rescale for cell in sheet.cells] == [0.5, 0.5]
