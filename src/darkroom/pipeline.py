@@ -349,15 +349,14 @@ class Pipeline:
             places[engine.add(request, inputs[i] if inputs else None, output=output)] = i
         images: dict[int, Image.Image | Tensor] = {}
         recipes: dict[int, Request] = {}
-        while engine.jobs:
-            for event in engine.step():
-                i = places[event.id]
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Finished):
-                    images[i], recipes[i] = event.result, event.request
-                elif on_progress is not None:
-                    on_progress(replace(event, index=i))
+        for event in engine.run():
+            i = places[event.id]
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                images[i], recipes[i] = event.result, event.request
+            elif on_progress is not None:
+                on_progress(replace(event, index=i))
         return Result(gathered([images[i] for i in range(len(requests))]), [recipes[i] for i in range(len(requests))])
 
     def sweep(

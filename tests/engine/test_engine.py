@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,3 +254,53 @@ def test_the_same_bytes_in_every_process_with_1_2_or_4_threads(tiny_pipe: Pipeli
     here = tiny_pipe.generate("a red fox", seed=3, steps=2, width=128, height=128, output="pt").images
     assert isinstance(here, Tensor)
     assert set(hashes) == {hashlib.sha256(here.numpy().tobytes()).hexdigest()}
+
+
+def test_jobs_are_added_and_aborted_while_a_step_is_made(tiny_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another thread would: an aborted job has no event any more, and does not come back for a second pass."""
+    from darkroom.engine import engine as module
+
+    engine = Engine(tiny_pipe)
+    first, second = engine.add(request(steps=1)), engine.add(request(steps=1, hires={"strength": 1.0}))
+    late: list[str] = []
+    advance, prepare_next = module.advance, module.prepare_next
+
+    def aborting(*given: Any, **options: Any) -> Any:
+        tick = advance(*given, **options)
+        if first in engine.jobs:
+            engine.abort(first)
+            late.append(engine.add(request(steps=1)))
+        return tick
+
+    monkeypatch.setattr(module, "advance", aborting)
+    monkeypatch.setattr(module, "prepare_next", lambda *given: (engine.abort(second), prepare_next(*given))[1])
+    events = list(engine.run())
+    assert {event.id for event in events if isinstance(event, Finished)} == set(late)
+    assert first not in {event.id for event in events}
+    assert not engine.jobs
+
+
+def test_threads_add_and_abort_beside_the_drawing_one(tiny_pipe: Pipeline) -> None:
+    engine, stop, failures = Engine(tiny_pipe), threading.Event(), list[BaseException]()
+    kept = [engine.add(request(steps=2)) for _ in range(2)]
+
+    def busy() -> None:
+        try:
+            while not stop.is_set():
+                id = engine.add(request(steps=2))
+                assert id in engine.jobs
+                engine.abort(id)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=busy) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    done: set[str] = set()
+    while not done >= set(kept):
+        done |= {event.id for event in engine.step() if isinstance(event, Finished)}
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert all(isinstance(event, Finished | Progress) for event in engine.run())

@@ -9,17 +9,17 @@ from darkroom.engine.scheduler import pick, share
 
 
 def test_jobs_move_in_order_of_arrival_within_the_budget() -> None:
-    assert pick({"a": 2, "b": 2, "c": 2}, 4) == ["a", "b"]
-    assert pick({"a": 2, "b": 1, "c": 2}, 4) == ["a", "b"]
-    assert pick({}, 4) == []
+    assert pick({"a": 2, "b": 2, "c": 2}.items(), 4) == ["a", "b"]
+    assert pick({"a": 2, "b": 1, "c": 2}.items(), 4) == ["a", "b"]
+    assert pick({}.items(), 4) == []
 
 
 def test_the_first_moves_even_if_it_is_larger_than_the_budget() -> None:
-    assert pick({"a": 3, "b": 1}, 2) == ["a"]
+    assert pick({"a": 3, "b": 1}.items(), 2) == ["a"]
 
 
 def test_no_one_is_overtaken() -> None:
-    assert pick({"a": 2, "large": 3, "small": 1}, 4) == ["a"]
+    assert pick({"a": 2, "large": 3, "small": 1}.items(), 4) == ["a"]
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=20), st.integers(1, 12))
@@ -29,7 +29,7 @@ def test_nobody_starves(rows: list[int], budget: int) -> None:
     finished: list[int] = []
     for tick in range(10 * len(rows)):
         asking = {job: rows[job % len(rows)] for job in left}
-        moved = pick(asking, budget)
+        moved = pick(asking.items(), budget)
         assert moved[0] == next(iter(left))
         assert sum(asking[job] for job in moved) <= budget or len(moved) == 1
         for job in moved:

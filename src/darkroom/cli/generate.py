@@ -101,27 +101,29 @@ def draw(
     waiting = deque(requests)
     written: list[dict[str, Any]] = []
     crossed, per_picture, failed, code = 0, 0, 0, 0
+
+    def refill() -> None:
+        nonlocal per_picture
+        while waiting and len(engine.jobs) < together:
+            per_picture = engine.jobs[engine.add(waiting.popleft(), inputs)].total
+
     try:
-        while waiting or engine.jobs:
-            while waiting and len(engine.jobs) < together:
-                job = engine.jobs[engine.add(waiting.popleft(), inputs)]
-                per_picture = job.total
-            for event in engine.step():
-                if isinstance(event, Progress):
-                    crossed += 1
-                    now = f"picture {len(written) + failed + 1} of {len(requests)}" if len(requests) > 1 else "drawing"
-                    display.steps(crossed, max(crossed, per_picture * len(requests)), now)
-                elif isinstance(event, Failed):
-                    failed += 1
-                    code = USER_ERROR
-                    display.complain(str(event.error))
-                elif isinstance(event, Finished):
-                    recipe = event.request.to_dict()
-                    with uninterrupted():
-                        path = write(event.result, recipe)  # type: ignore[arg-type]  # output is "pil"
-                        written.append({"path": str(path), "recipe": recipe})
-                        if not as_json:
-                            display.answer(str(path))
+        for event in engine.run(refill):
+            if isinstance(event, Progress):
+                crossed += 1
+                now = f"picture {len(written) + failed + 1} of {len(requests)}" if len(requests) > 1 else "drawing"
+                display.steps(crossed, max(crossed, per_picture * len(requests)), now)
+            elif isinstance(event, Failed):
+                failed += 1
+                code = USER_ERROR
+                display.complain(str(event.error))
+            elif isinstance(event, Finished):
+                recipe = event.request.to_dict()
+                with uninterrupted():
+                    path = write(event.result, recipe)  # type: ignore[arg-type]  # output is "pil"
+                    written.append({"path": str(path), "recipe": recipe})
+                    if not as_json:
+                        display.answer(str(path))
     except KeyboardInterrupt:
         display.close()
         complain(f"interrupted; {len(written)} of {len(requests)} pictures are written")

@@ -130,14 +130,15 @@ def _draw(engine: Engine, request: Request, inputs: Inputs, display: Display) ->
     from ..engine import Failed, Finished, Progress
 
     _check_inputs(request, engine.jobs[engine.add(request, inputs)].request)
-    while True:
-        for event in engine.step():
-            if isinstance(event, Progress):
-                display.steps(event.step, event.steps, "drawing")
-            elif isinstance(event, Failed):
-                raise event.error
-            elif isinstance(event, Finished):
-                return event.result  # type: ignore[return-value]  # output is "pil"
+    picture: Any = None
+    for event in engine.run():
+        if isinstance(event, Progress):
+            display.steps(event.step, event.steps, "drawing")
+        elif isinstance(event, Failed):
+            raise event.error
+        elif isinstance(event, Finished):
+            picture = event.result
+    return picture  # type: ignore[no-any-return]  # output is "pil"; a job that nobody aborts ends in an event
 
 
 def _check_inputs(recorded: Request, given: Request) -> None:

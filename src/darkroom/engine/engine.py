@@ -1,16 +1,17 @@
 """Pictures in progress: add requests, call step() until nothing is left, read the events.
 
-A single picture and a server's thousand run the same loop. An Engine is used by one thread at a time; several Engines
-may share one model.
+A single picture and a server's thousand run the same loop. One thread at a time calls `step`; any thread may add and
+abort meanwhile. Several Engines may share one model.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from types import MappingProxyType
 
 import torch
@@ -76,6 +77,7 @@ class Engine:
         self.max_rows = default_rows(model.device) if max_rows is None else whole("max_rows", max_rows, 1, 100_000)
         self.deterministic = deterministic
         self._jobs: dict[str, Job] = {}
+        self._lock = Lock()  # around every look at `_jobs` that another thread could disturb; never around work
 
     @property
     def jobs(self) -> Mapping[str, Job]:
@@ -96,14 +98,27 @@ class Engine:
 
     def resume(self, job: Job) -> str:
         """Take in a job that was made, or begun, elsewhere (with the same model)."""
-        if job.id in self._jobs:
-            raise RequestError(f"job {job.id!r} is already in progress; abort it first")
-        self._jobs[job.id] = job
+        with self._lock:
+            if job.id in self._jobs:
+                raise RequestError(f"job {job.id!r} is already in progress; abort it first")
+            self._jobs[job.id] = job
         return job.id
 
     def abort(self, id: str) -> None:
-        """Forget a job. Nothing happens if it has already finished or failed."""
-        self._jobs.pop(id, None)
+        """Forget a job; no event tells of it any more. Nothing happens if it has already finished or failed."""
+        with self._lock:
+            self._jobs.pop(id, None)
+
+    def run(self, refill: Callable[[], None] = lambda: None) -> Iterator[Event]:
+        """The loop over `step`: all events, as they come, until no job is left.
+
+        `refill` is called before every step and may add jobs.
+        """
+        while True:
+            refill()
+            if not self._jobs:
+                return
+            yield from self.step()
 
     def step(self) -> list[Event]:
         """Move the jobs that fit by one network evaluation; decode one that is done sampling, or begin its next pass.
@@ -116,9 +131,13 @@ class Engine:
             release(self.model.device)
         return events
 
+    def _now(self) -> list[Job]:
+        with self._lock:
+            return list(self._jobs.values())
+
     def _advance(self) -> list[Event]:
-        asking = {id: job.rows for id, job in self._jobs.items() if not job.done}
-        moving = [self._jobs[id] for id in pick(asking, self.max_rows)]
+        waiting = [job for job in self._now() if not job.done]
+        moving = pick(((job, job.rows) for job in waiting), self.max_rows)
         if not moving:
             return []
         tick = advance(moving, self._denoise, self.max_rows, alone=self.deterministic)
@@ -127,9 +146,10 @@ class Engine:
         events: list[Event] = []
         for job in moving:
             if (error := tick.failed.get(job.id)) is not None:
-                del self._jobs[job.id]
-                events.append(self._failure(job, error))
+                events += self._failure(job, error)
                 continue
+            if job.id not in self._jobs:
+                continue  # aborted meanwhile
             before, moved = job.state.interval, tick.moved[job.id]
             job.state, job.kept = moved.state, moved.kept
             if job.state.interval > before:
@@ -150,14 +170,12 @@ class Engine:
         return Preview(self.model.previewer, denoised, *job.size)
 
     def _decode_one(self) -> list[Event]:
-        job = next((job for job in self._jobs.values() if job.done), None)
+        job = next((job for job in self._now() if job.done), None)
         if job is None:
             return []
         try:
             result = finish(self.model.autoencoder, job)
-            if job.next is not None:
-                self._jobs[job.id] = prepare_next(self.model, job, result)
-                return []
+            after = None if job.next is None else prepare_next(self.model, job, result)
         except Exception as error:
             if out_of_memory(error):
                 release(self.model.device)
@@ -168,11 +186,20 @@ class Engine:
                 told = RequestError(f"decoding the picture failed: {type(error).__name__}: {error}")
                 told.__cause__ = error
                 error = told
+            return self._failure(job, error)
+        with self._lock:
+            if job.id not in self._jobs:
+                return []  # aborted meanwhile: neither a picture nor a second pass
+            if after is not None:
+                self._jobs[job.id] = after
+                return []
             del self._jobs[job.id]
-            return [self._failure(job, error)]
-        del self._jobs[job.id]
         return [Finished(job.id, result, job.request)]
 
-    def _failure(self, job: Job, error: Error) -> Failed:
+    def _failure(self, job: Job, error: Error) -> list[Event]:
+        """The event of a job that is given up; none where it was aborted meanwhile."""
+        with self._lock:
+            if self._jobs.pop(job.id, None) is None:
+                return []
         log.warning("job %s failed: %s", job.id, error, exc_info=error.__cause__)
-        return Failed(job.id, error)
+        return [Failed(job.id, error)]

@@ -5,22 +5,22 @@ A row is one question to the U-Net: a job asks one, two or three at a time, one 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
-Id = TypeVar("Id", bound=Hashable)
+Waiting = TypeVar("Waiting")
 
 
-def pick(rows: Mapping[Id, int], budget: int) -> list[Id]:
+def pick(rows: Iterable[tuple[Waiting, int]], budget: int) -> list[Waiting]:
     """The jobs that move in this tick: in order of arrival, as long as their rows fit into the budget.
 
-    `rows` maps jobs, in order of arrival, to the rows they ask for. The first job always moves, even if it alone asks
-    for more than the budget. Nobody is overtaken for being large: the first that doesn't fit ends the tick's list. So
-    every job's waiting ends when those before it end (no starvation), and the mean time to a finished picture is
-    shorter than if all took turns.
+    `rows` are jobs, in order of arrival, with the rows they ask for; those behind the budget are not looked at. The
+    first job always moves, even if it alone asks for more than the budget. Nobody is overtaken for being large: the
+    first that doesn't fit ends the tick's list. So every job's waiting ends when those before it end (no starvation),
+    and the mean time to a finished picture is shorter than if all took turns.
     """
-    chosen: list[Id] = []
-    for job, count in rows.items():
+    chosen: list[Waiting] = []
+    for job, count in rows:
         if chosen and count > budget:
             break
         chosen.append(job)

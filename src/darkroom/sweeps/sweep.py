@@ -76,15 +76,14 @@ class Sweep:
             self.requests[cell.place] = jobs[-1].request
         self.layout()
         by_id = {engine.resume(job): cell for job, cell in zip(jobs, self.cells, strict=True)}
-        while engine.jobs:
-            for event in engine.step():
-                cell = by_id[event.id]
-                if isinstance(event, Finished):
-                    assert isinstance(event.result, Image.Image)
-                    self.images[cell.place], self.requests[cell.place] = event.result, event.request
-                elif isinstance(event, Failed):
-                    self.errors[cell.place] = event.error
-                yield cell, event
+        for event in engine.run():
+            cell = by_id[event.id]
+            if isinstance(event, Finished):
+                assert isinstance(event.result, Image.Image)
+                self.images[cell.place], self.requests[cell.place] = event.result, event.request
+            elif isinstance(event, Failed):
+                self.errors[cell.place] = event.error
+            yield cell, event
 
     def layout(self) -> Sheet:
         """Where the cells go on the sheet, by the pictures' sizes as far as they are known."""
