@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from darkroom.errors import ImageError
 from darkroom.images import latent_size, open_picture, pad_to_grid, to_pil, to_tensor, to_unit
@@ -45,10 +46,10 @@ def test_exif_turns_a_picture_upright(tmp_path: Path) -> None:
 
 def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    Image.new("RGB", (4, 3)).save(tmp_path / "a.bmp")
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.ppm")
     Image.frombytes("RGB", (64, 64), bytes(range(256)) * 48).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:150])
-    for source in (tmp_path / "none.png", tmp_path / "text.png", tmp_path / "a.bmp", tmp_path / "cut.png", tmp_path):
+    for source in (tmp_path / "none.png", tmp_path / "text.png", tmp_path / "a.ppm", tmp_path / "cut.png", tmp_path):
         with pytest.raises(ImageError, match="image '"):
             open_picture(source)
     for wrong in (Image.new("F", (4, 3)), Image.new("RGB", (0, 3)), Image.new("1", (100_000, 1)), 5):
@@ -70,3 +71,30 @@ def test_the_latent_grid() -> None:
     padded = pad_to_grid(torch.arange(6.0).reshape(1, 1, 2, 3), 4)
     assert padded.shape == (1, 1, 4, 4)
     assert padded[0, 0, :, 3].tolist() == [2, 5, 5, 5]
+
+
+@pytest.mark.parametrize("ending", ["bmp", "tiff", "gif", "avif"])
+def test_files_of_other_formats(tmp_path: Path, ending: str) -> None:
+    if ending == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    Image.new("RGB", (16, 8), "red").save(tmp_path / f"a.{ending}")
+    picture = open_picture(tmp_path / f"a.{ending}")
+    assert (picture.mode, picture.size) == ("RGB", (16, 8))
+    red, green, blue = picture.getpixel((8, 4))  # type: ignore[misc]
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert open_picture(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_file_with_absurdly_much_beside_its_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.webp", exif=bytes(20 * 2**20))
+    with pytest.raises(ImageError, match="more than 16 MB of texts and profiles"):
+        open_picture(tmp_path / "a.webp")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="is not a file"):
+        open_picture(tmp_path / "pipe.png")

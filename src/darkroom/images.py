@@ -5,6 +5,8 @@ Tensors of pictures are [N, 3, H, W], float32, in -1..1 (what the autoencoder sp
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from . import picture_headers
 from .errors import ImageError
 from .request import MAX_PIXELS, MAX_SIDE
 
 Picture = Image.Image | str | Path
 Opened = TypeVar("Opened")
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP")  # of training data
 
 
 def latent_size(width: int, height: int, downscale: int) -> tuple[int, int]:
@@ -32,7 +35,7 @@ def latent_size(width: int, height: int, downscale: int) -> tuple[int, int]:
 def open_picture(source: Picture, name: str = "image") -> Image.Image:
     """A picture as 8-bit RGB, upright, transparency over white.
 
-    Files are PNG, JPEG or WebP (the first frame of an animation), their size checked before they are decoded.
+    Files are of `picture_headers.FORMATS` (an animation's first frame), their size checked before they are decoded.
     Raises ImageError for everything else; `name` is what the sentence calls the picture.
     """
     return _opened(source, name, normalise)
@@ -79,9 +82,14 @@ def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened])
     """What `turned` makes of a picture from outside, whose size is checked before it is decoded."""
     if isinstance(source, (str, Path)):
         try:
-            with Image.open(source, formats=FORMATS) as picture:
-                _check_size(picture, f"{name} {str(source)!r}")
-                return turned(picture)
+            what = f"{name} {str(source)!r}"
+            if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe or a device might never end
+                raise ImageError(f"{what} is not a file; give a picture")
+            with open(source, "rb") as file:
+                picture_headers.check(file, what)
+                with Image.open(file, formats=picture_headers.FORMATS) as picture:
+                    _check_size(picture, what)
+                    return turned(picture)
         except ImageError:
             raise
         except FileNotFoundError as error:
