@@ -11,7 +11,17 @@ import torch
 from PIL import Image, features
 
 from darkroom.errors import ImageError
-from darkroom.images import latent_size, open_picture, pad_to_grid, to_pil, to_tensor, to_unit
+from darkroom.images import (
+    from_pixels,
+    latent_size,
+    open_picture,
+    pad_to_grid,
+    tiled,
+    to_pil,
+    to_pixels,
+    to_tensor,
+    to_unit,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +108,20 @@ def test_a_file_with_absurdly_much_beside_its_pixels(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match="is not a file"):
         open_picture(tmp_path / "pipe.png")
+
+
+def test_pixels_there_and_back() -> None:
+    pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    pictures = from_pixels(pixels)
+    assert pictures.shape == (2, 3, 4, 5)
+    assert pictures[0, 0, 0, 0] == -1
+    assert np.array_equal(to_pixels(pictures), pixels)
+
+
+def test_rows_of_pictures_on_one_sheet() -> None:
+    wide, tall = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (1, 4), "blue")
+    sheet = tiled([[wide, tall], [tall]])
+    assert sheet.size == (4, 8)
+    assert [sheet.getpixel(at) for at in ((0, 0), (3, 3), (0, 7), (1, 7))] == [
+        (255, 0, 0), (0, 0, 255), (0, 0, 255), (0, 0, 0)
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +61,6 @@ MAY_USE: Mapping[str, frozenset[str]] = {
     }.items()
 }
 EVERYONES = ("errors", "files", "settings", "__version__")
-# Rooms in which files still form circles by imports that come late (in functions, or for types alone).
-STILL_ROUND = frozenset({"training"})
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
     ("formats", "prompts"): ("convert.py", "embedding.py", "infotext.py", "save.py"),
@@ -82,7 +80,6 @@ class Use:
     room: str
     line: int
     module: str  # absolute, dotted
-    at_import: bool  # False inside a function or under TYPE_CHECKING
 
     @property
     def target(self) -> str | None:
@@ -99,19 +96,10 @@ def uses(source: Path = SOURCE) -> list[Use]:
         package = (PACKAGE, *relative.parts[:-1])
         room = relative.parts[0].removesuffix(".py")
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        late = set(_late(tree))
         for node in ast.walk(tree):
             for module in _modules(node, package):
-                found.append(Use(path, room, node.lineno, module, node not in late))  # type: ignore[attr-defined]
+                found.append(Use(path, room, node.lineno, module))  # type: ignore[attr-defined]
     return found
-
-
-def _late(tree: ast.Module) -> Iterator[ast.AST]:
-    """The nodes that don't run when the module is imported."""
-    for node in ast.walk(tree):
-        typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or typing:
-            yield from ast.walk(node)
 
 
 def _modules(node: ast.AST, package: tuple[str, ...]) -> list[str]:
@@ -157,8 +145,7 @@ def circles(source: Path = SOURCE) -> list[list[str]]:
         target = use.module
         while target and target not in names:  # a name inside a module
             target = target.rpartition(".")[0]
-        counts = use.at_import or use.room not in STILL_ROUND
-        if counts and target and target not in (PACKAGE, _name(use.path, source)):
+        if target and target not in (PACKAGE, _name(use.path, source)):
             edges[_name(use.path, source)].add(target)
     found: list[list[str]] = []
     done: set[str] = set()

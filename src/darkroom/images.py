@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,8 +145,18 @@ def _numbers(picture: Image.Image) -> NDArray[np.float32]:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """An RGB picture as [1, 3, H, W] float32 in -1..1."""
-    values = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())  # [H, W, 3]
-    return (values.permute(2, 0, 1)[None].float() / 127.5) - 1.0
+    return from_pixels(np.asarray(picture.convert("RGB")).copy())[None]
+
+
+def from_pixels(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pixels [..., H, W, 3] of 0..255 as [..., 3, H, W] float32 in -1..1."""
+    return torch.from_numpy(pixels).movedim(-1, -3).float() / 127.5 - 1.0
+
+
+def to_pixels(pictures: Tensor) -> NDArray[np.uint8]:
+    """Pictures [..., 3, H, W] in about -1..1 as pixels [..., H, W, 3] of 0..255: `from_pixels` the other way."""
+    pixels: NDArray[np.uint8] = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).numpy()
+    return pixels
 
 
 def pad_to_grid(pictures: Tensor, downscale: int) -> Tensor:
@@ -164,3 +174,16 @@ def to_pil(picture: Tensor) -> Image.Image:
     """[3, H, W] in 0..1 to an 8-bit RGB picture, rounded to the nearest value."""
     values = (picture.detach().float() * 255).round().clamp(0, 255).to(device="cpu", dtype=torch.uint8)
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+
+def tiled(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Rows of pictures on one sheet, close together and without words; `sweeps.sheet` draws one with labels."""
+    width = max(sum(picture.width for picture in row) for row in rows)
+    heights = [max(picture.height for picture in row) for row in rows]
+    sheet = Image.new("RGB", (width, sum(heights)))
+    for y, row in enumerate(rows):
+        x = 0
+        for picture in row:
+            sheet.paste(picture, (x, sum(heights[:y])))
+            x += picture.width
+    return sheet

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import RequestError
-from ..sweeps.sheet import Place, arrange
+from ..sweeps.sheet import Place, contact_sheet
 from .pictures import Pictures
 
 ROWS = 512
@@ -88,9 +88,8 @@ class Memorisation:
             both = drawn.read(i), training.read(int(self.nearest[i]))
             cells |= {(column, row, 0): _thumb(picture) for column, picture in enumerate(both)}
             labels.append(f"{self.distances[i]:.3f}")
-        sizes = {place: picture.size for place, picture in cells.items()}
         title = f"nearest of {len(self.among)}; {self.threshold:.3f} is near among them"
-        return arrange(sizes, (("drawn", "nearest"), labels, ()), title).draw(cells)
+        return contact_sheet(cells, (("drawn", "nearest"), labels, ()), title)
 
 
 def _nearest(x: NDArray[Any], y: NDArray[Any], itself: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

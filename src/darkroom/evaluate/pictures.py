@@ -25,7 +25,7 @@ from ..errors import CheckpointError, ImageError, RequestError, TrainingError
 from ..files import read_json, whole_file, write_json
 from ..formats.picture import read_metadata, write_png
 from ..images import FORMATS, open_picture
-from ..sweeps.sheet import arrange
+from ..sweeps.sheet import contact_sheet
 
 if TYPE_CHECKING:
     from ..engine.engine import Progress
@@ -39,7 +39,7 @@ def one_above_another(rows: Mapping[str, Sequence[NDArray[np.uint8]]], captions:
         for y, pictures in enumerate(rows.values())
         for x, picture in enumerate(pictures[: len(captions)])
     }
-    return arrange({place: cell.size for place, cell in cells.items()}, (captions, tuple(rows), ())).draw(cells)
+    return contact_sheet(cells, (captions, tuple(rows), ()))
 
 
 def write_sheet(sheet: Image.Image, path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import RequestError
-from ..images import pad_to_grid
+from ..images import from_pixels, pad_to_grid, to_pixels
 
 if TYPE_CHECKING:
     from ..models.autoencoder import Autoencoder
@@ -32,16 +32,11 @@ def reconstruct(autoencoder: Autoencoder, pictures: Sequence[Array], rows: int =
     weight = next(autoencoder.parameters())
     config = getattr(autoencoder, "config", None)
     for i in range(0, len(pictures), rows):
-        stack = _stack(pictures[i : i + rows]) / 127.5 - 1
+        stack = from_pixels(np.stack(pictures[i : i + rows]))
         padded = stack if config is None else pad_to_grid(stack, config.downscale)
-        back = autoencoder(padded.to(weight)).float().cpu().clamp(-1, 1)[..., : stack.shape[2], : stack.shape[3]]
-        done += list(((back + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        back = autoencoder(padded.to(weight)).float().cpu()[..., : stack.shape[2], : stack.shape[3]]
+        done += list(to_pixels(back))
     return done
-
-
-def _stack(pictures: Sequence[Array]) -> Tensor:
-    """[H, W, 3] each to [N, 3, H, W] float32 of 0..255."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 
 def psnr(a: Sequence[Array], b: Sequence[Array]) -> float:
@@ -119,5 +114,5 @@ def reconstruction(
 def perceptual(lpips: Lpips, a: Sequence[Array], b: Sequence[Array]) -> list[float]:
     """LPIPS of each pair of pictures of one size."""
     weight = next(lpips.parameters())
-    first, second = ((_stack(p) / 127.5 - 1).to(weight) for p in (a, b))
+    first, second = (from_pixels(np.stack(p)).to(weight) for p in (a, b))
     return [float(d) for d in lpips(first, second).cpu()]

@@ -179,5 +179,12 @@ def arrange(sizes: Mapping[Place, tuple[int, int]], labels: Sequence[Sequence[st
     return Sheet((width, height), boxes, letters, texts)
 
 
+def contact_sheet(
+    pictures: Mapping[Place, Image.Image], labels: Sequence[Sequence[str]], title: str = ""
+) -> Image.Image:
+    """Pictures with labels on one sheet; the arguments are `arrange`'s."""
+    return arrange({place: picture.size for place, picture in pictures.items()}, labels, title).draw(pictures)
+
+
 def _widest(words: str, letters: int) -> float:
     return max(font_of(letters).getlength(line) for line in words.split("\n"))

@@ -38,6 +38,7 @@ from ..data.order import Order
 from ..errors import Error, TrainingError
 from ..formats.tensors import open_tensors
 from ..formats.vae import save_vae
+from ..images import tiled, to_pixels
 from ..models.autoencoder import Autoencoder
 from ..models.config import AutoencoderConfig
 from ..models.discriminator import PatchDiscriminator, smallest
@@ -302,14 +303,7 @@ class AutoencoderStage(Stage):
         shown = [stacked([picture]) for picture in islice(self.crops.held_out(), SHOWN)]
         with torch.no_grad():
             back = [self.autoencoder(picture.to(self.config.device)).cpu() for picture in shown]
-        sheet = Image.new("RGB", (sum(p.shape[3] for p in shown), 2 * max(p.shape[2] for p in shown)))
-        x = 0
-        for pair in zip(shown, back, strict=True):
-            for row, picture in enumerate(pair):
-                pixels = ((picture[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-                sheet.paste(Image.fromarray(pixels), (x, row * sheet.height // 2))
-            x += pair[0].shape[3]
-        return sheet
+        return tiled([[Image.fromarray(to_pixels(picture[0])) for picture in row] for row in (shown, back)])
 
     def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..errors import TrainingError
+from ..images import from_pixels
 from ..models.unet import UNet
 from ..pipeline import Pipeline
 from ..settings import setting
@@ -87,7 +88,7 @@ class InpaintingStage(FinetuneStage):
         first, grid = next(autoencoder.parameters()), autoencoder.config.downscale
         shown = self.lessons.picture(i, self.lessons.version(i, step, self.config.seed))
         mask = torch.from_numpy(self.mask(i, step)).float()
-        picture = torch.from_numpy(shown.copy()).permute(2, 0, 1).float() / 127.5 - 1
+        picture = from_pixels(shown.copy())
         moments = autoencoder.encode((picture * (1 - mask))[None].to(first)).float().cpu()
         mean, logvar = moments.chunk(2, dim=1)
         noise = np.random.default_rng((self.config.seed, step, i, 12)).standard_normal(tuple(mean.shape), np.float32)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..data.buckets import LIVE
 from ..data.dataset import Lessons
 from ..errors import TrainingError
+from ..images import from_pixels
 from ..models.autoencoder import Autoencoder
 from ..prompts.encoder import Encoded
 from .background import interruptible
@@ -191,7 +192,7 @@ def _noise(rows: Sequence[int] | NDArray[np.int64], step: int, seed: int, shape:
 
 def stacked(pictures: Sequence[Pixels]) -> Tensor:
     """Pictures [H, W, 3] of one size as [P, 3, H, W] in -1..1."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_pixels(np.stack(pictures))
 
 
 # --- texts

@@ -33,6 +33,7 @@ from ..diffusion.condition import Batch, alike
 from ..engine.job import Inputs
 from ..errors import TrainingError
 from ..files import whole_file
+from ..images import tiled
 from ..models.layers import set_checkpointing
 from ..pipeline import Pipeline
 from ..prompts.chunks import Chunk
@@ -484,12 +485,7 @@ def draw_sheet(stage: PictureStage) -> Image.Image:
     finally:
         for module in learning:
             module.train()
-    sheet = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)))
-    x = 0
-    for picture in pictures:
-        sheet.paste(picture, (x, 0))
-        x += picture.width
-    return sheet
+    return tiled([pictures])
 
 
 def _drawn(stage: PictureStage, told: Mapping[str, Any]) -> list[Image.Image]:
