@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from darkroom.formats.picture import read_metadata
 
@@ -168,6 +168,54 @@ def test_a_recipe_is_drawn_again_with_changes(command: Command, generate: Comman
     Path("r.json").write_text(json.dumps(same["recipe"]))
     command("generate", "--recipe", "r.json", "--model", model, "-o", "c.png")
     assert pixels(Path("c.png")) == pixels(Path("a.png"))
+
+
+def written(file: str, text: str, key: str = "parameters") -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text(key, text)
+    Image.new("RGB", (64, 64)).save(file, pnginfo=info)
+
+
+def test_what_a_recipe_asks_and_is_not_followed_is_said_or_refused(generate: Command) -> None:
+    line = "a fox\nSteps: 2, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x64, "
+    asks = "RNG: NV, Tiling: True, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+"
+    written("theirs.png", line + asks)
+    answer = generate("--recipe", "theirs.png")
+    assert answer.code == 0
+    assert answer.sentence == (
+        "of the recipe in 'theirs.png' this is not followed: RNG: NV, Tiling: True, Hires upscale: 2, "
+        "Hires upscaler: R-ESRGAN 4x+"
+    )
+    refused = generate("--recipe", "theirs.png", "--strict")
+    assert (refused.code, refused.out) == (2, "")
+    assert "can't be followed in full: RNG: NV, Tiling: True, Hires upscale: 2" in refused.sentence
+    written("plain.png", line + "RNG: CPU, Model: m")
+    answer = generate("--recipe", "plain.png", "--strict")
+    assert (answer.code, answer.err) == (0, "")
+
+
+def test_a_sampler_of_comfyuis_with_its_device(generate: Command) -> None:
+    graph = {
+        "3": {
+            "class_type": "KSampler",
+            "inputs": {
+                **{"seed": 5, "steps": 2, "cfg": 6.5, "sampler_name": "dpmpp_sde_gpu", "scheduler": "normal"},
+                **{"denoise": 1, "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]},
+            },
+        },
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a boat on a lake"}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "fog"}},
+    }
+    written("comfy.png", json.dumps(graph), "prompt")
+    (image,) = generate("--recipe", "comfy.png", "--json").json["images"]
+    assert (image["recipe"]["sampler"], image["recipe"]["schedule"]) == ("dpmpp_sde", "normal")
+    graph["6"]["inputs"]["text"] = ["8", 0]  # type: ignore[index]
+    graph["8"] = {"class_type": "Oracle", "inputs": {"image": ["9", 0]}}
+    written("comfy.png", json.dumps(graph), "prompt")
+    answer = generate("--recipe", "comfy.png")
+    assert answer.code == 2
+    assert "'Oracle'" in answer.sentence
 
 
 @pytest.mark.parametrize(

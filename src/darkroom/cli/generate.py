@@ -21,7 +21,7 @@ from ..settings import changed
 from . import INTERRUPTED, USER_ERROR, complain, new_app, options
 from .display import Display, uninterrupted
 from .drawing import Asked, drawing
-from .verify import recorded_request
+from .verify import recorded_request, tell_unfollowed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,6 +54,7 @@ def generate(
         str | None,
         typer.Option(metavar="FILE", help="Begin with the recipe of this picture (or JSON); options change it."),
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a recipe that can't be followed in full.")] = False,
     *,
     asked: Asked,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
@@ -64,7 +65,7 @@ def generate(
     darkroom generate "a fox on a yellow background" -n 4 --seed 1 -o out/
     """
     if recipe is not None:
-        asked = replace(asked, request=_changed(_recipe(recipe), asked.request))
+        asked = replace(asked, request=_changed(_recipe(recipe, strict), asked.request))
     texts = _prompts(prompts or [], prompts_file, None if recipe is None else asked.request.prompt)
     with options.named_as_options():
         whole("num_images", count, 1, MAX_IMAGES)
@@ -134,10 +135,16 @@ def draw(
     return code
 
 
-def _recipe(file: str) -> Request:
-    """The request in a picture's metadata, or in a JSON file of its fields. Raises `ImageError`, `RequestError`."""
+def _recipe(file: str, strict: bool) -> Request:
+    """The request in a picture's metadata, or in a JSON file of its fields. Raises `ImageError`, `RequestError`.
+
+    What another tool's recipe asks beyond that is said on stderr, or with `strict` refused.
+    """
     if Path(file).suffix.lower() != ".json":
-        return recorded_request(read_metadata(file), file)
+        found = read_metadata(file)
+        request = recorded_request(found, file)
+        tell_unfollowed(found, file, strict)
+        return request
     try:
         if (size := os.stat(file).st_size) > _MAX_PROMPT_FILE:
             raise RequestError(f"{file!r} has {size} bytes, which is more than any recipe")

@@ -57,6 +57,7 @@ def verify(
     request = recorded_request(found, picture)
     if request.seed is None:
         raise ImageError(f"the recipe of {picture!r} has no seed, so the same picture can't be drawn again")
+    tell_unfollowed(found, picture)
     with Display("loading the model") as display:
         source = model if model is not None else recorded_model(found, picture)
         pipe = options.load(source, device, dtype, False, threads, lora_dir, vae)
@@ -89,6 +90,11 @@ def verify(
 
 def recorded_request(found: Metadata, image: str) -> Request:
     """The request in a picture's recipe. Raises `ImageError` if there is none that can be asked again."""
+    if found.source is not None and "prompt" not in found.recipe and found.warnings:
+        raise ImageError(
+            f"the recipe in {image!r} can't be followed: {visible(found.warnings[0])}; give a prompt and the settings "
+            "that 'darkroom info' tells"
+        )
     if found.source is None or "prompt" not in found.recipe:
         raise ImageError(f"{image!r} holds no recipe, so it can't be drawn again")
     if "sweep" in found.recipe:
@@ -109,6 +115,19 @@ def recorded_request(found: Metadata, image: str) -> Request:
         return Request.from_dict(values)
     except RequestError as error:
         raise ImageError(f"the recipe of {image!r} can't be followed: {error}") from error
+
+
+def tell_unfollowed(found: Metadata, image: str, strict: bool = False) -> None:
+    """Say on stderr what a picture's recipe asks and is not followed. strict: refuse it, with RequestError."""
+    if strict and (found.ignored or found.warnings):
+        asked = ", ".join(one for one in (found.not_followed, *found.warnings) if one)
+        raise RequestError(
+            f"the recipe in {image!r} can't be followed in full: {visible(asked)}; or leave out --strict"
+        )
+    if found.ignored:
+        complain(f"of the recipe in {image!r} this is not followed: {found.not_followed}")
+    for sentence in found.warnings[:5]:
+        complain(f"the recipe in {image!r}: {sentence}")
 
 
 def recorded_model(found: Metadata, image: str) -> str | None:

@@ -117,6 +117,15 @@ class Metadata:
     warnings: list[str] = field(default_factory=list)  # what could not be told for sure, one sentence each
     frames: int = 1  # the first one is read
 
+    @property
+    def not_followed(self) -> str:
+        """The recipe's entries that aren't followed, for a sentence: "RNG: NV, Tiling: True"; "" if all are."""
+        shown = [
+            str(key) if value is True else f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in self.ignored.items()
+        ]
+        return ", ".join(one if len(one) <= 100 else one[:97] + "..." for one in shown)
+
 
 # Writing -------------------------------------------------------------------------------------------------------------
 
