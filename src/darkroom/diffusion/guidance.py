@@ -19,11 +19,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..adapters import Scaled
 from ..errors import RequestError
 from .condition import Condition, Prompted
 from .scalings import Scaling
 from .schedule import Schedule
+
+_PICTURE = (-3, -2, -1)  # the dimensions of one picture's latent
 
 
 class Guidance(Protocol):
@@ -115,21 +116,36 @@ class TwoConditions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Perturbed:
+class Around:
+    """A piece around another guidance: it asks what that asks and answers what that answers, unless it says otherwise.
+
+    Args:
+        inner: the guidance that it is put around.
+    """
+
+    inner: Guidance
+
+    def branches(self, sigma: float) -> tuple[Condition, ...]:
+        return self.inner.branches(sigma)
+
+    def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
+        return self.inner.combine(denoised, x, sigma)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Perturbed(Around):
     """Perturbed-attention guidance (Ahn et al. 2024, arXiv 2403.17377, eq. 15): away from a picture without structure.
 
     guided + scale * (prompted - perturbed), where `perturbed` is asked what the prompt asks, but in some levels of the
     U-Net every pixel attends to itself alone.
 
     Args:
-        inner: the guidance that this is added to.
         scale: 0: no such branch is asked, and the answer is `inner`'s to the bit.
         levels: of the U-Net, whose self-attention becomes the identity: "mid", "down.0", "up.1", ...
         adaptive: by how much the scale falls for each training timestep below the schedule's last, down to 0
             (diffusers' `pag_adaptive_scale`); needs the schedule.
     """
 
-    inner: Guidance
     scale: float
     levels: tuple[str, ...] = ("mid",)
     adaptive: float = 0.0
@@ -158,7 +174,7 @@ class Perturbed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Projected:
+class Projected(Around):
     """Guidance without the part of it that only brightens (Sadat et al. 2024, arXiv 2410.02416, sec. 4, eq. 6 to 8).
 
     What guidance adds to the prompt's own answer is split into a part along that answer, which oversaturates, and one
@@ -166,14 +182,10 @@ class Projected:
     measures, a largest norm and a reverse momentum, are not here.
     """
 
-    inner: Guidance
     parallel: float = 0.0
 
     def __post_init__(self) -> None:
         _fraction("part of guidance that is kept along the picture", self.parallel)
-
-    def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return self.inner.branches(sigma)
 
     def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
         guided = self.inner.combine(denoised, x, sigma)
@@ -187,7 +199,7 @@ class Projected:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rescaled:
+class Rescaled(Around):
     """Against overexposure at high scales (Lin et al. 2023, arXiv 2305.08891, sec. 3.4, eq. 15 and 16).
 
     The guided network output's standard deviation is brought back to that of the prompt's own, by the part `rescale`
@@ -195,15 +207,11 @@ class Rescaled:
     own output.
     """
 
-    inner: Guidance
     rescale: float
     scaling: Scaling
 
     def __post_init__(self) -> None:
         _fraction("guidance rescale", self.rescale)
-
-    def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return self.inner.branches(sigma)
 
     def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
         guided = self.inner.combine(denoised, x, sigma)
@@ -218,7 +226,7 @@ class Rescaled:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Thresholded:
+class Thresholded(Around):
     """Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, sec. 2.3), for latents.
 
     Imagen clips a pixel x0 to the percentile s of its absolute values and divides by s, so that it is in -1..1 again.
@@ -232,16 +240,12 @@ class Thresholded:
             classifier-free guidance of scale w it stands for the scale 1 + mimic (w - 1).
     """
 
-    inner: Guidance
     percentile: float
     mimic: float = 0.0
 
     def __post_init__(self) -> None:
         _fraction("threshold", self.percentile)
         _fraction("mimicked part of guidance", self.mimic)
-
-    def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return self.inner.branches(sigma)
 
     def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
         guided = self.inner.combine(denoised, x, sigma)
@@ -260,13 +264,12 @@ class Thresholded:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Within:
+class Within(Around):
     """Guidance for low < sigma <= high only (Kynkaanniemi et al. 2024, arXiv 2404.07724, eq. 6).
 
     At other noise levels the prompt alone is asked.
     """
 
-    inner: Guidance
     interval: tuple[float, float]
 
     def __post_init__(self) -> None:
@@ -335,9 +338,6 @@ class Composed:
         return total if u is None else total + (1.0 - sum(self.weights)) * u
 
 
-_PICTURE = (-3, -2, -1)  # the dimensions of one picture's latent
-
-
 def _finite(name: str, value: float, usual: float) -> None:
     if not math.isfinite(value):
         raise RequestError(f"The {name} is {value!r}; it must be a finite number, such as {usual}.")
@@ -346,17 +346,3 @@ def _finite(name: str, value: float, usual: float) -> None:
 def _fraction(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise RequestError(f"The {name} is {value!r}; it must be between 0 and 1.")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Adapted:
-    """Another guidance, whose branches all have these adapters attached to the U-Net."""
-
-    guidance: Guidance
-    loras: tuple[Scaled, ...]
-
-    def branches(self, sigma: float) -> tuple[Condition, ...]:
-        return tuple(replace(condition, loras=self.loras) for condition in self.guidance.branches(sigma))
-
-    def combine(self, denoised: Sequence[Tensor], x: Tensor, sigma: float) -> Tensor:
-        return self.guidance.combine(denoised, x, sigma)
