@@ -92,6 +92,7 @@ def group_norm(
     """Group normalisation (Wu & He 2018, arXiv 1803.08494, eq. 1) of x [N, C, H, W] with the channels last."""
     n, c, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1)  # [N, H, W, C]
+    # Along a row of pixels the kernel adds in one order whatever the threads; rows are then added in float64.
     sums = pixels.sum(2).double().sum(1).view(n, groups, -1).sum(2, keepdim=True)  # [N, groups, 1]
     squares = (pixels * pixels).sum(2).double().sum(1).view(n, groups, -1).sum(2, keepdim=True)
     count = height * width * c // groups

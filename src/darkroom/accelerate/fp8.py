@@ -42,6 +42,7 @@ class Float8Linear(nn.Linear):
 
 def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """[M, I] -> e4m3 [M, I] and scales [M, 1] float32, whose product is about x."""
+    # One scale a row, so that a position of large numbers doesn't cost the others their digits.
     scale = x.abs().amax(dim=1, keepdim=True).float().clamp_min(SMALLEST) / LARGEST
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
 

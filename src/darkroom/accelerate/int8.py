@@ -84,6 +84,7 @@ class Int8Conv2d(_Rounded, nn.Conv2d):
 def _rounded(x: Tensor) -> tuple[Tensor, float, int]:
     """Activations as 0..255, their scale and what stands for 0: x is about scale * (rounded - zero)."""
     least, most = (float(end) for end in x.aminmax())
+    # 0 must be one of the steps: the zeros of padding stay exact.
     least, most = min(least, 0.0), max(most, 0.0)
     scale = max((most - least) / LEVELS, 1e-12)
     zero = round(-least / scale)

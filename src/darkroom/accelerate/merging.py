@@ -52,6 +52,7 @@ def grouped(x: Tensor, size: tuple[int, int], ratio: float) -> Groups:
     gone = min(int(length * ratio), len(others))
     x = F.normalize(x, dim=-1)
     likeness, nearest = (x[:, others] @ x[:, kept].transpose(1, 2)).max(dim=-1)  # [N, L - K]
+    # Stable: equal likenesses (flat areas) are taken in the same order everywhere.
     order = likeness.argsort(dim=-1, descending=True, stable=True)
     joining, staying = order[:, :gone], order[:, gone:]
     m = length - gone

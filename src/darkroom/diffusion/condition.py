@@ -232,6 +232,7 @@ def residuals(batch: Batch, latent: Tensor, timesteps: Tensor) -> tuple[list[Ten
     for call in batch.controls:
         weight = call.net.conv_in.weight
         rows = torch.tensor(call.rows, device=weight.device)
+        # A control sees its own rows only; its answers are put back among all rows, zeros elsewhere.
         seen, at, text = (values.to(weight.device)[rows] for values in (latent, timesteps, batch.text))
         others = [
             None if values is None else values.to(weight.device)[rows]
@@ -248,6 +249,7 @@ def residuals(batch: Batch, latent: Tensor, timesteps: Tensor) -> tuple[list[Ten
 
 def _factors(call: ControlBatch, answers: int) -> Tensor:
     """What each row's residuals are multiplied by: [answers, n] float32."""
+    # With `guess`, from a tenth at the finest skip to the whole at the middle.
     rising = torch.logspace(-1, 0, answers)
     columns = [
         scale * (rising if guess and not call.net.config.global_pool else torch.ones(answers))

@@ -76,6 +76,7 @@ class Denoiser:
         if len(batch.text) != len(x):
             raise ValueError(f"{len(x)} rows of x but {len(batch.text)} conditions")
         timesteps = self.schedule.sigma_to_t(levels) if t is None else _rows(t, x).float()
+        # Scaled in float32, and only then rounded to the network's type: x is as large as sigma, up to thousands.
         latent = (_column(self.scaling.c_in(levels), x) * x.float()).to(device=device, dtype=dtype)
         if batch.channels is not None:
             latent = torch.cat([latent, batch.channels.to(device=device, dtype=dtype)], dim=1)

@@ -193,6 +193,7 @@ class Projected(Around):
             return guided
         prompted = denoised[0]
         added = guided - prompted
+        # The projection of what was added on the prompt's answer; the smallest float keeps 0 / 0 out.
         length = prompted.square().sum(dim=_PICTURE, keepdim=True).clamp_min(torch.finfo(prompted.dtype).tiny)
         along = (added * prompted).sum(dim=_PICTURE, keepdim=True) / length * prompted
         return guided - (1.0 - self.parallel) * along

@@ -99,6 +99,7 @@ class Windows:
         """The weights along one side: a sine squared over the overlap at an edge that is not the picture's."""
         weight = torch.ones(stop - start)
         if self.overlap:
+            # sin^2 of one window and cos^2 of its neighbour add up to 1 over the overlap.
             rise = torch.sin((torch.arange(self.overlap) + 0.5) / self.overlap * (math.pi / 2)) ** 2
             if start > 0:
                 weight[: self.overlap] *= rise
@@ -111,6 +112,7 @@ def _spans(size: int, side: int, overlap: int) -> list[tuple[int, int]]:
     """Spans of `side` that cover 0..size, evenly apart."""
     if size <= side:
         return [(0, size)]
+    # The fewest windows with at least this overlap; they are then spread evenly, so that they overlap more.
     count = math.ceil((size - overlap) / (side - overlap))
     starts = [round(i * (size - side) / (count - 1)) for i in range(count)]
     return [(start, start + side) for start in starts]

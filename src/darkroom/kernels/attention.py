@@ -87,14 +87,18 @@ def by_powers(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     """
     n, heads, length, d = q.shape
     keys, wide = k.shape[2], _aligned(d + 1)
+    # 2^s with s = q k' log2(e) / sqrt(d) is e^(q k' / sqrt(d)): powers of two are what hardware does fast.
     q = _widened(q * (math.log2(math.e) * d**-0.5), length, wide)
     k, v = (_widened(y, _aligned(keys), wide) for y in (k, v))  # a key that isn't there has a value and a one of 0
     k[:, :keys, d] = v[:, :keys, d] = 1
+    # Column d holds 1 for each key and minus the shift for each query, so that the product subtracts it; and 1 for each
+    # value, so that the second product sums the powers.
     few = k[:, : keys : min(max(keys // SAMPLES, 1), STRIDE)]
     q[:, :, d] = -torch.bmm(q, few.transpose(1, 2)).amax(dim=-1)
     y = torch.empty_like(q)
     (_in_bfloat16 if q.dtype == torch.bfloat16 else _in_float32)(q, k, v, y)
     total = y[:, :, d:]
+    # Also false for NaN, which compares as false: the caller then takes torch's own way.
     if not bool(total[:, :, 0].amax() < FAR):
         return None
     return (y[:, :, :d] / total[:, :, :1]).view(n, heads, length, d)
@@ -104,6 +108,7 @@ def _in_bfloat16(q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
     """2^(q k') v of every head into y [N heads, L, wide]: some heads, or some queries of one, at a time."""
     (count, length, _), keys = q.shape, k.shape[1]
     rows = max(SCORES // keys, 1)
+    # So many rows of scores that a piece stays in the cache between the two products.
     together, queries = (rows // length, length) if rows >= length else (1, rows)
     for head in range(0, count, together):
         some = slice(head, head + together)

@@ -43,6 +43,7 @@ class Doubling(nn.Conv2d):
             self._sums = blocks_of(corners(weight), CORNER), ref(weight), weight._version
         bias = None if self.bias is None else self.bias.repeat(4)
         y = interleaved(convolve(x, self._sums[0], bias, ([0, 0], *CORNER[1:]) if padded else CORNER))
+        # A LoRA's hook belongs to the layer's call, which is not made here.
         for hook in list(self._forward_hooks.values()):  # an adapter's, which adds to what it sees the layer answer
             changed = hook(self, (enlarged(x),), y)
             y = y if changed is None else changed
@@ -60,6 +61,7 @@ def enlarged(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
 @torch.no_grad()
 def corners(weight: Tensor) -> Tensor:
     """[O, I, 3, 3] -> [4 O, I, 2, 2]: how each quarter of an enlarged pixel looks at the 2x2 pixels around it."""
+    # Summed in float32, rounded once.
     wide = weight.float()
     quarters = []
     for rows in HALVES:

@@ -163,6 +163,7 @@ def unpack(layer: Any) -> None:
                 dense = layer._blocks.to_dense()
                 dense = dense[:, :, None, None] if isinstance(layer, PackedPointwise) else dense
                 weight = nn.Parameter(dense, requires_grad=False)
+        # Weight first, then the class: another thread that is calling the layer finds one or the other at every moment.
         layer.__dict__["_parameters"] = {"weight": weight, **layer.__dict__["_parameters"]}
         layer.__class__ = _PLAIN[type(layer)]
         for name in ("_blocks", "_origin", "_version", "_squares"):
@@ -198,6 +199,7 @@ def available(dtype: torch.dtype) -> bool:
     """Whether this build of torch, on this processor, can pack weights of a dtype, and answers rightly with them."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    # Elsewhere oneDNN would compute in float32 and convert: slower than float32 itself.
     if dtype == torch.bfloat16 and not fast_bfloat16():
         return False
     try:  # these operators are torch's own affair: another release may have others

@@ -36,6 +36,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        # oneDNN wants rows one behind the other; gradients may come as views.
         g = g.contiguous()
         rows = g.flatten(0, -2)  # [M, O]
         dw = None

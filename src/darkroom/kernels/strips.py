@@ -81,6 +81,8 @@ def run_steps(steps: Sequence[Step], x: Tensor, memory: float = MEMORY) -> Tenso
         rows = max(strip * shape[1] // max(math.prod(shape), math.prod(after) // step.pictures), 1)
         pending.append(partial(step.run, shape=shape, rows=rows, norm=norm))
         following = steps[number + 1] if number + 1 < len(steps) else None
+        # An answer is kept if memory allows. Else it is made twice: now for the next norm's statistics alone, and later
+        # from what was kept last, on the way to the next answer that is kept.
         keep = step.whole or following is None or math.prod(after) * size <= KEPT * memory
         moments = None if following is None or following.norm is None else Moments(following.norm)
         shape = after
@@ -158,6 +160,7 @@ class Moments:
         wide = torch.float32 if strip.device.type == "mps" else torch.float64
         narrow = torch.promote_types(strip.dtype, torch.float32)
         for rows in strip.split(TOGETHER, dim=2):  # type: ignore[no-untyped-call]
+            # A row of pixels at a time: torch splits longer sums by threads, and other splits have other rounding.
             x = rows.permute(0, 2, 3, 1).to(narrow)  # [1, rows, W, C]
             sums = torch.stack([x.sum(2), (x * x).sum(2)]).to(wide).sum((1, 2))
             self.sums = sums if self.sums is None else self.sums + sums
@@ -208,6 +211,7 @@ class Convolution:
             space = x.new_zeros(1, rows + self.kernel, columns, channels)
             self.space = space.permute(0, 3, 1, 2)
         y = self.space[:, :, :rows]
+        # Zeros above the picture, or the rows that the last strip left; zeros below once the picture is whole.
         y[:, :, :first] = 0 if self.held is None else self.held
         y[:, :, first + count :] = 0
         inside = y[:, :, first : first + count, before : before + width]
@@ -215,6 +219,7 @@ class Convolution:
             inside.copy_(x)
         else:
             torch.ops.aten.silu.out(self.norm(x), out=inside)
+        # Rows of the answer that all of its input is there for; what the next ones need is held back.
         done = max((rows - self.kernel) // self.stride + 1, 0)
         self.held = y[:, :, done * self.stride :].clone()
         if done:
@@ -358,6 +363,7 @@ class Attend(Step):
             here = slice(start, start + y.shape[1])
             k[:, here], v[:, here] = attention.k(y), attention.v(y)
             start = here.stop
+        # Every query needs all keys, no other query: a piece of them is answered alone.
         together = max(QUERIES // (height * width * width), 1)
         while pieces:
             for x in pieces.popleft().split(together, dim=2):  # type: ignore[no-untyped-call]

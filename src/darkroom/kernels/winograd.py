@@ -35,6 +35,7 @@ def is_faster(x: Tensor, outputs: int) -> bool:
 @torch.no_grad()
 def transformed(weight: Tensor) -> Tensor:
     """A weight [O, I, 3, 3] as G g G', [4, 4, O, I] (the columns' index first)."""
+    # G of the paper. In float64, as these sums are taken once; rounding happens at the end.
     g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
     wide = torch.stack([(weight @ row.to(weight.dtype)).double() for row in g])  # sums along a row of weights
     return torch.einsum("ay,boiy->baoi", g, wide).to(weight.dtype)
@@ -57,6 +58,8 @@ def convolve(
     y = x.new_empty(n, 2 * rows, 2 * columns, outputs)
     some = min(max(TOGETHER // columns, 1), rows)
     pictures = max(TOGETHER // (rows * columns), 1)
+    # A piece at a time, and a piece is some rows of one picture or several small pictures: what lies between the three
+    # steps (transform, 16 products, transform back) is read again while it is in the cache.
     for first in range(0, n, pictures):
         for top in range(0, rows, some):
             bottom = min(top + some, rows)
@@ -88,6 +91,7 @@ def _squares(x: Tensor) -> Tensor:
 
 def _differences(d: list[Tensor], into: Tensor) -> None:
     """B' d along one direction."""
+    # B' = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
     torch.sub(d[0], d[2], out=into[0])
     torch.add(d[1], d[2], out=into[1])
     torch.sub(d[2], d[1], out=into[2])
@@ -97,6 +101,7 @@ def _differences(d: list[Tensor], into: Tensor) -> None:
 def _results(products: list[list[Tensor]], bias: Tensor | None, into: Tensor) -> None:
     """A' m A of every square, from 4x4 [N R C, O], which are written over, to [N, R, 2, C, 2, O]."""
     n, rows, _, columns, _, outputs = into.shape
+    # A' = [[1, 1, 1, 0], [0, 1, -1, -1]], along one direction and then the other; in place: memory is the limit.
     halves = []
     for m in products:
         apart = m[1] - m[2]

@@ -162,6 +162,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        # The quant convolutions are left from a quantised ancestor (VQGAN); they are 1x1, and mix channels only.
         c = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -210,12 +211,15 @@ class Autoencoder(nn.Module):
 
     def _answer(self, network: Encoder | Decoder, x: Tensor, scale: int, memory: float) -> Tensor:
         if use_strips(network, x, self._largest(x, scale), self.fits(x, scale, memory)):
+            # One picture at a time: a strip is of one.
             return torch.cat([run_steps(network.steps(), row[None], memory) for row in x])
         y: Tensor = network(x)
         return y
 
     def scale(self, latents: Tensor) -> Tensor:
         """An encoder's latent to the unit-deviation latent that the U-Net works on."""
+        # The deviation becomes 1, which is what noise levels are measured against; of each channel where a file has
+        # latents_mean and latents_std: (latent - mean) * scaling_factor / std.
         latents = (latents - self.config.shift_factor) * self.config.scaling_factor
         if self.config.latents_mean is None or self.config.latents_std is None:
             return latents
@@ -264,6 +268,7 @@ class TinyEncoder(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1))
 
     def forward(self, pictures: Tensor) -> Tensor:
+        # It was trained on pictures in 0..1.
         latent: Tensor = super().forward((pictures + 1) / 2)  # type: ignore[no-untyped-call]
         return torch.cat([latent, torch.full_like(latent, LOG_VARIANCE)], dim=1)
 

@@ -101,6 +101,7 @@ def contrastive_loss(pictures: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
     `pictures` and `texts` are [N, P] at unit length, row by row of each other (their Fig. 3).
     """
+    # Every text against every picture; the right ones are on the diagonal.
     logits = scale * texts @ pictures.T
     right = torch.arange(len(texts), device=texts.device)
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2

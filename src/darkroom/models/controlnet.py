@@ -81,8 +81,10 @@ class ControlNet(Encoder):
         time = self.embed_time(timesteps.to(x.device).expand(len(x)), class_labels, None, pooled, sizes)
         hint = hint.flip(1) if config.hint_bgr else hint
         skips, middle = self.encode(self.conv_in(x) + self.hint(hint.to(dtype)), time, text.to(dtype))
+        # 1x1 convolutions that begin at zero: training starts from the U-Net as it is (sec. 3.1).
         residuals = [conv(skip) for conv, skip in zip(self.zero_convs, skips, strict=True)]
         residuals.append(self.zero_mid(middle))
+        # Only how much there is of what, not where: for hints whose layout shouldn't count (shuffled pictures).
         if config.global_pool:
             residuals = [r.mean(dim=(2, 3), keepdim=True).expand_as(r) for r in residuals]
         return residuals[:-1], residuals[-1]

@@ -27,6 +27,7 @@ class Block(nn.Module):
 
     def __call__(self, *inputs: Any) -> Any:
         if self.checkpointing and torch.is_grad_enabled():
+            # Nothing in a block draws random numbers, so their state needn't be kept.
             return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
         return super().__call__(*inputs)
 
@@ -56,6 +57,7 @@ class ResnetBlock(Block):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time is not None and time is not None:
+            # One number a channel, the same for all pixels: this is how a block knows the noise level.
             h = h + self.time(F.silu(time))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         y: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
@@ -71,6 +73,7 @@ class Upsample(Block):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if size is None or size == (2 * x.shape[2], 2 * x.shape[3]):
+            # None where it has to be done the plain way: enlarge, then convolve.
             doubled = self.conv.doubled(x)
             if doubled is not None:
                 return doubled

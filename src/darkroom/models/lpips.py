@@ -53,6 +53,7 @@ class Lpips(nn.Module):
             raise ValueError(f"pictures of {a.shape[3]}x{a.shape[2]} pixels given; LPIPS needs 32 a side")
         total: Tensor = a.new_zeros(len(a))
         for x, y, head in zip(self.features(a), self.features(b), self.heads, strict=True):
+            # eq. 1: the squared difference of unit vectors, weighed by a 1x1 convolution, averaged over pixels.
             total = total + head((_unit(x) - _unit(y)).square()).mean(dim=(1, 2, 3))
         return total
 

@@ -70,6 +70,8 @@ def embedding_table(count: int, width: int) -> nn.Embedding:
 @torch.no_grad()
 def draw_weights(network: nn.Module, config: TextEncoderConfig | VisionEncoderConfig) -> None:
     """CLIP's own initial weights: normal, narrower with width, and with depth where a layer adds to its input."""
+    # Each layer adds twice to its input (attention, feed-forward), so what is added gets narrower by sqrt(2 layers):
+    # the sum keeps its size at any depth (GPT-2).
     inner = config.hidden_size**-0.5
     added = inner * (2 * max(config.num_hidden_layers, 1)) ** -0.5
     std = {"q": inner, "k": inner, "v": inner, "out": added, "fc1": inner * 2**-0.5, "fc2": added}
@@ -127,6 +129,7 @@ class TextEncoder(nn.Module):
         if clip_skip > count + 1:
             raise ValueError(f"clip_skip={clip_skip} is outside 0..{count + 1} of this text encoder of {count} layers")
         states = self._run(ids, min(clip_skip, 1), embeddings)
+        # states[-1] is the last layer's, so the last but one is states[-2].
         hidden = states[-min(max(clip_skip, 2), len(states))]
         if self.projection is None:
             return hidden, None

@@ -44,6 +44,7 @@ def timestep_embedding(timesteps: Tensor, width: int, cosines_first: bool = True
     `10000 ** (-i / (half - freq_shift))`.
     """
     half = width // 2
+    # In float32 whatever the network's type: in half precision neighbouring timesteps would have one embedding.
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
     angles = timesteps.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
     waves = (angles.cos(), angles.sin()) if cosines_first else (angles.sin(), angles.cos())
@@ -75,6 +76,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, context_width: int, heads: int, upcast: bool) -> None:
         super().__init__()
         self.heads, self.upcast = heads, upcast
+        # The published weights have biases on the last layer only.
         self.q = nn.Linear(width, width, bias=False)
         self.k = nn.Linear(context_width, width, bias=False)
         self.v = nn.Linear(context_width, width, bias=False)
@@ -94,6 +96,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        # Value and gate in one product, each four times as wide as what comes in.
         self.proj = nn.Linear(width, 8 * width)
         self.out = nn.Linear(4 * width, width)
 
@@ -117,6 +120,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, text: Tensor, identity: Tensor | None = None) -> Tensor:
+        # Normalised before each part, and added after it ("pre-norm"): what comes in reaches the end unchanged.
         y = self.norm1(x)
         x = x + (self.attn1(y, text) if self.only_cross else self.attn1(y, y, identity))
         x = x + self.attn2(self.norm2(x), text)
@@ -140,6 +144,8 @@ class SpatialTransformer(Block):
         self.proj_out = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor, text: Tensor, identity: Tensor | None = None) -> Tensor:
+        # SD 1.x projects the picture by 1x1 convolutions, SD 2 and SDXL the tokens by linear layers: the same numbers,
+        # but other shapes of weights in the files.
         size = x.shape[2:]
         y = self.norm(x)
         if not self.linear:
@@ -210,6 +216,8 @@ class UpLevel(nn.Module):
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
         widths, count = config.block_out_channels, config.layers_per_block[level] + 1
+        # The skips are taken back in reverse. A level's last one is what the level above halved (or `conv_in` gave)
+        # and has that level's width; the first resnet's input comes from below and has the width there.
         below, c, above = widths[min(level + 1, len(widths) - 1)], widths[level], widths[max(level - 1, 0)]
         self.resnets = nn.ModuleList(
             _resnet(config, (below if i == 0 else c) + (above if i == count - 1 else c), c) for i in range(count)
@@ -234,6 +242,7 @@ class UpLevel(nn.Module):
         for i in range(last if cached is not None and cached.features is not None else 0, len(self.resnets)):
             if cached is not None and i == last:
                 cached.features = x
+            # What comes from below first, then the skip: the order of the weights' input channels.
             x = self.resnets[i](torch.cat((x, skips.pop()), dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[i](x, text, identity)
@@ -285,6 +294,8 @@ class Encoder(nn.Module):
         time: Tensor = self.time_embed(waves.to(dtype), None if time_cond is None else time_cond.to(dtype))
         if self.class_embed is not None:
             time = time + self.class_embed(class_labels)
+        # Size conditioning: every number has sinusoids of its own, as a timestep has; behind the pooled text they go
+        # through two layers, and the answer is added to the timestep's.
         if self.size_embed is not None and pooled is not None and sizes is not None:
             width = config.addition_time_embed_dim or 0
             each = timestep_embedding(sizes.flatten(), width, config.flip_sin_to_cos, config.freq_shift)
@@ -394,6 +405,7 @@ class UNet(Encoder):
         dtype = self.conv_in.weight.dtype
         x, text = ready(self, x.to(dtype)), text.to(dtype)
         time = self.embed_time(timesteps.to(x.device).expand(x.shape[0]), class_labels, time_cond, pooled, sizes)
+        # With features from an earlier call only the outermost blocks run, down and up.
         x, finest = self.conv_in(x), len(self.up) - 1
         if cached is not None and cached.features is not None:
             skips = [x, *self.down[0](x, time, text, identity.get("down.0"), SHALLOW)]

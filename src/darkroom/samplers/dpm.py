@@ -24,6 +24,7 @@ def _differences(answers: Sequence[Tensor], lambdas: Sequence[float], h: float) 
     """First and second divided differences of the answers (newest first) in units of h, at the newest."""
     if len(answers) == 1:
         return None, None
+    # h is the interval to come, and the r are the past ones in units of it.
     r0 = (lambdas[0] - lambdas[1]) / h
     newest = (answers[0] - answers[1]) / r0
     if len(answers) == 2:
@@ -104,7 +105,9 @@ class DPMMultistep:
         """DPM-Solver++: eta = 0 integrates e^-h, the SDE e^-(1 + eta)h (arXiv 2211.01095, section 5, for eta = 1)."""
         eta = self.eta if self.algorithm == "sde-dpmsolver++" else 0.0
         g = h * (1 + eta)
+        # 1 - e^-g, without the loss of digits for small steps.
         gain = -math.expm1(-g)
+        # At sigma 0 h is infinite: e^-h is 0, and all that is left is the answer.
         x = s.x * (after / s.sigma * math.exp(-h * eta)) + d0 * gain if after > 0 else d0 * 1.0
         if d1 is not None:
             heun = self.solver == "heun" or d2 is not None

@@ -128,6 +128,7 @@ class DPMppSDE:
             return pause(state, x, middle, (state.x, denoised, state.sigma, path))
         x, first, sigma, path = state.memory
         down, up = ancestral(sigma, after, self.eta)
+        # The answer at the middle, extrapolated to the whole interval: the slope between both counts 1 / (2 r).
         mix = 1 / (2 * self.r)
         answer = first + (denoised - first) * mix
         x = answer + (x - answer) * (down / sigma)

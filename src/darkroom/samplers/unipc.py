@@ -44,6 +44,8 @@ class UniPC:
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         i, x = state.interval, state.x
         answer = limited(self.limit, denoised) if self.predict_x0 else (x - denoised) / state.sigma
+        # The answer that came in was asked at the predicted end of the interval before: it corrects that end, and then
+        # predicts the next one. So the corrector costs no evaluation.
         before: tuple[Tensor, ...] = ()
         if state.memory:
             start, used, *kept = state.memory
