@@ -115,6 +115,29 @@ def test_circles_of_files_are_found(tmp_path: Path, closing: str) -> None:
     assert found == [f"darkroom.models.{m}" for m in "abca"]
 
 
+# --- files
+
+LONGEST, SHORTEST = 600, 60  # lines
+LONG = {  # what would not be better in two
+    "formats/torchfile.py": "one program, which runs in a process of its own",
+    "models/config.py": "one table, of all networks' fields",
+    "training/autoencoder.py": "a kind of training is one file",
+}
+SHORT = {
+    "__main__.py": "python -m darkroom",
+    "cli/samplers.py": "a command is a file",
+    "engine/scheduler.py": "who moves next is a subject of its own, without tensors",
+}
+
+
+def test_a_file_is_neither_a_sliver_nor_endless() -> None:
+    lines = {path.relative_to(SOURCE).as_posix(): path.read_text().count("\n") for path in SOURCE.rglob("*.py")}
+    short = {name for name, count in lines.items() if count < SHORTEST and not name.endswith("__init__.py")}
+    assert {name for name, count in lines.items() if count > LONGEST} <= LONG.keys()
+    assert short <= SHORT.keys()
+    assert max(lines.values()) < LONGEST + 50
+
+
 # --- the documentation
 
 
