@@ -125,6 +125,7 @@ LONG = {  # what would not be better in two
 }
 SHORT = {
     "__main__.py": "python -m darkroom",
+    "cli/convert.py": "a command is a file",
     "cli/samplers.py": "a command is a file",
     "engine/scheduler.py": "who moves next is a subject of its own, without tensors",
 }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import darkroom
-from darkroom.formats.convert import convert
+from darkroom.formats.artifact import convert
 from darkroom.formats.tensors import open_tensors
 
 

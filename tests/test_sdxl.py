@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import darkroom
 from darkroom.arguments import Noise, SizeConditioning, grouped
 from darkroom.errors import CheckpointError, RequestError
+from darkroom.formats.artifact import convert
 from darkroom.formats.checkpoint import open_checkpoint
-from darkroom.formats.convert import convert
 from darkroom.pipeline import Pipeline
 from darkroom.request import Request
 
@@ -421,7 +421,7 @@ def test_published_shapes_are_recognised(kind: str) -> None:
 
 
 def test_info_tells_what_it_is(folder: Path, refiner_folder: Path) -> None:
-    from darkroom.formats.describe import describe
+    from darkroom.formats.artifact import describe
 
     base, second = describe(folder), describe(refiner_folder)
     assert (base["family"], second["family"]) == ("sdxl", "sdxl_refiner")

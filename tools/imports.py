@@ -63,7 +63,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
 EVERYONES = ("errors", "files", "settings", "__version__")
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
-    ("formats", "prompts"): ("convert.py", "embedding.py", "infotext.py", "save.py"),
+    ("formats", "prompts"): ("checkpoint.py", "embedding.py", "infotext.py", "save.py"),
     ("prompts", "models"): ("encoder.py",),
     ("formats", "samplers"): ("sampler_names.py", "scheduler_config.py"),
     ("formats", "diffusion"): ("sampler_names.py", "scheduler_config.py"),

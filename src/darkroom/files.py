@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,9 +39,11 @@ def read_bytes(
 ) -> bytes:
     """A file's content. Raises `error` where it can't be read, or has more bytes than `what` it is may have."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise error(f"{path} has {size:,} bytes; {what} has at most {limit:,}.")
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever, and a device has no end
+            raise error(f"{path} is not a regular file: {what} is one.")
+        if state.st_size > limit:
+            raise error(f"{path} has {state.st_size:,} bytes; {what} has at most {limit:,}.")
         return path.read_bytes()
     except (OSError, ValueError) as fault:
         raise error(f"{path} can't be read: {getattr(fault, 'strerror', None) or fault}.") from None

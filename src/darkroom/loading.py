@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from .accelerate.compiled import compile_blocks
 from .accelerate.fp8 import fp8_problem, to_fp8
@@ -21,19 +19,15 @@ from .engine.advance import out_of_memory
 from .engine.decode import Previewer
 from .errors import CheckpointError, RequestError
 from .files import cache_folder
-from .formats.checkpoint import EXCLAMATION_MARK, Checkpoint, native_state, open_checkpoint
+from .formats.checkpoint import Checkpoint, open_checkpoint
 from .formats.layouts import Part
 from .formats.vae import with_vae
 from .kernels.packed import available
 from .model import Model
-from .models.autoencoder import Autoencoder, TinyAutoencoder
-from .models.config import AutoencoderConfig, TextEncoderConfig, TinyAutoencoderConfig
-from .models.text_encoder import TextEncoder
+from .models.autoencoder import TinyAutoencoder
+from .models.config import AutoencoderConfig, TinyAutoencoderConfig
 from .pipeline import DTYPES, Pipeline
-from .prompts.tokenizer import Tokenizer
 from .request import choice
-
-Network = TypeVar("Network", bound=nn.Module)
 
 QUANTIZED = ("int8", "fp8")
 WIDE = 512  # channels from which on bfloat16 pays on a CPU; in smaller networks calls cost more than products
@@ -87,17 +81,17 @@ def load(
     numbers = _dtype(dtype, place, max(checkpoint.unet_config.block_out_channels) >= WIDE)
     previewing = None if preview is None else with_vae(checkpoint, preview)
     checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
-    checkpoint.hash_ahead()  # every picture's recipe tells it
     try:
         pipe = _build(checkpoint, place, numbers, kinds)
         if previewing is not None:
-            pipe.previewer = Previewer(pipe.autoencoder, _autoencoder(previewing, place, numbers))
+            pipe.previewer = _previewer(pipe, previewing, numbers)
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise CheckpointError(
             f"memory ran out while loading {checkpoint.name!r} to {place}; free some, or load it in a smaller dtype"
         ) from error
+    checkpoint.hash_ahead()  # every picture's recipe tells it
     if quantize is not None:
         {"int8": to_int8, "fp8": to_fp8}[quantize](pipe.unet)
     if compile:
@@ -131,52 +125,54 @@ def _compile(pipe: Pipeline) -> None:
         record_calls(pipe.unet)
 
 
-def open_tokenizer(checkpoint: Checkpoint, part: Part = "text_encoder") -> Tokenizer:
-    """The tokenizer of a checkpoint's text encoder: its own, or CLIP's for a file that brings none."""
-    if part == "text_encoder_2":
-        second = checkpoint.tokenizer_folder_2
-        return Tokenizer.from_folder(second) if second is not None else Tokenizer.default(EXCLAMATION_MARK)
-    if checkpoint.tokenizer_folder is not None:
-        return Tokenizer.from_folder(checkpoint.tokenizer_folder)
-    return Tokenizer.default(checkpoint.pad_token)
-
-
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kinds: Networks) -> Pipeline:
     # Weights are read, by threads that need no interpreter, while the next networks and the tokenizers are made.
     with ThreadPoolExecutor(1, "darkroom-load") as aside:
         filling: list[Future[None]] = []
 
-        def filled(make: Callable[[], Network], part: Part, dtype: torch.dtype = dtype) -> Network:
-            with torch.device("meta"):
-                network = make()
-            filling.append(aside.submit(_fill, network, checkpoint, part, device, dtype))
+        def filled(part: Part) -> Any:
+            network, numbers = _empty(checkpoint, part, dtype, kinds)
+            filling.append(aside.submit(checkpoint.fill, network, part, device, numbers))
             return network
 
-        def text_encoder_of(config: TextEncoderConfig, part: Part) -> TextEncoder:
-            return filled(lambda: kinds.text_encoder(config), part)
-
-        unet = filled(lambda: kinds.unet(checkpoint.unet_config), "unet")
-        config, config_2 = checkpoint.autoencoder_config, checkpoint.text_encoder_2_config
-        autoencoder = filled(lambda: _autoencoder_of(config, kinds), "autoencoder", _autoencoder_dtype(config, dtype))
-        text_encoder = text_encoder_of(checkpoint.text_encoder_config, "text_encoder")
-        text_encoder_2 = None if config_2 is None else text_encoder_of(config_2, "text_encoder_2")
-        tokenizer = open_tokenizer(checkpoint)
-        tokenizer_2 = None if config_2 is None else open_tokenizer(checkpoint, "text_encoder_2")
+        networks = {part: filled(part) for part in checkpoint.parts}
+        tokenizers = {part: checkpoint.tokenizer(part) for part in checkpoint.parts if part.startswith("text_encoder")}
         for part in filling:
             part.result()
     model = Model(
-        unet=unet,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=tokenizer_2,
+        unet=networks["unet"],
+        autoencoder=networks["autoencoder"],
+        text_encoder=networks["text_encoder"],
+        tokenizer=tokenizers["text_encoder"],
+        text_encoder_2=networks.get("text_encoder_2"),
+        tokenizer_2=tokenizers.get("text_encoder_2"),
         zero_negative=checkpoint.zero_negative,
         scheduler_config=checkpoint.scheduler_config,
         checkpoint=checkpoint,
         name="embedded" if checkpoint.path == MODEL else "",
     )
     return Pipeline(model)
+
+
+def _empty(checkpoint: Checkpoint, part: Part, dtype: torch.dtype, kinds: Networks) -> tuple[Any, torch.dtype]:
+    """A network of a checkpoint on `meta`, and what it computes in.
+
+    The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
+    """
+    config: Any = checkpoint.config(part)
+    with torch.device("meta"):
+        if isinstance(config, AutoencoderConfig):
+            kind: Any = TinyAutoencoder if isinstance(config, TinyAutoencoderConfig) else kinds.autoencoder
+            network = kind(config)
+            return network, torch.float32 if dtype == torch.float16 and config.force_upcast else dtype
+        return kinds.unet(config) if part == "unet" else kinds.text_encoder(config), dtype
+
+
+def _previewer(pipe: Pipeline, checkpoint: Checkpoint, dtype: torch.dtype) -> Previewer:
+    """Previews by a checkpoint's autoencoder."""
+    network, numbers = _empty(checkpoint, "autoencoder", dtype, Networks())
+    checkpoint.fill(network, "autoencoder", pipe.device, numbers)
+    return Previewer(pipe.autoencoder, network.eval().requires_grad_(False))
 
 
 def _networks(backend: str, device: torch.device, compile: bool) -> Networks:
@@ -186,36 +182,6 @@ def _networks(backend: str, device: torch.device, compile: bool) -> Networks:
     if backend == "openvino" and compile:
         raise RequestError("backend is 'openvino', which compiles the networks itself, and compile is true; leave one")
     return classes(backend)
-
-
-def _autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    config = checkpoint.autoencoder_config
-    with torch.device("meta"):
-        autoencoder = _autoencoder_of(config, Networks())
-    _fill(autoencoder, checkpoint, "autoencoder", device, _autoencoder_dtype(config, dtype))
-    return autoencoder.eval().requires_grad_(False)
-
-
-def _autoencoder_of(config: AutoencoderConfig, kinds: Networks) -> Autoencoder:
-    return TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else kinds.autoencoder(config)
-
-
-def _autoencoder_dtype(config: AutoencoderConfig, dtype: torch.dtype) -> torch.dtype:
-    """The published autoencoders overflow in float16 (black pictures); they say so by force_upcast."""
-    return torch.float32 if dtype == torch.float16 and config.force_upcast else dtype
-
-
-def _fill(
-    network: nn.Module,
-    checkpoint: Checkpoint,
-    part: Part,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Give a network on `meta` its weights, without a second copy of them, and move it to its device."""
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    network.load_state_dict(native_state(checkpoint, part, expected, dtype), strict=True, assign=True)
-    network.to(device)
 
 
 def device_named(name: str) -> torch.device:

@@ -23,7 +23,6 @@ from .engine.engine import Engine, Failed, Finished, Progress
 from .engine.job import Control, Inputs, LoadedControlNet
 from .engine.prepare.upscale import upscaling
 from .errors import CheckpointError, RequestError
-from .formats.checkpoint import native_state
 from .formats.control import PART as CONTROLNET
 from .formats.control import open_controlnet
 from .formats.embedding import Embedding, learned_words
@@ -405,14 +404,10 @@ class Pipeline:
         key = str(source)
         if key not in self.controlnets:
             found = open_controlnet(source)
-            with torch.device("meta"):
-                net = ControlNet(found.controlnet_config)
-            expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
-            net.load_state_dict(native_state(found, CONTROLNET, expected, self.dtype), strict=True, assign=True)
-            net.eval().requires_grad_(False).to(self.device)
+            net = found.build(CONTROLNET, self.device, self.dtype)
             if is_compiled(self.unet):
                 compile_blocks(net)  # they are blocks of the U-Net's kinds
-            self.controlnets[key] = LoadedControlNet(net, found.name, found.hash)
+            self.controlnets[key] = LoadedControlNet(net, found.name, found.hash())
         return self.controlnets[key]
 
     @property

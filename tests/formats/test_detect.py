@@ -14,9 +14,9 @@ import torch
 
 from darkroom.errors import CheckpointError
 from darkroom.formats import detect
+from darkroom.formats.detect import examine, require_whole
 from darkroom.formats.layouts import ema_name, table
 from darkroom.formats.rules import native_shapes
-from darkroom.formats.single import examine, require_whole
 from darkroom.formats.weights import in_file_shape
 from darkroom.models import config as presets
 

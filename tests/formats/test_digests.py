@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from darkroom.errors import CheckpointError
-from darkroom.formats import digests
-from darkroom.formats.digests import digest_of
+from darkroom.formats import weights
+from darkroom.formats.weights import digest_of
 
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache of the test's own, in which small files are large."""
     monkeypatch.setenv("DARKROOM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "LARGE", 10)
+    monkeypatch.setattr(weights, "LARGE", 10)
     return tmp_path / "cache" / "digests"
 
 
@@ -39,7 +39,7 @@ def test_what_is_known_is_not_read_again(files: list[Path], kept: Path, monkeypa
     assert digest_of(files[::-1]) == sha(*files[::-1])
     expected = sha(*files)
     assert len(list(kept.iterdir())) == 3
-    monkeypatch.setattr(digests, "open", lambda *_: pytest.fail("read again"), raising=False)
+    monkeypatch.setattr(weights, "feed", lambda *_: pytest.fail("read again"))
     assert digest_of(files) == expected
 
 
@@ -70,7 +70,7 @@ def test_a_cache_that_can_t_be_written_costs_nothing_else(
 
 
 def test_small_files_are_not_kept(files: list[Path], kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "LARGE", 10_000)
+    monkeypatch.setattr(weights, "LARGE", 10_000)
     assert digest_of(files) == sha(*files)
     assert not kept.exists()
 

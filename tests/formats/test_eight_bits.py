@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from darkroom.errors import CheckpointError, RequestError
+from darkroom.formats.artifact import convert, describe
 from darkroom.formats.checkpoint import open_checkpoint
 from darkroom.formats.control import PART, open_controlnet, save_controlnet
-from darkroom.formats.convert import convert
-from darkroom.formats.describe import describe
 from darkroom.formats.embedding import read_embedding
 from darkroom.formats.layouts import PARTS
 from darkroom.formats.lora import read_lora

@@ -15,6 +15,7 @@ from darkroom.formats.embedding import (
     save_embedding,
     scan_embeddings,
 )
+from darkroom.formats.tensors import Glance
 
 V = torch.randn(3, 768, generator=torch.Generator().manual_seed(0))
 G = torch.randn(3, 1280, generator=torch.Generator().manual_seed(1))
@@ -50,7 +51,7 @@ def test_a1111(tmp_path, kind, legacy):
     word = only(path)
     assert word.names == ("My-Style",)
     assert torch.equal(word.parts[0], V)
-    assert is_embedding(path)
+    assert is_embedding(Glance(path))
 
 
 @pytest.mark.parametrize("ending", ["bin", "safetensors"])
@@ -58,7 +59,7 @@ def test_diffusers(tmp_path, ending):
     def save(tensors, name):
         path = tmp_path / f"{name}.{ending}"
         save_file(tensors, path) if ending == "safetensors" else torch.save(tensors, path)
-        assert is_embedding(path)
+        assert is_embedding(Glance(path))
         return path
 
     one = only(save({"<cat>": V[0].clone()}, "learned_embeds"))
@@ -194,12 +195,12 @@ def test_hostile_and_missing_files(tmp_path):
     with pytest.raises(CheckpointError, match="more than any embedding"):
         read_embedding(tmp_path / "big.safetensors")
     for name in ("evil", "none", "empty"):
-        assert not is_embedding(tmp_path / f"{name}.pt")
+        assert not is_embedding(Glance(tmp_path / f"{name}.pt"))
 
 
 def test_a_lora_is_no_embedding(tmp_path):
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(4, 768)}, tmp_path / "lora.safetensors")
-    assert not is_embedding(tmp_path / "lora.safetensors")
+    assert not is_embedding(Glance(tmp_path / "lora.safetensors"))
 
 
 def test_a_folder_is_an_index(tmp_path):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from darkroom.adapters import Adapter, Update
 from darkroom.errors import CheckpointError, RequestError
-from darkroom.formats.lora import Home, Homes, read_key, read_lora
-from darkroom.formats.lora_save import convert_lora, describe_lora, holds_lora, published_networks, save_lora
+from darkroom.formats.artifact import describe
+from darkroom.formats.lora import Home, Homes, is_lora, read_key, read_lora
+from darkroom.formats.lora_save import convert_lora, published_networks, save_lora
 from darkroom.formats.lora_store import LoraStore, index_of
+from darkroom.formats.tensors import Glance
 from darkroom.pipeline import Pipeline
 
 CROSS = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -245,7 +247,7 @@ def test_kohya_to_diffusers_and_back(networks: Any, tmp_path: Path) -> None:
     third = load_file(convert_lora(second, tmp_path / "c.safetensors"))  # the names of any model do
     assert third.keys() == tensors.keys()
     assert all(torch.equal(third[name], tensors[name]) for name in tensors)
-    assert describe_lora(tmp_path / "c.safetensors")["metadata"]["ss_base_model_version"] == "sd_v1"
+    assert describe(tmp_path / "c.safetensors")["metadata"]["ss_base_model_version"] == "sd_v1"
     with pytest.raises(CheckpointError, match=r"end the name in \.safetensors"):
         convert_lora(first, tmp_path / "c.pt")
 
@@ -271,15 +273,15 @@ def test_saved_adapters_are_read_again(networks: Any, tmp_path: Path, form: Any)
 def test_description(tmp_path: Path) -> None:
     metadata = {"ss_network_dim": "2", "modelspec.title": "ink", "format": "pt"}
     path = write(tmp_path / "ink.safetensors", pair(CROSS, 768), metadata)
-    told = describe_lora(path)
+    told = describe(path)
     assert told["base"] == "Stable Diffusion 1.x (text width 768)"
     assert told["ranks"] == {"2": 1}
     assert told["metadata"] == {"modelspec.title": "ink", "ss_network_dim": "2"}
     assert json.dumps(told)
-    assert holds_lora(path)
-    assert not holds_lora(tmp_path / "none")
+    assert is_lora(Glance(path))
+    assert not is_lora(Glance(tmp_path / "none"))
     again = write(tmp_path / "noted.safetensors", pair(CROSS, 768), {"note": "what stands here does not matter"})
-    assert describe_lora(again)["hash"] == told["hash"]
+    assert describe(again)["hash"] == told["hash"]
 
 
 # --- a folder of names

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 from darkroom.errors import CheckpointError
 from darkroom.files import clear_drafts, whole_file, whole_folder
+from darkroom.formats.artifact import convert, describe
 from darkroom.formats.checkpoint import native_state, open_checkpoint
-from darkroom.formats.convert import convert
-from darkroom.formats.describe import describe
 from darkroom.formats.layouts import table
 from darkroom.formats.writer import Entry, write_safetensors
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from darkroom.errors import TrainingError
-from darkroom.formats.clip import save_clip
+from darkroom.formats.save import save_clip
 from darkroom.training.pretrained import open_text
 from darkroom.training.text_encoder import TextEncoderRecipe, network
 from darkroom.training.tokenizer import scene_tokenizer

@@ -41,25 +41,7 @@ def convert(
             choice("dtype", dtype, SAVED)
     if os.path.lexists(options.path(target)) and not overwrite:
         raise RequestError(f"{target[:200]!r} exists already: choose another name, or add --overwrite")
-    from ..formats.lora_save import holds_lora
+    from ..formats.artifact import convert as write
 
-    if holds_lora(source):
-        if dtype is not None or variant is not None:
-            raise RequestError("--dtype and --variant are for models; a LoRA's numbers stay as they are")
-        from ..formats.lora_save import convert_lora
-
-        path = convert_lora(source, target)
-        print(json.dumps({"path": str(path)}) if as_json else path)
-        return
-    from ..formats.embedding import FORMS, convert_embedding, is_embedding
-
-    if is_embedding(source):
-        if form is not None:
-            choice("--form", form, FORMS)
-        path = convert_embedding(source, target, form)
-        print(json.dumps({"path": str(path)}) if as_json else path)
-        return
-    from ..formats.convert import convert as write
-
-    path = write(source, target, dtype=None if dtype is None else saved_type(dtype), variant=variant)
+    path = write(source, target, None if dtype is None else saved_type(dtype), variant, form)
     print(json.dumps({"path": str(path)}) if as_json else path)

@@ -41,12 +41,11 @@ def explain(
     learned = options.learned_words(embeddings, embedding_dir, [prompt], style)
     from ..embedded import MODEL
     from ..formats.checkpoint import open_checkpoint
-    from ..loading import open_tokenizer
     from ..prompts.explain import explain as explain_prompt
     from ..samplers import STEPS
 
     checkpoint = open_checkpoint(MODEL if model is None else model)  # its weights are not needed
-    tokenizer = open_tokenizer(checkpoint)
+    tokenizer = checkpoint.tokenizer()
     config, second = checkpoint.text_encoder_config, checkpoint.text_encoder_2_config
     told = explain_prompt(
         prompt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +14,6 @@ from ..formats.picture import Metadata, read_metadata
 from ..picture_headers import format_of
 from ..request import Hires, UsedControl, UsedLora
 from . import USER_ERROR, complain, new_app, options
-
-if TYPE_CHECKING:
-    from ..formats.embedding import EmbeddingFile
 
 app = new_app()
 
@@ -50,24 +47,11 @@ def info(
         _picture(source, as_json)
         return 0
     from ..embedded import MODEL
-    from ..formats.describe import describe
-    from ..formats.lora_save import describe_lora, holds_lora
+    from ..formats.artifact import describe
 
-    if source is not None and holds_lora(source):
-        found = describe_lora(source)
-        print(json.dumps(found, indent=2) if as_json else _lora_lines(found))
-        return 0
-
-    from ..formats.embedding import is_embedding, read_embedding
-
-    if source is not None and is_embedding(source):
-        told = _embedding(read_embedding(source))
-        print(json.dumps(told, indent=2) if as_json else "\n".join(_table(told)))
-        return 0
     found = describe(MODEL if source is None else source, with_hash=with_hash)
-    lines = _controlnet_lines if "hint_channels" in found else _model_lines
-    print(json.dumps(found, indent=2) if as_json else lines(found))
-    if found["fault"]:
+    print(json.dumps(found, indent=2) if as_json else _lines(found))
+    if found.get("fault"):
         complain(found["fault"])
         return USER_ERROR
     return 0
@@ -142,6 +126,15 @@ def _table(values: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _lines(found: dict[str, Any]) -> str:
+    """What `artifact.describe` found, for people."""
+    if "parts" in found and "family" in found:
+        return _model_lines(found)
+    if "ranks" in found:
+        return _lora_lines(found)
+    return "\n".join(_table(found)) if "words" in found else _network_lines(found)
+
+
 def _model_lines(found: dict[str, Any]) -> str:
     side = found["picture_size"]
     values = {
@@ -177,29 +170,21 @@ def _lora_lines(found: dict[str, Any]) -> str:
     return "\n".join([visible(str(found["name"])), *_table(values)])
 
 
-def _controlnet_lines(found: dict[str, Any]) -> str:
+def _network_lines(found: dict[str, Any]) -> str:
+    parts = found.get("parts", {"": found}).values()
+    dtypes = ", ".join(dict.fromkeys(dtype for part in parts for dtype in part["dtypes"]))
+    made_for = {"made for": f"{found['family']}, text of width {found['text_width']}"} if "family" in found else {}
+    told = {"name", "path", "kind", "size", "parameters", "parts", "dtypes", "fault", "hash"}
+    told |= {"family", "text_width", "hint_channels"} if made_for else set()
     values = {
         "path": found["path"],
         "kind": f"{found['kind']}, {_bytes(found['size'])}",
-        "made for": f"{found['family']}, text of width {found['text_width']}",
-        "parameters": f"{_millions(found['parameters'])}, {', '.join(found['dtypes']) or 'no tensors'}",
+        **made_for,
+        **{key: value for key, value in found.items() if key not in told},
+        "parameters": f"{_millions(found['parameters'])}, {dtypes or 'no tensors'}",
         **({"hash": found["hash"]} if "hash" in found else {}),
     }
     return "\n".join([visible(str(found["name"])), *_table(values)])
-
-
-def _embedding(file: EmbeddingFile) -> dict[str, Any]:
-    words = [
-        {"names": list(word.names), "vectors": word.count, "width": list(word.widths), "hash": word.hash}
-        for word in file.learned()
-    ]
-    return {
-        "path": str(file.path),
-        "kind": "embedding (textual inversion)",
-        "form": file.form,
-        "words": words,
-        **file.about,
-    }
 
 
 def _millions(count: int) -> str:

@@ -19,13 +19,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, RequestError
 from ..files import whole_file
-from ..formats.clip import MEAN, STD
 from ..formats.features import FeatureFile
-from ..formats.layouts import Part
-from ..formats.weights import native_state
-from ..models.clip import VisionEncoder
+from ..formats.save import MEAN, STD
 from ..models.config import InceptionConfig, LpipsConfig, TextEncoderConfig, VisionEncoderConfig
-from ..models.inception import Inception
 from ..models.lpips import Lpips
 from ..models.text_encoder import TextEncoder
 from ..prompts.tokenizer import Tokenizer
@@ -46,19 +42,11 @@ class Seer(Protocol):
     def __call__(self, pictures: Sequence[Array]) -> Vectors: ...
 
 
-def load_network(file: FeatureFile, part: Part, build: Callable[[Any], Network], device: torch.device) -> Network:
-    """A network in float32, frozen. CheckpointError for a file that does not fit, or is broken."""
-    with torch.device("meta"):
-        network = build(file.config(part))
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    network.load_state_dict(native_state(file, part, expected, torch.float32), strict=True, assign=True)
-    return network.to(device).eval().requires_grad_(False)
-
-
 def load_lpips(file: FeatureFile, device: torch.device = torch.device("cpu")) -> Lpips:
     """The LPIPS network of a file, see `formats.features`."""
     assert isinstance(file.config("lpips"), LpipsConfig)
-    return load_network(file, "lpips", Lpips, device)
+    network: Lpips = file.build("lpips", device, torch.float32)
+    return network
 
 
 class InceptionSeer:
@@ -69,9 +57,9 @@ class InceptionSeer:
         the same), or as "pytorch-fid" does, whose figures differ in the second digit after the point.
         """
         assert isinstance(file.config("inception"), InceptionConfig)
-        self.network = load_network(file, "inception", Inception, device)
+        self.network = file.build("inception", device, torch.float32)
         self.device, self.like = device, like
-        self.key = f"inception {like} {file.hash}"
+        self.key = f"inception {like} {file.hash()}"
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Array]) -> Vectors:
@@ -112,13 +100,13 @@ class ClipSeer:
         config = file.config("image_encoder")
         assert isinstance(config, VisionEncoderConfig)
         self.file, self.device, self.side = file, device, config.image_size
-        self.network = load_network(file, "image_encoder", VisionEncoder, device)
+        self.network = file.build("image_encoder", device, torch.float32)
         about = file.pictures
         self.mean, self.std = (_three(about, n, v) for n, v in (("image_mean", MEAN), ("image_std", STD)))
         size = about.get("size", self.side)
         size = size.get("shortest_edge", size.get("height", self.side)) if isinstance(size, dict) else size
         self.shortest = size if isinstance(size, int) and self.side <= size <= 4096 else self.side
-        self.key = f"clip {self.side} {self.shortest} {self.mean} {self.std} {file.hash}"
+        self.key = f"clip {self.side} {self.shortest} {self.mean} {self.std} {file.hash()}"
         self._text: tuple[TextEncoder, Tokenizer] | None = None
 
     @torch.inference_mode()
@@ -161,7 +149,7 @@ class ClipSeer:
             tokenizer = Tokenizer.default() if folder is None else Tokenizer.from_folder(folder)
             if tokenizer.vocab_size > config.vocab_size or tokenizer.max_length > config.max_position_embeddings:
                 raise CheckpointError(f"{self.file.path} has a tokenizer that does not fit its text encoder.")
-            self._text = load_network(self.file, "text_encoder", TextEncoder, self.device), tokenizer
+            self._text = self.file.build("text_encoder", self.device, torch.float32), tokenizer
         return self._text
 
 

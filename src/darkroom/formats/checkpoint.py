@@ -1,61 +1,54 @@
-"""A model of any kind, opened without its weights."""
+"""A whole model: opened without its weights, described, and written anew."""
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import CheckpointError
 from ..files import read_json
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
-from . import detect, folder, single
-from .configs import network_config, sentences
-from .digests import digest_of
+from . import detect, folder
+from .folder import network_config, sentences
 from .hub import resolve
 from .layouts import PARTS, Part
-from .rules import ToldConfig
+from .rules import native_shapes
+from .save import Contents, TokenizerSource, save_folder, save_single_file
 from .tensors import open_tensors
-from .weights import PartTensors, Weights, native_state
+from .weights import Artifact, PartTensors, Weights, native_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..prompts.tokenizer import Tokenizer
 
 __all__ = ["Checkpoint", "PartTensors", "native_state", "open_checkpoint"]
 
 EOS, EXCLAMATION_MARK = "<|endoftext|>", "!"
-_hashing = threading.Lock()  # so that a hash begun in a thread is waited for, and not found twice
 
 
-@dataclass(eq=False)
-class Checkpoint:
-    """What a model is and where its weights lie. Nothing of it is loaded."""
+@dataclass(eq=False, kw_only=True)
+class Checkpoint(Artifact):
+    """A whole model, and what is said of it beside its networks."""
 
-    kind: str  # "diffusers folder" or "single file"
-    path: Path
-    unet_config: UNetConfig
-    autoencoder_config: AutoencoderConfig
-    text_encoder_config: TextEncoderConfig
     scheduler_config: dict[str, Any]  # as in scheduler_config.json
-    weights: Mapping[Part, Weights]
     family: str  # "sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler" or "custom" (another text width)
-    tokenizer_folder: Path | None = None  # None: CLIP's own vocabulary
-    tokenizer: tuple[Path, Path] | None = None  # its vocab.json and merges.txt, if it has them
-    pad_token: str = EOS  # where there is no tokenizer folder: what CLIP's vocabulary pads with
-    text_encoder_2_config: TextEncoderConfig | None = None  # of SDXL, and
-    tokenizer_folder_2: Path | None = None  # its tokenizer; None: CLIP's own vocabulary, padded with "!"
+    tokenizer_folder: Path | None = None  # None: CLIP's own vocabulary, padded with
+    pad_token: str = EOS
+    tokenizer_folder_2: Path | None = None  # of SDXL's second text encoder; None: CLIP's own, padded with "!"
     zero_negative: bool = False  # an empty negative prompt means zeros (SDXL)
     low_res_scheduler_config: dict[str, Any] | None = None  # the upscaler's second schedule
     defaults: Mapping[str, float] = field(default_factory=dict)  # steps, guidance_scale: what suits this model
     vae: Path | None = None  # a stand-alone autoencoder that was put in place of the model's own
-    _hashes: dict[Part, str] = field(default_factory=dict, repr=False)
     _kept: object = field(default=None, repr=False)  # a temporary folder that must live as long as this
 
     @property
-    def name(self) -> str:
-        """A name for people: the file's name without its suffix, or the folder's."""
-        return self.path.stem if self.path.is_file() else self.path.resolve().name
+    def parts(self) -> tuple[Part, ...]:
+        return PARTS if self.text_encoder_2_config is None else (*PARTS, "text_encoder_2")
 
     @property
     def task(self) -> str:
@@ -63,59 +56,47 @@ class Checkpoint:
         return detect.TASKS.get(self.unet_config.in_channels, "custom")
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """The networks there are."""
-        return PARTS if self.text_encoder_2_config is None else (*PARTS, "text_encoder_2")
+    def unet_config(self) -> UNetConfig:
+        return cast(UNetConfig, self.configs["unet"])
 
     @property
-    def pad_id(self) -> int | None:
-        """What CLIP's own vocabulary pads with; None where the model brings its own tokenizer."""
-        return None if self.tokenizer_folder else (0 if self.pad_token == EXCLAMATION_MARK else 49407)
+    def autoencoder_config(self) -> AutoencoderConfig:
+        return cast(AutoencoderConfig, self.configs["autoencoder"])
 
-    def config(self, part: Part) -> ToldConfig:
-        """The configuration of one network."""
-        if part == "unet":
-            return self.unet_config
-        if part == "text_encoder_2":
-            assert self.text_encoder_2_config is not None
-            return self.text_encoder_2_config
-        return self.autoencoder_config if part == "autoencoder" else self.text_encoder_config
+    @property
+    def text_encoder_config(self) -> TextEncoderConfig:
+        return cast(TextEncoderConfig, self.configs["text_encoder"])
 
-    def hash(self, part: Part = "unet") -> str:
-        """The ecosystem's model hash: ten hex digits of the file's SHA-256 (a folder: of its U-Net's files).
+    @property
+    def text_encoder_2_config(self) -> TextEncoderConfig | None:
+        return cast("TextEncoderConfig | None", self.configs.get("text_encoder_2"))
 
-        Of another part, that of its files. Reads the whole file the first time, and remembers (`digests`).
-        """
-        with _hashing:
-            if part not in self._hashes:
-                weights = self.weights[part]
-                second = [weights.second] if weights.second else []
-                self._hashes[part] = digest_of([*weight_files(weights.path), *second])[:10]
-            return self._hashes[part]
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "family": self.family,
+            "task": self.task,
+            "prediction_type": self.scheduler_config.get("prediction_type", "epsilon"),
+            "scheduler": self.scheduler_config.get("_class_name", "unknown"),
+            "picture_size": self.unet_config.sample_size * self.autoencoder_config.downscale,  # pixels a side
+            "text_width": self.unet_config.cross_attention_dim,
+            "vocabulary": self.text_encoder_config.vocab_size,
+        }
 
-    def hash_ahead(self) -> None:
-        """Begin to find `hash()` in a thread, beside what else there is to do: Stable Diffusion's takes a second."""
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of all that lies in the folder."""
+        files = [self.path] if self.path.is_file() else self.path.rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
 
-        def find() -> None:
-            with contextlib.suppress(CheckpointError):  # whoever asks for it is told
-                self.hash()
+    def tokenizer(self, part: Part = "text_encoder") -> Tokenizer:
+        """What a text encoder's texts are read with: its own tokenizer, or CLIP's for a file that brings none."""
+        from ..prompts.tokenizer import Tokenizer
 
-        threading.Thread(target=find, name="model hash", daemon=True).start()
-
-
-def weight_files(path: Path) -> list[Path]:
-    """A weights file itself, or the shards that an index names, in order."""
-    if path.suffix != ".json":
-        return [path]
-    shards = read_json(path, limit=16 << 20).get("weight_map")
-    names = sorted(set(shards.values())) if isinstance(shards, dict) and all(map(_is_text, shards.values())) else []
-    if not names or any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{path} is no index of shards in its own folder.")
-    return [path.parent / name for name in names]
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+        second = part == "text_encoder_2"
+        folder = self.tokenizer_folder_2 if second else self.tokenizer_folder
+        pad = EXCLAMATION_MARK if second else self.pad_token
+        return Tokenizer.default(pad) if folder is None else Tokenizer.from_folder(folder)
 
 
 def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
@@ -132,7 +113,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
     folders = folder.part_folders(path)
     if variant and not any(folder.has_variant(sub, variant) for sub in folders.values()):
         raise CheckpointError(f"{path} has no weights of the variant {variant!r}.")
-    configs = {
+    configs: dict[Part, Any] = {
         p: network_config(p, read_json(sub / "config.json"), str(sub / "config.json")) for p, sub in folders.items()
     }
     weights = {p: Weights(folder.weights_file(sub, variant), "diffusers") for p, sub in folders.items()}
@@ -141,21 +122,16 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
     scheduler = path / "scheduler" / "scheduler_config.json"
     low_res = path / "low_res_scheduler" / "scheduler_config.json"
     prediction = "v_prediction" if family == "upscaler" else "epsilon"
-    tokenizer_folder, tokenizer = folder.tokenizer_files(folder.tokenizer_of(folders["text_encoder"]))
     return Checkpoint(
         kind="diffusers folder",
         path=path,
-        unet_config=configs["unet"],
-        autoencoder_config=configs["autoencoder"],
-        text_encoder_config=configs["text_encoder"],
+        configs=configs,
         scheduler_config=read_json(scheduler) if scheduler.is_file() else detect.scheduler_config(family, prediction),
         weights=weights,
         family=family,
-        tokenizer_folder=tokenizer_folder,
-        tokenizer=tokenizer,
+        tokenizer_folder=folder.tokenizer_files(folder.tokenizer_of(folders["text_encoder"])),
         pad_token=EXCLAMATION_MARK if configs["text_encoder"].hidden_act == "gelu" else EOS,
-        text_encoder_2_config=configs.get("text_encoder_2"),
-        tokenizer_folder_2=folder.tokenizer_files(path / "tokenizer_2")[0] if "text_encoder_2" in folders else None,
+        tokenizer_folder_2=folder.tokenizer_files(path / "tokenizer_2") if "text_encoder_2" in folders else None,
         zero_negative=configs["unet"].size_conditioning and folder.zero_negative(path),
         low_res_scheduler_config=read_json(low_res) if low_res.is_file() else None,
         defaults=folder.defaults(path),
@@ -164,32 +140,21 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
 
 def _open_single(path: Path) -> Checkpoint:
     with open_tensors(path) as file:
-        found = single.examine(file, path)
-    single.require_whole(found, path)
-    configs = dict(found.configs)
+        found = detect.examine(file, path)
+    detect.require_whole(found, path)
+    configs: dict[Part, Any] = dict(found.configs)
     _pool(configs, path)
-    unet, autoencoder, text = (configs[part] for part in PARTS)
-    text_2 = configs.get("text_encoder_2")
-    assert text_2 is None or isinstance(text_2, TextEncoderConfig)
-    assert isinstance(unet, UNetConfig)
-    assert isinstance(autoencoder, AutoencoderConfig)
-    assert isinstance(text, TextEncoderConfig)
     kept = _unpack_tokenizer(found.tokenizer, path)
-    tokenizer_folder, tokenizer = (None, None) if kept is None else folder.tokenizer_files(Path(kept.name))
     kept_2 = _unpack_tokenizer(found.tokenizer_2, path)
     return Checkpoint(
         kind="single file",
         path=path,
-        unet_config=unet,
-        autoencoder_config=autoencoder,
-        text_encoder_config=text,
+        configs=configs,
         scheduler_config=found.scheduler_config,
         weights={part: Weights(path, layout, found.ema and part == "unet") for part, layout in found.layouts.items()},
         family=found.family,
-        tokenizer_folder=tokenizer_folder,
-        tokenizer=tokenizer,
-        pad_token=EXCLAMATION_MARK if text.hidden_act == "gelu" else EOS,
-        text_encoder_2_config=text_2,
+        tokenizer_folder=None if kept is None else Path(kept.name),
+        pad_token=EXCLAMATION_MARK if configs["text_encoder"].hidden_act == "gelu" else EOS,
         tokenizer_folder_2=None if kept_2 is None else Path(kept_2.name),
         zero_negative=found.zero_negative,
         low_res_scheduler_config=found.low_res_scheduler_config,
@@ -230,3 +195,38 @@ def _unpack_tokenizer(content: Mapping[str, Any] | None, path: Path) -> tempfile
     for name, text in texts.items():
         Path(place.name, name).write_text(text, encoding="utf-8", errors="surrogatepass")
     return place
+
+
+def convert_checkpoint(source: Path, target: Path, dtype: torch.dtype | None, variant: str | None = None) -> Path:
+    """Write a model anew, one tensor in memory at a time; arguments as in `artifact.convert`."""
+    checkpoint = open_checkpoint(source, variant)
+    single = target.suffix.lower() == ".safetensors"
+    with ExitStack() as stack:
+        configs: dict[Part, Any] = {part: checkpoint.config(part) for part in checkpoint.parts}
+        states = {
+            part: stack.enter_context(PartTensors(checkpoint, part, native_shapes(config, str(checkpoint.path))))
+            for part, config in configs.items()
+        }
+        contents = Contents(
+            configs=configs,
+            states=states,
+            tokenizers=_tokenizers(checkpoint, bare=single),
+            scheduler_config=checkpoint.scheduler_config,
+            low_res_scheduler_config=checkpoint.low_res_scheduler_config,
+            zero_negative=checkpoint.zero_negative,
+            defaults=checkpoint.defaults,
+        )
+        return (save_single_file if single else save_folder)(target, contents, dtype)
+
+
+def _tokenizers(checkpoint: Checkpoint, bare: bool) -> dict[Part, TokenizerSource]:
+    """The tokenizers of a checkpoint's text encoders; CLIP's own where it brings none, or nothing if `bare`."""
+    folders: dict[Part, Path | None] = {
+        "text_encoder": checkpoint.tokenizer_folder,
+        "text_encoder_2": checkpoint.tokenizer_folder_2,
+    }
+    return {
+        part: folder or checkpoint.tokenizer(part)
+        for part, folder in folders.items()
+        if part in checkpoint.parts and not (bare and folder is None)
+    }

@@ -11,31 +11,24 @@ An original file may hold the model it was trained with, too; of that nothing is
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import CheckpointError
 from ..files import parse_json, read_json, whole_file, whole_folder, write_json
 from ..models.config import ControlNetConfig, UNetConfig
 from . import detect, folder
-from .checkpoint import weight_files
-from .configs import network_config, sentences
+from .folder import network_config, sentences
 from .hub import resolve
 from .layouts import IGNORED_AT_TOP, Part
 from .rules import native_shapes
 from .save import State, entries_of
-from .single import METADATA
-from .tensors import TensorFile, open_tensors
-from .weights import PartTensors, Weights
+from .tensors import Glance, TensorFile, open_tensors
+from .weights import METADATA, Artifact, PartTensors, Weights
 from .writer import write_safetensors
 
 if TYPE_CHECKING:
@@ -60,53 +53,35 @@ _OTHERS = (
 )
 
 
-@dataclass(frozen=True)
-class ControlNetFile:
-    """What a ControlNet is and where its weights lie. Nothing of it is loaded."""
+@dataclass(eq=False, kw_only=True)
+class ControlNetFile(Artifact):
+    """A ControlNet; `kind` is "diffusers folder", "diffusers file" or "original file"."""
 
-    path: Path
-    kind: str  # "diffusers folder", "diffusers file" or "original file"
-    controlnet_config: ControlNetConfig
-    weights: Mapping[Part, Weights] = field(repr=False)
+    title = "ControlNet"
 
     @property
-    def name(self) -> str:
-        """A name for people: the file's name without its suffix, or the folder's."""
-        return self.path.stem if self.path.is_file() else self.path.resolve().name
+    def controlnet_config(self) -> ControlNetConfig:
+        return cast(ControlNetConfig, self.configs[PART])
 
     @property
     def family(self) -> str:
         """Which models it can steer: "sd1", "sd2", ... as of a U-Net."""
         return detect.family_of(self.controlnet_config)
 
-    def config(self, part: Part) -> ControlNetConfig:
-        """Its configuration, as `weights.PartTensors` asks for it."""
-        return self.controlnet_config
-
-    @cached_property
-    def hash(self) -> str:
-        """Ten hexadecimal digits of the weights' SHA-256; reads the whole file the first time."""
-        digest = hashlib.sha256()
-        for path in weight_files(self.weights[PART].path):
-            try:
-                with open(path, "rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-            except OSError as error:
-                raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-        return digest.hexdigest()[:10]
+    @property
+    def facts(self) -> dict[str, Any]:
+        config = self.controlnet_config
+        width, channels = config.cross_attention_dim, config.hint_channels
+        return {"family": self.family, "text_width": width, "hint_channels": channels}
 
 
-def is_controlnet(path: Path) -> bool:
-    """Whether a folder or a file holds a ControlNet, broken or not; False for what can't be read."""
-    try:
-        if path.is_dir():
-            whole = (path / "model_index.json").exists()
-            return not whole and read_json(path / "config.json").get("_class_name") == CLASS
-        with open_tensors(path) as file:
-            return _start(file.names()) is not None
-    except CheckpointError:
-        return False
+def _found(path: Path, kind: str, config: ControlNetConfig, weights: Weights) -> ControlNetFile:
+    return ControlNetFile(path=path, kind=kind, configs={PART: config}, weights={PART: weights})
+
+
+def is_controlnet(seen: Glance) -> bool:
+    """Whether a folder or a file holds a ControlNet, broken or not."""
+    return seen.config.get("_class_name") == CLASS or _start(list(seen.shapes)) is not None
 
 
 def open_controlnet(source: str | Path, variant: str | None = None) -> ControlNetFile:
@@ -126,7 +101,7 @@ def _open_folder(path: Path, variant: str | None) -> ControlNetFile:
         raise CheckpointError(f"{path} is no ControlNet: it has no config.json.")
     config = _published(place / "config.json")
     weights = Weights(folder.weights_file(place, variant), "diffusers")
-    return ControlNetFile(path, "diffusers folder", config, {PART: weights})
+    return _found(path, "diffusers folder", config, weights)
 
 
 def _published(file: Path) -> ControlNetConfig:
@@ -156,7 +131,7 @@ def _open_file(path: Path) -> ControlNetFile:
         original = any(name.startswith("input_hint_block.") for name in shapes)
         config = _config(file, path, shapes if original else _as_ldm(shapes))
     weights = Weights(path, "ldm", start=start) if original else Weights(path, "diffusers")
-    return ControlNetFile(path, "original file" if original else "diffusers file", config, {PART: weights})
+    return _found(path, "original file" if original else "diffusers file", config, weights)
 
 
 def _start(names: list[str]) -> str | None:
@@ -245,36 +220,8 @@ def save_controlnet(path: str | Path, state: State, config: ControlNetConfig, dt
 
 
 def convert_controlnet(source: Path, target: Path, dtype: torch.dtype | None, variant: str | None = None) -> Path:
-    """Write a ControlNet anew, one tensor in memory at a time; arguments as in `convert.convert`."""
+    """Write a ControlNet anew, one tensor in memory at a time; arguments as in `artifact.convert`."""
     file = open_controlnet(source, variant)
     config = file.controlnet_config
     with PartTensors(file, PART, native_shapes(config, str(file.path))) as tensors:
         return save_controlnet(target, tensors, config, dtype)
-
-
-def describe_controlnet(source: Path, variant: str | None = None, with_hash: bool = False) -> dict[str, Any]:
-    """What `describe.describe` says of a ControlNet: name, path, kind, family, text_width, hint_channels, size (bytes),
-    parameters, dtypes (name -> tensors), fault (a sentence or None), and hash if asked for.
-    """
-    file = open_controlnet(source, variant)
-    config = file.controlnet_config
-    expected = native_shapes(config, str(file.path))
-    fault, dtypes = None, Counter[str]()
-    try:
-        with PartTensors(file, PART, expected) as tensors:
-            dtypes.update(tensors.stored(name) for name in tensors.names())
-    except CheckpointError as error:
-        fault = str(error)
-    return {
-        "name": file.name,
-        "path": str(file.path),
-        "kind": f"ControlNet, {file.kind}",
-        "family": file.family,
-        "text_width": config.cross_attention_dim,
-        "hint_channels": config.hint_channels,
-        "size": sum(path.stat().st_size for path in weight_files(file.weights[PART].path)),
-        "parameters": sum(math.prod(shape) for shape in expected.values()),
-        "dtypes": dict(dtypes.most_common()),
-        "fault": fault,
-        **({"hash": file.hash} if with_hash else {}),
-    }

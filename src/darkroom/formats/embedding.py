@@ -23,7 +23,7 @@ from ..errors import CheckpointError, RequestError, clip
 from ..files import whole_file
 from ..prompts.embeddings import MAX_NAME, LearnedWord, check_name, names_in, normal
 from .storage import Source
-from .tensors import is_pickle, open_tensors, read_pickle_tensors, safetensors_slots
+from .tensors import Glance, is_pickle, open_tensors, read_pickle_tensors
 from .writer import Entry, write_safetensors
 
 if TYPE_CHECKING:
@@ -61,6 +61,15 @@ class EmbeddingFile:
         ((token, vectors),) = self.words.items()
         own = tuple(dict.fromkeys(word for word in (self.path.stem[:MAX_NAME], token) if normal(word)))
         return (LearnedWord((check_name(name),) if name is not None else own, vectors),)
+
+    def describe(self, with_hash: bool = True) -> dict[str, Any]:
+        """Ready for JSON: path, kind, form, words (names, vectors, width, hash), and what else the file says."""
+        words = [
+            {"names": list(word.names), "vectors": word.count, "width": list(word.widths), "hash": word.hash}
+            for word in self.learned()
+        ]
+        kind = "embedding (textual inversion)"
+        return {"path": str(self.path), "kind": kind, "form": self.form, "words": words, **self.about}
 
 
 class Embedding:
@@ -161,25 +170,17 @@ def read_embedding(path: str | Path) -> EmbeddingFile:
     return EmbeddingFile(path, "diffusers", _by_token(path, tensors), {})
 
 
-def is_embedding(path: str | Path) -> bool:
+def is_embedding(seen: Glance) -> bool:
     """Whether a file is a textual-inversion file, broken or not, without reading its tensors."""
     try:
-        path = Path(place_of(path))
-        source = Source(path)
-    except CheckpointError:
-        return False
-    try:
-        if source.size > MAX_BYTES:
+        if seen.path.is_dir() or seen.path.stat().st_size > MAX_BYTES:
             return False
-        if is_pickle(source.read(0, 8)):
-            content = read_pickle_tensors(path, finite=False)
-            shapes = {key: tuple(value.shape) for key, value in content.items() if _is_tensor(value)}
-            return "string_to_param" in content or (len(shapes) == len(content) and _looks_learned(shapes))
-        return _looks_learned({slot.name: slot.shape for slot in safetensors_slots(source)[0]})
-    except (CheckpointError, AttributeError):
+        if seen.shapes:
+            return _looks_learned(seen.shapes)
+        content = read_pickle_tensors(seen.path, finite=False)  # A1111's has its tensors deeper
+        return isinstance(content, dict) and "string_to_param" in content
+    except (CheckpointError, OSError):
         return False
-    finally:
-        source.close()
 
 
 def save_embedding(

@@ -10,24 +10,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..errors import CheckpointError
 from ..files import read_json
 from ..models.config import InceptionConfig, LpipsConfig
 from . import folder
-from .checkpoint import weight_files
-from .configs import network_config
+from .folder import network_config
 from .hub import resolve
 from .layouts import Part
 from .rules import Config
-from .tensors import TensorFile, open_tensors
-from .weights import Weights
+from .tensors import Glance, TensorFile, open_tensors
+from .weights import Artifact, Weights
 
 Kind = Literal["clip", "inception", "lpips"]
 KINDS: tuple[Kind, ...] = ("clip", "inception", "lpips")
@@ -38,36 +35,23 @@ WHERE: Mapping[Kind, str] = {
     "vgg16-397923af.pth (or alexnet-owt-7be5be79.pth)",
 }
 _CLASSES_OF_2015 = 1008  # TensorFlow's network of that year; torchvision's own knows 1000
+_CLIPS = ("clip", "clip_vision_model")
 _FIRST = {11: "alex", 3: "vgg"}  # the kernel of the first convolution
 
 
-@dataclass(frozen=True)
-class FeatureFile:
-    """A network that judges, and where its weights lie. Nothing of it is loaded."""
+@dataclass(eq=False, kw_only=True)
+class FeatureFile(Artifact):
+    """A network that judges; `kind` is one of KINDS."""
 
-    kind: Kind
-    path: Path
-    configs: Mapping[Part, Config]
-    weights: Mapping[Part, Weights] = field(repr=False)
+    title = "network that judges"
     pictures: Mapping[str, Any] = field(default_factory=dict, repr=False)  # CLIP's preprocessor_config.json
     tokenizer: Path | None = None  # CLIP's, a folder
 
-    def config(self, part: Part) -> Config:
-        """A part's configuration, as `weights.PartTensors` asks for it."""
-        return self.configs[part]
 
-    @cached_property
-    def hash(self) -> str:
-        """Sixteen hexadecimal digits of the weights' SHA-256; reads the whole files the first time."""
-        digest = hashlib.sha256()
-        found = {path: None for w in self.weights.values() for path in (w.path, w.second) if path is not None}
-        for path in (part for whole in found for part in weight_files(whole)):
-            try:
-                with open(path, "rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-        return digest.hexdigest()[:16]
+def is_features(seen: Glance) -> bool:
+    """Whether a folder or a file holds such a network, or half of one."""
+    marks = ("Mixed_5b.branch1x1.conv.", "lin0.model.1.", "features.0.", "net.slice1.0.")
+    return seen.config.get("model_type") in _CLIPS or seen.has(*marks)
 
 
 def open_features(sources: Sequence[str | Path]) -> dict[Kind, FeatureFile]:
@@ -107,9 +91,10 @@ def open_features(sources: Sequence[str | Path]) -> dict[Kind, FeatureFile]:
 
 
 def _add(found: dict[Kind, FeatureFile], file: FeatureFile) -> None:
-    if file.kind in found:
-        raise CheckpointError(f"{file.path} is a second {file.kind} network beside {found[file.kind].path}; give one.")
-    found[file.kind] = file
+    kind = cast(Kind, file.kind)
+    if kind in found:
+        raise CheckpointError(f"{file.path} is a second {kind} network beside {found[kind].path}; give one.")
+    found[kind] = file
 
 
 def require(found: Mapping[Kind, FeatureFile], kind: Kind, what: str) -> FeatureFile:
@@ -125,7 +110,8 @@ def _inception(path: Path, file: TensorFile) -> FeatureFile:
             f"{path} is an Inception network of {file.shape('fc.weight')[0]} classes; distances are known by "
             f"TensorFlow's of {_CLASSES_OF_2015}: {WHERE['inception']}."
         )
-    return FeatureFile("inception", path, {"inception": InceptionConfig()}, {"inception": Weights(path, "torchvision")})
+    weights: dict[Part, Weights] = {"inception": Weights(path, "torchvision")}
+    return FeatureFile(kind="inception", path=path, configs={"inception": InceptionConfig()}, weights=weights)
 
 
 def _lpips(path: Path, backbone: Path | None) -> FeatureFile:
@@ -136,13 +122,13 @@ def _lpips(path: Path, backbone: Path | None) -> FeatureFile:
     net = _FIRST.get(shape[-1]) if len(shape) == 4 else None
     if net is None:
         raise CheckpointError(f"{backbone or path} is neither VGG-16 nor AlexNet; give {WHERE['lpips']}.")
-    return FeatureFile("lpips", path, {"lpips": LpipsConfig(net)}, {"lpips": weights})
+    return FeatureFile(kind="lpips", path=path, configs={"lpips": LpipsConfig(net)}, weights={"lpips": weights})
 
 
 def _clip(path: Path) -> FeatureFile:
     content = read_json(path / "config.json")
     kind = content.get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
+    if kind not in _CLIPS:
         raise CheckpointError(f"{path} is a {str(kind)[:60]!r}; it must be a CLIP: {WHERE['clip']}.")
     where = str(path / "config.json")
     configs: dict[Part, Config] = {"image_encoder": network_config("image_encoder", content, where)}
@@ -153,6 +139,11 @@ def _clip(path: Path) -> FeatureFile:
         configs["text_encoder"] = network_config("text_encoder", told | whole, where)
     weights = Weights(folder.weights_file(path), "diffusers")
     about = path / "preprocessor_config.json"
-    tokenizer, _ = folder.tokenizer_files(path)
-    preparation = read_json(about) if about.is_file() else {}
-    return FeatureFile("clip", path, configs, dict.fromkeys(configs, weights), preparation, tokenizer)
+    return FeatureFile(
+        kind="clip",
+        path=path,
+        configs=configs,
+        weights=dict.fromkeys(configs, weights),
+        pictures=read_json(about) if about.is_file() else {},
+        tokenizer=folder.tokenizer_files(path),
+    )

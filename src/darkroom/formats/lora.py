@@ -11,10 +11,10 @@ LoRA files in: kohya's, diffusers', PEFT's and LyCORIS' forms, into changes of n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ from ..embedded import place_of
 from ..errors import CheckpointError
 from ..files import read_json
 from .layouts import Layout, Part, prefix, table
-from .tensors import TensorFile, open_tensors
+from .tensors import Glance, TensorFile, open_tensors
+from .weights import content_hash
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -181,6 +182,7 @@ FILES = (  # what a LoRA's folder may hold
     "adapter_model.bin",
 )
 FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of the text
+_NOTES = ("ss_", "sshs_", "modelspec.")  # what of a file's metadata is told
 _CROSS = re.compile(r"attn2[._](?:processor\.)?to_[kv]\Z")
 _TRANSFORMERS = re.compile(
     r"(?:base_model\.model\.)*(?:lora_)?transformer[._]|.*(?:double_blocks|single_blocks|joint_blocks|single_transformer_)"
@@ -195,6 +197,7 @@ class LoraFile:
     slots: Mapping[str, Mapping[str, str]]  # module -> slot -> the tensor's name
     strangers: tuple[str, ...]  # names that are no LoRA's
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    dtypes: Mapping[str, str] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
 
     @property
@@ -221,11 +224,48 @@ class LoraFile:
         joined = sum("." not in module for module in self.slots)
         return "kohya" if 2 * joined > len(self.slots) else "diffusers"
 
+    def describe(self, with_hash: bool = True) -> dict[str, Any]:
+        """Form, kinds and sizes, ready for JSON; the hash always, since such files are small.
 
-def is_lora(file: TensorFile) -> bool:
-    """Whether a file of tensors is a LoRA's: most of its names are."""
-    names = file.names()
-    return bool(names) and 2 * sum(read_key(name) is not None for name in names) > len(names)
+        Keys: name, path, form ("kohya" or "diffusers"), kinds (kind -> layers), ranks (rank -> layers), base (which
+        models it is made for, or None), text_width, dtypes (name -> tensors), size (bytes), hash (12 digits, A1111's),
+        unknown (names that are no LoRA's), metadata (ss_*, modelspec.*). Raises CheckpointError.
+        """
+        ranks: Counter[int] = Counter()
+        for slots in self.slots.values():
+            name = next((slots[s] for s in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if s in slots), None)
+            if name is not None and self.shapes[name]:
+                ranks[self.shapes[name][0]] += 1
+        width = self.text_width
+        return {
+            "name": self.path.stem,
+            "path": str(self.path),
+            "kind": "LoRA",
+            "form": self.form,
+            "kinds": self.kinds,
+            "ranks": {str(rank): count for rank, count in ranks.most_common()},
+            "base": None if width is None else family(width),
+            "text_width": width,
+            "dtypes": dict(Counter(self.dtypes.values()).most_common()),
+            "size": self.path.stat().st_size,
+            "hash": content_hash(self.path)[:12],
+            "unknown": list(self.strangers),
+            "metadata": {key: text for key, text in sorted(self.metadata.items()) if key.startswith(_NOTES)},
+        }
+
+
+def is_lora(seen: Glance) -> bool:
+    """Whether a file of tensors (or a folder that diffusers or PEFT wrote) is a LoRA: most of its names are one's."""
+    if seen.path.is_dir():
+        file = next((seen.path / name for name in FILES if (seen.path / name).is_file()), None)
+        return file is not None and is_lora(Glance(file))
+    return 2 * sum(read_key(name) is not None for name in seen.shapes) > len(seen.shapes)
+
+
+def open_lora(path: str | Path) -> LoraFile:
+    """What a LoRA file holds; its tensors aren't read. Raises CheckpointError."""
+    with open_tensors(lora_path(path)) as file:
+        return scan_lora(file)
 
 
 def lora_path(path: str | Path) -> Path:
@@ -257,7 +297,8 @@ def scan_lora(file: TensorFile) -> LoraFile:
             f"{file.path} is no LoRA: its tensors are called {', '.join(strangers[:3]) or 'nothing'}."
         )
     shapes = {name: file.shape(name) for name in file.names()}
-    return LoraFile(file.path, slots, tuple(strangers), shapes, dict(file.metadata))
+    dtypes = {name: file.dtype_name(name) for name in file.names()}
+    return LoraFile(file.path, slots, tuple(strangers), shapes, dtypes, dict(file.metadata))
 
 
 def read_lora(path: str | Path, networks: Mapping[str, nn.Module] | Homes, *, allow_unmatched: bool = False) -> Adapter:
@@ -299,22 +340,6 @@ def read_lora(path: str | Path, networks: Mapping[str, nn.Module] | Homes, *, al
             metadata=scan.metadata,
             unmatched=tuple(unmatched),
         )
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 as A1111 reckons it for a LoRA: of a safetensors file without its header (so that notes in it may
-    change), of any other file whole."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-            skip = 8 + int.from_bytes(head[:8], "little") if head[8:9] == b"{" else 0
-            file.seek(skip)
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-    return digest.hexdigest()
 
 
 # --- one layer -------------------------------------------------------------------------------------------------------

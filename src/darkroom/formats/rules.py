@@ -91,8 +91,8 @@ def _pattern(template: str) -> re.Pattern[str]:
 # --- shapes
 
 
-def native_shapes(config: Config, where: str = "the configuration") -> dict[str, torch.Size]:
-    """Native tensor name -> shape of the network of `config`. CheckpointError, naming `where`, if it can't be built."""
+def network_class(config: Config) -> Any:
+    """The network that a configuration is of."""
     network: Any
     if isinstance(config, ControlNetConfig):
         from ..models.controlnet import ControlNet as network
@@ -110,8 +110,13 @@ def native_shapes(config: Config, where: str = "the configuration") -> dict[str,
         from ..models.lpips import Lpips as network
     else:
         from ..models.text_encoder import TextEncoder as network
+    return network
+
+
+def native_shapes(config: Config, where: str = "the configuration") -> dict[str, torch.Size]:
+    """Native tensor name -> shape of the network of `config`. CheckpointError, naming `where`, if it can't be built."""
     try:
         with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in network(config).state_dict().items()}
+            return {name: tensor.shape for name, tensor in network_class(config)(config).state_dict().items()}
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}.") from None

@@ -28,12 +28,14 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, clip
+from ..files import read_json
 from .storage import MAX_TENSORS, Slot, Source, check_finite, check_name, is_count, is_finite, take_scales
 
 if TYPE_CHECKING:
@@ -392,6 +394,39 @@ def open_tensors(path: Path | str) -> TensorFile:
         source.close()
         raise
     return TensorFile(source.path, slots, metadata)
+
+
+class Glance:
+    """What lies at a path, at first sight, for whoever asks whether it is theirs; each is read once.
+
+    Attributes:
+        path: a file or a folder; anything.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of a weights file's tensors; nothing where it is none, or can't be read."""
+        try:
+            with open_tensors(self.path) as file:
+                return {name: file.shape(name) for name in file.names()}
+        except CheckpointError:
+            return {}
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The config.json of a network's folder; nothing where there is none, or a whole model."""
+        try:
+            is_network = self.path.is_dir() and not (self.path / "model_index.json").exists()
+            return read_json(self.path / "config.json") if is_network else {}
+        except CheckpointError:
+            return {}
+
+    def has(self, *starts: str) -> bool:
+        """Whether a tensor's name begins with one of these."""
+        return any(name.startswith(starts) for name in self.shapes)
 
 
 def _open_one(source: Source) -> tuple[list[Slot], dict[str, str]]:

@@ -18,48 +18,57 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import CheckpointError
 from ..files import read_json, whole_folder, write_json
 from ..models.config import AutoencoderConfig, TinyAutoencoderConfig
 from . import detect, folder
 from .checkpoint import Checkpoint
-from .configs import network_config, sentences
+from .folder import network_config, sentences
 from .hub import resolve
+from .layouts import Part
 from .save import State, entries_of
-from .tensors import open_tensors
-from .weights import Weights
+from .tensors import Glance, open_tensors
+from .weights import Artifact, Weights
 from .writer import write_safetensors
 
 if TYPE_CHECKING:
     import torch
 
+PART: Part = "autoencoder"
 _STARTS = ("first_stage_model.", "vae.", "")
+_MARKS = ("encoder.down", "decoder.up", "encoder.layers.", "decoder.layers.")  # that no other network has
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _HALVES = (("encoder", "decoder"), ("decoder", "encoder"))
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Vae:
-    """A stand-alone autoencoder; nothing of it is loaded."""
+@dataclass(eq=False, kw_only=True)
+class Vae(Artifact):
+    """A stand-alone autoencoder."""
 
-    path: Path
-    config: AutoencoderConfig
-    weights: Weights
+    title = "autoencoder (VAE)"
     scaled: bool  # whether its configuration says how latents are scaled; else the model's own does
 
     @property
-    def name(self) -> str:
-        """A name for people: the file's name, or the folder's."""
-        return self.path.name if self.path.is_file() else self.path.resolve().name
+    def autoencoder_config(self) -> AutoencoderConfig:
+        return cast(AutoencoderConfig, self.configs[PART])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        config = self.autoencoder_config
+        return {"latent_channels": config.latent_channels, "downscale": config.downscale}
+
+
+def _found(path: Path, kind: str, config: AutoencoderConfig, weights: Weights, scaled: bool = True) -> Vae:
+    return Vae(path=path, kind=kind, configs={PART: config}, weights={PART: weights}, scaled=scaled)
 
 
 def with_vae(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
     """The checkpoint with another autoencoder. CheckpointError where that can't decode what the model draws."""
     vae, own = open_vae(source), checkpoint.autoencoder_config
-    config = vae.config
+    config = vae.autoencoder_config
     if not vae.scaled:
         scaling = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
         config = dataclasses.replace(config, **{name: getattr(own, name) for name in scaling})
@@ -72,8 +81,21 @@ def with_vae(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
                 f"{vae.path} is an autoencoder of {what.format(theirs)}, and {checkpoint.name} has "
                 f"{what.format(ours)}: choose one of its own family."
             )
-    weights = {**checkpoint.weights, "autoencoder": vae.weights}
-    return dataclasses.replace(checkpoint, autoencoder_config=config, weights=weights, vae=vae.path, _hashes={})
+    configs = {**checkpoint.configs, PART: config}
+    weights = {**checkpoint.weights, **vae.weights}
+    return dataclasses.replace(checkpoint, configs=configs, weights=weights, vae=vae.path, _digests={})
+
+
+def is_vae(seen: Glance) -> bool:
+    """Whether a folder or a file holds an autoencoder and nothing else, broken or not."""
+    if seen.config.get("_class_name") in _CLASSES:
+        return True
+    if seen.shapes and all(re.match(r"\d+\.", name) for name in seen.shapes):  # half of the original tiny one
+        return True
+    return any(
+        seen.has(*(start + mark for mark in _MARKS)) and all(name.startswith(start) for name in seen.shapes)
+        for start in _STARTS
+    )
 
 
 def open_vae(source: str | Path) -> Vae:
@@ -106,7 +128,7 @@ def _open_folder(path: Path) -> Vae:
     place = path / "vae" if (path / "vae" / "config.json").is_file() else path
     if (place / "config.json").is_file():
         weights = Weights(folder.weights_file(place), "diffusers")
-        return Vae(path, _published(place / "config.json"), weights, scaled=True)
+        return _found(path, "diffusers folder", _published(place / "config.json"), weights)
     halves = [file for file in sorted(path.iterdir()) if file.is_file() and re.search("taesd.*encoder", file.name)]
     if halves:
         return _open_file(halves[0])
@@ -133,17 +155,18 @@ def _open_file(path: Path) -> Vae:
     beside = path.parent / "config.json"
     weights = Weights(path, "diffusers", start=start)
     if beside.is_file() and read_json(beside).get("_class_name") in _CLASSES:
-        return Vae(path, _published(beside), weights, scaled=True)
+        return _found(path, "diffusers file", _published(beside), weights)
     with sentences(str(path)):
         if any(name.startswith("encoder.layers.") for name in shapes):
             short = {name.replace(".layers.", ".", 1): shape for name, shape in shapes.items()}
-            return Vae(path, _tiny_config(short, path), weights, scaled=True)
+            return _found(path, "diffusers file", _tiny_config(short, path), weights)
         native = any(name.startswith("encoder.down.") for name in shapes)
         config = detect.autoencoder_config(shapes if native else _as_ldm(shapes), upscaler=False)
     if config is None:
         first = ", ".join(list(shapes)[:3]) or "nothing"
         raise CheckpointError(f"{path} holds no autoencoder: its tensors are called {first}.")
-    return Vae(path, config, dataclasses.replace(weights, layout="ldm" if native else "diffusers"), scaled=False)
+    kind = "LDM file" if native else "diffusers file"
+    return _found(path, kind, config, dataclasses.replace(weights, layout="ldm" if native else "diffusers"), False)
 
 
 def _as_ldm(shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -166,7 +189,7 @@ def _open_halves(path: Path) -> Vae:
             weights = Weights(encoder, "taesd", second=decoder)
             with weights.open() as file, sentences(str(path)):
                 config = _tiny_config({name: file.shape(name) for name in file.names()}, path)
-            return Vae(path, config, weights, scaled=True)
+            return _found(path, "original files", config, weights)
     raise CheckpointError(
         f"{path} seems to be half of a tiny autoencoder; its name must say which: taesd_encoder or taesd_decoder."
     )

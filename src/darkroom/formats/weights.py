@@ -1,26 +1,37 @@
-"""The weights of one network in a checkpoint, under native names and strictly."""
+"""What an opened file is made of: networks, where their weights lie, and how they are read, built, told and hashed.
+
+Strictly: every key that is missing, extra or wrongly shaped is named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import math
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import CheckpointError
-from ..models.config import TextEncoderConfig
-from . import single
-from .layouts import TITLES, Layout, Part, is_ignored, table
-from .rules import Config, Place
+from ..files import cache_folder, read_json, whole_file
+from ..models.config import SD15_UNET, UPSCALER_UNET, TextEncoderConfig
+from .layouts import TITLES, Layout, Part, canonical, ema_name, is_ignored, prefix, root, table
+from .rules import Config, Place, native_shapes, network_class
+from .storage import Source
 from .tensors import TensorFile, open_tensors
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
-
+METADATA = "darkroom"  # the key of our own configuration in a safetensors file's metadata: JSON
 READERS = 2  # threads that read tensors; more would wait for the same memory
 
 
@@ -46,17 +57,171 @@ class Weights:
             first.close()
             raise
 
+    @property
+    def files(self) -> list[Path]:
+        """All of them, the shards of an index in order."""
+        return [*_shards(self.path), *([] if self.second is None else _shards(self.second))]
+
     def keys(self, names: list[str], part: Part) -> dict[str, str]:
         """The canonical key of each of the part's tensors -> the key among `names`."""
-        return single.part_keys(names, part, self.layout, self.ema, self.start)
+        return part_keys(names, part, self.layout, self.ema, self.start)
 
 
-class Holder(Protocol):
-    """What networks' weights are read of (`checkpoint.Checkpoint`, `control.ControlNetFile`)."""
+def _shards(path: Path) -> list[Path]:
+    """A weights file itself, or the shards that an index names."""
+    if path.suffix != ".json":
+        return [path]
+    shards = read_json(path, limit=16 << 20).get("weight_map")
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{path} is no index of shards in its own folder.")
+    return [path.parent / name for name in sorted(set(names))]
+
+
+def part_keys(
+    names: list[str], part: Part, layout: Layout, ema: bool = False, start: str | None = None
+) -> dict[str, str]:
+    """The canonical key of each of a part's tensors -> the key in the file. The canonical spelling wins over others.
+
+    `start` is what the part's keys begin with in this file, where that is not what the layout says.
+    """
+    if ema and part == "unet":
+        return _averages(names)
+    if start is not None:
+        own = [name for name in names if name.startswith(start)]
+        found = part_keys([prefix(part, layout) + name.removeprefix(start) for name in own], part, layout)
+        return {key: start + spelled.removeprefix(prefix(part, layout)) for key, spelled in found.items()}
+    start = root(part, layout)
+    keys: dict[str, str] = {}
+    for name in names:
+        if layout == "diffusers" or name.startswith(start):
+            spelled = canonical(part, layout, name)
+            if spelled == name or spelled not in keys:
+                if spelled in keys:  # another spelling came first: it is the extra one
+                    keys[keys[spelled]] = keys[spelled]
+                keys[spelled] = name
+            else:
+                keys[name] = name
+    return keys
+
+
+def _averages(names: list[str]) -> dict[str, str]:
+    """As `part_keys`, for a U-Net of which only the moving average was kept: its names have lost their dots."""
+    present = set(names)
+    best: dict[str, str] = {}
+    for config in (SD15_UNET, UPSCALER_UNET):  # whose names others share, whatever their widths
+        places = table("unet", "ldm", native_shapes(config), config).values()
+        keys = {place.name: ema for place in places if (ema := ema_name(place.name)) in present}
+        best = max(best, keys, key=len)
+    return best
+
+
+@dataclass(eq=False, kw_only=True)
+class Artifact:
+    """Something opened: what its networks are, and where their weights lie. Nothing of it is loaded.
+
+    Every kind of file that holds networks is one (a whole model: `checkpoint.Checkpoint`).
+    """
+
+    title: ClassVar[str] = ""  # what it is called, if that goes before its form
+    path: Path
+    kind: str  # its form, such as "single file"
+    configs: Mapping[Part, Config]
+    weights: Mapping[Part, Weights] = field(repr=False)
+    _digests: dict[Part, str] = field(default_factory=dict, repr=False)
+    _hashing: threading.Lock = field(default_factory=threading.Lock, repr=False)  # one that has begun is waited for
 
     @property
-    def weights(self) -> Mapping[Part, Weights]: ...
-    def config(self, part: Part) -> Config: ...
+    def name(self) -> str:
+        """A name for people: the file's name without its suffix, or the folder's."""
+        return self.path.stem if self.path.is_file() else self.path.resolve().name
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks there are; the first is what a hash is of, if nobody says otherwise."""
+        return tuple(self.configs)
+
+    def config(self, part: Part) -> Config:
+        """The configuration of one network."""
+        return self.configs[part]
+
+    def build(self, part: Part, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Any:
+        """A network with its weights, to look with and not to train. Raises CheckpointError, see `PartTensors`."""
+        import torch
+
+        config = self.config(part)
+        with torch.device("meta"):
+            network = network_class(config)(config)
+        self.fill(network, part, device, dtype)
+        return network.eval().requires_grad_(False)
+
+    def fill(
+        self, network: nn.Module, part: Part, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        """Give a network on `meta` its weights, without a second copy of them, and move it to its device."""
+        expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        network.load_state_dict(native_state(self, part, expected, dtype), strict=True, assign=True)
+        network.to(device)
+
+    def hash(self, part: Part | None = None) -> str:
+        """The ecosystem's model hash: ten hex digits of the SHA-256 of a network's files (a single file: of it all).
+
+        None: of the first network. Reads them whole the first time, and remembers (`digest_of`).
+        """
+        part = part or self.parts[0]
+        with self._hashing:
+            if part not in self._digests:
+                self._digests[part] = digest_of(self.weights[part].files)
+            return self._digests[part][:10]
+
+    def hash_ahead(self) -> None:
+        """Begin to find `hash()` in a thread, beside what else there is to do: Stable Diffusion's takes a second."""
+
+        def find() -> None:
+            with contextlib.suppress(CheckpointError):  # whoever asks for it is told
+                self.hash()
+
+        threading.Thread(target=find, name="model hash", daemon=True).start()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else is told of this kind of file."""
+        return {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights' files."""
+        files = dict.fromkeys(file for weights in self.weights.values() for file in weights.files)
+        return sum(file.stat().st_size for file in files)
+
+    def describe(self, with_hash: bool = False) -> dict[str, Any]:
+        """All of it, ready for JSON; reads no weights, but for the hash.
+
+        Keys: name, path, kind, the `facts`, size (bytes), and of its network parameters, dtypes (name -> tensors) and
+        fault (a sentence or None). Of several: parameters (of all), parts (part -> the same three), fault (the first).
+        """
+        parts = {part: self._told(part) for part in self.parts}
+        told = next(iter(parts.values()))
+        if len(parts) > 1:
+            faults = [part["fault"] for part in parts.values() if part["fault"]]
+            parameters = sum(part["parameters"] for part in parts.values())
+            told = {"parameters": parameters, "parts": parts, "fault": faults[0] if faults else None}
+        kind = f"{self.title}, {self.kind}" if self.title else self.kind
+        about = {"name": self.name, "path": str(self.path), "kind": kind, **self.facts, "size": self.size, **told}
+        return about | ({"hash": self.hash()} if with_hash else {})
+
+    def _told(self, part: Part) -> dict[str, Any]:
+        expected = native_shapes(self.config(part), f"{self.path}: {TITLES[part]}")
+        fault = None
+        try:
+            PartTensors(self, part, expected).close()
+        except CheckpointError as error:
+            fault = str(error)
+        with self.weights[part].open() as file:
+            keys = self.weights[part].keys(file.names(), part).values()
+            dtypes = Counter(file.dtype_name(key) for key in keys)
+        parameters = sum(math.prod(shape) for shape in expected.values())
+        return {"parameters": parameters, "dtypes": dict(dtypes.most_common()), "fault": fault}
 
 
 class PartTensors:
@@ -66,16 +231,16 @@ class PartTensors:
     any is missing, extra, wrongly shaped or no floating-point tensor.
     """
 
-    def __init__(self, checkpoint: Holder, part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
-        weights = checkpoint.weights[part]
-        self._places = table(part, weights.layout, expected, checkpoint.config(part))
+    def __init__(self, artifact: Artifact, part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
+        weights = artifact.weights[part]
+        self._places = table(part, weights.layout, expected, artifact.config(part))
         self._expected = expected
         self._fused: tuple[str, Tensor] | None = None
         self._file = weights.open()
         try:
             names = self._file.names()
             self._keys = weights.keys(names, part)
-            problems = self._problems(part, weights.layout, checkpoint)
+            problems = self._problems(part, weights.layout, artifact)
             if problems:
                 raise CheckpointError(
                     f"{weights.path}: the {TITLES[part]} does not fit its configuration: {'; '.join(problems)}."
@@ -124,7 +289,7 @@ class PartTensors:
     ) -> None:
         self.close()
 
-    def _problems(self, part: Part, layout: Layout, checkpoint: Holder) -> list[str]:
+    def _problems(self, part: Part, layout: Layout, artifact: Artifact) -> list[str]:
         """What is wrong with the file's keys: at most one clause each for missing, unknown, misshapen, not numbers."""
         wanted = {place.name: (name, place) for name, place in self._places.items()}
         missing = [key for key in wanted if key not in self._keys]
@@ -133,7 +298,7 @@ class PartTensors:
             for key in self._keys
             if key not in wanted
             and not is_ignored(part, layout, key)
-            and not self._is_dropped(part, layout, key, checkpoint)
+            and not self._is_dropped(part, layout, key, artifact)
         ]
         misshapen, whole = [], []
         for key, (name, place) in wanted.items():
@@ -152,23 +317,23 @@ class PartTensors:
             *_clause(whole, "tensor has no floating-point numbers", "tensors have no floating-point numbers"),
         ]
 
-    def _is_dropped(self, part: Part, layout: Layout, key: str, checkpoint: Holder) -> bool:
+    def _is_dropped(self, part: Part, layout: Layout, key: str, artifact: Artifact) -> bool:
         """Whether a key is of SD 2.x's last OpenCLIP layer, which is never used."""
-        config = checkpoint.config(part)
+        config = artifact.config(part)
         if layout != "openclip" or not isinstance(config, TextEncoderConfig) or config.num_hidden_layers != 23:
             return False
         return key.startswith("cond_stage_model.model.transformer.resblocks.23.")
 
 
 def native_state(
-    checkpoint: Holder, part: Part, expected: Mapping[str, torch.Size], dtype: torch.dtype | None = None
+    artifact: Artifact, part: Part, expected: Mapping[str, torch.Size], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """All tensors of a network under their native names, for `load_state_dict(assign=True)` on `meta`.
 
     `expected`: native name -> shape, from that network's `state_dict()`. Tensors are converted to `dtype` piece by
     piece while they are read, so that memory holds each once. Strict: see `PartTensors`.
     """
-    with PartTensors(checkpoint, part, expected) as tensors, ThreadPoolExecutor(READERS) as readers:
+    with PartTensors(artifact, part, expected) as tensors, ThreadPoolExecutor(READERS) as readers:
         names = tensors.names()
         return dict(zip(names, readers.map(lambda name: tensors.load(name, dtype), names), strict=True))
 
@@ -191,3 +356,78 @@ def _clause(items: list[str], one: str, many: str) -> list[str]:
     if not items:
         return []
     return [f"{len(items)} {one if len(items) == 1 else many} ({', '.join(items[:3])}{', ...' * (len(items) > 3)})"]
+
+
+# --- the SHA-256 of weights files, remembered on disk for large ones ------------------------------------------------
+
+
+LARGE = 2**26  # bytes of files from which on their digest is kept
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """64 hex digits: the SHA-256 of some files, one after another. Raises CheckpointError; what is no file is refused.
+
+    That of large files is kept under what the system says of each: its place, size, number, and when it or anything
+    about it was last changed. A file that is written anew, or put in another's place, is read again.
+    """
+    path = paths[0]
+    try:
+        stats = [os.stat(path := each) for each in paths]
+        kept = _place(paths, stats) if sum(stat.st_size for stat in stats) >= LARGE else None
+        if kept is not None and (known := _read(kept)) is not None:
+            return known
+        digest = hashlib.sha256()
+        for path in paths:
+            feed(digest, path)
+        if kept is not None and [_seen(os.stat(each)) for each in paths] == [_seen(stat) for stat in stats]:
+            _write(kept, digest.hexdigest())
+        return digest.hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 as A1111 reckons it for a LoRA: of a safetensors file without its header (so that notes in it may
+    change), of any other file whole."""
+    digest = hashlib.sha256()
+    feed(digest, path, headless=True)
+    return digest.hexdigest()
+
+
+def feed(digest: Any, path: Path, headless: bool = False) -> None:
+    """Add a file's bytes to a digest; `headless`: of a safetensors file those of its tensors alone."""
+    source = Source(path)
+    try:
+        head = source.read(0, 9)
+        offset = 8 + int.from_bytes(head[:8], "little") if headless and head[8:9] == b"{" else 0
+        block = memoryview(bytearray(1 << 20))
+        while count := source.read_into(block, offset):
+            digest.update(block[:count])
+            offset += count
+    finally:
+        source.close()
+
+
+def _seen(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _place(paths: Sequence[Path], stats: Sequence[os.stat_result]) -> Path:
+    told = repr([(os.path.abspath(path), _seen(stat)) for path, stat in zip(paths, stats, strict=True)])
+    return cache_folder() / "digests" / hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+
+
+def _read(place: Path) -> str | None:
+    """What is kept there, if it is a digest."""
+    with contextlib.suppress(OSError, ValueError):
+        text = place.read_text(encoding="ascii")
+        if _DIGEST.fullmatch(text):
+            return text
+    return None
+
+
+def _write(place: Path, digest: str) -> None:
+    """Keep a digest, whole or not at all; a disk that takes nothing costs the keeping only."""
+    with contextlib.suppress(CheckpointError), whole_file(place) as draft:
+        draft.write_text(digest, encoding="ascii")

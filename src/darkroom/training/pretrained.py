@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,32 +12,13 @@ import darkroom
 from ..errors import TrainingError
 from ..files import read_json
 from ..formats.checkpoint import open_checkpoint
-from ..formats.configs import network_config
-from ..formats.folder import weights_file
-from ..formats.layouts import Part
-from ..formats.rules import Config
+from ..formats.folder import network_config, weights_file
 from ..formats.vae import open_vae
-from ..formats.weights import Weights, native_state
-from ..models.autoencoder import Autoencoder, TinyAutoencoder
-from ..models.config import TextEncoderConfig, TinyAutoencoderConfig
+from ..formats.weights import Artifact, Weights
+from ..models.autoencoder import Autoencoder
+from ..models.config import TextEncoderConfig
 from ..models.text_encoder import TextEncoder
 from ..prompts.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class _One:
-    """A single network's file."""
-
-    part: Part
-    only: Weights
-    its: Config
-
-    @property
-    def weights(self) -> Mapping[Part, Weights]:
-        return {self.part: self.only}
-
-    def config(self, part: Part) -> Config:
-        return self.its
 
 
 def open_autoencoder(source: str) -> Autoencoder:
@@ -46,14 +26,8 @@ def open_autoencoder(source: str) -> Autoencoder:
 
     Raises CheckpointError.
     """
-    vae = open_vae(source)
-    with torch.device("meta"):
-        tiny = isinstance(vae.config, TinyAutoencoderConfig)
-        network = TinyAutoencoder(vae.config) if tiny else Autoencoder(vae.config)  # type: ignore[arg-type]
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    state = native_state(_One("autoencoder", vae.weights, vae.config), "autoencoder", expected, torch.float32)
-    network.load_state_dict(state, assign=True)
-    return network
+    network: Autoencoder = open_vae(source).build("autoencoder", dtype=torch.float32)
+    return network.train().requires_grad_(True)
 
 
 def open_text(source: str, device: str) -> tuple[TextEncoder, Tokenizer]:
@@ -65,13 +39,11 @@ def open_text(source: str, device: str) -> tuple[TextEncoder, Tokenizer]:
     if not (place / "config.json").is_file():
         pipe = darkroom.load(source, device=device, dtype="float32")
         return pipe.text_encoder, pipe.tokenizer
-    with torch.device("meta"):
-        network = TextEncoder(config)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     weights = Weights(weights_file(place), "diffusers")
-    state = native_state(_One("text_encoder", weights, config), "text_encoder", expected, torch.float32)
-    network.load_state_dict(state, assign=True)
-    return network.to(device).eval().requires_grad_(False), Tokenizer.from_folder(place)
+    found = Artifact(
+        path=place, kind="text encoder", configs={"text_encoder": config}, weights={"text_encoder": weights}
+    )
+    return found.build("text_encoder", device, torch.float32), Tokenizer.from_folder(place)
 
 
 def text_config(source: str) -> TextEncoderConfig:

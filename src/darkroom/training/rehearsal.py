@@ -83,7 +83,7 @@ def _rehearsed(recipe: LoopConfig | EmbeddedRecipe, model: str | None, world: in
 def _vae(model: str) -> Vae:
     """The configuration of the autoencoder that a run or a model has."""
     run = Path(model)
-    return finished(run).config if is_run(run) else open_vae(model).config
+    return finished(run).config if is_run(run) else open_vae(model).autoencoder_config
 
 
 def _rows(recipe: LoopConfig, world: int) -> int:
@@ -92,7 +92,7 @@ def _rows(recipe: LoopConfig, world: int) -> int:
 
 def _autoencoder(recipe: ae.AutoencoderRecipe, start: Vae | None, world: int) -> Estimate:
     """An autoencoder on crops (later batches of whole pictures have as many pixels), its discriminator in play."""
-    own = open_vae(str(MODEL)).config
+    own = open_vae(str(MODEL)).autoencoder_config
     given = open_distance(recipe.features) if recipe.perceptual and recipe.features != OWN else None
     assert isinstance(own, AutoencoderConfig)
     # The stage itself computes, at a step at which everything takes part.

@@ -31,7 +31,7 @@ from ..data.captions import Captions
 from ..data.dataset import Lessons, SceneLessons, open_lessons
 from ..data.order import Order
 from ..errors import TrainingError
-from ..formats.clip import MEAN, STD, save_clip
+from ..formats.save import MEAN, STD, save_clip
 from ..models.clip import LARGEST, Clip, VisionEncoder, contrastive_loss
 from ..models.config import TextEncoderConfig, VisionEncoderConfig
 from ..models.text_encoder import TextEncoder
