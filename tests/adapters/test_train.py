@@ -18,7 +18,7 @@ import lora_files as files
 import darkroom
 from darkroom.adapters import Adapter, Scaled, TrainableLora, attached, init_lora
 from darkroom.adapters.train import KINDS, WHICH
-from darkroom.formats.lora import Home, Homes
+from darkroom.formats.lora_names import Home, Homes
 from darkroom.formats.lora_save import save_lora
 from darkroom.models.layers import set_checkpointing
 from darkroom.pipeline import Pipeline

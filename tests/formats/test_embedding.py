@@ -174,6 +174,61 @@ def test_bad_pickles(tmp_path, content, told):
         read_embedding(tmp_path / "e.pt")
 
 
+WIDE = torch.linspace(-1, 1, 3 * 1280).reshape(3, 1280)
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "expected"),
+    [
+        ({"emp_params": V}, "kohya", (V,)),  # OneTrainer's spelling
+        ({"clip_l": V}, "kohya", (V,)),
+        ({"clip_h": V}, "kohya", (V,)),
+        ({"clip_g": WIDE}, "kohya", (WIDE,)),
+        ({"clip_g": WIDE, "clip_l": V}, "sdxl", (V, WIDE)),
+        ({"text_encoders_0": V}, "kohya", (V,)),
+        ({"text_encoders_1": WIDE, "text_encoders_0": V}, "sdxl", (V, WIDE)),
+    ],
+)
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_tensors_called_by_a_text_encoder(tmp_path, content, form, expected, ending):
+    """They are one word's, and not words called `clip_l` that no prompt says."""
+    path = tmp_path / f"zork.{ending}"
+    (save_file if ending == "safetensors" else torch.save)(
+        {name: tensor.contiguous().clone() for name, tensor in content.items()}, path
+    )
+    found = read_embedding(path)
+    assert found.form == form
+    (word,) = found.learned()
+    assert word.names == ("zork",)
+    assert len(word.parts) == len(expected)
+    assert all(torch.equal(part, wanted) for part, wanted in zip(word.parts, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"clip_l": V, "clip_g": V, "clip_l_out": V, "clip_g_out": V}, "output of a text encoder .clip_g_out"),
+        ({"emp_params": V, "emp_params_out": V}, "output of a text encoder .emp_params_out"),
+        ({"emp_params_out": V}, "output of a text encoder"),
+        ({"clip_l": V, "clip_g": V, "t5": V}, "vectors for t5, a text encoder of Stable Diffusion 3"),
+        ({"clip_l": V, "t5_out": V}, "vectors for t5_out"),
+        ({"t5": V}, "vectors for t5"),
+        ({"clip_l": V, "llama": V}, "vectors for llama"),
+        ({"clip_l": V, "cat": V}, "has cat, clip_l for one word"),
+        ({"clip_l": V, "emb_params": V}, "has clip_l, emb_params for one word"),
+        ({"clip_l": V, "text_encoders_0": V, "clip_g": V}, "for one word"),
+    ],
+)
+def test_tensors_that_would_be_without_effect(tmp_path, content, told):
+    content = {name: tensor.clone() for name, tensor in content.items()}
+    save_file(content, tmp_path / "e.safetensors")
+    torch.save(content, tmp_path / "e.pt")
+    for path in (tmp_path / "e.safetensors", tmp_path / "e.pt"):
+        assert is_embedding(Glance(path))
+        with pytest.raises(CheckpointError, match=told):
+            read_embedding(path)
+
+
 class Evil:
     def __reduce__(self):
         import os

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from darkroom.adapters import Adapter, Update
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.formats.artifact import describe
-from darkroom.formats.lora import Home, Homes, is_lora, read_key, read_lora
+from darkroom.formats.lora import is_lora, read_lora
+from darkroom.formats.lora_names import Home, Homes, read_key
 from darkroom.formats.lora_save import convert_lora, published_networks, save_lora
 from darkroom.formats.lora_store import LoraStore, index_of
 from darkroom.formats.tensors import Glance

@@ -62,6 +62,7 @@ class Adapter:
     hash: str = field(default_factory=lambda: secrets.token_hex(32))  # 64 hexadecimal digits: the file's SHA-256
     metadata: Mapping[str, str] = field(default_factory=dict)  # ss_*, modelspec.* and what else the file says
     unmatched: tuple[str, ...] = ()  # keys of the file that found no home and were allowed to
+    words: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # learned words that come with it: [n, D]s
 
     def to(self, device: torch.device | str) -> Adapter:
         """The same with its factors on a device."""

@@ -6,6 +6,11 @@ Shapes: O and I the layer's output and input width, k its kernel (nothing for a 
     hadamard    dW = (w1_a @ w1_b) * (w2_a @ w2_b)              LoHa: Hyeon-Woo et al. 2021, arXiv 2108.06098, eq. 2
     kronecker   dW = w1 (x) w2, each perhaps a product          LoKr: Edalati et al. 2022, arXiv 2212.10650, eq. 5
     full        dW itself
+    ia3         dW = W * w, by outputs or by inputs             IA3: Liu et al. 2022, arXiv 2205.05638, sec. 3.3
+    glora       dW = b1 @ b2 + W @ a1 @ a2                      GLoRA: Chavan et al. 2023, arXiv 2306.07967, eq. 8
+    oft         dW = s R W - W, R block-diagonal rotations      OFT: Qiu et al. 2023, arXiv 2306.07280, eq. 5
+
+The last three as LyCORIS defines their files. A rotation is Cayley's (I + Q) (I - Q)^-1 of Q = B - B^T, transposed.
 
 A convolution's factors may have a core t [r, r, k, k] between them (CP decomposition; arXiv 2108.06098, proposition 3).
 All of them are multiplied by alpha / r, here `factor`. With a magnitude m, the weight becomes m (W + dW) / ||W + dW||
@@ -29,7 +34,8 @@ LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)  # what can be chang
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """One layer's change. `factors` by name, of one kind: down, up(, mid) | hada_* | lokr_* | diff | nothing."""
+    """One layer's change. `factors` by name, of one kind: down, up(, mid) | hada_* | lokr_* | diff |
+    ia3 ([O, 1, ...] or [1, I, ...]) | a1, a2, b1, b2(, bm) | oft_blocks(, rescale)(, constraint) | nothing."""
 
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     factor: float = 1.0  # alpha / r
@@ -38,7 +44,7 @@ class Update:
 
     @property
     def kind(self) -> str:
-        """ "lora", "loha", "lokr", "full", or "bias" where there are no factors."""
+        """ "lora", "loha", "lokr", "full", "ia3", "glora", "oft", or "bias" where there are no factors."""
         names = self.factors.keys()
         if "down" in names:
             return "lora"
@@ -46,12 +52,15 @@ class Update:
             return "loha"
         if names & {"lokr_w1", "lokr_w1_a"}:
             return "lokr"
-        return "full" if "diff" in names else "bias"
+        for name, kind in (("diff", "full"), ("ia3", "ia3"), ("a1", "glora"), ("oft_blocks", "oft")):
+            if name in names:
+                return kind
+        return "bias"
 
     @property
     def rank(self) -> int | None:
         """r; None where nothing is decomposed."""
-        for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2"):
             if name in self.factors:
                 return self.factors[name].shape[0]
         return None
@@ -70,7 +79,11 @@ class Update:
         if not self.factors and self.magnitude is None:
             return None
         weight = weight.float()
-        delta = scale * self.factor * self.product().reshape(weight.shape) if self.factors else torch.zeros_like(weight)
+        delta = (
+            scale * self.factor * self.product(weight).reshape(weight.shape)
+            if self.factors
+            else torch.zeros_like(weight)
+        )
         if self.magnitude is None:
             return delta
         changed = weight + delta
@@ -115,7 +128,7 @@ class Update:
         weight = weight_of(layer)
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
         with torch.no_grad():
-            changed = weight.float() + scale * self.factor * self.product().reshape(weight.shape)
+            changed = weight.float() + scale * self.factor * self.product(weight).reshape(weight.shape)
         ratio = _on_channels(self._ratio(changed).flatten().to(y.dtype), layer)
         if answer is None:
             plain = run(layer, x, weight.to(x.dtype))
@@ -132,8 +145,8 @@ class Update:
             return F.conv2d(run(layer, x, down), up)
         return F.conv2d(run(layer, F.conv2d(x, down), mid.to(x.dtype)), up)
 
-    def product(self) -> Tensor:
-        """dW, float32, before any scale; [O, I, *k], perhaps with the last dimensions still joined."""
+    def product(self, weight: Tensor) -> Tensor:
+        """dW of a weight [O, I, *k], float32, before any scale; perhaps with the last dimensions still joined."""
         f = {name: tensor.float() for name, tensor in self.factors.items()}
         if self.kind == "lora":
             if "mid" in f:
@@ -147,12 +160,33 @@ class Update:
             whole = f.get("lokr_w2")
             w2 = _decomposed(f["lokr_w2_a"], f["lokr_w2_b"], f.get("lokr_t2")) if whole is None else whole
             return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - w1.ndim)), w2)
-        return f["diff"]
+        if self.kind == "ia3":
+            return weight.float() * f["ia3"]
+        if self.kind == "glora":
+            a1, a2, b1 = f["a1"].flatten(1), f["a2"].flatten(1), f["b1"].flatten(1)
+            core = f.get("bm")
+            b = b1 @ f["b2"].flatten(1) if core is None else _decomposed(b1.T, f["b2"].flatten(1), core)
+            return b.reshape(weight.shape) + torch.einsum("oi..., ir, rj -> oj...", weight.float(), a1, a2)
+        return _rotated(weight.float(), f) - weight.float() if self.kind == "oft" else f["diff"]
 
 
 def _decomposed(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
     """a [O, r] @ b [r, I k k], or with a core [r, r, k, k]: a [r, O], b [r, I] -> [O, I, k, k]."""
     return a @ b if core is None else torch.einsum("rskl, si, ro -> oikl", core, b, a)
+
+
+def _rotated(weight: Tensor, f: Mapping[str, Tensor]) -> Tensor:
+    """s R W: of oft_blocks [k, n, n], k n = O; `constraint` times O is the largest norm that Q may have, 0 none."""
+    blocks = f["oft_blocks"]
+    q = blocks - blocks.transpose(1, 2)
+    if "constraint" in f and blocks.device.type != "meta":
+        norm, most = torch.linalg.vector_norm(q) + 1e-8, f["constraint"].item() * weight.shape[0]
+        q = q * (most / norm) if 0 < most < norm else q
+    one = torch.eye(q.shape[1], device=q.device)
+    rotation = (one + q) @ torch.linalg.inv(one - q)
+    turned = torch.einsum("knm, kn... -> km...", rotation, weight.reshape(*blocks.shape[:2], *weight.shape[1:]))
+    turned = turned.reshape(weight.shape)
+    return f["rescale"].reshape(-1, *[1] * (weight.ndim - 1)) * turned if "rescale" in f else turned
 
 
 def _on_channels(values: Tensor, layer: nn.Module) -> Tensor:

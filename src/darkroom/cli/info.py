@@ -164,6 +164,7 @@ def _lora_lines(found: dict[str, Any]) -> str:
         "made for": found["base"] or "unknown (it changes no attention to a text)",
         "numbers": ", ".join(found["dtypes"]),
         "hash": found["hash"],
+        **({"words": ", ".join(found["words"])} if found["words"] else {}),
         **({"unknown keys": len(found["unknown"])} if found["unknown"] else {}),
         **{key: text if len(text) <= 200 else text[:197] + "..." for key, text in found["metadata"].items()},
     }

@@ -46,6 +46,7 @@ _OTHERS = (
     ("lllite_", "a ControlNet-LLLite, which Darkroom does not load"),
     ("adapter.", "a T2I-Adapter, which Darkroom does not load"),
     ("body.", "a T2I-Adapter, which Darkroom does not load"),
+    ("lora_controlnet", "a Control-LoRA, which Darkroom does not load"),
     ("lora_", "a LoRA: give it with --lora"),
     ("up_blocks.", "a U-Net"),
     ("output_blocks.", "a U-Net"),
@@ -136,6 +137,8 @@ def _open_file(path: Path) -> ControlNetFile:
 
 def _start(names: list[str]) -> str | None:
     """What the keys of the ControlNet among them begin with; None if there is none."""
+    if "lora_controlnet" in names:  # a Control-LoRA's layers have the same names, but no weights
+        return None
     if any(name.startswith(ORIGINAL) for name in names):
         return ORIGINAL
     return "" if any(name.startswith(("input_hint_block.", "controlnet_cond_embedding.")) for name in names) else None

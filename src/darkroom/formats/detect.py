@@ -34,6 +34,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # tensor name, without its part's prefix
 FOREIGN = (
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which Darkroom does not load"),
     ("double_blocks.", "a Flux checkpoint, which Darkroom does not load"),
+    ("lora_controlnet", "a Control-LoRA (a ControlNet as changes of a U-Net), which Darkroom does not load"),
     ("lora_", "a LoRA, not a whole model: give it with --lora beside a model"),
     (".lora", "a LoRA, not a whole model: give it with --lora beside a model"),
     ("control_model.", "a ControlNet, not a whole model: give it with --control beside a model"),

@@ -5,8 +5,11 @@
     kohya      {"emb_params": [n, D]}
     sdxl       {"clip_l": [n, 768], "clip_g": [n, 1280]}
 
-The last three are safetensors or pickles. What a file is, is decided by its content. In a prompt a file's word is
-called by the file's name without its ending, and, in diffusers' form, by its token too; several words by their tokens.
+Others write emp_params (OneTrainer), clip_l, clip_g or clip_h alone, text_encoders_0 and text_encoders_1 (early scripts
+for SDXL). Vectors for T5, or for a text encoder's output (`..._out`, OneTrainer), have no use here, and their files are
+refused. All but the first are safetensors or pickles. What a file is, is decided by its content. In a prompt a file's
+word is called by the file's name without its ending, and, in diffusers' form, by its token too; several words by their
+tokens.
 """
 
 from __future__ import annotations
@@ -158,16 +161,65 @@ def read_embedding(path: str | Path) -> EmbeddingFile:
     if not tensors or len(tensors) < len(content):
         raise _none(path)
     _check_names(path, tensors)
-    if set(tensors) == {"emb_params"}:
-        return EmbeddingFile(path, "kohya", {"": (_vectors(path, "emb_params", tensors["emb_params"]),)}, {})
-    if set(tensors) == {"clip_l", "clip_g"}:
-        parts = tuple(_vectors(path, name, tensors[name]) for name in ("clip_l", "clip_g"))
-        if len(parts[0]) != len(parts[1]):
-            raise CheckpointError(
-                f"{path} has {len(parts[0])} vectors for one text encoder, {len(parts[1])} for the other: it is broken."
-            )
-        return EmbeddingFile(path, "sdxl", {"": parts}, {})
+    if parts := _by_encoder(path, tensors):
+        return EmbeddingFile(path, "kohya" if len(parts) == 1 else "sdxl", {"": parts}, {})
     return EmbeddingFile(path, "diffusers", _by_token(path, tensors), {})
+
+
+def bundled_word(path: Path, word: str, tensors: Mapping[str, Tensor]) -> Vectors:
+    """The vectors of a word that a LoRA brings along, one for each text encoder; `tensors` by what an embedding's file
+    would call them. Raises CheckpointError."""
+    try:
+        check_name(word)
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {error}.") from None
+    if parts := _by_encoder(path, tensors):
+        return parts
+    if len(tensors) != 1:
+        raise CheckpointError(
+            f"{path} has {', '.join(map(clip, sorted(tensors)[:4]))} for the word {clip(word)}: it can't be used."
+        )
+    ((name, tensor),) = tensors.items()
+    return (_vectors(path, name, tensor),)
+
+
+# What vectors are called that have an encoder's name instead of a word's: the encoder's place in a model.
+_ENCODERS = {
+    "emb_params": 0, "emp_params": 0, "clip_l": 0, "clip_g": 1, "clip_h": 0, "text_encoders_0": 0, "text_encoders_1": 1,
+}  # fmt: skip
+_ELSEWHERE = re.compile(r"(t5|t5xxl|umt5|llama|gemma|qwen|bert|pile_t5xl)(_.*)?\Z|mt5xl")
+
+
+def _by_encoder(path: Path, tensors: Mapping[str, Tensor]) -> Vectors | None:
+    """A word's vectors for each text encoder, where a file names its tensors by these; None where it names words.
+
+    Raises CheckpointError where some of them are for what no model here has: the word would do less than it was trained
+    to, and nobody would know.
+    """
+    places = {_ENCODERS[name]: name for name in tensors if name in _ENCODERS}
+    outputs = [name for name in sorted(tensors) if name.endswith("_out") and name.removesuffix("_out") in _ENCODERS]
+    others = [name for name in sorted(tensors) if name not in _ENCODERS and name not in outputs]
+    if outputs:
+        raise CheckpointError(
+            f"{path} has vectors for the output of a text encoder ({outputs[0]}: OneTrainer's output embedding), which "
+            f"Darkroom does not use: train it without."
+        )
+    if foreign := [name for name in others if _ELSEWHERE.match(name) and (places or len(tensors) == 1)]:
+        raise CheckpointError(
+            f"{path} has vectors for {clip(foreign[0])}, a text encoder of Stable Diffusion 3, Flux or the like, which "
+            f"Darkroom does not load: use an embedding made for this model."
+        )
+    if not places:
+        return None
+    if others or len(places) < len(tensors):
+        told = ", ".join(map(clip, sorted(tensors)[:4]))
+        raise CheckpointError(f"{path} has {told} for one word: which of them a model is meant to read is not known.")
+    parts = tuple(_vectors(path, name, tensors[name]) for _, name in sorted(places.items()))
+    if len({len(part) for part in parts}) > 1:
+        raise CheckpointError(
+            f"{path} has {len(parts[0])} vectors for one text encoder, {len(parts[1])} for the other: it is broken."
+        )
+    return parts
 
 
 def is_embedding(seen: Glance) -> bool:

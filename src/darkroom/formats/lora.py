@@ -1,13 +1,4 @@
-"""How LoRA files name things: which layer of which network a key speaks of, and what of that layer it holds.
-
-lora_unet_down_blocks_0_attentions_0_..._attn1_to_q.lora_down.weight     kohya, LyCORIS (SDXL: LDM's names)
-lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha               text encoders: lora_te_, lora_te1_, lora_te2_
-unet.down_blocks.0...attn1.to_q.lora_A.weight                            diffusers, PEFT (base_model.model.unet...)
-unet.down_blocks.0...attn1.processor.to_q_lora.down.weight               older diffusers, to_out_lora among them
-text_encoder....mlp.fc1.lora_linear_layer.up.weight
-
-LoRA files in: kohya's, diffusers', PEFT's and LyCORIS' forms, into changes of native layers.
-"""
+"""LoRA files in: every form that `lora_names` knows, into changes of native layers."""
 
 from __future__ import annotations
 
@@ -15,15 +6,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..embedded import place_of
-from ..errors import CheckpointError
+from ..errors import CheckpointError, clip
 from ..files import read_json
-from .layouts import Layout, Part, prefix, table
+from .lora_names import BUNDLED, NUMBERED, UNDRAWN, Home, Homes, Key, bundled, numbered, read_keys
 from .tensors import Glance, TensorFile, open_tensors
 from .weights import content_hash
 
@@ -31,148 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..adapters import Adapter, Update
-
-_KEY = re.compile(
-    r"""(?P<module>.+?)(?:
-      [._]lora(?:_linear_layer|_conv_layer)?[._](?P<factor>down|up|mid)(?:\.[\w-]+)?\.weight
-    | \.lora_(?P<letter>[AB])(?:\.[\w-]+)?\.(?P<of>weight|bias)
-    | \.(?:dora_scale|lora_(?P<vector>magnitude_vector)(?:\.[\w-]+)?)
-    | \.(?P<plain>alpha|diff|diff_b|w_norm|b_norm|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))(?:\.default)?
-    )\Z""",
-    re.VERBOSE,
-)
-_PLAIN = {"w_norm": "diff", "b_norm": "diff_b"}  # LyCORIS' names for the differences of a norm
-
-_JOINED: tuple[tuple[str, str], ...] = (
-    ("lora_unet_", "unet"),
-    ("lycoris_", "unet"),
-    ("lora_te1_", "text_encoder"),
-    ("lora_te2_", "text_encoder_2"),
-    ("lora_te_", "text_encoder"),
-)
-_DOTTED: tuple[tuple[str, str], ...] = (
-    ("unet.", "unet"),
-    ("model.diffusion_model.", "unet"),
-    ("diffusion_model.", "unet"),
-    ("text_encoder_2.", "text_encoder_2"),
-    ("text_encoder.", "text_encoder"),
-)
-_OLDER = (  # of diffusers' attention processors
-    (re.compile(r"\.processor\b"), ""),
-    (re.compile(r"(\.attn[12]\.to_out)\Z"), r"\1.0"),
-    (re.compile(r"(\.self_attn\.)to_(q|k|v|out)\Z"), r"\1\2_proj"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What a key says before any model is known."""
-
-    module: str  # the layer, as the file spells it
-    slot: str  # down, up, mid, alpha, magnitude, dora_scale, bias, diff, diff_b, hada_*, lokr_*
-
-
-def read_key(name: str) -> Key | None:
-    """The layer and the slot in a tensor's name; None if it is no LoRA's."""
-    match = _KEY.match(name)
-    if match is None:
-        return None
-    if match["factor"]:
-        return Key(match["module"], match["factor"])
-    if match["letter"]:
-        slot = "down" if match["letter"] == "A" else "up"
-        if match["of"] == "bias":
-            return Key(match["module"], "bias") if slot == "up" else None
-        return Key(match["module"], slot)
-    if match["plain"]:
-        return Key(match["module"], _PLAIN.get(match["plain"], match["plain"]))
-    return Key(match["module"], "magnitude" if match["vector"] else "dora_scale")
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """A layer of the model."""
-
-    part: str
-    path: str  # native
-
-
-class Homes:
-    """All layers of a model's networks, under every name that files have for them."""
-
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self.layers: dict[Home, nn.Module] = {}
-        self.names: dict[Home, str] = {}  # diffusers' own, without the part
-        self.ldm_names: dict[Home, str] = {}
-        self._dotted: dict[tuple[str, str], Home] = {}
-        self._joined: dict[tuple[str, str], Home] = {}
-        for part, network in networks.items():
-            for layout, path, spelled in _spellings(part, network):
-                home = Home(part, path)
-                self.layers[home] = network.get_submodule(path)
-                for name in spelled:
-                    self._dotted.setdefault((part, name), home)
-                    self._joined.setdefault((part, name.replace(".", "_")), home)
-                if layout == "diffusers":
-                    self.names[home] = spelled[0]
-                elif layout == "ldm":
-                    self.ldm_names[home] = spelled[0]
-
-    @property
-    def text_width(self) -> int | None:
-        """The width of the text that the U-Net attends to; None where there is no U-Net, or it attends to none."""
-        cross = (layer for home, layer in self.layers.items() if home.part == "unet" and home.path.endswith("attn2.k"))
-        layer: Any = next(cross, None)
-        return None if layer is None else int(layer.weight.shape[1])
-
-    def find(self, module: str) -> Home | None:
-        """The layer that a file's `module` means; None if the model has none of that name."""
-        if "." not in module:
-            for start, part in _JOINED:
-                if module.startswith(start) and (home := self._joined.get((part, module.removeprefix(start)))):
-                    return home
-            return None
-        while module.startswith("base_model.model."):
-            module = module.removeprefix("base_model.model.")
-        named = next(((part, start) for start, part in _DOTTED if module.startswith(start)), None)
-        if named is None:
-            for pattern, spelling in _OLDER:
-                module = pattern.sub(spelling, module)
-            found = (self._dotted.get((part, module)) for part in dict.fromkeys(home.part for home in self.layers))
-            return next((home for home in found if home is not None), None)
-        part, start = named
-        module = module.removeprefix(start)
-        for pattern, spelling in _OLDER:
-            module = pattern.sub(spelling, module)
-        return self._dotted.get((part, module))
-
-
-def _spellings(part: str, network: Any) -> Iterator[tuple[Layout, str, tuple[str, ...]]]:
-    """(layout, native path, names in files) of every layer of a network."""
-    from ..adapters.updates import LAYERS
-
-    paths = [path for path, layer in network.named_modules() if isinstance(layer, LAYERS)]
-    rules: Part = part  # type: ignore[assignment]  # a part without rules has no names, and nothing is found in it
-    for layout in get_args(Layout):
-        try:
-            places = table(rules, layout, [f"{path}.weight" for path in paths], network.config)
-        except KeyError:  # the layout is none of this part's
-            continue
-        for path in paths:
-            place = places[f"{path}.weight"]
-            if place.third is None:
-                name = place.name.removesuffix(".weight").removeprefix(prefix(rules, layout))
-                yield layout, path, _with_and_without("text_model.", name) if part.startswith("text") else (name,)
-
-
-def _with_and_without(start: str, name: str) -> tuple[str, ...]:
-    """Both ways in which text encoders are spelled, the longer first; a projection lies outside of `text_model`."""
-    name = name.removeprefix(start)
-    return (name,) if name.startswith("text_projection") else (start + name, name)
-
-
-# --- lora
-
 
 PEFT_METADATA = "lora_adapter_metadata"  # diffusers' key for PEFT's configuration, as JSON
 FILES = (  # what a LoRA's folder may hold
@@ -199,19 +48,20 @@ class LoraFile:
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     dtypes: Mapping[str, str] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
+    words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # word -> what its vectors are for -> tensor
 
     @property
     def text_width(self) -> int | None:
         """The width of the text its U-Net attends to, told by the cross-attention; None where it has none."""
         for module, slots in self.slots.items():
-            name = slots.get("down") or slots.get("hada_w1_b")
+            name = slots.get("down") or slots.get("hada_w1_b") or slots.get("a2")
             if name is not None and _CROSS.search(module) and len(self.shapes[name]) > 1:
-                return self.shapes[name][1]
+                return max(self.shapes[name][:2]) if "a2" in slots else self.shapes[name][1]
         return None
 
     @property
     def kinds(self) -> dict[str, int]:
-        """Kind ("lora", "loha", "lokr", "full", "bias"; with "dora" after a plus sign) -> layers."""
+        """Kind (as of `Update.kind`; with "dora" after a plus sign) -> layers."""
         counted: dict[str, int] = {}
         for slots in self.slots.values():
             kind = _kind(slots)
@@ -220,22 +70,25 @@ class LoraFile:
 
     @property
     def form(self) -> str:
-        """ "kohya" where names are joined by underscores, else "diffusers"."""
+        """ "kohya" where names are joined by underscores, "cloneofsimo" where layers have numbers, else "diffusers"."""
+        if any(":" in module for module in self.slots):
+            return "cloneofsimo"
         joined = sum("." not in module for module in self.slots)
         return "kohya" if 2 * joined > len(self.slots) else "diffusers"
 
     def describe(self, with_hash: bool = True) -> dict[str, Any]:
         """Form, kinds and sizes, ready for JSON; the hash always, since such files are small.
 
-        Keys: name, path, form ("kohya" or "diffusers"), kinds (kind -> layers), ranks (rank -> layers), base (which
-        models it is made for, or None), text_width, dtypes (name -> tensors), size (bytes), hash (12 digits, A1111's),
-        unknown (names that are no LoRA's), metadata (ss_*, modelspec.*). Raises CheckpointError.
+        Keys: name, path, form ("kohya", "diffusers" or "cloneofsimo"), kinds (kind -> layers), ranks (rank -> layers),
+        base (which models it is made for, or None), text_width, dtypes (name -> tensors), size (bytes), hash (12
+        digits, A1111's), words (that come with it), unknown (names that are no LoRA's), metadata (ss_*, modelspec.*).
+        Raises CheckpointError.
         """
         ranks: Counter[int] = Counter()
         for slots in self.slots.values():
-            name = next((slots[s] for s in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if s in slots), None)
+            name = next((slots[s] for s in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2") if s in slots), None)
             if name is not None and self.shapes[name]:
-                ranks[self.shapes[name][0]] += 1
+                ranks[min(self.shapes[name][:2]) if "a2" in slots else self.shapes[name][0]] += 1
         width = self.text_width
         return {
             "name": self.path.stem,
@@ -249,6 +102,7 @@ class LoraFile:
             "dtypes": dict(Counter(self.dtypes.values()).most_common()),
             "size": self.path.stat().st_size,
             "hash": content_hash(self.path)[:12],
+            "words": list(self.words),
             "unknown": list(self.strangers),
             "metadata": {key: text for key, text in sorted(self.metadata.items()) if key.startswith(_NOTES)},
         }
@@ -259,7 +113,13 @@ def is_lora(seen: Glance) -> bool:
     if seen.path.is_dir():
         file = next((seen.path / name for name in FILES if (seen.path / name).is_file()), None)
         return file is not None and is_lora(Glance(file))
-    return 2 * sum(read_key(name) is not None for name in seen.shapes) > len(seen.shapes)
+    names = list(seen.shapes)
+    if "lora_controlnet" in names:  # a Control-LoRA: a ControlNet
+        return False
+    layers = read_keys(names).keys() | {
+        name for name in names if NUMBERED.match(name) or any(part in name for part, _ in UNDRAWN)
+    }
+    return bool(layers) and 2 * len(layers | {name for name in names if BUNDLED.match(name)}) > len(names)
 
 
 def open_lora(path: str | Path) -> LoraFile:
@@ -281,11 +141,22 @@ def lora_path(path: str | Path) -> Path:
 
 
 def scan_lora(file: TensorFile) -> LoraFile:
-    """The names of a file in order. CheckpointError if nothing in it is a LoRA."""
+    """The names of a file in order. CheckpointError if nothing in it is a LoRA, or one of a kind that isn't drawn."""
     slots: dict[str, dict[str, str]] = {}
     strangers = []
-    for name in file.names():
-        key: Key | None = read_key(name)
+    names = file.names()
+    for part, kind in UNDRAWN:
+        if example := next((name for name in names if part in name), None):
+            raise CheckpointError(
+                f"{file.path} is {kind} ({clip(example)}), which Darkroom does not draw: use a LoRA, LoHa, LoKr, "
+                f"GLoRA, IA3 or OFT as kohya's scripts and LyCORIS write them."
+            )
+    keys = read_keys(names) | numbered(file)
+    brought = bundled(file)
+    for name in names:
+        key: Key | None = keys.get(name)
+        if name in brought:
+            continue
         if key is None:
             strangers.append(name)
         elif key.slot in slots.setdefault(key.module, {}):
@@ -296,9 +167,25 @@ def scan_lora(file: TensorFile) -> LoraFile:
         raise CheckpointError(
             f"{file.path} is no LoRA: its tensors are called {', '.join(strangers[:3]) or 'nothing'}."
         )
-    shapes = {name: file.shape(name) for name in file.names()}
-    dtypes = {name: file.dtype_name(name) for name in file.names()}
-    return LoraFile(file.path, slots, tuple(strangers), shapes, dtypes, dict(file.metadata))
+    shapes = {name: file.shape(name) for name in names}
+    dtypes = {name: file.dtype_name(name) for name in names}
+    words: dict[str, dict[str, str]] = {}
+    for name, (word, vector) in brought.items():
+        words.setdefault(word, {})[vector] = name
+    return LoraFile(file.path, slots, tuple(strangers), shapes, dtypes, dict(file.metadata), words)
+
+
+def read_words(file: TensorFile, scan: LoraFile) -> dict[str, tuple[Tensor, ...]]:
+    """The words that come with a LoRA, each with vectors [n, D] float32 for every text encoder of the model it is for.
+
+    Raises CheckpointError for vectors that can't be used.
+    """
+    from .embedding import bundled_word
+
+    return {
+        word: bundled_word(scan.path, word, {part: file.load(name) for part, name in vectors.items()})
+        for word, vectors in scan.words.items()
+    }
 
 
 def read_lora(path: str | Path, networks: Mapping[str, nn.Module] | Homes, *, allow_unmatched: bool = False) -> Adapter:
@@ -339,11 +226,13 @@ def read_lora(path: str | Path, networks: Mapping[str, nn.Module] | Homes, *, al
             hash=content_hash(scan.path),
             metadata=scan.metadata,
             unmatched=tuple(unmatched),
+            words=read_words(file, scan),
         )
 
 
 # --- one layer -------------------------------------------------------------------------------------------------------
 
+_GLORA = {"a1", "a2", "b1", "b2", "bm"}
 _LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 
@@ -357,6 +246,12 @@ def _kind(slots: Mapping[str, Any]) -> str:
         kind = "lokr"
     elif "diff" in slots:
         kind = "full"
+    elif "oft_blocks" in slots or "rescale" in slots:
+        kind = "oft"
+    elif "ia3" in slots or "on_input" in slots:
+        kind = "ia3"
+    elif not _GLORA.isdisjoint(slots):
+        kind = "glora"
     return kind + "+dora" * ("magnitude" in slots or "dora_scale" in slots)
 
 
@@ -370,6 +265,11 @@ def _missing(kind: str, slots: Mapping[str, str]) -> str | None:
         return next((slot for slot in ("down", "up") if slot not in slots), None)
     if kind == "loha":
         return next((slot for slot in _LOHA if slot not in slots), None)
+    if kind == "glora":
+        return next((slot for slot in ("a1", "a2", "b1", "b2") if slot not in slots), None)
+    if kind in ("ia3", "oft"):
+        wanted = "ia3" if kind == "ia3" else "oft_blocks"
+        return None if wanted in slots else wanted.replace("ia3", "weight")
     if kind == "lokr":
         for w in ("lokr_w1", "lokr_w2"):
             if w not in slots and not {f"{w}_a", f"{w}_b"} <= slots.keys():
@@ -381,9 +281,9 @@ def layer_tensors(file: TensorFile, module: str, slots: Mapping[str, str]) -> tu
     """The tensors of one layer by their slots, and its alpha. CheckpointError for what is no layer's change."""
     tensors = {slot: _plain(file.load(name)) for slot, name in slots.items()}
     for slot, tensor in tensors.items():
-        if not tensor.is_floating_point() and slot != "alpha":
+        if not tensor.is_floating_point() and slot not in ("alpha", "on_input"):
             raise CheckpointError(f"{file.path}: {slots[slot]} holds no floating-point numbers.")
-        if slot != "alpha" and not (tensor.ndim and tensor.numel()):
+        if slot not in ("alpha", "on_input") and not (tensor.ndim and tensor.numel()):
             raise CheckpointError(f"{file.path} is broken: {slots[slot]} is {list(tensor.shape)}, no factor.")
     alpha = tensors.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1:
@@ -393,7 +293,27 @@ def layer_tensors(file: TensorFile, module: str, slots: Mapping[str, str]) -> tu
     if "down" in tensors and "mid" not in tensors and tensors["down"].shape[:1] != tensors["up"].shape[1:2]:
         told = ", ".join(f"{slot} {list(tensors[slot].shape)}" for slot in ("down", "up"))
         raise CheckpointError(f"{file.path} is broken: the ranks of {module} ({told}) are not one.")
+    if "oft_blocks" in tensors:
+        if tensors["oft_blocks"].ndim != 3 or len({*tensors["oft_blocks"].shape[1:]}) != 1:
+            blocks = list(tensors["oft_blocks"].shape)
+            raise CheckpointError(
+                f"{file.path} is a BOFT or another kind of OFT ({slots['oft_blocks']} is {blocks}), which Darkroom "
+                f"does not draw: use a Diag-OFT."
+            )
+        if alpha is not None:  # no factor here but the largest norm that a rotation may have, by the layer's outputs
+            tensors["constraint"], alpha = alpha.float().reshape(1), None
+    if "on_input" in tensors:
+        tensors["on_input"] = tensors["on_input"].float()
+    if "a1" in tensors and _as_before(tensors):
+        swapped = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
+        tensors = {swapped.get(slot, slot): tensor for slot, tensor in tensors.items()}
     return tensors, None if alpha is None else float(alpha)
+
+
+def _as_before(f: Mapping[str, Tensor]) -> bool:
+    """Whether a GLoRA's numbers 1 and 2 are the other way round, as LyCORIS wrote them before 2.0."""
+    now = f["a1"].shape[1:2] == f["a2"].shape[:1] == f["b1"].shape[1:2] == f["b2"].shape[:1]
+    return not now and f["a2"].shape[1:2] == f["a1"].shape[:1] == f["b2"].shape[1:2] == f["b1"].shape[:1]
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -441,8 +361,14 @@ def _fitted(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, 
     if "diff" in tensors:
         diff = tensors["diff"]
         return {"diff": diff.reshape(shape)} if diff.numel() == math.prod(shape) and len(diff) == shape[0] else None
+    if "ia3" in tensors:
+        by_input = "on_input" in tensors and bool(tensors["on_input"].any())
+        sides = (1, *shape[1:2]) if by_input else (*shape[:1], 1)
+        if len(shape) == 1 or tensors["ia3"].numel() != math.prod(sides):
+            return None
+        return {"ia3": tensors["ia3"].reshape(*sides, *[1] * (len(shape) - 2))}
     if "down" not in tensors:
-        return dict(tensors)
+        return None if len(shape) == 1 and ("oft_blocks" in tensors or "a1" in tensors) else dict(tensors)
     down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
     ones = (1,) * (len(shape) - 2)
     inner = (shape[1], *ones) if mid is not None else shape[1:]
@@ -463,11 +389,13 @@ def _fitted(tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, 
 
 def _fits(update: Update, shape: tuple[int, ...]) -> bool:
     """Whether the factors' product is a difference of this shape, found out without reckoning it."""
+    import torch
+
     if update.kind in ("lora", "full", "bias"):
         return True
     try:
-        product = update.to("meta").product()
-    except (RuntimeError, IndexError):
+        product = update.to("meta").product(torch.empty(shape, device="meta"))
+    except (RuntimeError, IndexError, ValueError):
         return False
     return product.shape[0] == shape[0] and product.numel() == math.prod(shape)
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..embedded import MODEL
-from ..errors import CheckpointError
+from ..errors import CheckpointError, clip
 from ..files import whole_file
 from .lora import (
     PEFT_METADATA,
     Alphas,
-    Home,
-    Homes,
     LoraFile,
     layer_tensors,
     lora_path,
+    read_words,
     scan_lora,
     unmatched_sentence,
 )
+from .lora_names import Home, Homes
 from .tensors import open_tensors
 from .writer import Entry, write_safetensors
 
@@ -46,6 +46,11 @@ _DIFFUSERS = {
     "dora_scale": "lora_magnitude_vector",
 }
 _KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "magnitude": "dora_scale"}
+_LYCORIS = {  # in both forms
+    "ia3": "weight",
+    "constraint": "alpha",
+    **{name: f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm")},
+}
 _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
 
 
@@ -57,7 +62,7 @@ class _Layer:
 
     @property
     def rank(self) -> int | None:
-        names = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+        names = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2")
         return next((self.tensors[name].shape[0] for name in names if name in self.tensors), None)
 
 
@@ -78,10 +83,15 @@ def save_lora(
         dtype: to convert the numbers to; None: each keeps its own.
         metadata: texts to note in the file, beside the adapter's own.
     """
+    import torch
+
     layers = []
     for part, updates in adapter.parts.items():
         for native, update in updates.items():
             tensors = dict(update.factors)
+            if "ia3" in tensors:
+                by_input = tensors["ia3"].shape[0] == 1
+                tensors = {"ia3": _ia3(tensors["ia3"]), "on_input": torch.tensor(float(by_input))}
             if update.magnitude is not None:
                 tensors["magnitude"] = update.magnitude
             alpha = None if update.rank is None else update.factor * update.rank
@@ -89,7 +99,13 @@ def save_lora(
                 plain = "down" in tensors and form == "diffusers"  # there the bias is multiplied by alpha / r too
                 tensors["bias" if plain else "diff_b"] = update.bias / update.factor if plain else update.bias
             layers.append(_Layer(Home(part, native), tensors, alpha))
-    return _write(path, layers, Homes(networks), form, {**adapter.metadata, **(metadata or {})}, dtype)
+    notes = {**adapter.metadata, **(metadata or {})}
+    return _write(path, layers, Homes(networks), form, notes, dtype, adapter.words)
+
+
+def _ia3(vector: Tensor) -> Tensor:
+    """As LyCORIS has it: [dim], or [1, dim, 1, 1] for a convolution."""
+    return vector.flatten() if vector.ndim == 2 else vector.reshape(1, -1, *[1] * (vector.ndim - 2))
 
 
 def convert_lora(
@@ -108,7 +124,7 @@ def convert_lora(
         scan: LoraFile = scan_lora(file)
         alphas = Alphas(file)
         homes = _homes_of(scan) if networks is None else Homes(networks)
-        wanted: Form = form or ("diffusers" if scan.form == "kohya" else "kohya")
+        wanted: Form = form or ("diffusers" if scan.form == "kohya" and not scan.words else "kohya")
         unmatched, layers = list(scan.strangers), []
         for module, slots in scan.slots.items():
             home = homes.find(module)
@@ -123,7 +139,7 @@ def convert_lora(
             layers.append(layer)
         if unmatched:
             raise CheckpointError(unmatched_sentence(scan.path, unmatched, bool(layers)))
-        return _write(target, layers, homes, wanted, scan.metadata, None)
+        return _write(target, layers, homes, wanted, scan.metadata, None, read_words(file, scan))
 
 
 def _homes_of(scan: LoraFile) -> Homes:
@@ -163,8 +179,14 @@ def _write(
     form: Form,
     metadata: Mapping[str, str],
     dtype: torch.dtype | None,
+    words: Mapping[str, Sequence[Tensor]],
 ) -> Path:
     target = Path(os.path.abspath(path))
+    if words and form == "diffusers":
+        raise CheckpointError(
+            f"{path}: the LoRA brings {len(words)} words along ({clip(', '.join(words))}), for which diffusers' form "
+            f"has no place: write it in kohya's form."
+        )
     notes = {key: text for key, text in metadata.items() if key != PEFT_METADATA} | {"format": "pt"}
     entries = []
     for layer in layers:
@@ -173,6 +195,9 @@ def _write(
         entries += [_entry(start, slot, tensor, form, dtype) for slot, tensor in layer.tensors.items()]
         if layer.alpha is not None and (form == "kohya" or "down" not in layer.tensors):
             entries.append(_scalar(f"{start}.alpha", layer.alpha))
+    for word, parts in words.items():
+        slots = ("string_to_param.*",) if len(parts) == 1 else ("clip_l", "clip_g")
+        entries += [_of(f"bundle_emb.{word}.{slot}", part) for slot, part in zip(slots, parts, strict=True)]
     if form == "diffusers":
         config = _peft_config(layers, homes)
         if config:
@@ -201,11 +226,15 @@ def _entry(start: str, slot: str, tensor: Tensor, form: Form, dtype: torch.dtype
         tensor = tensor.flatten() if tensor.ndim < 4 else tensor.transpose(0, 1)
     elif form == "kohya" and slot == "magnitude":
         tensor = tensor.reshape(-1, 1) if tensor.ndim < 3 else tensor.reshape(-1, 1, 1, 1)
-    names = _DIFFUSERS if form == "diffusers" else _KOHYA
+    names = _LYCORIS | (_DIFFUSERS if form == "diffusers" else _KOHYA)
     if slot == "bias" and form == "kohya":
         slot = "diff_b"
     tensor = tensor.contiguous()
     return Entry(f"{start}.{names.get(slot, slot)}", tuple(tensor.shape), dtype or tensor.dtype, lambda: tensor)
+
+
+def _of(name: str, tensor: Tensor) -> Entry:
+    return Entry(name, tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
 def _scalar(name: str, value: float) -> Entry:

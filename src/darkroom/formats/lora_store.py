@@ -10,7 +10,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, RequestError, nearest
-from .lora import Homes, lora_path, read_lora
+from .lora import lora_path, read_lora
+from .lora_names import Homes
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..adapters import Adapter, TrainableLora, init_lora
 from ..adapters.train import KINDS, WHICH, Layer
 from ..errors import TrainingError
-from ..formats.lora import Home, Homes, read_lora
+from ..formats.lora import read_lora
+from ..formats.lora_names import Home, Homes
 from ..formats.lora_save import FORMS, Form, save_lora
 from ..pipeline import Pipeline
 from ..settings import setting

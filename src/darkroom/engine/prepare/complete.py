@@ -17,7 +17,7 @@ from ... import __version__, hints
 from ...adapters import Adapter, Scaled
 from ...errors import RequestError
 from ...images import open_mask, open_picture
-from ...prompts.embeddings import Finder, LearnedWord, fingerprints
+from ...prompts.embeddings import Finder, LearnedWord, fingerprints, names_in, normal
 from ...prompts.grammar import Prompt, Tag
 from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, UsedControl, UsedLora, choice, draw_seed
 from ...samplers import entry
@@ -43,7 +43,8 @@ def parse(model: LoadedModel, request: Request, id: str, inputs: Inputs, output:
         mask=None if inputs.mask is None else open_mask(inputs.mask),
     )
     _check(model, request, inputs)
-    words = _learned_words(request, inputs.embeddings, (prompt, negative))
+    brought = _brought(request, inputs.embeddings, (*model.merged_loras, *inputs.loras), (prompt, negative))
+    words = _learned_words(request, (*inputs.embeddings, *brought), (prompt, negative))
     controls = tuple(_opened(model, control) for control in inputs.controls)
     return ParsedRequest(
         id=id,
@@ -196,6 +197,30 @@ def _again(model: LoadedModel, used: UsedLora) -> Adapter:
     if not adapter.hash.startswith(used.hash[:12]):
         raise RequestError(f"{told}; the folder has another file of that name (hash {adapter.hash[:12]})")
     return adapter
+
+
+def _brought(
+    request: Request, given: tuple[LearnedWord, ...], loras: tuple[Scaled, ...], texts: tuple[Prompt, ...]
+) -> list[LearnedWord]:
+    """The words that come with LoRAs and were not given as files of their own.
+
+    Trainers call many different words alike (`<s1>`), so two LoRAs may bring different words of one name; raises
+    RequestError only where the texts use it.
+    """
+    found: dict[str, tuple[LearnedWord, str]] = {}
+    taken = {normal(name) for word in given for name in word.names}
+    for adapter in {lora.adapter.hash: lora.adapter for lora in loras}.values():
+        for name, parts in adapter.words.items():
+            if normal(name) in taken:
+                continue
+            word = LearnedWord((name,), parts)
+            other, owner = found.setdefault(normal(name), (word, adapter.name))
+            if other.hash != word.hash and any(names_in(text.text, [name], request.prompt_style) for text in texts):
+                raise RequestError(
+                    f"the LoRAs {owner[:60]!r} and {adapter.name[:60]!r} both bring a word {name[:60]!r}; give one of "
+                    f"them, or the word's own file as an embedding"
+                )
+    return [word for word, _ in found.values()]
 
 
 def _learned_words(
