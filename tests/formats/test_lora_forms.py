@@ -99,6 +99,37 @@ def test_a_file_in_comfyuis_names_is_the_same_file(networks: Any, tmp_path: Path
             assert torch.equal(update.factors["up"], second.parts[part][path].factors["up"])
 
 
+def test_sdxl_under_kohyas_names(tmp_path: Path) -> None:
+    """All linear layers of the true networks on `meta`: the U-Net goes by LDM's names, the text encoders by 1 and 2."""
+    *_, networks = published_networks()
+    parts: dict[str, dict[str, Update]] = {}
+    for part, network in networks.items():
+        for path, layer in network.named_modules():
+            if isinstance(layer, nn.Linear):
+                factors = {"down": torch.ones(1, layer.in_features), "up": torch.ones(layer.out_features, 1)}
+                parts.setdefault(part, {})[path] = Update(factors)
+    path = save_lora(tmp_path / "a.safetensors", Adapter(parts), networks, "kohya", dtype=torch.float16)
+    names = {name.partition(".")[0] for name in load_file(path)}
+    assert len(names) == sum(len(updates) for updates in parts.values())
+    assert {name.split("_")[1] for name in names} == {"unet", "te1", "te2"}
+    assert names >= {
+        "lora_unet_input_blocks_4_1_proj_in",
+        "lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_k",
+        "lora_unet_middle_block_1_transformer_blocks_0_ff_net_0_proj",
+        "lora_unet_output_blocks_5_1_transformer_blocks_1_attn1_to_out_0",
+        "lora_unet_label_emb_0_2",
+        "lora_te1_text_model_encoder_layers_11_self_attn_out_proj",
+        "lora_te2_text_model_encoder_layers_31_mlp_fc2",
+    }
+    assert not any("down_blocks" in name for name in names)
+    again = read_lora(path, networks)
+    assert {part: updates.keys() for part, updates in again.parts.items()} == {p: u.keys() for p, u in parts.items()}
+    diffusers = convert_lora(path, tmp_path / "b.safetensors")
+    assert "unet.down_blocks.1.attentions.0.proj_in.lora_A.weight" in load_file(diffusers)
+    back = convert_lora(diffusers, tmp_path / "c.safetensors")
+    assert load_file(back).keys() == load_file(path).keys()
+
+
 # --- cloneofsimo's numbers -------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,34 @@ def descend(optimizer: torch.optim.Optimizer, network: nn.Module, steps: int = 6
         optimizer.step()
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("zero", [True, False])
+def test_gradients_of_zeros_leave_finite_parameters(kind: str, zero: bool) -> None:
+    """As they are behind zero convolutions: nothing moves, and what comes after it is no larger than a usual step."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 70, 3), nn.GroupNorm(7, 70), nn.Flatten(), nn.Linear(70 * 4, 6))
+    if zero:
+        for p in network.parameters():
+            nn.init.zeros_(p)
+    before = copy.deepcopy(network)
+    optimizer = build(kind, [network], lr=0.01)
+    for _ in range(3):
+        for p in network.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    for p, old in zip(network.parameters(), before.parameters(), strict=True):
+        assert torch.equal(p, old)
+    for p in network.parameters():  # now of a single one, and of single rows
+        p.grad = torch.zeros_like(p)
+        p.grad[0] = 1e-3
+    optimizer.step()
+    for p, old in zip(network.parameters(), before.parameters(), strict=True):
+        assert torch.isfinite(p).all()
+        assert (p - old).abs().max() < 1
+        assert not torch.equal(p, old)
+        assert torch.equal(p[1:], old[1:])
+
+
 def test_the_plain_part_is_adamw() -> None:
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
