@@ -30,6 +30,7 @@ from darkroom.training import memory
 from darkroom.training.loop import Trainer
 from darkroom.training.parallel import Share
 from darkroom.training.recipe import LoopConfig, override
+from darkroom.training.stage import Stage
 
 TINY = UNetConfig(
     sample_size=16, block_out_channels=(32, 64), layers_per_block=(1, 1), attention_levels=(True, True),
@@ -38,7 +39,7 @@ TINY = UNetConfig(
 )  # fmt: skip
 
 
-class Step:
+class Step(Stage):
     """A U-Net's training step, or a LoRA's, on random latents."""
 
     def __init__(self, config: LoopConfig, unet: UNet, training: str, size: int) -> None:
@@ -85,7 +86,7 @@ def main() -> None:
     start = LoopConfig(steps=arguments.steps, batch_size=1, lr=1e-5, optimizer="adamw", ema=0.0, warmup=0)
     config = override(start, arguments.set)
     architecture = SD15_UNET if arguments.architecture == "sd15" else TINY
-    with memory.without_values():
+    with memory.Sketch().inside():
         step = Step(config, UNet(architecture), arguments.training, arguments.size)
         batch = step.batch(0, Share(0, config.accumulate))
         estimate = memory.estimate(config, step.modules, [step.unet], lambda: step.loss(batch, 0, Share())[0])

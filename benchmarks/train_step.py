@@ -37,13 +37,14 @@ from darkroom.models.config import UNetConfig
 from darkroom.training.loop import Trainer
 from darkroom.training.objective import DenoisingRecipe, denoising_loss
 from darkroom.training.parallel import Share
+from darkroom.training.stage import Stage
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LR, DECAY, WEIGHT_DECAY, CLIP = 1e-5, 0.9999, 1e-2, 1.0
 RANK = 4
 
 
-class Step:
+class Step(Stage):
     """The loop's stage: a U-Net on latents and texts that are there already."""
 
     def __init__(self, config: DenoisingRecipe, unet: nn.Module, latents: Tensor, texts: Tensor, lora: bool) -> None:
@@ -52,8 +53,12 @@ class Step:
         if lora:
             self.modules = {"lora": (learns := init_lora(unet, RANK, RANK, "attention"))}
             learns.attach(unet)
-        self.compiled = [unet]  # what gradients go through
+        self.unet = unet
         self.denoiser = Denoiser(unet, Schedule.from_config(BETAS))
+
+    @property
+    def compiled(self) -> list[nn.Module]:
+        return [self.unet]  # what gradients go through
 
     def batch(self, step: int, share: Share) -> Any:
         return share.of(self.latents), share.of(self.texts)

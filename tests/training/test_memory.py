@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from darkroom.models.layers import set_checkpointing
-from darkroom.training import memory, rehearsal
+from darkroom.training import memory
 from darkroom.training.finetune import finetune
 from darkroom.training.kinds import KINDS
 from darkroom.training.lora import lora as lora_recipe
 from darkroom.training.recipe import LoopConfig
+from darkroom.training.run import estimate
 
 CONFIG = LoopConfig(steps=1, batch_size=1, lr=0.1, optimizer="adamw", precision="float32")
 
@@ -32,7 +33,7 @@ def test_what_lives_is_counted_at_its_most() -> None:
 
 
 def test_the_parts_are_those_that_can_be_counted() -> None:
-    with memory.without_values():
+    with memory.Sketch().inside():
         frozen = nn.Linear(100, 100, bias=False).requires_grad_(False)
         learns = nn.Linear(100, 10, bias=False)
         x = torch.zeros(50, 100)
@@ -60,13 +61,13 @@ def test_an_optimizer_is_looked_at_with_values_wherever_the_question_comes_from(
     from darkroom.training import optim
 
     optim.table.cache_clear()
-    with memory.without_values():
+    with memory.Sketch().inside():
         inside = memory.cost(optimizer)
     assert inside == memory.cost(optimizer)
     assert type(optim.table(True)) is torch.Tensor
 
 
-def test_the_rehearsal_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of the same network with values holds as much, with checkpointing and without."""
     from darkroom.models.config import UNetConfig
     from darkroom.models.unet import UNet
@@ -79,7 +80,7 @@ def test_the_rehearsal_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for checkpointing in (False, True):
         recipe = replace(CONFIG, checkpointing=checkpointing)
-        with memory.without_values():
+        with memory.Sketch().inside():
             unet = UNet(config)
             inputs = torch.zeros(4, 4, 16, 16), torch.zeros(4), torch.zeros(4, 7, 24)
             found[checkpointing] = memory.estimate(
@@ -97,7 +98,7 @@ def test_the_rehearsal_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shards_share_what_learns() -> None:
-    with memory.without_values():
+    with memory.Sketch().inside():
         network, x = nn.Linear(64, 64), torch.zeros(1, 64)
         sharded = replace(CONFIG, sharding="fsdp")
         whole, half = (memory.estimate(sharded, {"n": network}, [], lambda: network(x).mean(), world=w) for w in (1, 2))
@@ -106,8 +107,8 @@ def test_shards_share_what_learns() -> None:
 
 
 def test_a_lora_takes_less_than_the_whole_model() -> None:
-    lora = rehearsal.rehearse(lora_recipe())
-    full = rehearsal.rehearse(replace(finetune(), batch_size=lora_recipe().batch_size))
+    lora = estimate(lora_recipe())
+    full = estimate(replace(finetune(), batch_size=lora_recipe().batch_size))
     assert lora.gradients < 0.1 * full.gradients
     assert lora.total < full.total
     assert "activations" in str(lora)
@@ -115,14 +116,14 @@ def test_a_lora_takes_less_than_the_whole_model() -> None:
 
 def test_long_captions_take_more() -> None:
     recipe = replace(finetune(), train="both")
-    first, second = (rehearsal.rehearse(replace(recipe, chunks=chunks)) for chunks in (1, 3))
+    first, second = (estimate(replace(recipe, chunks=chunks)) for chunks in (1, 3))
     assert second.activations > 1.1 * first.activations
     assert replace(second, activations=0) == replace(first, activations=0)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_is_estimated(name: str) -> None:
-    found = rehearsal.rehearse(KINDS[name].recipe_of())
+    found = estimate(KINDS[name].recipe_of())
     learns = found.gradients
     assert found.weights >= learns > 0
     assert found.average >= learns
@@ -131,7 +132,7 @@ def test_every_kind_is_estimated(name: str) -> None:
 
 def test_a_distillation_into_a_lora_is_estimated() -> None:
     recipe = KINDS["distill"].recipe_of()
-    whole = rehearsal.rehearse(recipe)
-    alone, aimed = (rehearsal.rehearse(replace(recipe, student="lora", target_ema=ema)) for ema in (0.0, 0.9))
+    whole = estimate(recipe)
+    alone, aimed = (estimate(replace(recipe, student="lora", target_ema=ema)) for ema in (0.0, 0.9))
     assert 0 < alone.gradients == aimed.gradients < whole.gradients
     assert 0 < alone.average < aimed.average

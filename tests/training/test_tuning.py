@@ -24,8 +24,7 @@ from darkroom.training.kinds import Source
 from darkroom.training.lora import LoraRecipe
 from darkroom.training.pictures import PictureRecipe
 from darkroom.training.recipe import check, override
-from darkroom.training.rehearsal import rehearse
-from darkroom.training.run import finish, train_to_end
+from darkroom.training.run import estimate, finish, train_to_end
 from darkroom.training.run import run as tune
 from darkroom.training.textual_inversion import InversionRecipe, InversionStage
 
@@ -177,7 +176,7 @@ def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match=part):
             tune(bad, Source(None, None), tmp_path / "run")
         with pytest.raises(TrainingError, match=part):  # before anything is encoded
-            rehearse(bad)
+            estimate(bad)
 
 
 def test_a_frozen_model_that_is_looked_at_between_steps_goes_on_learning_in_float32(

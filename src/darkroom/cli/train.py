@@ -134,9 +134,9 @@ def _tell_memory(recipe: Any, model: str | None, workers: int) -> None:
     """Say on stderr what a run will take, and whether the device has so much."""
     from ..training.memory import device_memory, gigabytes
     from ..training.recipe import parts
-    from ..training.rehearsal import rehearse
+    from ..training.run import estimate as estimated
 
-    estimate, device = rehearse(recipe, model, workers), parts(recipe)[0].device
+    estimate, device = estimated(recipe, model, workers), parts(recipe)[0].device
     each = " in each process" if workers > 1 else ""
     complain(f"memory: about {estimate}{each}")
     there = device_memory(device)

@@ -99,8 +99,9 @@ class ControlNet(Encoder):
         Without `attention` it has no transformers: smaller, and enough for hints that say where things are.
         """
         net = cls(config_for(unet.config, attention, hint_widths))
-        weight = next(unet.parameters())
-        net.to(device=weight.device, dtype=weight.dtype)
+        weight, made = next(unet.parameters()), next(net.parameters())
+        if (weight.device, weight.dtype) != (made.device, made.dtype):  # without values it could not be moved
+            net.to(device=weight.device, dtype=weight.dtype)
         state: Mapping[str, Tensor] = unet.state_dict()
         with torch.no_grad():
             for name, tensor in net.state_dict().items():

@@ -25,6 +25,12 @@ MAX_NAME = 200  # characters
 _FAMILIES = {(768,): "Stable Diffusion 1.x", (1024,): "Stable Diffusion 2.x", (768, 1280): "SDXL"}
 
 
+def _bytes(vectors: Tensor) -> bytes:
+    """The values, little-endian; none of a tensor that has no values (`training.memory`)."""
+    plain = vectors.cpu().contiguous()
+    return plain.numpy().astype("<f4").tobytes() if type(plain).__name__ == "Tensor" else b""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LearnedWord:
     """A word and its vectors. Compare `hash`, which is a function of the vectors alone."""
@@ -36,7 +42,7 @@ class LearnedWord:
     def __post_init__(self) -> None:
         for name in self.names:
             check_name(name)
-        values = b"".join(part.detach().cpu().contiguous().numpy().astype("<f4").tobytes() for part in self.parts)
+        values = b"".join(_bytes(part.detach()) for part in self.parts)
         object.__setattr__(self, "hash", hashlib.sha256(values).hexdigest()[:16])
 
     @property

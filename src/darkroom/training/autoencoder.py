@@ -35,9 +35,10 @@ from torch.func import functional_call
 from ..data.buckets import Cut, sizes
 from ..data.dataset import FileLessons, Lessons, open_lessons
 from ..data.order import Order
+from ..embedded import MODEL
 from ..errors import Error, TrainingError
 from ..formats.tensors import open_tensors
-from ..formats.vae import save_vae
+from ..formats.vae import open_vae, save_vae
 from ..images import tiled, to_pixels
 from ..models.autoencoder import Autoencoder
 from ..models.config import AutoencoderConfig
@@ -46,13 +47,20 @@ from ..settings import setting
 from ..toy.glyphs import Glyph, find_font, other_emoji
 from ..toy.objects import CANVAS, GRID, SIZES
 from ..toy.scenes import draw_collage, draw_scene, render_scene
-from . import state
+from . import memory, state
 from .ema import result
 from .kinds import Report, Source
 from .latents import stacked
 from .loop import step_seed
+from .memory import Estimate, Sketch, empty, rows_of
 from .parallel import Share
-from .perceptual import OWN, adaptive_weight, discriminator_loss, generator_loss, open_distance
+from .perceptual import (
+    OWN,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    open_distance,
+)
 from .pictures import parted
 from .pretrained import open_autoencoder
 from .recipe import COUNT, FRACTION, RATE, WEIGHT, LoopConfig, flag, named, number, recipe_of, several, text, whole
@@ -200,6 +208,12 @@ def network(recipe: AutoencoderRecipe) -> Autoencoder:
     return Autoencoder(config)
 
 
+def sketched(recipe: AutoencoderRecipe, model: str | None = None) -> Autoencoder:
+    """The network that a run begins with, without values."""
+    with Sketch().inside():
+        return network(recipe) if model is None else Autoencoder(config_of(model))
+
+
 @dataclass
 class AutoencoderStage(Stage):
     """An autoencoder's training.
@@ -265,8 +279,7 @@ class AutoencoderStage(Stage):
             torch.manual_seed(step_seed(c.seed, -2))
             channels = self.autoencoder.config.out_channels
             built = PatchDiscriminator(channels, c.discriminator_width, c.discriminator_layers)
-            # Made on the CPU; one without values (`memory`) can't be moved, not even to where it is.
-            self.discriminator = built if c.device == "cpu" else built.to(c.device)
+            self.discriminator = memory.moved(built, torch.device(c.device))
 
     def belongs(self) -> dict[str, Any]:
         """Beside what must stay the same: where pictures and autoencoder were found, for whoever finishes the run."""
@@ -351,6 +364,23 @@ class AutoencoderStage(Stage):
         if _finished_file(output) is None:
             _save(self.autoencoder.cpu(), self.config, self.crops, output)
         return output / FOLDER
+
+    @classmethod
+    def estimate(cls, recipe: AutoencoderRecipe, model: str | None, world: int) -> Estimate:
+        """On crops (later batches of whole pictures have as many pixels), its discriminator in play."""
+        distance = open_distance(recipe.features) if recipe.perceptual else None
+        start = None if model is None else config_of(model)
+        with Sketch().inside():
+            built = network(recipe) if start is None else Autoencoder(start)
+            if distance is not None:
+                empty(distance)
+            shown = replace(recipe, device="cpu", adversarial_from=0.0)
+            stage = cls(shown, built, crops=None, distance=distance)  # type: ignore[arg-type]
+        pictures = torch.zeros(rows_of(recipe, world), 3, recipe.crop, recipe.crop)
+        return memory.estimate(
+            recipe, {**stage.modules, **stage.discriminators}, () if distance is None else (distance,),
+            lambda: stage.loss(pictures, 0, Share())[0], world,
+        )  # fmt: skip
 
 
 # --- pictures
@@ -520,6 +550,15 @@ def is_run(folder: Path) -> bool:
     return _finished_file(folder) is not None or bool(state.checkpoints(folder))
 
 
+def config_of(model: str | None) -> AutoencoderConfig:
+    """What the autoencoder is that a run or a model has (None: the embedded one)."""
+    if model is not None and is_run(Path(model)):
+        return finished(Path(model)).config
+    config = open_vae(str(MODEL) if model is None else model).config("autoencoder")
+    assert isinstance(config, AutoencoderConfig)
+    return config
+
+
 def finished(run: Path) -> Autoencoder:
     """The average of a run's newest checkpoint, its latents scaled, frozen: what is kept in `run`/vae, made if that is
     missing or older than the checkpoint, so that later stages all see the same weights. Raises TrainingError,
@@ -574,9 +613,7 @@ def _read_old(path: Path) -> Autoencoder:
     return _frozen(autoencoder)
 
 
-def _frozen(network: nn.Module) -> Autoencoder:
-    if not isinstance(network, Autoencoder):
-        raise TrainingError("a tiny autoencoder draws no latents; give an AutoencoderKL")
+def _frozen(network: Autoencoder) -> Autoencoder:
     return network.eval().requires_grad_(False)
 
 

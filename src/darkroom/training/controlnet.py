@@ -74,6 +74,9 @@ class ControlNetStage(PictureStage):
     def shown(self, rows: Sequence[int], step: int) -> Any:
         return *super().shown(rows, step), torch.stack([self.hint(i, step) for i in rows])
 
+    def blank(self, rows: int, side: int) -> Any:
+        return *super().blank(rows, side), torch.zeros(rows, 3, side, side)
+
     def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         latents, rows, captions, shown = batch
         n = len(rows)

@@ -10,7 +10,6 @@ Shapes: N rows, C latent channels, h w latent size.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -128,7 +127,11 @@ class DistillStage(PictureStage):
         self.aim = self.pipe.denoiser
         self.modules["student"] = self.student
         if c.target_ema:
-            self.target = copy.deepcopy(self.student).requires_grad_(False)
+            if self.lora is None:
+                self.target = student_of(self.pipe.unet, self.told)
+            else:
+                self.target = TrainableLora(self.lora.updates())
+            self.target.requires_grad_(False)
             self.modules["target"] = self.target
             if isinstance(self.target, TrainableLora):
                 self.target.on = False

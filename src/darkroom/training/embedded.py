@@ -22,6 +22,7 @@ from . import unet
 from .autoencoder import AutoencoderRecipe
 from .card import write_cards
 from .kinds import Report, Source, silent
+from .memory import Estimate
 from .recipe import COUNT, check
 from .run import finish, run, train_to_end
 from .tokenizer import scene_tokenizer
@@ -35,6 +36,12 @@ class EmbeddedRecipe:
     autoencoder: AutoencoderRecipe
     unet: UNetRecipe
     evaluate: int = setting(100, COUNT, "Pictures a category in the scores of the card; 0: none.")
+
+    def estimate(self, model: str | None, world: int) -> Estimate:
+        """As `LoopConfig.estimate`: of the run that takes more."""
+        vae = ae.sketched(self.autoencoder).config
+        runs: tuple[Estimate, ...] = (self.autoencoder.estimate(None, world), unet.estimate(self.unet, vae, world))
+        return max(runs, key=lambda found: found.total)
 
 
 def embedded(preset: str = "cpu") -> EmbeddedRecipe:

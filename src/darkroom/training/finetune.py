@@ -14,6 +14,7 @@ from ..errors import TrainingError
 from ..pipeline import DTYPES, Pipeline
 from ..settings import setting
 from .kinds import Report, Source
+from .memory import with_values
 from .pictures import PictureRecipe, PictureStage
 from .recipe import FRACTION, either, flag, listed, on
 
@@ -120,7 +121,8 @@ def rescheduled(pipe: Pipeline, prediction: str, zero_snr: bool) -> Pipeline:
 
 def rebuilt(pipe: Pipeline, **parts: Any) -> Pipeline:
     """A model with another U-Net or schedule in place of its own (the fields of `Model`); the rest is shared."""
-    return Pipeline(replace(pipe.model, **parts))
+    with with_values():  # its schedule's numbers are looked at, also where networks have none
+        return Pipeline(replace(pipe.model, **parts))
 
 
 def check_text_lr(train: str, text_lr: float) -> None:

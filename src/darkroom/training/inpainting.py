@@ -19,7 +19,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..errors import TrainingError
+from ..formats.checkpoint import Checkpoint
 from ..images import from_pixels
+from ..models.config import UNetConfig
 from ..models.unet import UNet
 from ..pipeline import Pipeline
 from ..settings import setting
@@ -69,6 +71,14 @@ class InpaintingStage(FinetuneStage):
     def model(cls, recipe: Any, source: Source) -> Pipeline:
         pipe = super().model(recipe, source)
         return pipe if pipe.unet.config.in_channels == 9 else rebuilt(pipe, unet=widened(pipe.unet, 9))
+
+    @classmethod
+    def unet_config(cls, found: Checkpoint) -> UNetConfig:
+        return replace(found.unet_config, in_channels=2 * found.autoencoder_config.latent_channels + 1)
+
+    def blank(self, rows: int, side: int) -> Any:
+        latents, *others = super().blank(rows, side)
+        return latents, *others, torch.zeros(rows, 1 + latents.shape[1], *latents.shape[2:])
 
     def mask(self, i: int, step: int) -> Mask:
         """What is hidden of picture i in a step: [H, W]."""

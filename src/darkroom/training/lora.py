@@ -22,6 +22,7 @@ from ..settings import setting
 from .finetune import DREAMBOOTH, FinetuneRecipe, check_text_lr
 from .kinds import Report, Source
 from .loop import step_seed
+from .memory import moved
 from .parallel import Share
 from .pictures import PictureRecipe, PictureStage
 from .recipe import ABOVE_ZERO, BELOW_ONE, again, flag, listed, on, several, text, whole
@@ -119,7 +120,7 @@ class LoraStage(PictureStage):
             elif part in learning:
                 self.loras[part] = self._begun(part, network)
         for part, lora in self.loras.items():
-            self.hooks.callback(lora.to(self.pipe.device).attach(networks[part]))
+            self.hooks.callback(moved(lora, self.pipe.device).attach(networks[part]))
             if part in learning:
                 self.modules[part] = lora
             else:  # kept as the file has it

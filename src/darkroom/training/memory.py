@@ -1,7 +1,7 @@
 """How much memory a training run will need, said before it begins.
 
-A step is rehearsed on tensors without values (torch's fake tensors): every operation says how large its answer is, and
-the largest sum of what is alive at one time is counted. Nothing is loaded and nothing computed.
+A stage's own loss is taken through networks without values (torch's fake tensors): every operation says how large its
+answer is, and the largest sum of what is alive at one time is counted. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ..models.layers import set_checkpointing
 from . import optim
 from .recipe import LoopConfig
 
+Module = TypeVar("Module", bound=nn.Module)
 PROCESS = 0.4e9  # bytes of a process that has imported torch and computed something; a CUDA context takes as much
 WIDTH = 128  # of the small networks on which an optimizer shows what it keeps
 
@@ -56,11 +57,42 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
+class Sketch:
+    """Networks at any size, that have shapes and no memory: what is made `inside` it. Tensors that are made outside are
+    ordinary ones, and go into such networks; what comes out has no values again.
+    """
+
+    def __init__(self) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """While this lasts, all that is made has no values."""
+        with self._mode:
+            yield
+
+
 @contextmanager
-def without_values() -> Iterator[None]:
-    """Inside, networks and tensors can be made at any size: they have shapes, and no memory."""
-    with FakeTensorMode():
+def with_values() -> Iterator[None]:
+    """While this lasts, also inside a `Sketch`, what is made has values: numbers that somebody looks at."""
+    with unset_fake_temporarily():
         yield
+
+
+def moved(module: Module, device: torch.device) -> Module:
+    """A module on a device. It isn't touched where it is there: without values it could not be moved even to that."""
+    there = next((p.device for p in module.parameters()), device)
+    return module if there.type == device.type and device.index in (None, there.index) else module.to(device)
+
+
+def empty(network: nn.Module) -> None:
+    """Leave nothing of a network's values but their shapes; to be called inside a `Sketch`."""
+    for module in network.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=False)
+        for name, b in module._buffers.items():
+            module._buffers[name] = None if b is None else torch.empty(b.shape, dtype=b.dtype)
 
 
 def estimate(
@@ -70,13 +102,13 @@ def estimate(
     loss: Callable[[], Tensor],
     world: int = 1,
 ) -> Estimate:
-    """What a run takes in each of `world` processes. To be called inside `without_values`.
+    """What a run takes in each of `world` processes.
 
     Args:
         config: tells precision, checkpointing, sharding, optimizer and average.
         trained: the networks that learn, and
-        frozen: those that are only used; a network that is in both counts once.
-        loss: one part's way forward, on tensors made inside `without_values`.
+        frozen: those that are only used; a network that is in both counts once. All are made inside a `Sketch`.
+        loss: one part's way forward.
     """
     networks = {id(m): m for m in (*trained.values(), *frozen)}
     shards = world if config.sharding == "fsdp" else 1
@@ -91,15 +123,20 @@ def estimate(
         gradients=trained_bytes // shards,
         optimizer=int(kept * values) // shards,
         average=averaged // shards * (1 + len(config.ema_lengths)),
-        activations=_rehearsed(config, networks.values(), learned, loss),
+        activations=_activations(config, networks.values(), learned, loss),
         update=int(moved * values + most * max((p.numel() for p in learned), default=0)) // shards,
     )
+
+
+def rows_of(config: LoopConfig, world: int) -> int:
+    """The rows that a process computes at once."""
+    return max(1, config.batch_size // (world * config.accumulate))
 
 
 def cost(optimizer: str) -> tuple[float, float, float]:
     """What an optimizer keeps of each value, in bytes, and the most its step holds besides: of each value, and of each
     value of the largest parameter. Seen on two small networks."""
-    with unset_fake_temporarily():  # an optimizer in 8 bits looks at its numbers
+    with with_values():  # an optimizer in 8 bits looks at its numbers
         (few, state, least), (many, _, most) = ((n, *_observed(optimizer, n)) for n in (2, 8))
     size = WIDTH**2
     of_all = (most - least) / ((many - few) * size)
@@ -185,7 +222,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def _rehearsed(
+def _activations(
     config: LoopConfig, networks: Iterable[nn.Module], learned: list[nn.Parameter], loss: Callable[[], Tensor]
 ) -> int:
     """The most that one part's way forward and back holds beside weights and gradients."""

@@ -13,7 +13,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,24 +27,33 @@ import darkroom
 
 from ..data.buckets import Cut
 from ..data.captions import Captions
-from ..data.dataset import Lessons, open_lessons
+from ..data.dataset import Lessons, SceneLessons, open_lessons
 from ..data.order import Order
 from ..diffusion.condition import Batch, alike
+from ..embedded import MODEL
 from ..engine.job import Inputs
 from ..errors import TrainingError
 from ..files import whole_file
+from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..images import tiled
+from ..model import Model
+from ..models.autoencoder import Autoencoder, TinyAutoencoder
+from ..models.config import AutoencoderConfig, TinyAutoencoderConfig, UNetConfig
 from ..models.layers import set_checkpointing
+from ..models.text_encoder import TextEncoder
+from ..models.unet import UNet
 from ..pipeline import Pipeline
 from ..prompts.chunks import Chunk
 from ..prompts.embeddings import LearnedWord
 from ..prompts.encoder import Encoded, JointEncoder, PromptEncoder
 from ..request import Request
 from ..settings import setting
+from . import memory
 from .background import interruptible
 from .kinds import Report, Source, log
 from .latents import Latents, TextStore, fill, latents_of, place, texts_place
 from .loop import Stopped, step_seed
+from .memory import Estimate, Sketch
 from .objective import DenoisingRecipe, denoising_loss
 from .parallel import Share
 from .parallel import share as ranks
@@ -224,6 +233,55 @@ class PictureStage(Stage):
                 "write one beside each, or set one for all (caption=...)", without, len(self.lessons),
             )  # fmt: skip
 
+    @classmethod
+    def estimate(cls, recipe: Any, model: str | None, world: int) -> Estimate:
+        found = open_checkpoint(MODEL if model is None else model)
+        second = found.text_encoder_2_config
+        sketch = Sketch()
+        with sketch.inside():
+            networks: dict[str, Any] = {
+                "unet": UNet(cls.unet_config(found)), "autoencoder": autoencoder_like(found.autoencoder_config),
+                "text_encoder": TextEncoder(found.text_encoder_config),
+                "text_encoder_2": None if second is None else TextEncoder(second),
+            }  # fmt: skip
+        made = Model(
+            **networks, tokenizer=found.tokenizer(),
+            tokenizer_2=None if second is None else found.tokenizer("text_encoder_2"),
+            scheduler_config=found.scheduler_config, zero_negative=found.zero_negative, name=found.name,
+        )  # fmt: skip
+        return cls.estimate_of(recipe, made, sketch, world)
+
+    @classmethod
+    def unet_config(cls, found: Checkpoint) -> UNetConfig:
+        """What the U-Net is that is trained from a checkpoint."""
+        return found.unet_config
+
+    @classmethod
+    def estimate_of(cls, recipe: Any, model: Model, sketch: Sketch, world: int) -> Estimate:
+        """`estimate` for networks without values."""
+        for network in model.networks.values():
+            network.requires_grad_(False)
+        pipe, n = Pipeline(model), memory.rows_of(recipe, world)
+        side = recipe.size or pipe.unet.config.sample_size * pipe.autoencoder.config.downscale
+        lessons = replace(SceneLessons.of(n, 0), sizes=[(side, side)] * n)
+        changed = {"device": "cpu", "held_out": 0, "class_prompt": ""}
+        with sketch.inside():
+            stage = cls(replace(recipe, **changed), pipe, lessons)
+        shown = stage.blank(n, side)
+        return memory.estimate(
+            recipe, stage.modules, model.networks.values(), lambda: stage.loss(shown, 0, Share())[0], world
+        )
+
+    def blank(self, rows: int, side: int) -> Any:
+        """A batch as `shown` gives, of pictures of nothing of `side` pixels; its captions have all lengths, so that
+        together they have the most tokens (`condition.alike`)."""
+        c = self.pipe.autoencoder.config
+        latents = torch.zeros(rows, c.latent_channels, side // c.downscale, side // c.downscale)
+        words = self.encoders[0].length - 2
+        lengths = [max(self.config.chunks - i, 1) if rows > 1 else self.config.chunks for i in range(rows)]
+        lengths = [self.config.chunks if i >= self.config.chunks else length for i, length in enumerate(lengths)]
+        return latents, range(rows), [" ".join(["a"] * (words * length - words // 2)) for length in lengths]
+
     @property
     def _half(self) -> bool:
         return bool(self.config.encode_precision == "bfloat16")
@@ -389,6 +447,11 @@ class PictureStage(Stage):
         crop = self.lessons.crop(i, self.lessons.version(i, step, self.config.seed))
         (width, height), (left, top), size = crop.original, crop.corner, self.lessons.sizes[i]
         return (height, width, top, left, size[1], size[0])
+
+
+def autoencoder_like(config: AutoencoderConfig) -> Autoencoder | TinyAutoencoder:
+    """An untrained autoencoder."""
+    return TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else Autoencoder(config)
 
 
 def parted(lessons: Lessons, count: int, seed: int) -> tuple[list[int], list[int]]:

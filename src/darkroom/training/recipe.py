@@ -200,6 +200,10 @@ class LoopConfig:
         """The class of what is trained by this recipe, a `stage.Stage`."""
         raise NotImplementedError(type(self).__name__)
 
+    def estimate(self, model: str | None, world: int) -> Any:
+        """The `memory.Estimate` of a run from `model` in each of `world` processes."""
+        return self.stage.estimate(self, model, world)
+
     def check(self, workers: int) -> None:
         """Raise TrainingError, naming the setting, where settings contradict each other or can't be done by `workers`
         processes. A subclass calls its base's, and adds its own."""

@@ -20,6 +20,7 @@ from . import state
 from .ema import result
 from .kinds import Report, Source, silent
 from .loop import check_done, train
+from .memory import Estimate
 from .parallel import launch, launched
 from .recipe import check
 from .stage import Stage
@@ -124,6 +125,19 @@ def finish(stage: Stage, folder: Path, output: Path, report: Report = silent) ->
         made = stage.write(output, report)
     clear_drafts(output)  # of a process that was killed here
     return made
+
+
+def estimate(recipe: Any, model: str | None = None, world: int = 1) -> Estimate:
+    """What a run by any recipe, from `model` on, takes in each of `world` processes; of a recipe of several runs, what
+    the largest one takes.
+
+    Raises CheckpointError for a model that can't be opened, TrainingError for networks that can't be built.
+    """
+    try:
+        found: Estimate = recipe.estimate(model, world)
+        return found
+    except ValueError as error:
+        raise TrainingError(f"the recipe's networks can't be built: {error}") from None
 
 
 def _alone(workers: int) -> bool:

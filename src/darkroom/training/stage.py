@@ -1,4 +1,4 @@
-"""What a kind of training is: from what it is opened, a step's loss, what is made of it.
+"""What a kind of training is: from what it is opened, a step's loss, what is made of it, the memory that it takes.
 
 A kind's file has a recipe (`recipe.LoopConfig`) and a subclass of `Stage`; `run.run` does with them all that a command
 does, `loop.train` the steps. See docs/adding-a-training.md.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError, visible
 from .kinds import Report, Source, log
+from .memory import Estimate
 from .parallel import Share
 from .recipe import LoopConfig
 
@@ -128,6 +129,16 @@ class Stage(ABC):
     def sheet(self) -> Image.Image:
         """Samples drawn with the networks as they are, for `sample_every`; the weights are the averages."""
         raise _unable("sample_every", self.config)
+
+    # --- memory
+
+    @classmethod
+    def estimate(cls, recipe: Any, model: str | None, world: int) -> Estimate:
+        """What a run from `model` takes in each of `world` processes: its own loss, through networks without values.
+
+        Raises CheckpointError for a model that can't be opened, ValueError for networks that can't be built.
+        """
+        raise NotImplementedError
 
 
 def _unable(name: str, config: LoopConfig) -> TrainingError:

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -39,9 +39,10 @@ from ..prompts.tokenizer import Tokenizer
 from ..settings import setting
 from ..toy.objects import with_article
 from ..toy.scenes import Scene, draw_scene, render_scene
-from . import state
+from . import memory, state
 from .kinds import Report, Source
 from .loop import step_seed
+from .memory import Estimate, Sketch, rows_of
 from .parallel import Share
 from .parallel import share as ranks
 from .pictures import CUT, PictureRecipe, parted
@@ -112,12 +113,16 @@ def text_encoder(preset: str = "cpu") -> TextEncoderRecipe:
     return TextEncoderRecipe(steps=4000, batch_size=128, lr=1e-3, optimizer="adamw", weight_decay=0.1, warmup=100)
 
 
-def network(recipe: TextEncoderRecipe, tokenizer: Tokenizer) -> Clip:
-    """The untrained encoders of a recipe. Raises ValueError for numbers that no network can have."""
+def network(recipe: TextEncoderRecipe, tokenizer: Tokenizer, vocabulary: int | None = None) -> Clip:
+    """The untrained encoders of a recipe, for as many tokens as the tokenizer has or as is said.
+
+    Raises ValueError for numbers that no network can have.
+    """
     torch.manual_seed(step_seed(recipe.seed, -1))
     return Clip(
         TextEncoder(TextEncoderConfig(
-            vocab_size=tokenizer.vocab_size, hidden_size=recipe.text_width, intermediate_size=4 * recipe.text_width,
+            vocab_size=vocabulary or tokenizer.vocab_size, hidden_size=recipe.text_width,
+            intermediate_size=4 * recipe.text_width,
             num_hidden_layers=recipe.text_layers, num_attention_heads=recipe.heads,
             max_position_embeddings=tokenizer.max_length, bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id, projection_dim=recipe.projection,
@@ -244,6 +249,17 @@ class TextEncoderStage(Stage):
             scores = score_scenes(clip, self.tokenizer, TESTED, self.config.seed)
             (output / SCORES).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         return made
+
+    @classmethod
+    def estimate(cls, recipe: TextEncoderRecipe, model: str | None, world: int) -> Estimate:
+        tokenizer, n = scene_tokenizer(), rows_of(recipe, world)
+        most = max(tokenizer.vocab_size, recipe.vocabulary)
+        with Sketch().inside():
+            clip = network(recipe, of_length(tokenizer, recipe.tokens), most)
+        lessons = SceneLessons.of(max(n, 2), recipe.seed)
+        stage = cls(replace(recipe, device="cpu", held_out=0), clip, tokenizer, lessons)
+        batch = torch.zeros(n, 3, recipe.size, recipe.size), torch.zeros(n, recipe.tokens, dtype=torch.long)
+        return memory.estimate(recipe, stage.modules, (), lambda: stage.loss(batch, 0, Share())[0], world)
 
 
 def _lessons(recipe: TextEncoderRecipe, source: Source) -> Lessons:

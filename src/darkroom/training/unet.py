@@ -18,19 +18,20 @@ from ..data.dataset import Lessons
 from ..errors import TrainingError
 from ..model import Model
 from ..models.autoencoder import Autoencoder
-from ..models.config import TextEncoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
 from ..pipeline import Pipeline
 from ..prompts.tokenizer import Tokenizer
 from ..settings import setting
 from . import state
-from .autoencoder import finished, is_run
+from .autoencoder import config_of, finished, is_run
 from .finetune import PREDICTIONS, FinetuneRecipe, check_zero_snr
 from .kinds import Report, Source
 from .loop import step_seed
-from .pictures import PictureRecipe, PictureStage, lessons_at
-from .pretrained import open_text
+from .memory import Estimate, Sketch
+from .pictures import PictureRecipe, PictureStage, autoencoder_like, lessons_at
+from .pretrained import open_text, text_config
 from .recipe import again, flag, listed, number, several, text, whole
 from .text_encoder import TextEncoderRecipe
 from .tokenizer import TOKENIZER, learn_tokenizer, run_tokenizer, scene_tokenizer, texts_of
@@ -178,6 +179,10 @@ class UNetStage(PictureStage):
         )  # fmt: skip
         return cls(recipe, Pipeline(model), lessons)
 
+    @classmethod
+    def estimate(cls, recipe: UNetRecipe, model: str | None, world: int) -> Estimate:
+        return estimate(recipe, config_of(model), world)
+
     def begin(self) -> None:
         self.text_learns = not self.config.text_encoder
         self.modules["unet"] = self.pipe.unet
@@ -213,3 +218,20 @@ def _tokenizer(recipe: UNetRecipe, source: Source, lessons: Lessons, output: Pat
     if not first or state.steps_done(output):  # runs of early versions have none in their folder
         return run_tokenizer(output) if (output / TOKENIZER).is_dir() else scene_tokenizer()
     return run_tokenizer(output, make)
+
+
+def estimate(recipe: UNetRecipe, vae: AutoencoderConfig, world: int) -> Estimate:
+    """`Stage.estimate` on the latents of an autoencoder."""
+    given = text_config(recipe.text_encoder) if recipe.text_encoder else None
+    built = recipe if given is None else replace(recipe, text_width=given.hidden_size)
+    tokenizer, sketch = scene_tokenizer(), Sketch()
+    with sketch.inside():
+        unet, text_encoder = networks(built, tokenizer, vae.latent_channels, vae.downscale)
+        most = max(text_encoder.config.vocab_size, recipe.vocabulary)
+        text_encoder = TextEncoder(given or replace(text_encoder.config, vocab_size=most))
+        autoencoder = autoencoder_like(vae)
+    model = Model(
+        unet=unet, autoencoder=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer,
+        scheduler_config=scheduler_config(recipe), name="unet",
+    )  # fmt: skip
+    return UNetStage.estimate_of(recipe, model, sketch, world)
