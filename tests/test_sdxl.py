@@ -413,7 +413,9 @@ def test_published_shapes_are_recognised(kind: str) -> None:
         shapes[part] = {p.name.removeprefix(start): in_file_shape(native[name], p) for name, p in places.items()}
     assert shapes["unet"]["label_emb.0.0.weight"] == (4 * unet.block_out_channels[0], 2816 if kind == "base" else 2560)
     assert detect.text_encoder_config(shapes["text_encoder_2"], True, True) == SDXL_TEXT_ENCODER_2
-    told = detect.unet_config(shapes["unet"], False, (1280, 6 if kind == "base" else 5))
+    told = detect.unet_config(
+        detect.as_native("unet", "ldm", shapes["unet"]), False, (1280, 6 if kind == "base" else 5)
+    )
     assert told is not None
     attending = zip(unet.transformer_layers, unet.attention_levels, strict=True)
     known = tuple(told.transformer_layers[i] if not attends else n for i, (n, attends) in enumerate(attending))

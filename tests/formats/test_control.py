@@ -160,9 +160,7 @@ def test_shapes_tell_the_configuration(config: ControlNetConfig, layout, tmp_pat
     native = native_shapes(config)
     places = table(PART, layout, native, config)
     shapes = {place.name.removeprefix("control_model."): tuple(native[name]) for name, place in places.items()}
-    found = room._config(
-        TensorFile(tmp_path / "x", []), tmp_path / "x", shapes if layout == "ldm" else room._as_ldm(shapes)
-    )
+    found = room._config(TensorFile(tmp_path / "x", []), tmp_path / "x", shapes, layout)
     if config is UNEVEN:  # no shape tells heads, nor what a level without attention would have
         untold = {name: getattr(config, name) for name in ("heads", "only_cross_attention", "transformer_layers")}
         found = replace(found, **untold)

@@ -15,7 +15,7 @@ import torch
 from darkroom.errors import CheckpointError
 from darkroom.formats import detect
 from darkroom.formats.detect import examine, require_whole
-from darkroom.formats.layouts import ema_name, table
+from darkroom.formats.layouts import ema_name, native_names, prefix, table
 from darkroom.formats.rules import native_shapes
 from darkroom.formats.weights import in_file_shape
 from darkroom.models import config as presets
@@ -185,3 +185,19 @@ def test_projections_written_as_linear_layers_do_not_change_the_heads() -> None:
     shapes = {k: s[:2] if "proj_in.weight" in k or "proj_out.weight" in k else s for k, s in whole("sd1").items()}
     config = found(Described(shapes)).configs["unet"]
     assert config == replace(presets.SD15_UNET, use_linear_projection=True)
+
+
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+@pytest.mark.parametrize("family", [*FAMILIES, "sdxl"])
+def test_any_layout_tells_the_same_in_native_names(family: str, layout: Any) -> None:
+    """Every name that is turned back is the native one whose tensor lies there, with its numbers."""
+    configs = {**FAMILIES, "sdxl": (presets.SDXL_UNET, presets.SD15_AUTOENCODER)}[family]
+    for part, config in zip(("unet", "autoencoder"), configs[:2], strict=True):
+        native = native_shapes(config)
+        places = table(part, layout, native, config)  # type: ignore[arg-type]
+        start = prefix(part, layout)  # type: ignore[arg-type]
+        names = {place.name.removeprefix(start): name for name, place in places.items()}
+        found = native_names(part, layout, names)  # type: ignore[arg-type]
+        assert all(names[theirs] == ours for ours, theirs in found.items())
+        lost = {name for name in native if name not in found}
+        assert all("up." in name for name in lost) if layout == "ldm" else not lost

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,7 +23,7 @@ from ..models.config import ControlNetConfig, UNetConfig
 from . import detect, folder
 from .folder import network_config, sentences
 from .hub import resolve
-from .layouts import IGNORED_AT_TOP, Part
+from .layouts import IGNORED_AT_TOP, Layout, Part
 from .rules import native_shapes
 from .save import State, entries_of
 from .tensors import Glance, TensorFile, open_tensors
@@ -130,7 +129,7 @@ def _open_file(path: Path) -> ControlNetFile:
             raise CheckpointError(f"{path} holds a ControlNet and {len(unknown)} unknown keys ({shown}).")
         shapes = {name.removeprefix(start): file.shape(name) for name in names if name.startswith(start)}
         original = any(name.startswith("input_hint_block.") for name in shapes)
-        config = _config(file, path, shapes if original else _as_ldm(shapes))
+        config = _config(file, path, shapes, "ldm" if original else "diffusers")
     weights = Weights(path, "ldm", start=start) if original else Weights(path, "diffusers")
     return _found(path, "original file" if original else "diffusers file", config, weights)
 
@@ -149,8 +148,8 @@ def _along(name: str) -> bool:
     return name.startswith(_WHOLE_MODEL) or IGNORED_AT_TOP.match(name) is not None
 
 
-def _config(file: TensorFile, path: Path, shapes: detect.Shapes) -> ControlNetConfig:
-    """From what Darkroom wrote into the file, the config.json beside it, or the shapes under their original names."""
+def _config(file: TensorFile, path: Path, shapes: detect.Shapes, layout: Layout) -> ControlNetConfig:
+    """From what Darkroom wrote into the file, the config.json beside it, or the shapes."""
     noted = parse_json(file.metadata.get(METADATA, "{}"), f"{path} (metadata)").get(PART)
     if isinstance(noted, dict):
         config: ControlNetConfig = network_config(PART, noted, f"{path} (metadata)")
@@ -159,46 +158,18 @@ def _config(file: TensorFile, path: Path, shapes: detect.Shapes) -> ControlNetCo
     if beside.is_file() and read_json(beside).get("_class_name") == CLASS:
         return _published(beside)
     with sentences(str(path)):
-        unet = detect.unet_config(shapes, openclip=False)
-        outs = [shapes.get(f"input_hint_block.{2 * k}.weight", ()) for k in range(_MOST_HINTS)]
+        unet = detect.unet_config(detect.as_native(PART, layout, shapes), openclip=False)
+        # the convolutions of the hint embedding, in order, without the last
+        places = [f"input_hint_block.{2 * k}" for k in range(_MOST_HINTS)]
+        if layout == "diffusers":
+            start = "controlnet_cond_embedding."
+            places = [start + "conv_in", *(f"{start}blocks.{k}" for k in range(_MOST_HINTS - 2)), start + "conv_out"]
+        outs = [shapes.get(f"{place}.weight", ()) for place in places]
         widths = tuple(shape[0] for shape in outs if len(shape) == 4)[:-1:2]
         if unet is None or not widths or len(outs[0]) != 4:
             raise CheckpointError(f"{path} holds parts of a ControlNet only: download it again.")
         values = {name.name: getattr(unet, name.name) for name in fields(UNetConfig)}
         return ControlNetConfig(**values, hint_widths=widths, hint_channels=outs[0][1])
-
-
-_TO_ORIGINAL = (
-    (r"conv_in\.", "input_blocks.0.0."),
-    (r"controlnet_cond_embedding\.conv_in\.", "input_hint_block.0."),
-    (r"mid_block\.attentions\.0\.", "middle_block.1."),
-    (r"mid_block\.resnets\.0\.", "middle_block.0."),
-    (r"class_embedding\.", "label_emb."),
-)
-_IN_RESNET = {"conv1": "in_layers.2", "conv2": "out_layers.3", "norm2": "out_layers.0", "time_emb_proj": "emb_layers.1"}
-
-
-def _as_ldm(shapes: detect.Shapes) -> detect.Shapes:
-    """The original names by which `detect` tells a network's shape, from diffusers' names."""
-    counted = (re.match(r"down_blocks\.\d+\.resnets\.(\d+)\.", name) for name in shapes)
-    resnets = max((int(match[1]) for match in counted if match), default=0)
-    hints = [int(m[1]) for name in shapes if (m := re.match(r"controlnet_cond_embedding\.blocks\.(\d+)\.", name))]
-    renamed: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
-        if match := re.match(r"down_blocks\.(\d+)\.(resnets|attentions|downsamplers)\.(\d+)\.(.*)", name):
-            level, kind, i, rest = int(match[1]), match[2], int(match[3]), match[4]
-            n = 1 + level * (resnets + 2) + (resnets + 1 if kind == "downsamplers" else i)
-            inner = rest.split(".")[0]
-            rest = rest.replace(inner, _IN_RESNET.get(inner, inner), 1) if kind == "resnets" else rest
-            place = {"resnets": "0.", "attentions": "1.", "downsamplers": "0.op."}[kind]
-            name = f"input_blocks.{n}.{place}{rest.removeprefix('conv.') if kind == 'downsamplers' else rest}"
-        elif match := re.match(r"controlnet_cond_embedding\.(?:blocks\.(\d+)|conv_out)\.(.*)", name):
-            k = max(hints, default=-1) + 1 if match[1] is None else int(match[1])
-            name = f"input_hint_block.{2 * (k + 1)}.{match[2]}"
-        for pattern, replacement in _TO_ORIGINAL:
-            name = re.sub(rf"^{pattern}", replacement, name)
-        renamed[name] = shape
-    return renamed
 
 
 def save_controlnet(path: str | Path, state: State, config: ControlNetConfig, dtype: torch.dtype | None = None) -> Path:

@@ -23,7 +23,7 @@ from ..errors import CheckpointError
 from ..files import parse_json
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from .folder import checked_defaults, network_config, sentences
-from .layouts import IGNORED_AT_TOP, TITLES, Layout, Part, prefix
+from .layouts import IGNORED_AT_TOP, TITLES, Layout, Part, native_names, prefix
 from .rules import Config
 from .tensors import TensorFile
 from .weights import METADATA, part_keys
@@ -71,59 +71,60 @@ def _numbers(shapes: Shapes, pattern: str) -> list[int]:
     return sorted({int(match[1]) for name in shapes if (match := compiled.match(name))})
 
 
+def as_native(part: Part, layout: Layout, shapes: Shapes) -> Shapes:
+    """A network's shapes by native names, as far as they are known before its configuration is."""
+    return {native: shapes[name] for native, name in native_names(part, layout, shapes).items()}
+
+
 def unet_config(shapes: Shapes, openclip: bool, pooled: tuple[int, int] | None = None) -> UNetConfig | None:
-    """The U-Net of LDM keys (without `model.diffusion_model.`); None if they are not one's.
+    """The U-Net of native names (`as_native`); None if they are not one's.
 
     `pooled`: of SDXL, the width of its pooled text, and how many sizes it is told.
     """
-    levels: list[list[int]] = [[]]  # the block numbers of each level's resnets
-    for n in _numbers(shapes, r"input_blocks\.(\d+)\."):
-        if any(name.startswith(f"input_blocks.{n}.0.op.") for name in shapes):
-            levels.append([])
-        elif n > 0:
-            levels[-1].append(n)
+    levels = range(1 + max(_numbers(shapes, r"down\.(\d+)\.(?:resnets|attentions)\."), default=0))
+    layers = [len(_numbers(shapes, rf"down\.{level}\.(?:resnets|attentions)\.(\d+)\.")) for level in levels]
     widths, attention, depths, crosses = [], [], [], []
-    text = _vote(_sizes(shapes, r".*\.attn2\.to_[kv]\.weight", 1))
-    for blocks in levels:
-        block = r"input_blocks\.(?:" + "|".join(map(str, blocks)) + r")\." if blocks else "(?!)"
-        width = _vote(_sizes(shapes, block + r"0\.(in_layers\.2|out_layers\.[03]|emb_layers\.1)\.(weight|bias)", 0))
+    text = _vote(_sizes(shapes, r".*\.attn2\.[kv]\.weight", 1))
+    for level in levels:
+        width = _vote(_sizes(shapes, rf"down\.{level}\.resnets\.\d+\.(conv[12]|norm2|time)\.(weight|bias)", 0))
         if width is None:
             return None
-        own = _vote(_sizes(shapes, block + r"1\..*\.attn1\.to_[kv]\.weight", 1))
+        transformers = rf"down\.{level}\.attentions\.\d+\."
+        own = _vote(_sizes(shapes, transformers + r".*\.attn1\.[kv]\.weight", 1))
         widths.append(width)
-        attention.append(any(re.match(block + r"1\.", name) for name in shapes))
-        depths.append(_depth(shapes, block + r"1\."))
+        attention.append(any(re.match(transformers, name) for name in shapes))
+        depths.append(_depth(shapes, transformers))
         crosses.append(own is not None and own != width and own == text)
-    middle = _depth(shapes, r"middle_block\.1\.")
+    middle = _depth(shapes, r"mid\.attention\.")
     if not attention[-1]:
         depths[-1] = middle
-    for level in reversed(range(len(levels) - 1)):  # without attention it means nothing: as the next level
+    for level in reversed(levels[:-1]):  # without attention it means nothing: as the next level
         if not attention[level]:
             depths[level], crosses[level] = depths[level + 1], crosses[level + 1]
     linear = _vote(len(s) for name, s in shapes.items() if name.endswith(("proj_in.weight", "proj_out.weight"))) == 2
-    in_channels = _vote(_sizes(shapes, r"input_blocks\.0\.0\.weight", 1)) or 4
-    classes = _vote(_sizes(shapes, r"label_emb\.weight", 0))
-    together = _vote(_sizes(shapes, r"label_emb\.0\.0\.weight", 1)) if pooled else None
+    in_channels = _vote(_sizes(shapes, r"conv_in\.weight", 1)) or 4
+    classes = _vote(_sizes(shapes, r"class_embed\.weight", 0))
+    together = _vote(_sizes(shapes, r"size_embed\.linear1\.weight", 1)) if pooled else None
     told = together is not None
     # SD 2.x and SDXL have heads of 64 channels, others have 8 heads.
     by_width = ((openclip or text == 1024) and classes is None) or told
     return UNetConfig(
         sample_size=128 if classes is not None or told else 64,
         in_channels=in_channels,
-        out_channels=_vote(_sizes(shapes, r"out\.2\.(weight|bias)", 0)) or 4,
+        out_channels=_vote(_sizes(shapes, r"conv_out\.(weight|bias)", 0)) or 4,
         block_out_channels=tuple(widths),
-        layers_per_block=tuple(len(blocks) for blocks in levels),
+        layers_per_block=tuple(layers),
         attention_levels=tuple(attention),
         only_cross_attention=tuple(crosses),
         transformer_layers=tuple(depths),
         heads=tuple(max(1, width // 64) if by_width else 8 for width in widths),
         cross_attention_dim=text or (1024 if openclip else 768),
         use_linear_projection=linear,
-        mid_block=any(name.startswith("middle_block.") for name in shapes),
-        mid_block_attention=any(name.startswith("middle_block.1.") for name in shapes),
+        mid_block=any(name.startswith("mid.") for name in shapes),
+        mid_block_attention=any(name.startswith("mid.attention.") for name in shapes),
         norm_num_groups=math.gcd(32, *widths),
         num_class_embeds=classes,
-        time_cond_proj_dim=_vote(_sizes(shapes, r"time_embed\.cond_proj\.weight", 1)),
+        time_cond_proj_dim=_vote(_sizes(shapes, r"time_embed\.cond\.weight", 1)),
         addition_time_embed_dim=(together - pooled[0]) // pooled[1] if pooled and together is not None else None,
         projection_class_embeddings_input_dim=together,
     )
@@ -131,32 +132,32 @@ def unet_config(shapes: Shapes, openclip: bool, pooled: tuple[int, int] | None =
 
 def _depth(shapes: Shapes, start: str) -> int:
     """How many transformer blocks the spatial transformers under `start` have; 1 if there are none."""
-    return 1 + max(_numbers(shapes, start + r"transformer_blocks\.(\d+)\."), default=0)
+    return 1 + max(_numbers(shapes, start + r"blocks\.(\d+)\."), default=0)
 
 
 def autoencoder_config(shapes: Shapes, upscaler: bool, sdxl: bool = False) -> AutoencoderConfig | None:
-    """The autoencoder of LDM keys (without `first_stage_model.`); None if they are not one's."""
+    """The autoencoder of native names (`as_native`); None if they are not one's."""
     levels = _numbers(shapes, r"encoder\.down\.(\d+)\.")
     widths = [
-        _vote(_sizes(shapes, rf"encoder\.down\.{level}\.block\.\d+\.(conv[12]|norm2)\.(weight|bias)", 0))
+        _vote(_sizes(shapes, rf"encoder\.down\.{level}\.resnets\.\d+\.(conv[12]|norm2)\.(weight|bias)", 0))
         for level in levels
     ]
     known = [width for width in widths if width is not None]
     if not known or len(known) != len(widths):
         return None
-    latent = _vote([*_sizes(shapes, r"decoder\.conv_in\.weight", 1), *_sizes(shapes, r"post_quant_conv\.\w+", 0)])
+    latent = _vote([*_sizes(shapes, r"decoder\.conv_in\.weight", 1), *_sizes(shapes, r"post_quant\.\w+", 0)])
     return AutoencoderConfig(
         in_channels=_vote(_sizes(shapes, r"encoder\.conv_in\.weight", 1)) or 3,
         out_channels=_vote(_sizes(shapes, r"decoder\.conv_out\.(weight|bias)", 0)) or 3,
         latent_channels=latent or 4,
         block_out_channels=tuple(known),
-        layers_per_block=1 + max(_numbers(shapes, r"encoder\.down\.\d+\.block\.(\d+)\."), default=0),
+        layers_per_block=1 + max(_numbers(shapes, r"encoder\.down\.\d+\.resnets\.(\d+)\."), default=0),
         norm_num_groups=math.gcd(32, *known),
         scaling_factor=0.08333 if upscaler else 0.13025 if sdxl else 0.18215,
         sample_size=256 if upscaler else 1024 if sdxl else 512,
-        mid_block_attention=any(".mid.attn_1." in name for name in shapes),
-        use_quant_conv=any(name.startswith("quant_conv.") for name in shapes),
-        use_post_quant_conv=any(name.startswith("post_quant_conv.") for name in shapes),
+        mid_block_attention=any(".mid.attention." in name for name in shapes),
+        use_quant_conv=any(name.startswith("quant.") for name in shapes),
+        use_post_quant_conv=any(name.startswith("post_quant.") for name in shapes),
     )
 
 
@@ -303,14 +304,15 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
         pooled = None
         if sdxl and isinstance(last, TextEncoderConfig):
             pooled = (last.projection_dim, 6 if len(texts) == 2 else 5)
-        unet = unet_config(shapes["unet"], openclip, pooled)
+        unet = unet_config(as_native("unet", "ldm", shapes["unet"]), openclip, pooled)
         family = "custom" if unet is None else family_of(unet, len(texts))
         prediction, zero_snr = _prediction(file, keys["unet"], family, 4 if unet is None else unet.in_channels)
         if unet is not None:
             large = family == "sd2" and prediction == "v_prediction"  # as published for SD 2.1
             configs["unet"] = dataclasses.replace(unet, sample_size=96, upcast_attention=True) if large else unet
         upscaler = family == "upscaler"
-        autoencoder = autoencoder_config(shapes["autoencoder"], upscaler, sdxl)
+        latent = as_native("autoencoder", "ldm", shapes["autoencoder"])
+        autoencoder = autoencoder_config(latent, upscaler, sdxl)
         if autoencoder is not None:
             configs["autoencoder"] = autoencoder
     own = _own_metadata(file, path)

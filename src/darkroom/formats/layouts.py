@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from ..models.config import AutoencoderConfig, ControlNetConfig, UNetConfig
-from .rules import Config, Place, Rule, translate
+from .rules import Config, Place, Rule, restore, translate
 
 Part: TypeAlias = Literal[
     "unet", "autoencoder", "text_encoder", "text_encoder_2", "image_encoder", "controlnet", "inception", "lpips"
@@ -308,6 +308,38 @@ def table(part: Part, layout: Layout, names: Iterable[str], config: Config) -> d
             raise KeyError(f"no rule of layout {layout!r} for the {part} tensor {name!r}")
         result[name] = replace(place, name=start + place.name)
     return result
+
+
+def native_names(part: Part, layout: Layout, names: Iterable[str]) -> dict[str, str]:
+    """Native name -> the one in a file (without the part's prefix), of what is found without a configuration.
+
+    That is all but what LDM's files number from the end: the ascending half of a U-Net, or of a decoder.
+    """
+    names, places = list(names), {}
+    rules = _RULES[part, layout][1]
+    if layout == "ldm" and part in ("unet", "controlnet"):
+        rules = tuple(rule for rule in rules if rule.numbers is None or rule.native.startswith("down."))
+        places = _ldm_places(names)
+    return {
+        native: name for name in names if (native := restore(canonical(part, layout, name), rules, places)) is not None
+    }
+
+
+def _ldm_places(names: Iterable[str]) -> dict[int, dict[str, int]]:
+    """The level and layer of an LDM U-Net's blocks: a level ends with its downsampler."""
+    found = {n for name in names if (n := _number(name))}  # 0 is the first convolution
+    ends = {n for name in names if ".0.op." in name and (n := _number(name))}
+    places, level, first = {}, 0, 1
+    for n in sorted(found):
+        places[n] = {"l": level, "i": n - first}
+        if n in ends:
+            level, first = level + 1, n + 1
+    return places
+
+
+def _number(name: str) -> int | None:
+    match = re.match(r"input_blocks\.(\d+)\.", name)
+    return None if match is None else int(match[1])
 
 
 # --- what files also contain ---------------------------------------------------------------------------------------

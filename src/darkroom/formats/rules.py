@@ -81,6 +81,28 @@ def translate(name: str, rules: Iterable[Rule], config: Config) -> Place | None:
     return None
 
 
+def restore(name: str, rules: Iterable[Rule], places: Mapping[int, Mapping[str, int]]) -> str | None:
+    """The native name of a file's `name`, `translate` turned round; None if no rule speaks of it.
+
+    `places`: the template fields behind a number that a rule computes. A tensor cut in three is taken for its first.
+    """
+    for rule in sorted(rules, key=lambda rule: -len(rule.foreign)):  # a name may begin with a shorter one
+        match = _pattern(rule.foreign).match(name)
+        if match is None:
+            continue
+        fields = {key: int(value) for key, value in match.groupdict().items() if key != "rest"}
+        number = fields.pop("n", None)
+        if number is not None and number not in places:
+            continue
+        native, rest = rule.native.format(**fields, **(places[number] if number is not None else {})), match["rest"]
+        if not rule.inside:
+            return native if rest is None else f"{native}.{rest}"
+        inner = restore(rest, rule.inside, places) if rest else None
+        if inner is not None:
+            return f"{native}.{inner}"
+    return None
+
+
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
     """A template at the beginning of a name, ending at a dot or with it."""

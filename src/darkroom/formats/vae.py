@@ -27,7 +27,7 @@ from . import detect, folder
 from .checkpoint import Checkpoint
 from .folder import network_config, sentences
 from .hub import resolve
-from .layouts import Part
+from .layouts import Layout, Part
 from .save import State, entries_of
 from .tensors import Glance, open_tensors
 from .weights import Artifact, Weights
@@ -160,22 +160,13 @@ def _open_file(path: Path) -> Vae:
         if any(name.startswith("encoder.layers.") for name in shapes):
             short = {name.replace(".layers.", ".", 1): shape for name, shape in shapes.items()}
             return _found(path, "diffusers file", _tiny_config(short, path), weights)
-        native = any(name.startswith("encoder.down.") for name in shapes)
-        config = detect.autoencoder_config(shapes if native else _as_ldm(shapes), upscaler=False)
+        layout: Layout = "ldm" if any(name.startswith("encoder.down.") for name in shapes) else "diffusers"
+        config = detect.autoencoder_config(detect.as_native(PART, layout, shapes), upscaler=False)
     if config is None:
         first = ", ".join(list(shapes)[:3]) or "nothing"
         raise CheckpointError(f"{path} holds no autoencoder: its tensors are called {first}.")
-    kind = "LDM file" if native else "diffusers file"
-    return _found(path, kind, config, dataclasses.replace(weights, layout="ldm" if native else "diffusers"), False)
-
-
-def _as_ldm(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """The names by which `detect` tells an autoencoder's shape, from diffusers' names."""
-    renamed = {}
-    for name, shape in shapes.items():
-        name = re.sub(r"encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block.", name)
-        renamed[name.replace("mid_block.attentions.0.", "mid.attn_1.")] = shape
-    return renamed
+    kind = "LDM file" if layout == "ldm" else "diffusers file"
+    return _found(path, kind, config, dataclasses.replace(weights, layout=layout), False)
 
 
 def _open_halves(path: Path) -> Vae:
