@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -33,6 +34,7 @@ from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to
 from .model import Model
 from .models.autoencoder import Autoencoder
 from .models.controlnet import ControlNet
+from .prompts.embeddings import unused
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
@@ -243,6 +245,8 @@ class Pipeline:
             for i in range(count)
         ]
         shared = self.inputs(depth=depth, controls=controls, loras=loras, embeddings=embeddings)
+        for sentence in unused(shared.embeddings, [(text, first.prompt_style) for text in (*prompts, *negatives)]):
+            warnings.warn(sentence, stacklevel=2)
         images = _pictures(image, "image", open_picture, len(prompts))
         masks = _pictures(mask, "mask", open_mask, len(prompts))
         inputs = [

@@ -16,6 +16,7 @@ from darkroom.formats.embedding import (
     scan_embeddings,
 )
 from darkroom.formats.tensors import Glance
+from darkroom.prompts.embeddings import LearnedWord, unused
 
 V = torch.randn(3, 768, generator=torch.Generator().manual_seed(0))
 G = torch.randn(3, 1280, generator=torch.Generator().manual_seed(1))
@@ -227,6 +228,25 @@ def test_tensors_that_would_be_without_effect(tmp_path, content, told):
         assert is_embedding(Glance(path))
         with pytest.raises(CheckpointError, match=told):
             read_embedding(path)
+
+
+def test_a_word_that_no_prompt_calls_is_told():
+    word = LearnedWord(("cat-toy", "<toy>"), (V,))
+    assert not unused([word], [("a Cat-Toy", "a1111"), ("", "a1111")])
+    assert not unused([word], [("a fox", "plain"), ("<toy>", "plain")])
+    (told,) = unused([word], [("a cat", "a1111")])
+    assert told == (
+        "the embedding 'cat-toy' has no effect: no prompt calls it; write 'cat-toy' or '<toy>', or leave it out"
+    )
+    (told,) = unused([word], [("a cat-toy", "comfy")])
+    assert "write 'embedding:cat-toy' or" in told
+    assert not unused([word], [("a embedding:cat-toy", "comfy")])
+
+
+def test_python_is_told_too(tiny_pipe, tmp_path):
+    path = save_embedding(tmp_path / "zork.safetensors", torch.ones(1, 32), "zork")
+    with pytest.warns(UserWarning, match="the embedding 'zork' has no effect"):
+        tiny_pipe.generate("a fox", embeddings=[path], steps=1)
 
 
 class Evil:

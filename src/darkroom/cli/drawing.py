@@ -13,7 +13,7 @@ from ..arguments import GROUPS
 from ..errors import RequestError
 from ..request import Request
 from ..settings import Setting, SettingError, default, joined
-from . import options
+from . import complain, options
 
 if TYPE_CHECKING:
     from ..engine import Inputs
@@ -153,4 +153,13 @@ def drawing(
                 spacing_name(request.schedule)
         return options.load(model, device, dtype, compile, threads, lora_dir, vae, backend, quantize=quantize)
 
-    return Asked(request, load, inputs)
+    def read(pipe: Pipeline, requests: Sequence[Request]) -> Inputs:
+        from ..prompts.embeddings import unused
+
+        made: Inputs = inputs(pipe, requests)
+        texts = [(text, one.prompt_style) for one in requests for text in (one.prompt, one.negative_prompt)]
+        for sentence in unused(made.embeddings, texts):
+            complain(sentence)
+        return made
+
+    return Asked(request, load, read)

@@ -138,6 +138,20 @@ def names_in(text: str, names: Iterable[str], style: str = "a1111") -> set[str]:
     return {by_normal[match["name"]] for match in found if match["name"] is not None}
 
 
+def unused(words: Iterable[LearnedWord], texts: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence for each learned word that is given and that none of the (text, style) calls."""
+    called = list(texts)
+    told = []
+    for word in words:
+        if not any(names_in(text, word.names, style) for text, style in called):
+            start = "embedding:" if called and all(style == "comfy" for _, style in called) else ""
+            names = " or ".join(repr(start + name) for name in word.names)
+            told.append(
+                f"the embedding {word.name!r} has no effect: no prompt calls it; write {names}, or leave it out"
+            )
+    return told
+
+
 def _pattern(names: Iterable[str], comfy: bool) -> re.Pattern[str]:
     listed = "|".join(_bounded(name) for name in sorted(names, key=lambda name: (-len(name), name)))
     if not comfy:
