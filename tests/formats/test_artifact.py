@@ -71,6 +71,15 @@ def test_networks_that_judge_are_described(tmp_path: Path) -> None:
     assert (found["kind"], found["fault"]) == ("network that judges, lpips", None)
 
 
+def test_a_text_encoder_by_itself_is_described(sd1: Any, tmp_path: Path) -> None:
+    folder = sd1.save(tmp_path / "model") / "text_encoder"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "clip_text_model"}))
+    found = describe(folder)
+    assert (found["kind"], found["fault"]) == ("CLIP text encoder", None)
+    assert found["parameters"] == sum(tensor.numel() for tensor in sd1.states["text_encoder"].values())
+
+
 def test_a_new_kind_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind of file that nobody knows yet is opened, described, hashed and built by its row alone."""
     config = TinyAutoencoderConfig()

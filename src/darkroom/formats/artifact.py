@@ -18,7 +18,7 @@ from ..request import choice
 from .checkpoint import convert_checkpoint, open_checkpoint
 from .control import convert_controlnet, is_controlnet, open_controlnet
 from .embedding import FORMS, convert_embedding, is_embedding, read_embedding
-from .features import is_features, open_features
+from .features import is_features, is_text_encoder, open_features, open_text_encoder
 from .hub import resolve
 from .lora import is_lora, open_lora
 from .lora_save import convert_lora
@@ -94,6 +94,7 @@ KINDS: list[Kind] = [
     Kind("embedding", is_embedding, lambda path, variant: read_embedding(path), _convert_embedding),
     Kind("ControlNet", is_controlnet, open_controlnet, _convert_networks(convert_controlnet)),
     Kind("network that judges", is_features, _open_features, MODEL.convert),
+    Kind("text encoder", is_text_encoder, lambda path, variant: open_text_encoder(path), MODEL.convert),
     Kind("VAE", is_vae, lambda path, variant: open_vae(path), MODEL.convert),
     MODEL,
 ]

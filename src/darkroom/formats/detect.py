@@ -1,11 +1,10 @@
-"""What a single file is, told by its content: the shapes of its tensors, never its name.
+"""What a single file is, told by its content: the names and shapes of its tensors, never its own name.
 
-Published facts: Rombach et al.'s v1-inference.yaml, and Stability AI's v2-inference(-v).yaml, x4-upscaling.yaml and
-v2-inpainting-inference.yaml. What no shape tells (heads, normalisation groups, scaling factors) is what those have.
-A shape is found by the vote of several tensors, so that one missing or broken tensor is later named as such and doesn't
-make a different network out of all others.
-
-A whole model in one file, in the layout of the original LDM code.
+First each network by its native names, whatever the file calls them (`as_native`); then a whole model in one file, in
+the layout of the original LDM code (`examine`). Published facts: Rombach et al.'s v1-inference.yaml, and Stability AI's
+v2-inference(-v).yaml, x4-upscaling.yaml and v2-inpainting-inference.yaml. What no shape tells (heads, normalisation
+groups, scaling factors) is what those have. A shape is found by the vote of several tensors, so that one missing or
+broken tensor is later named as such and doesn't make a different network out of all others.
 """
 
 from __future__ import annotations
@@ -250,7 +249,7 @@ LOW_RES_SCHEDULER = {  # how the upscaler noises its low-resolution picture
 }
 
 
-# --- single
+# --- a whole model in one file --------------------------------------------------------------------------------------
 
 
 _V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"

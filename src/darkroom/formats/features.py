@@ -97,6 +97,23 @@ def _add(found: dict[Kind, FeatureFile], file: FeatureFile) -> None:
     found[kind] = file
 
 
+def is_text_encoder(seen: Glance) -> bool:
+    """Whether a folder is one of CLIP's text encoder alone, as transformers writes it."""
+    return seen.config.get("model_type") == "clip_text_model"
+
+
+def open_text_encoder(path: Path) -> Artifact:
+    """The text encoder of a CLIP's folder, or of one that has nothing else. Raises CheckpointError."""
+    content, where = read_json(path / "config.json"), str(path / "config.json")
+    if content.get("model_type") not in ("clip", "clip_text_model"):
+        raise CheckpointError(
+            f"{path} is a {str(content.get('model_type'))[:60]!r}; it must be a CLIP: {WHERE['clip']}."
+        )
+    configs: dict[Part, Config] = {"text_encoder": network_config("text_encoder", content, where)}
+    weights = Weights(folder.weights_file(path), "diffusers")
+    return Artifact(path=path, kind="CLIP text encoder", configs=configs, weights={"text_encoder": weights})
+
+
 def require(found: Mapping[Kind, FeatureFile], kind: Kind, what: str) -> FeatureFile:
     """The network that `what` needs. CheckpointError, saying where to get it, where it was not given."""
     if kind not in found:

@@ -1,6 +1,6 @@
-"""Configurations that strangers wrote, checked: faults as sentences.
+"""A diffusers folder: which of its files are the weights of its parts, and what their configurations say.
 
-A diffusers folder: which of its files are the weights and configurations of the parts.
+Strangers wrote these: whatever is wrong in them ends in one sentence.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def sentences(where: str) -> Iterator[None]:
         raise CheckpointError(f"{where} has a value of a wrong type ({error}).") from None
 
 
-# --- folder
+# --- which file is what ---------------------------------------------------------------------------------------------
 
 
 SUBFOLDERS: dict[Part, str] = {

@@ -5,7 +5,8 @@ rules hold inside it. Rules translate one way, native to foreign; `layouts.table
 and reading goes through the same table turned round. So whatever can be read can be written, and a key that no native
 tensor claims is known to be extra. The rules themselves are in `layouts`.
 
-The native names and shapes of a network, without its memory. The one place in `formats` that builds networks.
+Which network a configuration is of, and the names and shapes of its tensors, stand here too: nothing else in `formats`
+knows the networks' classes.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(rf"{escaped}(?:\.(?P<rest>.+))?\Z")
 
 
-# --- shapes
+# --- the networks that the names belong to --------------------------------------------------------------------------
 
 
 def network_class(config: Config) -> Any:

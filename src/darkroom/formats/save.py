@@ -1,6 +1,7 @@
-"""Models out: an ordinary diffusers folder, or a single file in the layout of the original LDM code.
+"""Models out: an ordinary diffusers folder, or a single file in the layout of the original LDM code; and a whole CLIP,
+in the form of transformers' CLIPModel: both encoders, their scale, tokenizer and processor.
 
-A whole CLIP out, in the form of transformers' CLIPModel: both encoders, their scale, tokenizer and processor.
+`entries_of` writes any network under any layout's names; ControlNets and autoencoders use it as well.
 """
 
 from __future__ import annotations
@@ -309,7 +310,7 @@ def _tokenizer_texts(tokenizer: TokenizerSource) -> dict[str, str]:
         return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
 
-# --- clip
+# --- a whole CLIP ----------------------------------------------------------------------------------------------------
 
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # that CLIP's pictures are normalised by

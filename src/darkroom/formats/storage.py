@@ -5,7 +5,7 @@ high-water mark is the tensors kept, and a model once loaded no longer depends o
 read, but its pages are dropped and faulted in again under memory pressure, they count twice while a tensor is
 converted, and a file that someone truncates or overwrites while the model draws would kill the process.
 
-Weights in 8 bits that have a scale beside them, as ComfyUI's tools write them ("scaled fp8").
+Weights in 8 bits may have a scale beside them, as ComfyUI's tools write them ("scaled fp8"):
 
     X.weight          float8, [O, I, ...]
     X.scale_weight    or, in newer files, X.weight_scale: one number, or one for each of the O outputs
@@ -211,7 +211,7 @@ def check_name(path: Path, name: object) -> None:
         raise CheckpointError(f"{path} holds a tensor with a suspicious name: {clip(ascii(name))}.")
 
 
-# --- scaled
+# --- weights in 8 bits with scales -----------------------------------------------------------------------------------
 
 
 _SCALES = (".scale_weight", ".weight_scale")

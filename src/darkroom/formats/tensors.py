@@ -1,21 +1,20 @@
-"""The header of a safetensors file, checked whole before anything is allocated by it.
+"""One weights file, or a set of shards, read safely and tensor by tensor.
+
+What a file is, is decided by its content, never by its name: safetensors, one of PyTorch's pickles, or the index (JSON)
+of a sharded set. Every fault is a CheckpointError of one sentence that names the file.
+
+safetensors (https://github.com/huggingface/safetensors#format): the header is checked whole before anything is
+allocated by it.
 
 [8 bytes: N, little-endian] [N bytes of JSON: name -> dtype, shape, data_offsets] [the tensors' bytes, without gaps]
-Source: https://github.com/huggingface/safetensors#format.
 
-PyTorch's pickles (`.ckpt`, `.pt`, `.pth`, `.bin`), read without running anything in them.
-
+PyTorch's pickles (`.ckpt`, `.pt`, `.pth`, `.bin`) are read without running anything in them.
 `torch.load(weights_only=True)` in a child process would be the usual answer, but it refuses the many published
 checkpoints in which a trainer left a callback object, it needs a second copy of the weights, in memory or on disk, to
-hand them to this process, and seconds to start. So the child here has no torch at all. It is confined (`torchfile`), it
-reads the pickle as a list of instructions that it does not follow (`unpickle`), and it answers where each tensor's
-bytes lie; they are stored as they are in both of PyTorch's formats. This process checks the answer as it would a
-header's and then reads the tensors straight from the file, one at a time: there is no copy beyond the tensors kept.
-
-One weights file, or a set of shards, read safely and tensor by tensor.
-
-What a file is, is decided by its content, never by its name: safetensors (`header`), PyTorch's pickles (`pickles`), or
-the JSON index of a sharded set. Every fault is a CheckpointError of one sentence that names the file.
+hand them to this process, and seconds to start. So the child here has no torch at all. It is confined, it reads the
+pickle as a list of instructions that it does not follow (both in `torchfile`), and it answers where each tensor's bytes
+lie; they are stored as they are in both of PyTorch's formats. This process checks the answer as it would a header's and
+then reads the tensors straight from the file, one at a time: there is no copy beyond the tensors kept.
 """
 
 from __future__ import annotations
@@ -139,7 +138,7 @@ def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
     return parsed
 
 
-# --- pickles
+# --- PyTorch's pickles -----------------------------------------------------------------------------------------------
 
 
 TIMEOUT = 120.0  # seconds of wall-clock, for a busy machine; of computing the child allows itself a few (`allow`)
@@ -266,7 +265,7 @@ def _ask(source: Source, mode: str) -> dict[str, Any]:
         raise CheckpointError(f"{source.path} is broken: looking at it ended with status {child.returncode}.") from None
 
 
-# --- files
+# --- any weights file ------------------------------------------------------------------------------------------------
 
 
 __all__ = ["TensorFile", "check_finite", "open_tensors"]

@@ -12,9 +12,8 @@ import darkroom
 from ..errors import TrainingError
 from ..files import read_json
 from ..formats.checkpoint import open_checkpoint
-from ..formats.folder import network_config, weights_file
+from ..formats.features import open_text_encoder
 from ..formats.vae import open_vae
-from ..formats.weights import Artifact, Weights
 from ..models.autoencoder import Autoencoder
 from ..models.config import TextEncoderConfig
 from ..models.text_encoder import TextEncoder
@@ -39,10 +38,8 @@ def open_text(source: str, device: str) -> tuple[TextEncoder, Tokenizer]:
     if not (place / "config.json").is_file():
         pipe = darkroom.load(source, device=device, dtype="float32")
         return pipe.text_encoder, pipe.tokenizer
-    weights = Weights(weights_file(place), "diffusers")
-    found = Artifact(
-        path=place, kind="text encoder", configs={"text_encoder": config}, weights={"text_encoder": weights}
-    )
+    found = open_text_encoder(place)
+    found.configs = {"text_encoder": config}
     return found.build("text_encoder", device, torch.float32), Tokenizer.from_folder(place)
 
 
@@ -54,9 +51,8 @@ def text_config(source: str) -> TextEncoderConfig:
         if found.text_encoder_2_config is not None:
             raise TrainingError(f"text_encoder is {source!r}, which has two; give a model with one")
         return found.text_encoder_config
-    content = read_json(file)
-    if content.get("model_type") not in ("clip", "clip_text_model"):
+    if read_json(file).get("model_type") not in ("clip", "clip_text_model"):
         raise TrainingError(f"text_encoder is {source!r}, which is no CLIP and no model")
-    config = network_config("text_encoder", content, str(file))
+    config = open_text_encoder(file.parent).config("text_encoder")
     assert isinstance(config, TextEncoderConfig)
     return replace(config, projection=False)
