@@ -127,6 +127,7 @@ SHORT = {
     "__main__.py": "python -m darkroom",
     "cli/convert.py": "a command is a file",
     "cli/samplers.py": "a command is a file",
+    "training/pretrained.py": "what training takes out of anybody's files, for two kinds of it",
     "engine/scheduler.py": "who moves next is a subject of its own, without tensors",
 }
 
