@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [--pictures 64] [--side 1024] [--size 512] [--rounds 5] [--smoke]
 
-Random JPEGs are written to a temporary folder and read: decoded, scaled and cut as `data.lessons` does it; as latents
+Random JPEGs are written to a temporary folder and read: decoded, scaled and cut as `data.dataset` does it; as latents
 from the cache; and by a plain `DataLoader` of PyTorch over the same folder (no workers: ours uses one thread as well).
 A training asks for pictures as fast as its steps use them: about 50 a second for the embedded model on two cores.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from darkroom.data.buckets import Cut
-from darkroom.data.dataset import open_lessons, scan_any
+from darkroom.data.dataset import open_dataset, scan_any
 from darkroom.data.order import Order
 from darkroom.data.shards import write_shards
 from darkroom.models.autoencoder import Autoencoder
@@ -73,21 +73,21 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
 def contestants(place: Path, size: int) -> Mapping[str, Callable[[], object]]:
     """Each reads all pictures once, in batches."""
     folder, shards = place / "pictures", place / "shards"
-    lessons = open_lessons(str(folder), (size, size), Cut(buckets=True))
+    dataset = open_dataset(str(folder), (size, size), Cut(buckets=True))
     shards.mkdir()
     write_shards(scan_any(str(folder)).examples, shards, 1 << 30, 10_000)
-    packed = open_lessons(str(shards), (size, size), Cut(buckets=True))
+    packed = open_dataset(str(shards), (size, size), Cut(buckets=True))
     torch.manual_seed(0)
     # The size of the latents is what counts here, not what made them.
     net = Autoencoder(AutoencoderConfig(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2)).eval()
-    fill(place / "cache", lessons, net.requires_grad_(False))
-    store = LatentStore(place / "cache", lessons, net)
-    order = Order(lessons.sizes, lessons.repeats, BATCH, 0)
+    fill(place / "cache", dataset, net.requires_grad_(False))
+    store = LatentStore(place / "cache", dataset, net)
+    order = Order(dataset.sizes, dataset.repeats, BATCH, 0)
     steps = range(max(round(order.steps_a_round), 1))
     loader = DataLoader(Plain(folder, size), batch_size=BATCH, shuffle=True)
     return {
         "plain DataLoader": lambda: [batch.shape for batch in loader],
-        "folder, decoded and cut": lambda: [[lessons.picture(int(i)) for i in order.rows(step)] for step in steps],
+        "folder, decoded and cut": lambda: [[dataset.picture(int(i)) for i in order.rows(step)] for step in steps],
         "shards, decoded and cut": lambda: [[packed.picture(int(i)) for i in order.rows(step)] for step in steps],
         "latents from the cache": lambda: [store.draw(order.rows(step), step, 0) for step in steps],
         "looking at a folder": lambda: scan_any(str(folder)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.data.buckets import Crop, Cut, sizes
-from darkroom.data.dataset import open_lessons
+from darkroom.data.dataset import open_dataset
 from darkroom.errors import TrainingError
 
 
@@ -78,14 +78,14 @@ def test_a_picture_shows_what_its_crop_says(tmp_path: Path) -> None:
     values[..., 0] = np.arange(120)[None, :] * 2
     values[..., 1] = np.arange(60)[:, None] * 4
     Image.fromarray(values).save(tmp_path / "a.png")
-    lessons = open_lessons(str(tmp_path), (60, 60), Cut(crop="random", flip=True, variants=8))
+    dataset = open_dataset(str(tmp_path), (60, 60), Cut(crop="random", flip=True, variants=8))
     for version in range(8):
-        crop = lessons.crop(0, version)
+        crop = dataset.crop(0, version)
         assert (crop.original, crop.scaled) == ((120, 60), (120, 60))
         whole = values[:, ::-1] if crop.flipped else values
         left, top = crop.corner
-        assert np.array_equal(lessons.picture(0, version), whole[top : top + 60, left : left + 60])
-    assert len({lessons.crop(0, v).corner for v in range(8)}) > 4
+        assert np.array_equal(dataset.picture(0, version), whole[top : top + 60, left : left + 60])
+    assert len({dataset.crop(0, v).corner for v in range(8)}) > 4
 
 
 def test_large_jpegs_are_read_as_well_as_small_ones(tmp_path: Path) -> None:
@@ -94,37 +94,37 @@ def test_large_jpegs_are_read_as_well_as_small_ones(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     smooth.save(tmp_path / "a.jpg", quality=95, exif=turned)
-    lessons = open_lessons(str(tmp_path), (80, 120))
+    dataset = open_dataset(str(tmp_path), (80, 120))
     whole = smooth.transpose(Image.Transpose.ROTATE_270).resize((80, 120), Image.Resampling.LANCZOS)
-    assert np.abs(lessons.picture(0).astype(int) - np.asarray(whole).astype(int)).max() <= 4
+    assert np.abs(dataset.picture(0).astype(int) - np.asarray(whole).astype(int)).max() <= 4
 
 
 def test_pictures_that_must_not_be_enlarged(tmp_path: Path) -> None:
     for i, size in enumerate([(300, 200), (100, 90), (40, 30), (129, 500)]):
         Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
-    lessons = open_lessons(str(tmp_path), (256, 256), Cut(buckets=True, grid=32, enlarge=False))
-    assert lessons.sizes == [(288, 192), (96, 64), (128, 256)]
-    assert [path.name for path, _ in lessons.left_out] == ["2.png"]
+    dataset = open_dataset(str(tmp_path), (256, 256), Cut(buckets=True, grid=32, enlarge=False))
+    assert dataset.sizes == [(288, 192), (96, 64), (128, 256)]
+    assert [path.name for path, _ in dataset.left_out] == ["2.png"]
     for i in range(3):
-        scaled, original = lessons.crop(i).scaled, lessons.crop(i).original
+        scaled, original = dataset.crop(i).scaled, dataset.crop(i).original
         assert scaled[0] <= original[0]
-        assert lessons.picture(i).shape == (*lessons.sizes[i][::-1], 3)
-    one = open_lessons(str(tmp_path), (96, 64), Cut(enlarge=False))
+        assert dataset.picture(i).shape == (*dataset.sizes[i][::-1], 3)
+    one = open_dataset(str(tmp_path), (96, 64), Cut(enlarge=False))
     assert len(one) == 3
 
 
 def test_a_picture_that_changes_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (20, 20)).save(path)
-    lessons = open_lessons(str(tmp_path), (16, 16))
+    dataset = open_dataset(str(tmp_path), (16, 16))
     stream = io.BytesIO()
     Image.new("RGB", (20, 20), "red").save(stream, "PNG")
     path.write_bytes(stream.getvalue())
     with pytest.raises(TrainingError, match=r"a\.png' has changed"):
-        lessons.picture(0)
+        dataset.picture(0)
     path.unlink()
     with pytest.raises(TrainingError, match="can't be read"):
-        lessons.picture(0)
+        dataset.picture(0)
 
 
 def test_class_pictures_share_the_subjects_buckets(tmp_path: Path) -> None:
@@ -137,13 +137,13 @@ def test_class_pictures_share_the_subjects_buckets(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", size, (len(name), size[0], size[1])).save(tmp_path / name)
     cut = Cut(buckets=True, grid=8)
-    lessons = open_lessons(
+    dataset = open_dataset(
         str(tmp_path / "cat"), (64, 64), cut, prior=str(tmp_path / "cats"), caption="my cat", prior_caption="a cat"
     )
-    assert lessons.prior == [False, False, True, True]
-    assert lessons.captions == ["my cat", "my cat", "a cat", "a cat"]
-    assert set(lessons.sizes[2:]) <= set(lessons.sizes[:2])
-    assert lessons.sizes[3] == lessons.sizes[0]
+    assert dataset.prior == [False, False, True, True]
+    assert dataset.captions == ["my cat", "my cat", "a cat", "a cat"]
+    assert set(dataset.sizes[2:]) <= set(dataset.sizes[:2])
+    assert dataset.sizes[3] == dataset.sizes[0]
 
 
 def test_settings_that_can_t_be_are_told() -> None:

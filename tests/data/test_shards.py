@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data.dataset import open_lessons
+from darkroom.data.dataset import open_dataset
 from darkroom.data.examples import Remembered
 from darkroom.data.folders import scan
 from darkroom.data.shards import braces, members, scan_shards, shard_files, write_shards
@@ -59,8 +59,8 @@ def test_samples_have_their_captions_and_repeats(tmp_path: Path) -> None:
         "000.jpg": ("a cat", 1), "dir.v1/001.png": ("a dog", 5), "002.webp": ("", 1), "003.PNG": ("größer", 1)
     }  # fmt: skip
     assert {p.name for p, _ in found.left_out} == {"005.png", "006.png", "007.png"}
-    lessons = open_lessons(str(path), (16, 16))
-    assert abs(int(lessons.picture(1)[0, 0, 0]) - 2) <= 1
+    dataset = open_dataset(str(path), (16, 16))
+    assert abs(int(dataset.picture(1)[0, 0, 0]) - 2) <= 1
 
 
 def test_packed_pictures_are_the_folders(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_packed_pictures_are_the_folders(tmp_path: Path) -> None:
         assert [(e.digest, e.caption, e.repeats, e.width) for e in after.examples] == [
             (e.digest, e.caption, e.repeats, e.width) for e in before.examples
         ]
-    a, b = open_lessons(str(data), (16, 16)), open_lessons(str(out), (16, 16))
+    a, b = open_dataset(str(data), (16, 16)), open_dataset(str(out), (16, 16))
     assert a.key == b.key
     assert all(np.array_equal(x, y) for x, y in zip(a.pictures(), b.pictures(), strict=True))
     again = tmp_path / "again"
@@ -101,14 +101,14 @@ def test_a_shard_is_read_once_and_noticed_when_it_changes(tmp_path: Path, monkey
 
     path, index = shard(tmp_path / "x.tar", {"0.png": encoded(1), "0.txt": b"x"}), tmp_path / "index.sqlite"
     first = scan_shards([path], Remembered(index))
-    lessons = open_lessons(str(path), (16, 16), index=index)
+    dataset = open_dataset(str(path), (16, 16), index=index)
     with monkeypatch.context() as patch:
         patch.setattr(shards, "members", None)
         assert scan_shards([path], Remembered(index)) == first
     shard(path, {"0.png": encoded(200), "0.txt": b"y"})
     assert scan_shards([path], Remembered(index)).examples[0].caption == "y"
     with pytest.raises(TrainingError, match=r"x\.tar/0\.png' has changed"):
-        lessons.picture(0)
+        dataset.picture(0)
 
 
 def test_braces() -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from darkroom.data.dataset import Lessons, open_lessons
+from darkroom.data.dataset import Dataset, open_dataset
 from darkroom.formats.layouts import table
 from darkroom.pipeline import Pipeline
 from darkroom.training.pictures import PictureRecipe, PictureStage
@@ -37,7 +37,7 @@ def write_pictures(folder: Path, side: int = 64) -> Path:
 class Given:
     """Latents that are the same in every step."""
 
-    lessons: Lessons
+    dataset: Dataset
     values: Tensor  # [P, C, h, w]
 
     def draw(self, rows: Any, step: int, seed: int) -> Tensor:
@@ -46,12 +46,12 @@ class Given:
 
 def stage_over(recipe: PictureRecipe, pipe: Pipeline, folder: Path) -> PictureStage:
     """A training's stage over the pictures of a folder, with random latents."""
-    lessons = open_lessons(str(folder), pipe.size)
+    dataset = open_dataset(str(folder), pipe.size)
     side = pipe.size[0] // pipe.autoencoder.config.downscale
     channels = pipe.autoencoder.config.latent_channels
-    latents = torch.randn(len(lessons), channels, side, side, generator=torch.Generator().manual_seed(3))
-    stage: PictureStage = recipe.stage(recipe, pipe, lessons)
-    stage.latents = Given(lessons, latents)
+    latents = torch.randn(len(dataset), channels, side, side, generator=torch.Generator().manual_seed(3))
+    stage: PictureStage = recipe.stage(recipe, pipe, dataset)
+    stage.latents = Given(dataset, latents)
     return stage
 
 

@@ -177,12 +177,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_crops_of_one_s_own_pictures(folder: Path) -> None:
     crops = open_crops(TINY, str(folder))
-    assert [(path.name, why) for path, why in crops.lessons.left_out] == [
+    assert [(path.name, why) for path, why in crops.dataset.left_out] == [
         ("thin.png", "20x300 pixels hold no crop of 32")
     ]
-    assert len(crops.lessons) == 5
-    sizes = {w * h for w, h in crops.lessons.sizes}
-    assert all(w % 4 == h % 4 == 0 and min(w, h) >= 32 for w, h in crops.lessons.sizes)
+    assert len(crops.dataset) == 5
+    sizes = {w * h for w, h in crops.dataset.sizes}
+    assert all(w % 4 == h % 4 == 0 and min(w, h) >= 32 for w, h in crops.dataset.sizes)
     assert max(sizes) <= 64 * 64
     first = crops.batch(0, Share())
     assert first.shape == (4, 3, 32, 32)
@@ -191,7 +191,7 @@ def test_crops_of_one_s_own_pictures(folder: Path) -> None:
     assert torch.equal(first, torch.stack(halves, dim=1).flatten(0, 1))
     whole = crops.batch(1, Share())
     assert len(whole) == 1
-    assert (whole.shape[3], whole.shape[2]) in set(crops.lessons.sizes)
+    assert (whole.shape[3], whole.shape[2]) in set(crops.dataset.sizes)
     assert all(min(p.shape[:2]) >= 32 for p in crops.some(10))
     with pytest.raises(TrainingError, match="no picture holds a crop of 256 pixels"):
         open_crops(dataclasses.replace(TINY, crop=256, size=256), str(folder))

@@ -115,7 +115,7 @@ def test_a_steps_loss_and_gradients_are_those_of_diffusers_script(
     pipe = fresh(tiny_folder, **scheduler)
     stage = peers.stage_over(recipe, pipe, folder)
     assert isinstance(stage, DistillStage)
-    stage.lessons.captions[0] = "a red fox, " * 30  # the empty caption has fewer chunks, where several are read
+    stage.dataset.captions[0] = "a red fox, " * 30  # the empty caption has fewer chunks, where several are read
     teacher = their_unet(pipe, tmp_path / "teacher")
     shaken(stage.student, 1)
     student = target = their_unet(stage.pipe, tmp_path / "student")

@@ -66,7 +66,7 @@ def test_u_net_and_text_encoder_learn_on_buckets_and_diffusers_draws_the_same(
     assert np.abs(ours[0].permute(1, 2, 0).numpy() - expected).max() < 1e-3
     # What the stage shows: buckets, the rates of its modules, what is held out, a sheet.
     stage = FinetuneStage.open(recipe, subject, tmp_path)
-    assert len(set(stage.lessons.sizes)) > 1
+    assert len(set(stage.dataset.sizes)) > 1
     stage.take(tmp_path / "run" / "cache")
     assert stage.rates == {"text_encoder": 0.001}
     assert len(stage.away) == 1
@@ -118,13 +118,13 @@ def test_class_pictures_are_drawn_once_and_weigh_as_the_script_of_diffusers_has_
     # The loss, by hand: half a batch is of the class, with its prompt and nothing around it.
     stage = FinetuneStage.open(recipe, subject, run)
     stage.take(run / "cache")
-    lessons = stage.lessons
+    dataset = stage.dataset
     batch = stage.batch(0, Share())
-    prior = torch.tensor([lessons.prior[i] for i in batch[1]])
+    prior = torch.tensor([dataset.prior[i] for i in batch[1]])
     assert int(prior.sum()) == 2
     for i, caption, of_class in zip(batch[1], batch[2], prior, strict=True):
-        assert caption == ("a photo of a fox" if of_class else f"{lessons.captions[i]}, large")
-    assert "a photo of sks fox" in lessons.captions
+        assert caption == ("a photo of a fox" if of_class else f"{dataset.captions[i]}, large")
+    assert "a photo of sks fox" in dataset.captions
 
     def loss(weight: float) -> float:
         stage.config = replace(recipe, prior_weight=weight)

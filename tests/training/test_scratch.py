@@ -46,7 +46,7 @@ def test_captions_go_with_their_latents(stage: UNetStage) -> None:
         assert torch.equal(latents, stage.latents.draw(rows, step, 0))
         for i, caption in zip(rows, captions, strict=True):
             left_out += caption == ""
-            assert caption in (stage.lessons.captions[i], "")
+            assert caption in (stage.dataset.captions[i], "")
     assert 0.25 < left_out / 160 < 0.6
     halves = [stage.batch(3, Share(rank, 2)) for rank in (0, 1)]
     whole = stage.batch(3, Share())

@@ -78,7 +78,7 @@ def test_it_is_told_of_a_picture_what_it_is_told_when_it_draws(model: Path, pict
     stage = FinetuneStage.open(recipe, Source(str(model), str(pictures)), tmp_path)
     stage.encode(tmp_path / "cache")
     stage.take(tmp_path / "cache")
-    pipe, lessons = stage.pipe, stage.lessons
+    pipe, dataset = stage.pipe, stage.dataset
     empty = 0
     for step in range(4):
         _, rows, captions = stage.batch(step, Share())
@@ -93,7 +93,7 @@ def test_it_is_told_of_a_picture_what_it_is_told_when_it_draws(model: Path, pict
                 text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
             torch.testing.assert_close(told.text[k], text, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(told.pooled[k], pooled, rtol=1e-4, atol=1e-5)
-            crop = lessons.crop(i, lessons.version(i, step, 0))
+            crop = dataset.crop(i, dataset.version(i, step, 0))
             with Image.open(pictures / f"{i}.png") as picture:
                 assert told.sizes[k, :2].tolist() == [picture.height, picture.width]
             assert told.sizes[k, 2:].tolist() == [crop.corner[1], crop.corner[0], 64, 64]

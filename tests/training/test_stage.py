@@ -91,7 +91,7 @@ def test_gradients_reach_a_word_in_the_second_chunk(pipe: darkroom.Pipeline, fol
     stage = peers.stage_over(recipe, pipe, folder)
     cut = peers.stage_over(replace(recipe, chunks=1), pipe, folder)
     late = f"{'fox ' * 80}<blorb>"
-    stage.lessons.captions[1] = cut.lessons.captions[1] = late
+    stage.dataset.captions[1] = cut.dataset.captions[1] = late
     assert stage.captions([1], 0) == [late]
     assert cut.captions([1], 0) == ["a photo of <blorb>"]
     (vectors,) = stage.words[0].parts

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.data.dataset import SceneLessons
+from darkroom.data.dataset import SceneDataset
 from darkroom.errors import TrainingError
 from darkroom.models.clip import Clip, contrastive_loss
 from darkroom.prompts.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ TINY = TextEncoderRecipe(
 def stage(**changes: Any) -> TextEncoderStage:
     recipe = dataclasses.replace(TINY, **changes)
     tokenizer = scene_tokenizer()
-    return TextEncoderStage(recipe, network(recipe, tokenizer), tokenizer, SceneLessons.of(recipe.scenes, recipe.seed))
+    return TextEncoderStage(recipe, network(recipe, tokenizer), tokenizer, SceneDataset.of(recipe.scenes, recipe.seed))
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def test_shares_make_up_a_batch_of_the_order() -> None:
     for k in (0, 1):
         assert torch.equal(whole[k], torch.stack([h[k] for h in halves], dim=1).flatten(0, 1))
     i = int(one.order.rows(1)[3])
-    assert torch.equal(whole[0][3], pixels_of([one.lessons.picture(i)])[0])
-    assert whole[1][3].tolist() == one.tokenizer.padded(one.lessons.captions[i])
+    assert torch.equal(whole[0][3], pixels_of([one.dataset.picture(i)])[0])
+    assert whole[1][3].tolist() == one.tokenizer.padded(one.dataset.captions[i])
 
 
 def _two_ranks(folder: str) -> None:
@@ -138,7 +138,7 @@ def test_a_few_steps_find_pictures_by_their_captions(tmp_path: Path) -> None:
             return super().batch(0, share)
 
     few = stage(steps=30, lr=1e-2, batch_size=6)
-    train(Same(few.config, few.clip, few.tokenizer, few.lessons), tmp_path)
+    train(Same(few.config, few.clip, few.tokenizer, few.dataset), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
     assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
     assert rows[-1]["found"] == 1

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import darkroom
-from darkroom.data.dataset import SceneLessons, open_lessons
+from darkroom.data.dataset import SceneDataset, open_dataset
 from darkroom.errors import TrainingError
 from darkroom.toy.scenes import draw_scene, render_scene
 from darkroom.training.controlnet import ControlNetRecipe
@@ -32,7 +32,7 @@ from darkroom.training.textual_inversion import InversionRecipe, InversionStage
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six gray scenes with captions."""
-    place = tmp_path_factory.mktemp("lessons")
+    place = tmp_path_factory.mktemp("dataset")
     for i in range(6):
         scene = draw_scene(3, i)
         Image.fromarray(render_scene(scene)).convert("L").resize((160, 128)).save(place / f"{i}.png")
@@ -136,10 +136,10 @@ def test_a_word_is_learned_whatever_the_captions_say(folder: Path, tmp_path: Pat
     subject = Source(None, str(data))
     stage = train_to_end(replace(recipe, template="{}"), subject, tmp_path / "run")
     assert losses(tmp_path / "run")[0] > 0
-    undropped = InversionStage(replace(recipe, dropout=0.0), stage.pipe, stage.lessons)  # type: ignore[attr-defined]
+    undropped = InversionStage(replace(recipe, dropout=0.0), stage.pipe, stage.dataset)  # type: ignore[attr-defined]
     assert undropped.captions(range(6), 0) == [*texts[:2], *["a photo of blorb"] * 4]
     named = replace(recipe, template="a photo of {}|a painting of {}")
-    assert InversionStage.open(named, subject, tmp_path).lessons.captions[5] == "blorb"
+    assert InversionStage.open(named, subject, tmp_path).dataset.captions[5] == "blorb"
     with pytest.raises(TrainingError, match="vectors is 73"):
         tune(replace(recipe, vectors=73), subject, tmp_path / "many")
 
@@ -148,17 +148,17 @@ def test_folder_pictures_are_scaled_and_cut_around_the_middle(tmp_path: Path) ->
     values = np.zeros((40, 80, 3), np.uint8)
     values[:, 20:60] = 200
     Image.fromarray(values).save(tmp_path / "a.png")
-    lessons = open_lessons(str(tmp_path), (32, 32))
-    assert lessons.picture(0).shape == (32, 32, 3)
-    assert lessons.picture(0)[16, 16, 0] == 200
+    dataset = open_dataset(str(tmp_path), (32, 32))
+    assert dataset.picture(0).shape == (32, 32, 3)
+    assert dataset.picture(0)[16, 16, 0] == 200
     (tmp_path / "a.txt").write_text("other words")
-    assert open_lessons(str(tmp_path), (32, 32)).key != lessons.key
+    assert open_dataset(str(tmp_path), (32, 32)).key != dataset.key
 
 
-def test_scene_lessons_are_the_scenes() -> None:
-    lessons = SceneLessons.of(3, 7)
-    assert lessons.captions == [draw_scene(7, i).caption for i in range(3)]
-    assert np.array_equal(lessons.picture(2), render_scene(draw_scene(7, 2)))
+def test_scene_dataset_are_the_scenes() -> None:
+    dataset = SceneDataset.of(3, 7)
+    assert dataset.captions == [draw_scene(7, i).caption for i in range(3)]
+    assert np.array_equal(dataset.picture(2), render_scene(draw_scene(7, 2)))
 
 
 def test_recipes_are_checked_in_a_sentence(tmp_path: Path) -> None:
@@ -235,4 +235,4 @@ def test_a_run_belongs_to_its_pictures_and_tells_what_it_left_out(
 def test_deep_and_transparent_pictures_are_read_as_everywhere_else(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((32, 32), 32768, np.uint16))
     deep.save(tmp_path / "a.png")
-    assert abs(int(open_lessons(str(tmp_path), (32, 32)).picture(0)[0, 0, 0]) - 127) <= 1
+    assert abs(int(open_dataset(str(tmp_path), (32, 32)).picture(0)[0, 0, 0]) - 127) <= 1

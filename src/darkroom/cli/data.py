@@ -14,7 +14,7 @@ from ..request import choice, whole
 from . import INTERRUPTED, complain, new_app, options
 
 if TYPE_CHECKING:
-    from ..data.dataset import Lessons
+    from ..data.dataset import Dataset
 
 app = new_app()
 
@@ -53,36 +53,36 @@ def scan(
         whole("--size", size, 16, 8192)
         whole("--grid", grid, 1, 1024)
     from ..data.buckets import Cut
-    from ..data.dataset import open_lessons
+    from ..data.dataset import open_dataset
 
     cut = Cut(buckets=buckets, grid=grid, aspect=aspect, enlarge=enlarge)
-    lessons = open_lessons(data, (size, size), cut)
+    dataset = open_dataset(data, (size, size), cut)
     if as_json:
-        print(json.dumps(_told(data, lessons), indent=2))
+        print(json.dumps(_told(data, dataset), indent=2))
         return
-    draws = sum(lessons.repeats)
-    print(f"{len(lessons):,} pictures to learn from" + (f", {draws:,} in a round" if draws > len(lessons) else ""))
-    without = [lessons.name(i) for i in range(len(lessons)) if not lessons.captions[i]]
+    draws = sum(dataset.repeats)
+    print(f"{len(dataset):,} pictures to learn from" + (f", {draws:,} in a round" if draws > len(dataset) else ""))
+    without = [dataset.name(i) for i in range(len(dataset)) if not dataset.captions[i]]
     if without:
         print(f"{len(without):,} without a caption, {visible(without[0])} the first")
-    bar = max(Counter(lessons.sizes).values())
-    for (width, height), count in sorted(Counter(lessons.sizes).items()):
+    bar = max(Counter(dataset.sizes).values())
+    for (width, height), count in sorted(Counter(dataset.sizes).items()):
         print(f"  {width:>5} x {height:<5} {count:>7,}  {'#' * -(-40 * count // bar)}")
-    if lessons.left_out:
-        print(f"{len(lessons.left_out):,} left out:")
-    for path, why in lessons.left_out:
+    if dataset.left_out:
+        print(f"{len(dataset.left_out):,} left out:")
+    for path, why in dataset.left_out:
         print(f"  {visible(str(path))}: {visible(why)}")
 
 
-def _told(data: str, lessons: Lessons) -> dict[str, Any]:
+def _told(data: str, dataset: Dataset) -> dict[str, Any]:
     """What `scan --json` prints."""
     return {
         "data": data,
-        "pictures": len(lessons),
-        "draws_in_a_round": sum(lessons.repeats),
-        "without_caption": [lessons.name(i) for i in range(len(lessons)) if not lessons.captions[i]],
-        "sizes": [{"width": w, "height": h, "pictures": n} for (w, h), n in sorted(Counter(lessons.sizes).items())],
-        "left_out": [{"path": str(path), "reason": why} for path, why in lessons.left_out],
+        "pictures": len(dataset),
+        "draws_in_a_round": sum(dataset.repeats),
+        "without_caption": [dataset.name(i) for i in range(len(dataset)) if not dataset.captions[i]],
+        "sizes": [{"width": w, "height": h, "pictures": n} for (w, h), n in sorted(Counter(dataset.sizes).items())],
+        "left_out": [{"path": str(path), "reason": why} for path, why in dataset.left_out],
     }
 
 

@@ -87,11 +87,11 @@ def _draft(picture: Image.Image, crop: Crop) -> None:
         picture.draft(picture.mode, wanted)
 
 
-# --- lessons
+# --- data sets
 
 
 @dataclass(frozen=True)
-class Lessons(ABC):
+class Dataset(ABC):
     """Pictures, read when they are asked for, and their captions. All sequences have one entry a picture.
 
     Attributes:
@@ -139,7 +139,7 @@ class Lessons(ABC):
 
 
 @dataclass(frozen=True)
-class FileLessons(Lessons):
+class FileDataset(Dataset):
     """Pictures in files, those of a folder or of shards."""
 
     examples: Sequence[Example] = ()
@@ -158,13 +158,13 @@ class FileLessons(Lessons):
 
 
 @dataclass(frozen=True)
-class SceneLessons(Lessons):
+class SceneDataset(Dataset):
     """The first built-in scenes of a seed, at their own size of 128 x 128 pixels."""
 
     seed: int = 0
 
     @classmethod
-    def of(cls, count: int, seed: int, lines: bool = False) -> SceneLessons:
+    def of(cls, count: int, seed: int, lines: bool = False) -> SceneDataset:
         """`count` scenes; with `lines` every way to say what a scene shows, each on a line of its own."""
         drawn = (draw_scene(seed, i) for i in range(count))
         captions = ["\n".join(scene.captions) if lines else scene.caption for scene in drawn]
@@ -180,7 +180,7 @@ class SceneLessons(Lessons):
         return Crop(self.sizes[i], self.sizes[i], (0, 0))
 
 
-def open_lessons(
+def open_dataset(
     data: str | None,
     size: Size,
     cut: Cut = PLAIN,
@@ -192,7 +192,7 @@ def open_lessons(
     seed: int = 0,
     lines: bool = False,
     index: Path | None = None,
-) -> Lessons:
+) -> Dataset:
     """The training pictures that `data` names, each cut to `size` (width, height) or to the bucket nearest its shape.
 
     Args:
@@ -210,7 +210,7 @@ def open_lessons(
                 "the built-in scenes are of 128x128 pixels and suit the embedded model only; name a folder of pictures "
                 "by --data"
             )
-        return SceneLessons.of(scenes, seed, lines)
+        return SceneDataset.of(scenes, seed, lines)
     examples, left_out = _cut(scan_any(data, index), size, cut)
     sizes = [cut.bucket((e.width, e.height), size) for e in examples]
     classes = [False] * len(examples)
@@ -226,7 +226,7 @@ def open_lessons(
     told = [
         f"{e.digest} {e.repeats} {p} {s} {c}" for e, p, s, c in zip(examples, classes, sizes, captions, strict=True)
     ]
-    return FileLessons(
+    return FileDataset(
         captions=captions,
         repeats=[e.repeats for e in examples],
         sizes=sizes,
@@ -255,3 +255,6 @@ def _cut(found: Scan, size: Size, cut: Cut) -> tuple[list[Example], list[tuple[P
 
 def _key(kind: str, told: Sequence[str]) -> str:
     return hashlib.sha256("\n".join([kind, *told]).encode()).hexdigest()
+
+
+open_lessons = open_dataset  # its documented name until now; gone in the next version

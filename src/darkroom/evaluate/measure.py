@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.dataset import open_lessons
+from ..data.dataset import open_dataset
 from ..errors import RequestError
 from ..formats.features import FeatureFile, Kind, require
 from .distances import Moments, clip_score, cmmd, frechet, kernel_distance
@@ -151,8 +151,8 @@ class _Measuring:
         asked = self.asked
         if self.pipe is None:
             return None if asked.data is None else Pictures.of_data(asked.data)
-        lessons = open_lessons(asked.data, self.pipe.size, scenes=asked.count or 1000, seed=SEED)
-        return Pictures.of_lessons(lessons)
+        dataset = open_dataset(asked.data, self.pipe.size, scenes=asked.count or 1000, seed=SEED)
+        return Pictures.of_dataset(dataset)
 
     def _drawn(self) -> Pictures:
         asked = self.asked

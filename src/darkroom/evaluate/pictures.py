@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.dataset import Lessons, scan_any
+from ..data.dataset import Dataset, scan_any
 from ..data.examples import Example
 from ..errors import CheckpointError, ImageError, RequestError, TrainingError
 from ..files import read_json, whole_file, write_json
@@ -91,12 +91,12 @@ class Pictures:
         )
 
     @classmethod
-    def of_lessons(cls, lessons: Lessons) -> Pictures:
+    def of_dataset(cls, dataset: Dataset) -> Pictures:
         """Training pictures as a model learns them: scaled and cut."""
-        names = [e.name for e in getattr(lessons, "examples", ())] or [f"scene {i}" for i in range(len(lessons))]
-        cut = [f"{d} {size} {lessons.cut}" for d, size in zip(lessons.digests, lessons.sizes, strict=True)]
+        names = [e.name for e in getattr(dataset, "examples", ())] or [f"scene {i}" for i in range(len(dataset))]
+        cut = [f"{d} {size} {dataset.cut}" for d, size in zip(dataset.digests, dataset.sizes, strict=True)]
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in cut]
-        return cls(names, lessons.captions, keys, lessons.picture)
+        return cls(names, dataset.captions, keys, dataset.picture)
 
     @classmethod
     def of_arrays(cls, pictures: Sequence[Array], captions: Sequence[str] | None = None) -> Pictures:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..data.buckets import Cut, sizes
-from ..data.dataset import FileLessons, Lessons, open_lessons
+from ..data.dataset import Dataset, FileDataset, open_dataset
 from ..data.order import Order
 from ..embedded import MODEL
 from ..errors import Error, TrainingError
@@ -461,15 +461,15 @@ class SceneCrops(Crops):
         return self.some(self.recipe.held_out or SHOWN)
 
 
-class LessonCrops(Crops):
+class PictureCrops(Crops):
     """Pictures of one's own, each scaled to about `size` x `size` pixels in its own shape, and crops of them."""
 
-    def __init__(self, recipe: AutoencoderRecipe, lessons: Lessons) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, dataset: Dataset) -> None:
         super().__init__(recipe)
-        self.lessons = lessons
-        self.key, self.left_out = lessons.key, lessons.left_out
-        self.away, self.learned = parted(lessons, recipe.held_out, recipe.seed)
-        sizes, repeats = [lessons.sizes[i] for i in self.learned], [lessons.repeats[i] for i in self.learned]
+        self.dataset = dataset
+        self.key, self.left_out = dataset.key, dataset.left_out
+        self.away, self.learned = parted(dataset, recipe.held_out, recipe.seed)
+        sizes, repeats = [dataset.sizes[i] for i in self.learned], [dataset.repeats[i] for i in self.learned]
         self.order = Order(sizes, repeats, recipe.batch_size, recipe.seed)
 
     def pictures(self, step: int, rows: Sequence[int], whole: bool) -> list[Pixels]:
@@ -478,7 +478,7 @@ class LessonCrops(Crops):
         found = []
         for row in rows:
             i = self.learned[int(chosen[row])]
-            picture = self.lessons.picture(i, self.lessons.version(i, step, c.seed))
+            picture = self.dataset.picture(i, self.dataset.version(i, step, c.seed))
             if not whole:
                 rng = np.random.default_rng((c.seed, step, row, 2))
                 y, x = (int(rng.integers(side - c.crop + 1)) for side in picture.shape[:2])
@@ -488,13 +488,13 @@ class LessonCrops(Crops):
 
     def some(self, count: int) -> Iterator[Pixels]:
         every = max(len(self.learned) // count, 1)
-        return (self.lessons.picture(i) for i in self.learned[::every][:count])
+        return (self.dataset.picture(i) for i in self.learned[::every][:count])
 
     def held_out(self) -> Iterator[Pixels]:
-        return (self.lessons.picture(i) for i in self.away or self.learned[:SHOWN])
+        return (self.dataset.picture(i) for i in self.away or self.learned[:SHOWN])
 
 
-def open_crops(recipe: AutoencoderRecipe, data: str) -> LessonCrops:
+def open_crops(recipe: AutoencoderRecipe, data: str) -> PictureCrops:
     """Pictures of a folder or of shards, for an autoencoder.
 
     Each is scaled down to a size of about `size` x `size` pixels, in its own shape as far as a crop fits into it.
@@ -507,17 +507,17 @@ def open_crops(recipe: AutoencoderRecipe, data: str) -> LessonCrops:
         buckets=True, grid=grid, aspect=aspect, enlarge=False, crop="random", flip=recipe.flip, variants=0,
         seed=recipe.seed,
     )  # fmt: skip
-    lessons = open_lessons(data, (recipe.size, recipe.size), cut)
-    assert isinstance(lessons, FileLessons)
-    return LessonCrops(recipe, _large_enough(lessons, recipe.crop))
+    dataset = open_dataset(data, (recipe.size, recipe.size), cut)
+    assert isinstance(dataset, FileDataset)
+    return PictureCrops(recipe, _large_enough(dataset, recipe.crop))
 
 
-def _large_enough(lessons: FileLessons, crop: int) -> FileLessons:
-    """The lessons of at least a crop's size."""
-    good = [i for i, size in enumerate(lessons.sizes) if min(size) >= crop]
-    if len(good) == len(lessons):
-        return lessons
-    small = [e for e, size in zip(lessons.examples, lessons.sizes, strict=True) if min(size) < crop]
+def _large_enough(dataset: FileDataset, crop: int) -> FileDataset:
+    """The dataset of at least a crop's size."""
+    good = [i for i, size in enumerate(dataset.sizes) if min(size) >= crop]
+    if len(good) == len(dataset):
+        return dataset
+    small = [e for e, size in zip(dataset.examples, dataset.sizes, strict=True) if min(size) < crop]
     if not good:
         e = small[0]
         raise TrainingError(
@@ -526,10 +526,10 @@ def _large_enough(lessons: FileLessons, crop: int) -> FileLessons:
         )
     told = [(e.path, f"{e.width}x{e.height} pixels hold no crop of {crop}") for e in small]
     chosen: dict[str, Any] = {
-        name: [getattr(lessons, name)[i] for i in good]
+        name: [getattr(dataset, name)[i] for i in good]
         for name in ("captions", "repeats", "sizes", "digests", "prior", "examples")
     }
-    return dataclasses.replace(lessons, **chosen, left_out=[*lessons.left_out, *told])
+    return dataclasses.replace(dataset, **chosen, left_out=[*dataset.left_out, *told])
 
 
 def _around(rng: np.random.Generator, at: int, side: int, crop: int) -> int:

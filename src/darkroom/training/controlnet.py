@@ -67,7 +67,7 @@ class ControlNetStage(PictureStage):
 
     def hint(self, i: int, step: int) -> Tensor:
         """The hint of picture i, as a step shows it: [3, H, W] in 0..1."""
-        shown = self.lessons.picture(i, self.lessons.version(i, step, self.config.seed))
+        shown = self.dataset.picture(i, self.dataset.version(i, step, self.config.seed))
         made = hints.make(self.config.hint, Image.fromarray(shown))
         return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1).float() / 255
 
@@ -87,7 +87,7 @@ class ControlNetStage(PictureStage):
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
         """Sheets are steered by the hint of the first picture."""
-        hint = hints.make(self.config.hint, Image.fromarray(self.lessons.picture(0)))
+        hint = hints.make(self.config.hint, Image.fromarray(self.dataset.picture(0)))
         with super().drawing() as told:
             yield {**told, "controls": (Control(self.net, hint),)}
 

@@ -82,7 +82,7 @@ class InpaintingStage(FinetuneStage):
 
     def mask(self, i: int, step: int) -> Mask:
         """What is hidden of picture i in a step: [H, W]."""
-        width, height = self.lessons.sizes[i]
+        width, height = self.dataset.sizes[i]
         return random_mask(np.random.default_rng((self.config.seed, step, i, 11)), width, height, self.config)
 
     def shown(self, rows: Sequence[int], step: int) -> Any:
@@ -96,7 +96,7 @@ class InpaintingStage(FinetuneStage):
         """
         autoencoder = self.pipe.autoencoder
         first, grid = next(autoencoder.parameters()), autoencoder.config.downscale
-        shown = self.lessons.picture(i, self.lessons.version(i, step, self.config.seed))
+        shown = self.dataset.picture(i, self.dataset.version(i, step, self.config.seed))
         mask = torch.from_numpy(self.mask(i, step)).float()
         picture = from_pixels(shown.copy())
         moments = autoencoder.encode((picture * (1 - mask))[None].to(first)).float().cpu()
@@ -113,11 +113,11 @@ class InpaintingStage(FinetuneStage):
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
         """Sheets show the first picture with a box in its middle drawn anew."""
-        width, height = self.lessons.sizes[0]
+        width, height = self.dataset.sizes[0]
         mask = Image.new("L", (width, height))
         ImageDraw.Draw(mask).rectangle((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill=255)
         with super().drawing() as told:
-            yield {**told, "image": Image.fromarray(self.lessons.picture(0)), "mask": mask}
+            yield {**told, "image": Image.fromarray(self.dataset.picture(0)), "mask": mask}
 
 
 def widened(unet: UNet, channels: int) -> UNet:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.buckets import LIVE
-from ..data.dataset import Lessons
+from ..data.dataset import Dataset
 from ..errors import TrainingError
 from ..images import from_pixels
 from ..models.autoencoder import Autoencoder
@@ -38,13 +38,13 @@ ROWS = 8  # pictures encoded at once on a GPU; on a CPU it is one: there a laten
 class Latents(Protocol):
     """Where a training's latents come from."""
 
-    lessons: Lessons
+    dataset: Dataset
 
     def draw(self, rows: Sequence[int] | NDArray[np.int64], step: int, seed: int) -> Tensor:
         """Latents [N, C, h, w] float32 of some pictures of one size, scaled as the U-Net sees them.
 
         Drawn anew for every step from what the autoencoder says: mean + deviation * noise, of the version of the
-        picture that `lessons.version(row, step, seed)` says. A pure function of its arguments; a picture's draw does
+        picture that `dataset.version(row, step, seed)` says. A pure function of its arguments; a picture's draw does
         not depend on the others'.
         """
 
@@ -55,10 +55,10 @@ class LatentStore:
     Raises Stopped where some are missing: `fill` makes them, and was interrupted.
     """
 
-    def __init__(self, folder: Path, lessons: Lessons, autoencoder: Autoencoder, bfloat16: bool = False) -> None:
-        self.lessons = lessons
+    def __init__(self, folder: Path, dataset: Dataset, autoencoder: Autoencoder, bfloat16: bool = False) -> None:
+        self.dataset = dataset
         self.cache = Cache(place(folder, autoencoder, bfloat16))
-        self._keys = keys(lessons)
+        self._keys = keys(dataset)
         if absent := missing(self.cache, self._keys):
             raise Stopped(
                 f"stopped: {len(absent)} of {len(self._keys)} latents are still missing in {folder}; the same command "
@@ -67,12 +67,12 @@ class LatentStore:
 
     def moments(self, i: int, version: int = 0) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Mean and deviation [C, h, w] of a picture's latent, scaled. Raises TrainingError for a damaged cache."""
-        found = self.cache.get(self._keys[i * self.lessons.cut.versions + version])
+        found = self.cache.get(self._keys[i * self.dataset.cut.versions + version])
         return found["mean"], found["deviation"]
 
     def draw(self, rows: Sequence[int] | NDArray[np.int64], step: int, seed: int) -> Tensor:
         """As `Latents.draw`."""
-        pairs = [self.moments(int(i), self.lessons.version(int(i), step, seed)) for i in rows]
+        pairs = [self.moments(int(i), self.dataset.version(int(i), step, seed)) for i in rows]
         means, deviations = (stacked_rows(part) for part in zip(*pairs, strict=True))
         return means + deviations * _noise(rows, step, seed, means.shape[1:])
 
@@ -80,22 +80,22 @@ class LatentStore:
 class LiveLatents:
     """Latents encoded whenever they are drawn: for pictures that never come twice in the same crop."""
 
-    def __init__(self, lessons: Lessons, autoencoder: Autoencoder) -> None:
-        self.lessons, self.autoencoder = lessons, autoencoder
+    def __init__(self, dataset: Dataset, autoencoder: Autoencoder) -> None:
+        self.dataset, self.autoencoder = dataset, autoencoder
 
     def draw(self, rows: Sequence[int] | NDArray[np.int64], step: int, seed: int) -> Tensor:
         """As `Latents.draw`."""
-        pictures = (self.lessons.picture(int(i), self.lessons.version(int(i), step, seed)) for i in rows)
+        pictures = (self.dataset.picture(int(i), self.dataset.version(int(i), step, seed)) for i in rows)
         pairs = list(moments_of(self.autoencoder, pictures))
         means, deviations = (torch.cat(part).float() for part in zip(*pairs, strict=True))
         return means + deviations * _noise(rows, step, seed, means.shape[1:])
 
 
-def latents_of(lessons: Lessons, autoencoder: Autoencoder, folder: Path, bfloat16: bool = False) -> Latents:
+def latents_of(dataset: Dataset, autoencoder: Autoencoder, folder: Path, bfloat16: bool = False) -> Latents:
     """The latents of pictures: those of a cache that `fill` has filled, or live where versions have no end."""
-    if lessons.cut.versions == LIVE:
-        return LiveLatents(lessons, autoencoder)
-    return LatentStore(folder, lessons, autoencoder, bfloat16)
+    if dataset.cut.versions == LIVE:
+        return LiveLatents(dataset, autoencoder)
+    return LatentStore(folder, dataset, autoencoder, bfloat16)
 
 
 def place(folder: Path, autoencoder: Autoencoder, bfloat16: bool = False) -> Path:
@@ -106,18 +106,18 @@ def place(folder: Path, autoencoder: Autoencoder, bfloat16: bool = False) -> Pat
     return folder / f"latents-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
-def keys(lessons: Lessons) -> list[str]:
+def keys(dataset: Dataset) -> list[str]:
     """The keys of all pictures in all their versions: those of the first picture, of the second, ..."""
     return [
-        key_of(lessons.digests[i], lessons.sizes[i], lessons.crop(i, version))
-        for i in range(len(lessons))
-        for version in range(lessons.cut.versions)
+        key_of(dataset.digests[i], dataset.sizes[i], dataset.crop(i, version))
+        for i in range(len(dataset))
+        for version in range(dataset.cut.versions)
     ]
 
 
 def fill(
     folder: Path,
-    lessons: Lessons,
+    dataset: Dataset,
     autoencoder: Autoencoder,
     part: Share = Share(),
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -129,26 +129,26 @@ def fill(
     `bfloat16` is quicker, and good enough for thousands of pictures of which none comes often; such latents are kept
     apart. Raises TrainingError for a full disk, and for a picture that the autoencoder makes NaN of.
     """
-    if lessons.cut.versions == LIVE:
+    if dataset.cut.versions == LIVE:
         return
     cache = Cache(place(folder, autoencoder, bfloat16))
     cache.sweep()
-    wanted, versions = keys(lessons), lessons.cut.versions
+    wanted, versions = keys(dataset), dataset.cut.versions
     # Shared out before looking at what is there: another process may have begun to write.
     absent = [k for k in missing(cache, wanted) if int(wanted[k][:8], 16) % part.world == part.rank]
-    absent.sort(key=lambda k: lessons.sizes[k // versions])
+    absent.sort(key=lambda k: dataset.sizes[k // versions])
     done = 0
     with interruptible() as asked, cache.writer() as writer:
-        for rows in _of_one_size(absent, lambda k: lessons.sizes[k // versions]):
+        for rows in _of_one_size(absent, lambda k: dataset.sizes[k // versions]):
             if asked():
                 break
-            pictures = [lessons.picture(*divmod(k, versions)) for k in rows]
+            pictures = [dataset.picture(*divmod(k, versions)) for k in rows]
             found = moments_of(autoencoder, pictures, bfloat16)
             means, deviations = (torch.cat(part) for part in zip(*found, strict=True))
             if not bool((means.isfinite() & deviations.isfinite()).all()):
                 raise TrainingError(
                     f"the autoencoder makes NaN or infinity of a picture with the caption "
-                    f"{lessons.captions[rows[0] // versions][:60]!r} or of its neighbours; use float32"
+                    f"{dataset.captions[rows[0] // versions][:60]!r} or of its neighbours; use float32"
                 )
             for k, mean, deviation in zip(rows, means.numpy(), deviations.numpy(), strict=True):
                 writer.add(wanted[k], {"mean": mean, "deviation": deviation})

@@ -158,7 +158,7 @@ class LoraStage(PictureStage):
     def notes(self, name: str) -> dict[str, str]:
         """What the file says of itself, under the keys of kohya's tools and of modelspec; the same for the same run."""
         c, pipe, width = self.config, self.pipe, self.pipe.unet.config.cross_attention_dim
-        side = "x".join(map(str, self.lessons.sizes[0]))
+        side = "x".join(map(str, self.dataset.sizes[0]))
         notes = {
             "ss_output_name": name,
             "ss_sd_model_name": pipe.name,
@@ -169,7 +169,7 @@ class LoraStage(PictureStage):
             "ss_learning_rate": f"{c.lr:g}",
             "ss_text_encoder_lr": f"{c.text_lr or c.lr:g}" if self.text_learns else None,
             "ss_batch_size_per_device": str(c.batch_size),
-            "ss_num_train_images": str(sum(self.lessons.repeats)),
+            "ss_num_train_images": str(sum(self.dataset.repeats)),
             "ss_resolution": side,
             "ss_seed": str(c.seed),
             "modelspec.title": name,

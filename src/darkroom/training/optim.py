@@ -153,7 +153,7 @@ class Muon(Guarded):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
             m = state["momentum"] * group["momentum"] + g
-            # Each rank makes every so-maniest update; all others are nothing until they are summed.
+            # Each rank makes every world_size-th update; all others are nothing until they are summed.
             mine = i % part.world == part.rank
             update = (
                 orthogonalize(g.add(m, alpha=group["momentum"]).flatten(1)) if mine else torch.zeros_like(p.flatten(1))
@@ -232,7 +232,7 @@ class LossScale:
         self.good_steps.copy_(saved["good_steps"])
 
 
-# --- lean
+# --- with little memory
 
 
 _CPU = torch.device("cpu")

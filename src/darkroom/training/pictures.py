@@ -27,7 +27,7 @@ import darkroom
 
 from ..data.buckets import Cut
 from ..data.captions import Captions
-from ..data.dataset import Lessons, SceneLessons, open_lessons
+from ..data.dataset import Dataset, SceneDataset, open_dataset
 from ..data.order import Order
 from ..diffusion.condition import Batch, alike
 from ..embedded import MODEL
@@ -158,7 +158,7 @@ class PictureStage(Stage):
 
     config: Any  # the subclass's own recipe
     pipe: Pipeline
-    lessons: Lessons
+    dataset: Dataset
     modules: dict[str, nn.Module] = field(default_factory=dict)
     text_learns: bool = False  # whether what is trained reaches into the text encoder
     hooks: ExitStack = field(default_factory=ExitStack)
@@ -170,7 +170,7 @@ class PictureStage(Stage):
         if report is not None and recipe.class_prompt and not recipe.class_data:
             draw_class(pipe, recipe.class_prompt, recipe.class_pictures, recipe.seed, class_folder(output), report)
         grid = pipe.autoencoder.config.downscale * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-        return cls(recipe, pipe, lessons_at(recipe, source, pipe.size[0], grid, output, cls.called(recipe)))
+        return cls(recipe, pipe, dataset_at(recipe, source, pipe.size[0], grid, output, cls.called(recipe)))
 
     @classmethod
     def model(cls, recipe: Any, source: Source) -> Pipeline:
@@ -195,12 +195,12 @@ class PictureStage(Stage):
         return str(recipe.caption)
 
     def __post_init__(self) -> None:
-        c, lessons = self.config, self.lessons
+        c, dataset = self.config, self.dataset
         torch.manual_seed(step_seed(c.seed, -1))
-        self.away, self.learned = parted(lessons, c.held_out, c.seed)
+        self.away, self.learned = parted(dataset, c.held_out, c.seed)
         self.order = Order(
-            [lessons.sizes[i] for i in self.learned], [lessons.repeats[i] for i in self.learned], c.batch_size, c.seed,
-            [lessons.prior[i] for i in self.learned],
+            [dataset.sizes[i] for i in self.learned], [dataset.repeats[i] for i in self.learned], c.batch_size, c.seed,
+            [dataset.prior[i] for i in self.learned],
         )  # fmt: skip
         self.texts = Captions(
             template=c.template, prefix=c.prefix, dropout=c.dropout, shuffle=c.shuffle, keep=c.keep_tags,
@@ -219,18 +219,18 @@ class PictureStage(Stage):
         """Make the modules that are trained."""
 
     def belongs(self) -> dict[str, Any]:
-        return {"key": self.lessons.key, "model": self.pipe.model_hash or place(Path(), self.pipe.autoencoder).name}
+        return {"key": self.dataset.key, "model": self.pipe.model_hash or place(Path(), self.pipe.autoencoder).name}
 
     @property
     def left_out(self) -> Sequence[tuple[Path, str]]:
-        return self.lessons.left_out
+        return self.dataset.left_out
 
     def tell(self, output: Path) -> None:
         super().tell(output)
-        if without := sum(not caption for caption in self.lessons.captions):
+        if without := sum(not caption for caption in self.dataset.captions):
             log.warning(
                 "%d of %d pictures have no caption, and are learned from with the empty one; "
-                "write one beside each, or set one for all (caption=...)", without, len(self.lessons),
+                "write one beside each, or set one for all (caption=...)", without, len(self.dataset),
             )  # fmt: skip
 
     @classmethod
@@ -263,10 +263,10 @@ class PictureStage(Stage):
             network.requires_grad_(False)
         pipe, n = Pipeline(model), memory.rows_of(recipe, world)
         side = recipe.size or pipe.unet.config.sample_size * pipe.autoencoder.config.downscale
-        lessons = replace(SceneLessons.of(n, 0), sizes=[(side, side)] * n)
+        dataset = replace(SceneDataset.of(n, 0), sizes=[(side, side)] * n)
         changed = {"device": "cpu", "held_out": 0, "class_prompt": ""}
         with sketch.inside():
-            stage = cls(replace(recipe, **changed), pipe, lessons)
+            stage = cls(replace(recipe, **changed), pipe, dataset)
         shown = stage.blank(n, side)
         return memory.estimate(
             recipe, stage.modules, model.networks.values(), lambda: stage.loss(shown, 0, Share())[0], world
@@ -287,15 +287,15 @@ class PictureStage(Stage):
         return bool(self.config.encode_precision == "bfloat16")
 
     def encode(self, cache: Path) -> None:
-        fill(cache, self.lessons, self.pipe.autoencoder, ranks(), bfloat16=self._half)
+        fill(cache, self.dataset, self.pipe.autoencoder, ranks(), bfloat16=self._half)
 
     def take(self, cache: Path, ahead: bool | None = None) -> None:
-        self.latents: Latents = latents_of(self.lessons, self.pipe.autoencoder, cache, self._half)
+        self.latents: Latents = latents_of(self.dataset, self.pipe.autoencoder, cache, self._half)
         self.keep_texts(cache, bool(ahead))
         if ahead is not None and (count := self.cut_captions()):
             log.warning(
                 "%d of %d captions are longer than the %d tokens that chunks=%d reads; only their beginning is learned "
-                "from", count, len(self.lessons), self.config.chunks * (self.encoders[0].length - 2),
+                "from", count, len(self.dataset), self.config.chunks * (self.encoders[0].length - 2),
                 self.config.chunks,
             )  # fmt: skip
 
@@ -303,7 +303,7 @@ class PictureStage(Stage):
         """Where no text encoder learns and the texts of a run are few, take them from a cache's folder from now on;
         `ahead`: encode those that are missing first.
         """
-        known = [self.texts.all(caption) for caption in set(self.lessons.captions)]
+        known = [self.texts.all(caption) for caption in set(self.dataset.captions)]
         if self.text_learns or self.words or len(known) > KEPT_TEXTS or any(texts is None for texts in known):
             return
         encoders, limit = [encoder.text_encoder for encoder in self.encoders], self.config.chunks
@@ -325,9 +325,9 @@ class PictureStage(Stage):
 
     def captions(self, rows: Sequence[int], step: int) -> list[str]:
         """What is read with some pictures in a step. Class pictures have their prompt and nothing around it."""
-        found = self.texts.texts(self.lessons.captions, rows, step, self.config.seed)
-        prior = self.lessons.prior
-        return [text and self.lessons.captions[i] if prior[i] else text for i, text in zip(rows, found, strict=True)]
+        found = self.texts.texts(self.dataset.captions, rows, step, self.config.seed)
+        prior = self.dataset.prior
+        return [text and self.dataset.captions[i] if prior[i] else text for i, text in zip(rows, found, strict=True)]
 
     def cut_captions(self) -> int:
         """How many pictures have a caption of which the beginning only is read: as many chunks as the recipe says."""
@@ -340,9 +340,9 @@ class PictureStage(Stage):
 
         long = {
             caption: any(cut(t, e) for t in self.texts.all(caption) or [caption] for e in self.encoders)
-            for caption in set(self.lessons.captions)
+            for caption in set(self.dataset.captions)
         }
-        return sum(long[caption] for caption in self.lessons.captions)
+        return sum(long[caption] for caption in self.dataset.captions)
 
     def batch(self, step: int, share: Share) -> Any:
         """The loop's `Stage.batch`."""
@@ -362,7 +362,7 @@ class PictureStage(Stage):
         """
         n, by_size = self.config.batch_size, dict[tuple[int, int], list[int]]()
         for i in self.away or self.learned[:n]:
-            by_size.setdefault(self.lessons.sizes[i], []).append(int(i))
+            by_size.setdefault(self.dataset.sizes[i], []).append(int(i))
         batches = [same[k : k + n] for same in by_size.values() for k in range(0, len(same), n)]
         return [self.shown(rows, NEVER) for rows in batches]
 
@@ -411,10 +411,10 @@ class PictureStage(Stage):
         """Prior preservation (Ruiz et al. 2022, arXiv 2208.12242, eq. 2): the mean error of the subject's pictures, and
         `prior_weight` times that of class pictures. Half of all rows are class pictures (`data.order`).
         """
-        if not any(self.lessons.prior):
+        if not any(self.dataset.prior):
             return None
         weights = {False: 2.0, True: 2.0 * self.config.prior_weight}
-        return torch.tensor([weights[bool(self.lessons.prior[i])] for i in rows])
+        return torch.tensor([weights[bool(self.dataset.prior[i])] for i in rows])
 
     def _chunks(self, caption: str) -> list[tuple[Chunk, ...]]:
         """The chunks of a caption that are read, each as every text encoder is shown it. Where they have different
@@ -444,8 +444,8 @@ class PictureStage(Stage):
 
     def _sizes(self, i: int, step: int) -> tuple[float, ...]:
         """What SDXL is told of a picture (Podell et al. 2023, arXiv 2307.01952, sec. 2.2)."""
-        crop = self.lessons.crop(i, self.lessons.version(i, step, self.config.seed))
-        (width, height), (left, top), size = crop.original, crop.corner, self.lessons.sizes[i]
+        crop = self.dataset.crop(i, self.dataset.version(i, step, self.config.seed))
+        (width, height), (left, top), size = crop.original, crop.corner, self.dataset.sizes[i]
         return (height, width, top, left, size[1], size[0])
 
 
@@ -454,14 +454,14 @@ def autoencoder_like(config: AutoencoderConfig) -> Autoencoder | TinyAutoencoder
     return TinyAutoencoder(config) if isinstance(config, TinyAutoencoderConfig) else Autoencoder(config)
 
 
-def parted(lessons: Lessons, count: int, seed: int) -> tuple[list[int], list[int]]:
+def parted(dataset: Dataset, count: int, seed: int) -> tuple[list[int], list[int]]:
     """The numbers of `count` pictures that are held out, drawn by lot, and of all others. Raises TrainingError."""
-    own = [i for i in range(len(lessons)) if not lessons.prior[i]]
+    own = [i for i in range(len(dataset)) if not dataset.prior[i]]
     if count >= len(own):
         raise TrainingError(f"held_out is {count}, and there are {len(own)} pictures; leave some to learn from")
     away = sorted(int(i) for i in np.random.default_rng((seed, 13)).permutation(own)[:count])
     gone = set(away)
-    return away, [i for i in range(len(lessons)) if i not in gone]
+    return away, [i for i in range(len(dataset)) if i not in gone]
 
 
 def _on(device: torch.device, encoded: Encoded) -> Encoded:
@@ -469,7 +469,7 @@ def _on(device: torch.device, encoded: Encoded) -> Encoded:
     return text.to(device), None if pooled is None else pooled.to(device)
 
 
-def lessons_at(recipe: PictureRecipe, source: Source, side: int, grid: int, output: Path, caption: str) -> Lessons:
+def dataset_at(recipe: PictureRecipe, source: Source, side: int, grid: int, output: Path, caption: str) -> Dataset:
     """The pictures and captions of a recipe, for a model made for squares of `side` pixels in steps of `grid`.
 
     Raises TrainingError.
@@ -482,12 +482,12 @@ def lessons_at(recipe: PictureRecipe, source: Source, side: int, grid: int, outp
         flip=recipe.flip, variants=recipe.variants, seed=recipe.seed,
     )  # fmt: skip
     prior = (recipe.class_data or str(class_folder(output))) if recipe.class_prompt else None
-    lessons = open_lessons(
+    dataset = open_dataset(
         source.data, (side, side), cut, prior=prior, caption=caption, prior_caption=recipe.class_prompt,
         scenes=recipe.scenes, seed=recipe.seed, lines=recipe.lines, index=output / INDEX,
     )  # fmt: skip
-    parted(lessons, recipe.held_out, recipe.seed)  # told now, not when all is encoded
-    return lessons
+    parted(dataset, recipe.held_out, recipe.seed)  # told now, not when all is encoded
+    return dataset
 
 
 # --- class pictures
@@ -558,7 +558,7 @@ def _drawn(stage: PictureStage, told: Mapping[str, Any]) -> list[Image.Image]:
     if inputs.image is None:
         width, height = stage.pipe.size if not stage.config.size else (stage.config.size,) * 2
         options |= {"width": width, "height": height}
-    prompts = list(stage.config.prompts or dict.fromkeys(filter(None, stage.lessons.captions)))
+    prompts = list(stage.config.prompts or dict.fromkeys(filter(None, stage.dataset.captions)))
     prompts = prompts if stage.config.prompts else prompts[:PICTURES]
     requests = [Request.from_dict({"prompt": p, "seed": i, **options}) for i, p in enumerate(prompts or [""])]
     images = stage.pipe.draw(requests, [inputs] * len(requests)).images

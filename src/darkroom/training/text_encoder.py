@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..data.buckets import Cut
 from ..data.captions import Captions
-from ..data.dataset import Lessons, SceneLessons, open_lessons
+from ..data.dataset import Dataset, SceneDataset, open_dataset
 from ..data.order import Order
 from ..errors import TrainingError
 from ..formats.save import MEAN, STD, save_clip
@@ -147,11 +147,11 @@ class TextEncoderStage(Stage):
     config: TextEncoderRecipe
     clip: Clip
     tokenizer: Tokenizer
-    lessons: Lessons
+    dataset: Dataset
 
     @classmethod
     def open(cls, recipe: TextEncoderRecipe, source: Source, output: Path, report: Report | None = None) -> Self:
-        lessons = _lessons(recipe, source)
+        dataset = _dataset(recipe, source)
 
         def make() -> Tokenizer:
             if recipe.tokenizer:
@@ -159,7 +159,7 @@ class TextEncoderStage(Stage):
             elif source.data is None:
                 made = scene_tokenizer()
             else:
-                made = learn_tokenizer(texts_of(recipe, lessons.captions), recipe.vocabulary, recipe.tokens)
+                made = learn_tokenizer(texts_of(recipe, dataset.captions), recipe.vocabulary, recipe.tokens)
             return of_length(made, recipe.tokens)
 
         begins = report is not None and not state.steps_done(output)
@@ -168,15 +168,15 @@ class TextEncoderStage(Stage):
             clip = network(recipe, tokenizer)
         except ValueError as error:
             raise TrainingError(f"the recipe's networks can't be built: {error}") from None
-        return cls(recipe, clip.to(recipe.device), tokenizer, lessons)
+        return cls(recipe, clip.to(recipe.device), tokenizer, dataset)
 
     def __post_init__(self) -> None:
         c = self.config
         self.hooks = ExitStack()
         self.modules = {"clip": self.clip}
-        self.held_out, self.learned = parted(self.lessons, c.held_out, c.seed)
-        sizes = [self.lessons.sizes[i] for i in self.learned]
-        repeats = [self.lessons.repeats[i] for i in self.learned]
+        self.held_out, self.learned = parted(self.dataset, c.held_out, c.seed)
+        sizes = [self.dataset.sizes[i] for i in self.learned]
+        repeats = [self.dataset.repeats[i] for i in self.learned]
         self.order = Order(sizes, repeats, c.batch_size, c.seed)
         self.texts = Captions(
             template=c.template, prefix=c.prefix, shuffle=c.shuffle, keep=c.keep_tags, tag_dropout=c.tag_dropout,
@@ -184,11 +184,11 @@ class TextEncoderStage(Stage):
         )  # fmt: skip
 
     def belongs(self) -> dict[str, Any]:
-        return {"key": self.lessons.key}
+        return {"key": self.dataset.key}
 
     @property
     def left_out(self) -> Sequence[tuple[Path, str]]:
-        return self.lessons.left_out
+        return self.dataset.left_out
 
     def batch(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
         """Pictures [N, 3, S, S], normalised, and the token ids [N, T] of their captions."""
@@ -196,10 +196,10 @@ class TextEncoderStage(Stage):
         return self.shown([self.learned[int(chosen[i])] for i in share.of(range(len(chosen)))], step)
 
     def shown(self, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
-        """Some pictures of the lessons and their captions' ids, as a step shows them."""
+        """Some pictures of the dataset and their captions' ids, as a step shows them."""
         seed = self.config.seed
-        pictures = [self.lessons.picture(i, self.lessons.version(i, step, seed)) for i in rows]
-        texts = self.texts.texts(self.lessons.captions, rows, step, seed)
+        pictures = [self.dataset.picture(i, self.dataset.version(i, step, seed)) for i in rows]
+        texts = self.texts.texts(self.dataset.captions, rows, step, seed)
         return pixels_of(pictures), torch.tensor([self.tokenizer.padded(text) for text in texts])
 
     def validation(self) -> list[tuple[Tensor, Tensor]]:
@@ -213,7 +213,7 @@ class TextEncoderStage(Stage):
         pixels, ids = (x.to(self.config.device) for x in self.shown(rows, 0))
         with torch.no_grad():
             order = (self.clip.read(ids) @ self.clip.see(pixels).T).argsort(dim=1, descending=True).cpu()
-        pictures, side = [Image.fromarray(self.lessons.picture(i)) for i in rows], self.config.size
+        pictures, side = [Image.fromarray(self.dataset.picture(i)) for i in rows], self.config.size
         sheet = Image.new("RGB", (6 * side + side // 8, min(len(rows), 8) * side), "white")
         for y in range(min(len(rows), 8)):
             sheet.paste(pictures[y], (0, y * side))
@@ -244,7 +244,7 @@ class TextEncoderStage(Stage):
             image_encoder=clip.image.state_dict(), image_encoder_config=clip.image.config,
             logit_scale=float(clip.logit_scale), tokenizer=self.tokenizer,
         )  # fmt: skip
-        if isinstance(self.lessons, SceneLessons):
+        if isinstance(self.dataset, SceneDataset):
             report("scoring", None, 0)
             scores = score_scenes(clip, self.tokenizer, TESTED, self.config.seed)
             (output / SCORES).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
@@ -256,16 +256,16 @@ class TextEncoderStage(Stage):
         most = max(tokenizer.vocab_size, recipe.vocabulary)
         with Sketch().inside():
             clip = network(recipe, of_length(tokenizer, recipe.tokens), most)
-        lessons = SceneLessons.of(max(n, 2), recipe.seed)
-        stage = cls(replace(recipe, device="cpu", held_out=0), clip, tokenizer, lessons)
+        dataset = SceneDataset.of(max(n, 2), recipe.seed)
+        stage = cls(replace(recipe, device="cpu", held_out=0), clip, tokenizer, dataset)
         batch = torch.zeros(n, 3, recipe.size, recipe.size), torch.zeros(n, recipe.tokens, dtype=torch.long)
         return memory.estimate(recipe, stage.modules, (), lambda: stage.loss(batch, 0, Share())[0], world)
 
 
-def _lessons(recipe: TextEncoderRecipe, source: Source) -> Lessons:
+def _dataset(recipe: TextEncoderRecipe, source: Source) -> Dataset:
     cut = Cut(crop=recipe.cut, flip=recipe.flip, variants=0, seed=recipe.seed)
     size = (recipe.size, recipe.size)
-    found = open_lessons(source.data, size, cut, caption=recipe.caption, scenes=recipe.scenes, seed=recipe.seed)
+    found = open_dataset(source.data, size, cut, caption=recipe.caption, scenes=recipe.scenes, seed=recipe.seed)
     different = {caption.strip() for caption in found.captions}
     if len(different) < 2:
         raise TrainingError(

@@ -14,7 +14,7 @@ import torch
 
 import darkroom
 
-from ..data.dataset import Lessons
+from ..data.dataset import Dataset
 from ..errors import TrainingError
 from ..model import Model
 from ..models.autoencoder import Autoencoder
@@ -30,7 +30,7 @@ from .finetune import PREDICTIONS, FinetuneRecipe, check_zero_snr
 from .kinds import Report, Source
 from .loop import step_seed
 from .memory import Estimate, Sketch
-from .pictures import PictureRecipe, PictureStage, autoencoder_like, lessons_at
+from .pictures import PictureRecipe, PictureStage, autoencoder_like, dataset_at
 from .pretrained import open_text, text_config
 from .recipe import again, flag, listed, number, several, text, whole
 from .text_encoder import TextEncoderRecipe
@@ -162,12 +162,12 @@ class UNetStage(PictureStage):
         autoencoder = autoencoder_of(source.model).to(recipe.device)
         c = autoencoder.config
         grid = c.downscale * 2 ** (len(recipe.widths) - 1)
-        lessons = lessons_at(recipe, source, recipe.size, grid, output, recipe.caption)
+        dataset = dataset_at(recipe, source, recipe.size, grid, output, recipe.caption)
         given, built = None, recipe
         if recipe.text_encoder:
             given = open_text(recipe.text_encoder, recipe.device)
             built = replace(recipe, text_width=given[0].config.hidden_size)
-        tokenizer = given[1] if given else _tokenizer(recipe, source, lessons, output, report is not None)
+        tokenizer = given[1] if given else _tokenizer(recipe, source, dataset, output, report is not None)
         try:
             unet, text_encoder = networks(built, tokenizer, c.latent_channels, c.downscale)
         except ValueError as error:
@@ -177,7 +177,7 @@ class UNetStage(PictureStage):
             text_encoder=given[0] if given else text_encoder.to(recipe.device),
             tokenizer=tokenizer, scheduler_config=scheduler_config(recipe), name=output.name,
         )  # fmt: skip
-        return cls(recipe, Pipeline(model), lessons)
+        return cls(recipe, Pipeline(model), dataset)
 
     @classmethod
     def estimate(cls, recipe: UNetRecipe, model: str | None, world: int) -> Estimate:
@@ -207,13 +207,13 @@ def autoencoder_of(source: str | None) -> Autoencoder:
     return found
 
 
-def _tokenizer(recipe: UNetRecipe, source: Source, lessons: Lessons, output: Path, first: bool) -> Tokenizer:
+def _tokenizer(recipe: UNetRecipe, source: Source, dataset: Dataset, output: Path, first: bool) -> Tokenizer:
     """The run's tokenizer; made by its first process when it begins, and kept in its folder."""
 
     def make() -> Tokenizer:
         if source.data is None:
             return scene_tokenizer()
-        return learn_tokenizer(texts_of(recipe, lessons.captions), recipe.vocabulary)
+        return learn_tokenizer(texts_of(recipe, dataset.captions), recipe.vocabulary)
 
     if not first or state.steps_done(output):  # runs of early versions have none in their folder
         return run_tokenizer(output) if (output / TOKENIZER).is_dir() else scene_tokenizer()
