@@ -1,0 +1,1 @@
+"""What takes a whole network and changes how it runs. Networks never import it."""
