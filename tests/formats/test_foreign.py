@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkroom.formats.foreign import Found, recognise
+from darkroom.samplers import canonical
+from darkroom.samplers import names as samplers
 
 
 def read(**texts: object) -> Found:
@@ -102,6 +104,8 @@ def test_names_of_samplers(name: str, sampler: str, schedule: str) -> None:
     graph["3"]["inputs"]["sampler_name"] = name
     found = read(prompt=graph).recipe
     assert (found["sampler"], found["schedule"]) == (sampler, schedule)
+    if sampler in samplers():
+        assert canonical(name)[0] == sampler  # as an option, too
 
 
 @pytest.mark.parametrize(

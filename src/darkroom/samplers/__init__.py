@@ -219,7 +219,7 @@ def canonical(name: object) -> tuple[str, str | None]:
     """
     if not isinstance(name, str):
         raise RequestError(f"A sampler's name is a string, not {shown(name, 80)}; there are {', '.join(names())}.")
-    key = " ".join(name.casefold().split())
+    key = " ".join(name.casefold().split()).removesuffix("_gpu")  # ComfyUI's, where the noise is made on the GPU
     if key in _BY_NAME:
         return _BY_NAME[key].id, None
     stem, _, ending = key.replace("_", " ").rpartition(" ")
