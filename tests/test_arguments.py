@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -12,10 +12,13 @@ import torch
 
 import darkroom
 from darkroom.arguments import GROUPS, grouped, ungrouped
+from darkroom.cli.drawing import options_of
 from darkroom.errors import RequestError
+from darkroom.formats.infotext import parse_infotext, rows_of, to_infotext
 from darkroom.pipeline import Pipeline
 from darkroom.request import Request
-from darkroom.settings import default, settings
+from darkroom.settings import default, real, setting, settings
+from darkroom.sweeps.axes import sweepable
 
 DECLARED = {
     name: tuple(declared.group.split(".")) for name, declared in settings(Request).items() if declared.group is not None
@@ -98,3 +101,34 @@ def test_upscale_and_sweep_take_groups(tiny_pipe: Pipeline) -> None:
         tiny_pipe.upscale(small, inpaint=darkroom.Inpaint(outpaint=(8, 0, 0, 0)))  # type: ignore[arg-type]
     sheet = tiny_pipe.sweep("a fox", "steps=1,2", seed=1, guidance=darkroom.Guidance(rescale=0.5))
     assert [cell.request.guidance_rescale for cell in sheet.cells] == [0.5, 0.5]
+
+
+# --- a setting more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grainy(Request):
+    """A request with one setting more, which is declared here and nowhere else."""
+
+    grain: float = setting(0.0, real(0.0, 1.0), "0 to 1: film grain.", option="", key="")
+
+
+def test_a_setting_that_a_subclass_adds_is_found_everywhere() -> None:
+    assert Grainy(prompt="", grain=1).grain == 1.0
+    with pytest.raises(RequestError, match="grain is 2; it must be from 0 to 1"):
+        Grainy(prompt="", grain=2)
+    request = Grainy(prompt="a fox", grain=0.5, steps=5, sampler="euler")
+    assert request.to_dict()["grain"] == 0.5
+    assert Grainy.from_dict(request.to_dict()) == request
+    with pytest.raises(RequestError, match="did you mean 'grain'"):
+        Grainy.from_dict({"prompt": "", "grian": 1})
+    with pytest.raises(RequestError, match="no field 'grain'"):
+        Request.from_dict(request.to_dict())
+    (option,) = [option for option in options_of(Grainy) if option.fields == ("grain",)]
+    assert (option.name, option.declared.option, option.declared.help) == ("grain", "--grain", "0 to 1: film grain.")
+    assert "grain" in sweepable(Grainy)
+    rows = rows_of(Grainy)
+    text = to_infotext(request.to_dict(), rows)
+    assert text.endswith("Grain: 0.5")
+    assert parse_infotext(text, rows)["grain"] == 0.5
+    assert parse_infotext(text)["extra"] == {"Grain": "0.5"}

@@ -118,7 +118,7 @@ def test_every_further_field_is_written_as_a1111_writes_it_and_read_back(field: 
 
 
 def test_every_field_of_a_request_has_a_row() -> None:
-    """A field that is missing here needs one line in ROWS (formats/infotext.py)."""
+    """A field that is missing here has no key in its declaration (request.py)."""
     told = {field for row in ROWS for field in row.fields}
     assert {f.name for f in fields(Request)} - {"prompt", "negative_prompt"} == told
 

@@ -1,8 +1,4 @@
-"""A1111's keys for the fields of a recipe: one row a field, in the order in which A1111 writes them.
-
-A new field of `Request` gets a row here, and is then written, read and told by `darkroom info` like the others.
-
-A1111's "infotext": how a picture was made, as three lines of text that a dozen other tools can read.
+"""A1111's "infotext": how a picture was made, as three lines of text that a dozen other tools can read.
 
     {prompt}
     Negative prompt: {negative prompt}
@@ -10,6 +6,9 @@ A1111's "infotext": how a picture was made, as three lines of text that a dozen 
 
 The format has no escapes: a prompt with a line that starts with "Negative prompt:" can't be told from a negative
 prompt. Darkroom therefore keeps the exact recipe in a second place (see `picture.py`), and this one for everybody else.
+
+A field of `Request` declares its key; how its value is written and read follows from its kind. What A1111 writes in a
+way of its own, or tells of several fields at once, has its functions here.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RequestError
 from ..prompts.grammar import take_tags
-from ..request import MAX_MERGING
+from ..request import MAX_MERGING, Hires, Request
+from ..settings import Kind, default, joined
 from .sampler_names import SAMPLER_NAMES, SCHEDULE_NAMES, read_sampler
 
 _WHOLE = re.compile(r"[+-]?\d{1,20}\Z", re.ASCII)
@@ -48,9 +48,7 @@ class Row:
     read: Callable[[str, Mapping[str, str], str], Mapping[str, Any] | None]
 
 
-def one(
-    key: str, field: str, read: Callable[[str], object], write: Callable[[Any], object] = lambda value: value
-) -> Row:
+def _one(key: str, field: str, read: Callable[[str], object], write: Callable[[Any], object]) -> Row:
     """The row of a single field: `read` its text (None: no sense), `write` its value (None: not worth a pair)."""
 
     def written(recipe: Mapping[str, Any]) -> object:
@@ -104,27 +102,14 @@ def _flag(text: str) -> bool | None:
     return {"True": True, "False": False}.get(text)
 
 
-def _told(default: object) -> Callable[[Any], object]:
-    """A writer that leaves out what other tools take for granted."""
-    return lambda value: None if value == default else value
+def _parts(read: Callable[[str], object], count: int) -> Callable[[str], list[object] | None]:
+    """A reader of so many values with commas between them; 0: of one or more."""
 
+    def read_all(text: str) -> list[object] | None:
+        values = [read(part.strip()) for part in text.split(",")] if text.strip() else []
+        return values if values and None not in values and count in (0, len(values)) else None
 
-def _listed(value: object) -> object:
-    return ", ".join(map(plain, value)) if isinstance(value, list | tuple) and value else None
-
-
-def _names(text: str) -> list[str] | None:
-    return [name.strip() for name in text.split(",")] if text.strip() else None
-
-
-def _wholes(count: int) -> Callable[[str], list[int] | None]:
-    """A reader of that many whole numbers."""
-
-    def read(text: str) -> list[int] | None:
-        numbers = [n for part in text.split(",") if (n := whole(part.strip())) is not None]
-        return numbers if len(numbers) == count == text.count(",") + 1 else None
-
-    return read
+    return read_all
 
 
 def _read_size(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
@@ -270,78 +255,90 @@ def _nothing(text: str, pairs: Mapping[str, str], prompt: str) -> None:
     return None
 
 
-ROWS = (
-    one("Steps", "steps", whole),
-    Row("Sampler", ("sampler",), lambda r: _named(r.get("sampler"), SAMPLER_NAMES), _read_sampler),
-    Row(
-        "Schedule type",
-        ("schedule",),
+Read = Callable[[str, Mapping[str, str], str], Mapping[str, Any] | None]
+# Rows of more than a value that is written as it is: field -> (write, read), as in `Row`.
+_ROWS: Mapping[str, tuple[Callable[[Mapping[str, Any]], object], Read]] = {
+    "sampler": (lambda r: _named(r.get("sampler"), SAMPLER_NAMES), _read_sampler),
+    "schedule": (
         lambda r: _named(r.get("schedule"), SCHEDULE_NAMES),
         lambda text, pairs, prompt: {} if "Sampler" in pairs else None,  # read with the sampler
     ),
-    one("CFG scale", "guidance_scale", number),
-    one("Image CFG scale", "image_guidance_scale", number),
-    one("Seed", "seed", whole),
-    Row("Size", ("width", "height"), _write_size, _read_size),
-    one("Model hash", "model_hash", str, lambda value: str(value)[:10] or None),
-    one("Model", "model", str),
-    one("VAE hash", "vae_hash", str, lambda value: str(value)[:10] or None),
-    one("VAE", "vae", str),
-    Row("Denoising strength", ("strength",), _write_strength, _read_strength),
-    one("Clip skip", "clip_skip", whole, lambda value: value if isinstance(value, int) and value > 1 else None),
-    one("Token merging ratio", "token_merging", _merging, _told(0)),
-    Row("RNG", (), lambda r: "CPU" if r.get("seed") is not None else None, _nothing),
-    one("Mask blur", "mask_blur", whole),
-    one("Masked content", "fill", _FILLS.get, lambda value: _told("original")(_FILL_NAMES.get(value, value))),
-    one(
-        "Inpaint area",
-        "only_masked",
-        {"Only masked": True, "Whole picture": False}.get,
-        lambda value: "Only masked" if value is True else None,
-    ),
-    one("Masked area padding", "mask_padding", whole),
-    Row("Hires upscale", ("hires",), _of_hires("scale"), _read_hires),
-    Row("Hires steps", ("hires",), _of_hires("steps"), _read_hires),
-    Row("Hires upscaler", ("hires",), _write_upscaler, _read_hires),
-    *(_control(i) for i in range(10)),
-    Row("Lora hashes", ("loras",), _write_loras, _read_loras),
-    Row("TI hashes", ("embeddings",), _write_words, _read_words),
-    # No key of A1111's:
-    one("Cache interval", "cache_interval", whole, _told(1)),
-    one("CFG rescale", "guidance_rescale", number, _told(0)),
-    one("CFG interval", "guidance_interval", _interval, _write_interval),
-    one("CFG projection", "guidance_projection", number),
-    one("PAG scale", "pag_scale", number),
-    one("PAG adaptive scale", "pag_adaptive_scale", number),
-    one("PAG levels", "pag_levels", _names, _listed),
-    one("Dynamic threshold", "threshold", number),
-    one("Dynamic threshold mimic", "threshold_mimic", number),
-    one("Prompt style", "prompt_style", str, _told("a1111")),
-    one("Exact steps", "exact_steps", _flag, _told(False)),
-    one("Outpaint", "outpaint", _wholes(4), _listed),
-    one("Tile", "tile", whole),
-    one("Tile overlap", "overlap", whole),
-    one("Noise level", "noise_level", whole),
-    one("Original size", "original_size", _wholes(2), _listed),
-    one("Crop", "crop", _wholes(2), _listed),
-    one("Target size", "target_size", _wholes(2), _listed),
-    one("Aesthetic score", "aesthetic_score", number),
-    one("Negative original size", "negative_original_size", _wholes(2), _listed),
-    one("Negative crop", "negative_crop", _wholes(2), _listed),
-    one("Negative target size", "negative_target_size", _wholes(2), _listed),
-    one("Negative aesthetic score", "negative_aesthetic_score", number),
-    one("Starts at", "start", number),
-    one("Stops at", "stop", number),
-    one("Image fingerprint", "image", str),
-    one("Mask fingerprint", "mask", str),
-    one("Depth fingerprint", "depth", str),
-    one("Noise fingerprint", "latents", str),
-    Row("Version", ("version",), lambda r: f"darkroom {r['version']}" if r.get("version") else None, _nothing),
-)
+    "size": (_write_size, _read_size),
+    "strength": (_write_strength, _read_strength),
+    "loras": (_write_loras, _read_loras),
+    "embeddings": (_write_words, _read_words),
+    "version": (lambda r: f"darkroom {r['version']}" if r.get("version") else None, _nothing),
+    "hires.scale": (_of_hires("scale"), _read_hires),
+    "hires.steps": (_of_hires("steps"), _read_hires),
+    "hires.upscaler": (_write_upscaler, _read_hires),
+}
+# Single values that A1111 writes in words of its own: field -> write. None: not worth a pair.
+_WRITERS: Mapping[str, Callable[[Any], object]] = {
+    "clip_skip": lambda value: value if isinstance(value, int) and value > 1 else None,
+    "fill": lambda value: None if value == "original" else _FILL_NAMES.get(value, value),
+    "guidance_interval": _write_interval,
+    "model_hash": lambda value: str(value)[:10] or None,
+    "only_masked": lambda value: "Only masked" if value is True else None,
+    "vae_hash": lambda value: str(value)[:10] or None,
+}
+_READERS: Mapping[str, Callable[[str], object]] = {
+    "fill": _FILLS.get,
+    "guidance_interval": _interval,
+    "only_masked": {"Only masked": True, "Whole picture": False}.get,
+    "token_merging": _merging,
+}
+# The order of the line: A1111's own keys as it writes them, then ours. One that is not here comes after these.
+_ORDER = (
+    "Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed", "Size", "Model hash", "Model",
+    "VAE hash", "VAE", "Denoising strength", "Clip skip", "Token merging ratio", "RNG", "Mask blur", "Masked content",
+    "Inpaint area", "Masked area padding", "Hires upscale", "Hires steps", "Hires upscaler",
+    *(f"ControlNet {i}" for i in range(10)), "Lora hashes", "TI hashes",
+    "Cache interval", "CFG rescale", "CFG interval", "CFG projection", "PAG scale", "PAG adaptive scale", "PAG levels",
+    "Dynamic threshold", "Dynamic threshold mimic", "Prompt style", "Exact steps", "Outpaint", "Tile", "Tile overlap",
+    "Noise level", "Original size", "Crop", "Target size", "Aesthetic score", "Negative original size",
+    "Negative crop", "Negative target size", "Negative aesthetic score", "Starts at", "Stops at", "Image fingerprint",
+    "Mask fingerprint", "Depth fingerprint", "Noise fingerprint",
+)  # fmt: skip
+
+
+def rows_of(owner: type = Request) -> tuple[Row, ...]:
+    """The rows that a kind of request declares, in the order of the line."""
+    rows = [Row("RNG", (), lambda r: "CPU" if r.get("seed") is not None else None, _nothing)]
+    rows += [_control(i) for i in range(10)]
+    for name, names, declared in joined(owner):
+        if declared.kind.of is Hires:
+            told = [(inner.key, _ROWS[f"{name}.{part}"]) for part, _, inner in joined(Hires) if inner.key]
+            rows += [Row(key, names, *functions) for key, functions in told]
+        elif declared.key is not None and name in _ROWS:
+            rows.append(Row(declared.key, names, *_ROWS[name]))
+        elif declared.key is not None:
+            write = _WRITERS.get(name) or _writer(default(owner, name))
+            rows.append(_one(declared.key, name, _READERS.get(name) or _reader(declared.kind), write))
+    place = {key: i for i, key in enumerate((*_ORDER, *(row.key for row in rows if row.key not in _ORDER)))}
+    return tuple(sorted(rows, key=lambda row: (row.key == "Version", place[row.key])))
+
+
+def _reader(kind: Kind) -> Callable[[str], object]:
+    read: Callable[[str], object] = {int: whole, float: number, bool: _flag}.get(kind.of, str)
+    return read if kind.count == 1 else _parts(read, kind.count)
+
+
+def _writer(default: object) -> Callable[[Any], object]:
+    """A value as A1111 writes it; what other tools take for granted, and an empty list, is no pair."""
+
+    def write(value: Any) -> object:
+        if isinstance(value, list | tuple):
+            return ", ".join(map(plain, value)) or None
+        return None if value is False or (value == default and default is not None) else value
+
+    return write
 
 
 def _named(id: object, names: Mapping[str, str]) -> object:
     return names.get(id, id) if isinstance(id, str) else None
+
+
+ROWS = rows_of()
 
 
 # --- infotext
@@ -359,7 +356,7 @@ _MAX_TRIES = 20  # lines that are looked at as the settings
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def to_infotext(recipe: Mapping[str, Any]) -> str:
+def to_infotext(recipe: Mapping[str, Any], rows: Sequence[Row] = ROWS) -> str:
     """Write a recipe as A1111 infotext.
 
     Reads the prompts, the fields of `infotext.ROWS`, and an optional mapping `extra` of further "Key: value" pairs.
@@ -371,7 +368,7 @@ def to_infotext(recipe: Mapping[str, Any]) -> str:
     lines = [prompt] if prompt else []
     if negative:
         lines.append(f"{_NEGATIVE} {negative}")
-    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in _pairs(recipe).items()))
+    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in _pairs(recipe, rows).items()))
     return "\n".join(lines)
 
 
@@ -385,8 +382,8 @@ def _tag(lora: Mapping[str, Any]) -> str:
     return f" <lora:{lora['name']}:{plain(text_scale)}{'' if scale == text_scale else f':{plain(scale)}'}>"
 
 
-def _pairs(recipe: Mapping[str, Any]) -> dict[str, str]:
-    pairs = {row.key: row.write(recipe) for row in ROWS}
+def _pairs(recipe: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
+    pairs = {row.key: row.write(recipe) for row in rows}
     extra = recipe.get("extra")
     if isinstance(extra, Mapping):
         pairs |= {str(key): value for key, value in extra.items() if pairs.get(str(key)) is None}
@@ -404,7 +401,7 @@ def _quote(value: str) -> str:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def parse_infotext(text: str) -> dict[str, Any]:
+def parse_infotext(text: str, rows: Sequence[Row] = ROWS) -> dict[str, Any]:
     """Read A1111 infotext; the opposite of `to_infotext`.
 
     Returns `prompt`, `negative_prompt` and, as far as they are there and make sense, the fields of `infotext.ROWS` as
@@ -426,7 +423,7 @@ def parse_infotext(text: str) -> dict[str, Any]:
     for key, value in _trailing(rest).items():
         pairs.setdefault(key, value)
     text = "\n".join(prompt)
-    return {"prompt": text, "negative_prompt": negative or ""} | _recipe(pairs, text)
+    return {"prompt": text, "negative_prompt": negative or ""} | _recipe(pairs, text, rows)
 
 
 def holds_settings(text: str) -> bool:
@@ -532,11 +529,11 @@ def _unquote(value: str) -> str:
 _MAY_BE_EMPTY = ("Model", "Model hash", "VAE", "VAE hash", "Sampler", *_SCHEDULE_KEYS)
 
 
-def _recipe(pairs: Mapping[str, str], prompt: str) -> dict[str, Any]:
+def _recipe(pairs: Mapping[str, str], prompt: str, rows: Sequence[Row]) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
     pairs = {key: value for key, value in pairs.items() if value or key not in _MAY_BE_EMPTY}
     extra = dict(pairs)
-    for row in ROWS:
+    for row in rows:
         if row.key in pairs and (found := row.read(pairs[row.key], pairs, prompt)) is not None:
             recipe |= found
             del extra[row.key]

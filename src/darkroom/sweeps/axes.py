@@ -10,49 +10,32 @@ A1111's own spellings of ranges are read too: 1-5, 10-30 (+10), 1-7 [4].
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from ..errors import RequestError, nearest
 from ..request import MAX_IMAGES, Request
+from ..request import SIZE as SIZE_OF_A_REQUEST
 from ..samplers import canonical
+from ..settings import SettingError, joined, settings
 
 Given = str | tuple[str, Sequence[Any]] | Mapping[str, Sequence[Any]]  # an axis as a user gives it
 LETTERS = "xyz"
 MAX_CELLS = MAX_IMAGES
 MAX_AXIS = 100_000  # characters of an axis in words
 PROMPT, SIZE = "prompt", "size"  # axes that are no plain field: words to replace, and both sides at once
-# Other names of fields: of the command line's options, of A1111 and of ComfyUI.
-ALIASES = {
-    "cfg": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "denoise": "strength",
-    "denoising": "strength",
-    "denoising_strength": "strength",
-    "guidance": "guidance_scale",
-    "negative": "negative_prompt",
-    "prompt_s/r": PROMPT,
-    "sampler_name": "sampler",
-    "schedule_type": "schedule",
-    "scheduler": "schedule",
-}
-_TYPES = typing.get_type_hints(Request)
 _NUMBER = r"[+-]?\d{0,20}\.?\d{1,20}"
 _RANGE = re.compile(
     rf"({_NUMBER})\s*(?:\.\.|-)\s*({_NUMBER})\s*"
     rf"(?::\s*(?P<step>{_NUMBER})|\(\s*(?P<a1111>{_NUMBER})\s*\)|\[\s*(?P<count>\d{{1,9}})\s*\])?",
     re.ASCII,
 )
-_SIZE = re.compile(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", re.ASCII)
-_LEVELS = re.compile(r"\s*([^:]+):([^:]+)\s*")
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,42 +118,48 @@ def _is_list(value: object) -> bool:
 def _name(letter: str, text: str) -> str:
     """The field that a name means."""
     key = re.sub(r"[\s\-]+", "_", text.strip().lstrip("-").lower())
-    name = ALIASES.get(key, key)
+    aliases = _aliases()
+    name = aliases.get(key, key)
     known = sweepable()
     if name not in known:
         raise RequestError(
-            f"axis {letter} is {text.strip()[:60]!r}, which can't be varied{nearest(key, [*known, *ALIASES])}; "
+            f"axis {letter} is {text.strip()[:60]!r}, which can't be varied{nearest(key, [*known, *aliases])}; "
             f"there are {', '.join(known)}"
         )
     return name
 
 
-def sweepable() -> list[str]:
-    """The names an axis may have: "size", and each field of Request that a user sets."""
-    return [SIZE, *(f.name for f in fields(Request) if f.name not in _RECORDED)]
+def sweepable(owner: type = Request) -> list[str]:
+    """The names an axis may have: "size", and each field of a request that a user sets."""
+    return [SIZE, *(name for name, declared in settings(owner).items() if declared.axis)]
 
 
-# Fields that a finished recipe tells and nobody asks for.
-_RECORDED = (
-    "loras", "controls", "embeddings", "image", "mask", "depth", "latents",
-    "model", "model_hash", "vae", "vae_hash", "version",
-)  # fmt: skip
+@functools.cache
+def _aliases() -> dict[str, str]:
+    """Other names of fields: the command line's options, A1111's keys, and what else other programs say."""
+    found: dict[str, str] = {}
+    for name, _, declared in joined(Request):
+        if declared.axis:
+            told = ((declared.option or "").lstrip("-"), declared.key or "", *declared.aliases)
+            found |= {re.sub(r"[\s\-]+", "_", other.lower()): name for other in told if other}
+    return found
 
 
 # Values in words -----------------------------------------------------------------------------------------------------
 
 
 def _values(letter: str, name: str, text: str) -> Iterator[Any]:
-    read = _reader(name)
+    kind = (SIZE_OF_A_REQUEST.told if name == SIZE else settings(Request)[name]).kind
     for part, quoted in _parts(letter, text):
-        span = None if quoted or read not in (_whole, _real) else _RANGE.fullmatch(part)
+        numbers = kind.count == 1 and kind.of in (int, float) and not quoted
+        span = _RANGE.fullmatch(part) if numbers else None
         try:
             if span is not None:
-                yield from _span(span, whole=read is _whole)
+                yield from _span(span, whole=kind.of is int)
             else:
-                yield part if quoted and read is _text else read(part)
-        except ValueError as error:
-            raise RequestError(f"axis {letter}, {name}={part[:60]}: {error}") from None
+                yield kind.read(name, part)
+        except SettingError as error:
+            raise RequestError(f"axis {letter}, {name}={part[:60]}: {error.clause}") from None
 
 
 def _parts(letter: str, text: str) -> Iterator[tuple[str, bool]]:
@@ -206,69 +195,14 @@ def _span(match: re.Match[str], whole: bool) -> Iterator[int | float]:
         step = Decimal(match["step"] or match["a1111"] or 1)
         step = abs(step) if last >= first else -abs(step)
         if not step:
-            raise ValueError("a range's step must not be 0")
+            raise SettingError("a range's step must not be 0")
         count = int((last - first) / step) + 1
     if not 1 <= count <= MAX_CELLS:
-        raise ValueError(f"that range has {count:,} values; a grid has at most {MAX_CELLS:,} cells")
+        raise SettingError(f"that range has {count:,} values; a grid has at most {MAX_CELLS:,} cells")
     for number in (first + i * step for i in range(count)):
         if whole and match["count"] is None and number != int(number):
-            raise ValueError(f"{number} is not a whole number")
+            raise SettingError(f"{number} is not a whole number")
         yield round(number) if whole else float(number)
-
-
-def _reader(name: str) -> Callable[[str], Any]:
-    """How a field's value is read, by the field's type."""
-    if name == SIZE:
-        return _size
-    kinds = set(typing.get_args(_TYPES[name])) or {_TYPES[name]}
-    if isinstance(_TYPES[name], types.UnionType):
-        kinds -= {type(None)}
-    else:
-        kinds = {_TYPES[name]}
-    for kind, read in ((bool, _bool), (float, _real), (int, _whole), (str, _text), (tuple[float, float], _pair)):
-        if kind in kinds:
-            return read
-    return _no_words
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text[:40]!r} is not a whole number") from None
-
-
-def _real(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text[:40]!r} is not a number") from None
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _bool(text: str) -> bool:
-    if text.lower() not in _BOOLEANS:
-        raise ValueError(f"{text[:40]!r} is neither yes nor no")
-    return _BOOLEANS[text.lower()]
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not (match := _SIZE.fullmatch(text)):
-        raise ValueError(f"{text[:40]!r} is no size; give width and height in pixels, such as 512x512")
-    return int(match[1]), int(match[2])
-
-
-def _pair(text: str) -> tuple[float, float]:
-    if not (match := _LEVELS.fullmatch(text)):
-        raise ValueError(f"{text[:40]!r} is not two numbers; write them as 0.3:5")
-    return _real(match[1]), _real(match[2])
-
-
-def _no_words(text: str) -> Any:
-    raise ValueError("such values can't be written as words; give them from Python")
 
 
 def _shown(value: object) -> str:
