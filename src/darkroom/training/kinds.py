@@ -30,6 +30,9 @@ class Source:
     data: str | None = None  # a folder of pictures, or shards; None: the built-in scenes
 
 
+Subject = Source  # its documented name until now; gone in the next version
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One thing that can be trained.
