@@ -35,20 +35,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, clip
 from ..files import read_json
-from .storage import MAX_TENSORS, Slot, Source, check_finite, check_name, is_count, is_finite, take_scales
+from .storage import MAX_TENSORS, SAFETENSORS, Slot, Source, check_finite, check_name, is_count, is_finite, take_scales
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 MAX_HEADER = 16_000_000  # bytes of JSON in a safetensors header or in a shard index
-
-_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 
 
 def safetensors_slots(source: Source) -> tuple[list[Slot], dict[str, str]]:
@@ -105,7 +98,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, str, tuple
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{path} is broken: {name} is not described by dtype, shape and data_offsets.")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+    dtype = SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise CheckpointError(f"{path} holds the tensor {name} of the type {clip(code)}, which is unknown.")
     if not isinstance(shape, list):

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..request import choice
+from .storage import SAFETENSORS
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_NAMES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
+_CODES = {name: code for code, name in SAFETENSORS.items() if "float" in name}
 
 # The types of numbers that a model can be written in -> torch's names. In 8 bits a network can be kept, not run.
 SAVED = {
@@ -59,7 +57,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
         size = entry.dtype.itemsize
         for n in entry.shape:
             size *= n
-        kind = _NAMES.get(str(entry.dtype).removeprefix("torch."))
+        kind = _CODES.get(str(entry.dtype).removeprefix("torch."))
         if kind is None or entry.name in header:
             raise CheckpointError(f"{path}: the tensor {entry.name} can't be written as {entry.dtype}, or comes twice.")
         header[entry.name] = {"dtype": kind, "shape": list(entry.shape), "data_offsets": [offset, offset + size]}
