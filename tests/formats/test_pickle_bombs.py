@@ -14,7 +14,8 @@ import torch
 from darkroom.errors import CheckpointError
 from darkroom.formats import tensors
 from darkroom.formats.tensors import open_tensors, read_pickle_tensors
-from darkroom.formats.torchfile import MEMORY, SECONDS, Fault, plain_keys
+from darkroom.formats.torchfile import MEMORY, SECONDS
+from darkroom.formats.unpickle import Fault, plain_keys
 
 P = b"\x80\x02"
 TWICE = b"2\x86"  # DUP TUPLE2: (x, x) of x

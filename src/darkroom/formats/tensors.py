@@ -12,9 +12,9 @@ PyTorch's pickles (`.ckpt`, `.pt`, `.pth`, `.bin`) are read without running anyt
 `torch.load(weights_only=True)` in a child process would be the usual answer, but it refuses the many published
 checkpoints in which a trainer left a callback object, it needs a second copy of the weights, in memory or on disk, to
 hand them to this process, and seconds to start. So the child here has no torch at all. It is confined, it reads the
-pickle as a list of instructions that it does not follow (both in `torchfile`), and it answers where each tensor's bytes
-lie; they are stored as they are in both of PyTorch's formats. This process checks the answer as it would a header's and
-then reads the tensors straight from the file, one at a time: there is no copy beyond the tensors kept.
+pickle as a list of instructions that it does not follow (`torchfile`, `unpickle`), and answers where each tensor lies
+in the file: their bytes are stored as they are in both of PyTorch's formats. This process checks the answer as it would
+a header's and then reads the tensors straight from the file, one at a time: no copy beyond the tensors kept.
 """
 
 from __future__ import annotations
