@@ -35,7 +35,7 @@ PYTHON_ALONE = {
     "preview": "no preview is shown",
 }
 COMMAND_ALONE = {
-    "prompts_file", "recipe", "overwrite", "as_json",  # files in and out
+    "prompts_file", "recipe", "strict", "overwrite", "as_json",  # files in and out
     "control_guess", "embedding_dir",  # of Control; in Python a folder is scanned by scan_embeddings
     "threads",  # torch.set_num_threads
 }  # fmt: skip
@@ -62,7 +62,7 @@ def test_python_and_the_command_line_can_say_the_same() -> None:
 def asked(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Request]:
     """The request that a command line makes, without a model."""
     seen: list[Request] = []
-    pipe = SimpleNamespace(device=torch.device("cpu"), inputs=lambda **given: None)
+    pipe = SimpleNamespace(device=torch.device("cpu"), inputs=lambda **given: darkroom.Inputs())
     monkeypatch.setattr(options, "load", lambda *given, **named: pipe)
     monkeypatch.setattr("darkroom.engine.Engine", lambda pipe, deterministic: None)
     monkeypatch.setattr(command_file, "draw", lambda engine, requests, *rest: seen.extend(requests) or 0)
