@@ -99,7 +99,7 @@ CASES: dict[str, tuple[str, list[str], list[tuple[list[str], str]], str]] = {
         [(["--image", "photo.png"], "was made with a mask that was given")], "\n  mask blur ",
     ),
     "outpaint": (
-        "a photo", ["--image", "photo.png", "--outpaint", "left=16"], [([], "outpaint is given without an image")],
+        "a photo", ["--image", "photo.png", "--outpaint", "left=16"], [([], "this recipe was made with an image")],
         "\n  outpaint ",
     ),
     "tile": ("a photo", ["--tile", "48", "--size", "72x64"], [], "\n  tile "),
