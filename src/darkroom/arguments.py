@@ -68,19 +68,24 @@ class Inpaint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """Which of a picture's noise levels are gone through.
+    """Which of a picture's noise levels are gone through, and what its noise is.
 
     Attributes:
         start: 0 to 1: go on with `latents` that another call stopped at this fraction of the way (docs/sdxl.md).
         stop: 0 to 1: stop there, with output="latent" for another model to go on.
         exact_steps: with an image: take exactly `steps` steps below the strength's noise level, not steps * strength.
         level: of upscaling models, 0 to 350: how much noise the image is given before; None: 20 (docs/upscaling.md).
+        variation_seed: the starting noise is led towards this seed's: other versions of one picture. Picture i of a
+            call has the same seed and the variation seed + i. None: drawn, and reported in the requests.
+        variation_strength: 0 to 1: how far, along the great circle between the two (A1111's variation strength).
     """
 
     start: float | None = None
     stop: float | None = None
     exact_steps: bool | None = None
     level: int | None = None
+    variation_seed: int | None = None
+    variation_strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

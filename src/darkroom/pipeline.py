@@ -38,7 +38,7 @@ from .prompts.embeddings import unused
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, SEEDS, Hires, Request, choice, draw_seed, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, Hires, Request, choice, whole
 from .result import Result, gathered
 from .samplers import STEPS
 from .sweeps.axes import Given, parse_axis
@@ -234,14 +234,9 @@ class Pipeline:
             hires=hires,
             **ungrouped(groups | moved),
         )
-        seeds_from = draw_seed() if first.seed is None else first.seed
+        first = first.seeded()
         requests = [
-            replace(
-                first,
-                prompt=prompts[i // num_images],
-                negative_prompt=negatives[i // num_images],
-                seed=(seeds_from + i) % SEEDS,
-            )
+            first.numbered(i, prompt=prompts[i // num_images], negative_prompt=negatives[i // num_images])
             for i in range(count)
         ]
         shared = self.inputs(depth=depth, controls=controls, loras=loras, embeddings=embeddings)

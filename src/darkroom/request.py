@@ -395,6 +395,12 @@ class Request:
     )
     # None or -1: drawn, and reported in the recipe.
     seed: int | None = _asked(None, _seed(), "The first picture's; the next takes the next.")
+    variation_seed: int | None = _asked(
+        None, _seed(), "Lead the starting noise towards this seed's; the next picture takes the next.", group="noise"
+    )
+    variation_strength: float | None = _asked(
+        None, _FRACTION, "0 to 1: how far it is led there.", key="Variation seed strength", group="noise"
+    )
     clip_skip: int = _asked(0, kind.whole(0, MAX_CLIP_SKIP), "2: the text encoder's last layer but one.")
     prompt_style: str = _asked(
         "a1111", kind.one_of(PROMPT_STYLES), "The prompt's grammar: a1111, comfy or plain.", metavar="STYLE"
@@ -541,6 +547,7 @@ class Request:
             ("pag_levels", "pag_scale", 3.0),
             ("pag_adaptive_scale", "pag_scale", 3.0),
             ("threshold_mimic", "threshold", 0.995),
+            ("variation_seed", "variation_strength", 0.1),
         ):
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise RequestError(f"{name} is given without {needed}; give it too, such as {needed}={usual}")
@@ -548,6 +555,22 @@ class Request:
             raise RequestError("overlap is given without tile; give it too, or leave it out")
         if self.overlap is not None and self.tile is not None and self.overlap >= self.tile:
             raise RequestError(f"overlap is {self.overlap}; it must be below tile, which is {self.tile}")
+
+    def seeded(self) -> Self:
+        """The same with the seeds that were left open drawn."""
+        varied = bool(self.variation_strength) and self.variation_seed is None
+        return replace(
+            self,
+            seed=draw_seed() if self.seed is None else self.seed,
+            variation_seed=draw_seed() if varied else self.variation_seed,
+        )
+
+    def numbered(self, i: int, **changes: Any) -> Self:
+        """The i-th picture of a call that begins with this one, whose seeds are given: its seed is i further. With a
+        variation its variation seed is, so that all vary one picture (A1111's counting).
+        """
+        counted = "variation_seed" if self.variation_strength else "seed"
+        return replace(self, **{counted: (getattr(self, counted) + i) % SEEDS}, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The request as a plain JSON object, open (None) fields left out; an endless interval ends in null."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.diffusion.noise import PhiloxNoise, SeededNoise, _philox
+from darkroom.diffusion.noise import PhiloxNoise, SeededNoise, VariedNoise, _philox, slerp
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers and numpy 2
 SHAPE = (4, 8, 6)
@@ -136,3 +136,31 @@ def test_philox_noise_is_a_function_of_seed_and_number() -> None:
     assert draws.isfinite().all()
     with pytest.raises(ValueError, match="numbered from 0"):
         noise(-1)
+
+
+# --- variations
+
+
+def test_slerp_turns_each_column_along_the_great_circle() -> None:
+    """By A1111's formula, in float64 and with plain loops; the ends, and variance kept on the way."""
+    low, high = SeededNoise(1, SHAPE)(0), SeededNoise(2, SHAPE)(0)
+    got = slerp(0.3, low, high)
+    for c in range(SHAPE[0]):
+        for w in range(SHAPE[2]):
+            a, b = low[c, :, w].double().numpy(), high[c, :, w].double().numpy()
+            omega = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+            expected = (np.sin(0.7 * omega) * a + np.sin(0.3 * omega) * b) / np.sin(omega)
+            assert np.allclose(got[c, :, w].numpy(), expected, atol=2e-6)
+    assert torch.allclose(slerp(0.0, low, high), low, atol=1e-6)
+    assert torch.allclose(slerp(1.0, low, high), high, atol=1e-6)
+    assert torch.equal(slerp(0.5, low, low), low)
+    wide = [SeededNoise(seed, (4, 64, 64))(0) for seed in (1, 2)]
+    assert abs(float(slerp(0.5, wide[0], wide[1]).std()) - 1) < 0.02
+
+
+def test_only_the_starting_noise_varies() -> None:
+    noise, towards = SeededNoise(1, SHAPE), SeededNoise(2, SHAPE)
+    varied = pickle.loads(pickle.dumps(VariedNoise(noise, towards, 0.4)))
+    assert torch.equal(varied(0), slerp(0.4, noise(0), towards(0)))
+    assert torch.equal(varied(1), noise(1))
+    assert torch.equal(varied(0), slerp(0.4, noise(0), towards(0)))

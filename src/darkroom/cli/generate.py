@@ -16,7 +16,7 @@ import typer
 
 from ..errors import RequestError
 from ..formats.picture import PictureExists, file_stem, load_json, read_metadata, write_into, write_picture
-from ..request import MAX_IMAGES, SEEDS, Request, draw_seed, whole
+from ..request import MAX_IMAGES, Request, whole
 from ..settings import changed
 from . import INTERRUPTED, USER_ERROR, complain, new_app, options
 from .display import Display, uninterrupted
@@ -69,10 +69,10 @@ def generate(
     texts = _prompts(prompts or [], prompts_file, None if recipe is None else asked.request.prompt)
     with options.named_as_options():
         whole("num_images", count, 1, MAX_IMAGES)
-    first = draw_seed() if asked.request.seed is None else asked.request.seed
+    first = asked.request.seeded()
     with options.named_as_options():
         requests = [
-            replace(asked.request, prompt=text, seed=(first + number) % SEEDS)
+            first.numbered(number, prompt=text)
             for number, text in enumerate(text for text in texts for _ in range(count))
         ]
     write = writer(output, len(requests), overwrite)

@@ -12,6 +12,8 @@ so two independent draws an interval give it the joint distribution a Brownian t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -61,6 +63,36 @@ class SeededNoise:
 
     def __repr__(self) -> str:
         return f"SeededNoise(seed={self.seed}, shape={self.shape})"
+
+
+class VariedNoise:
+    """A noise whose draw 0 is led towards another's, to begin another version of one picture; the rest is its own.
+
+    Args:
+        noise, towards: k -> the k-th draw [C, H, W].
+        strength: 0 (the noise itself) to 1 (the other's draw 0).
+    """
+
+    def __init__(self, noise: Callable[[int], Tensor], towards: Callable[[int], Tensor], strength: float) -> None:
+        self.noise, self.towards, self.strength = noise, towards, strength
+
+    def __call__(self, k: int) -> Tensor:
+        """The k-th draw (k >= 0)."""
+        return slerp(self.strength, self.noise(0), self.towards(0)) if k == 0 else self.noise(k)
+
+
+def slerp(strength: float, low: Tensor, high: Tensor) -> Tensor:
+    """Spherical interpolation (Shoemake 1985, eq. 1.1) from `low` to `high` [C, H, W], which keeps noise's variance.
+
+    Each column of H numbers is turned by itself: A1111's definition, whose variations these are. Where the two are all
+    but parallel the angle says nothing, and they are mixed.
+    """
+    dot = (low / low.norm(dim=1, keepdim=True) * (high / high.norm(dim=1, keepdim=True))).sum(1)  # [C, W]
+    if dot.mean() > 0.9995:
+        return low * (1 - strength) + high * strength
+    omega = torch.acos(dot)
+    first, second = (torch.sin(part * omega) / torch.sin(omega) for part in (1 - strength, strength))
+    return first[:, None] * low + second[:, None] * high
 
 
 class PhiloxNoise:

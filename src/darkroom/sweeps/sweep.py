@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import Error, RequestError
 from ..formats.picture import write_atomically, write_picture
-from ..request import Request, draw_seed
+from ..request import Request
 from .axes import LETTERS, PROMPT, Axis, Cell, cells
 from .sheet import Box, Place, Sheet, arrange
 
@@ -49,8 +49,7 @@ class Sweep:
         """Every cell's request, checked. Raises RequestError, naming axis and value."""
         if not 1 <= len(axes) <= len(LETTERS):
             raise RequestError(f"a grid has one to three axes, not {len(axes)}")
-        if base.seed is None:
-            base = replace(base, seed=draw_seed())
+        base = base.seeded()
         sweep = cls(base, tuple(axes), tuple(cells(base, axes)))
         sweep.layout()  # a sheet that is too large is refused here
         return sweep

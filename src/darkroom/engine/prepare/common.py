@@ -13,7 +13,7 @@ from torch import Tensor
 from ...adapters import Adapter, Scaled
 from ...diffusion.denoiser import Denoiser
 from ...diffusion.guidance import Guidance
-from ...diffusion.noise import SeededNoise
+from ...diffusion.noise import SeededNoise, VariedNoise
 from ...diffusion.schedule import Schedule
 from ...errors import RequestError
 from ...models.autoencoder import Autoencoder
@@ -127,6 +127,10 @@ def noise_of(
     noise: Noise = SeededNoise(recipe.seed, shape, before)
     if taken:
         noise = Later(noise, taken)
+    if recipe.variation_strength:
+        assert recipe.variation_seed is not None
+        towards: Noise = SeededNoise(recipe.variation_seed, shape, before)
+        noise = VariedNoise(noise, Later(towards, taken) if taken else towards, recipe.variation_strength)
     return noise if latents is None else GivenNoise(_checked_latents(latents, shape), noise)
 
 

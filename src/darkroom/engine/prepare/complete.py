@@ -19,7 +19,7 @@ from ...errors import RequestError
 from ...images import open_mask, open_picture
 from ...prompts.embeddings import Finder, LearnedWord, fingerprints, names_in, normal
 from ...prompts.grammar import Prompt, Tag
-from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, UsedControl, UsedLora, choice, draw_seed
+from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, UsedControl, UsedLora, choice
 from ...samplers import entry
 from ..job import Control, Inputs, OpenedControl, ParsedRequest
 from ..plan import Plan
@@ -63,7 +63,7 @@ def complete(model: LoadedModel, parsed: ParsedRequest, plan: Plan, **decided: A
 
     `decided` is what the task says of its own fields. Raises RequestError for a size that is too large.
     """
-    asked, inputs = parsed.asked, parsed.inputs
+    asked, inputs = parsed.asked.seeded(), parsed.inputs
     width, height = asked.width or model.size[0], asked.height or model.size[1]
     width, height = decided.pop("width", width), decided.pop("height", height)
     if width * height > MAX_PIXELS:
@@ -74,7 +74,6 @@ def complete(model: LoadedModel, parsed: ParsedRequest, plan: Plan, **decided: A
         "steps": wanted_steps(model, asked) or entry(plan.sampler_name).steps,
         "sampler": plan.sampler_name,
         "schedule": plan.schedule_name,
-        "seed": draw_seed() if asked.seed is None else asked.seed,
         "guidance_scale": _first(asked.guidance_scale, model.defaults.get("guidance_scale"), GUIDANCE_SCALE),
         "image": None if inputs.image is None else picture_fingerprint(inputs.image),
         "mask": None if inputs.mask is None else picture_fingerprint(inputs.mask),
