@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from darkroom.formats.save import Contents, save_folder
 from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import SD15_AUTOENCODER, SD15_TEXT_ENCODER, SD15_UNET
+from darkroom.models.presets import SD15_AUTOENCODER, SD15_TEXT_ENCODER, SD15_UNET
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.unet import UNet
 from darkroom.prompts.tokenizer import Tokenizer

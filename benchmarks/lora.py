@@ -24,7 +24,7 @@ from torch import nn
 from darkroom.adapters import Adapter, Lora, Merged, attached, init_lora
 from darkroom.formats.lora_save import save_lora
 from darkroom.formats.lora_store import LoraStore
-from darkroom.models.config import SD15_TEXT_ENCODER, SD15_UNET
+from darkroom.models.presets import SD15_TEXT_ENCODER, SD15_UNET
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.unet import UNet
 

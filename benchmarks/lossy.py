@@ -26,7 +26,8 @@ from darkroom.accelerate.int8 import to_int8
 from darkroom.accelerate.merging import merging
 from darkroom.arguments import grouped
 from darkroom.evaluate.judge import SEED, scenes_of, score
-from darkroom.models.config import SD15_UNET, UNetConfig
+from darkroom.models.config import UNetConfig
+from darkroom.models.presets import SD15_UNET
 from darkroom.models.unet import CachedFeatures, UNet
 from darkroom.pipeline import Pipeline
 from darkroom.toy.scenes import KINDS, Scene

@@ -23,8 +23,9 @@ from common import machine
 from torch import Tensor, nn
 
 from darkroom.adapters import init_lora
-from darkroom.models.config import SD15_UNET, UNetConfig
+from darkroom.models.config import UNetConfig
 from darkroom.models.layers import set_checkpointing
+from darkroom.models.presets import SD15_UNET
 from darkroom.models.unet import UNet
 from darkroom.training import memory
 from darkroom.training.loop import Trainer

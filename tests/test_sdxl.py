@@ -402,7 +402,7 @@ def test_published_shapes_are_recognised(kind: str) -> None:
     from darkroom.formats.layouts import prefix, table
     from darkroom.formats.rules import native_shapes
     from darkroom.formats.weights import in_file_shape
-    from darkroom.models.config import SDXL_REFINER_UNET, SDXL_TEXT_ENCODER_2, SDXL_UNET
+    from darkroom.models.presets import SDXL_REFINER_UNET, SDXL_TEXT_ENCODER_2, SDXL_UNET
 
     unet = SDXL_UNET if kind == "base" else SDXL_REFINER_UNET
     shapes = {}

@@ -17,7 +17,7 @@ from darkroom.bench.table import alternate, report
 from darkroom.embedded import MODEL
 from darkroom.errors import Error
 from darkroom.formats.checkpoint import open_checkpoint
-from darkroom.models.config import SD15_UNET
+from darkroom.models.presets import SD15_UNET
 from darkroom.models.unet import UNet
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,9 @@ from darkroom.formats.layouts import table
 from darkroom.formats.rules import native_shapes
 from darkroom.formats.tensors import Glance
 from darkroom.formats.weights import native_state
-from darkroom.models.config import SD2_UNET, SD15_UNET, ControlNetConfig, UNetConfig
+from darkroom.models.config import ControlNetConfig, UNetConfig
 from darkroom.models.controlnet import ControlNet
+from darkroom.models.presets import SD2_UNET, SD15_UNET
 
 
 def control(base: UNetConfig, **values) -> ControlNetConfig:

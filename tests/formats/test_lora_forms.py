@@ -19,7 +19,7 @@ from darkroom.formats.lora import is_lora, read_lora
 from darkroom.formats.lora_names import Home, Homes
 from darkroom.formats.lora_save import convert_lora, published_networks, save_lora
 from darkroom.formats.tensors import Glance
-from darkroom.models.config import SDXL_TEXT_ENCODER_2, SDXL_UNET
+from darkroom.models.presets import SDXL_TEXT_ENCODER_2, SDXL_UNET
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.pipeline import Pipeline
 

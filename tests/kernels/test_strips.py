@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from darkroom.accelerate.exact import same_bits
 from darkroom.kernels import strips
 from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import SD15_AUTOENCODER, UPSCALER_AUTOENCODER, AutoencoderConfig
+from darkroom.models.config import AutoencoderConfig
+from darkroom.models.presets import SD15_AUTOENCODER, UPSCALER_AUTOENCODER
 
 TINY = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 CONFIGS = {

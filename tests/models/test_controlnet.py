@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from darkroom.models.config import SD2_UNET, SD15_UNET, ControlNetConfig, UNetConfig
+from darkroom.models.config import ControlNetConfig, UNetConfig
 from darkroom.models.controlnet import ControlNet
+from darkroom.models.presets import SD2_UNET, SD15_UNET
 from darkroom.models.unet import UNet
 
 

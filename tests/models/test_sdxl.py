@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from darkroom.models.autoencoder import Autoencoder
-from darkroom.models.config import (
-    SD15_TEXT_ENCODER,
-    SDXL_REFINER_UNET,
-    SDXL_TEXT_ENCODER_2,
-    SDXL_UNET,
-    AutoencoderConfig,
-    UNetConfig,
-)
+from darkroom.models.config import AutoencoderConfig, UNetConfig
 from darkroom.models.layers import parameter_count
+from darkroom.models.presets import SD15_TEXT_ENCODER, SDXL_REFINER_UNET, SDXL_TEXT_ENCODER_2, SDXL_UNET
 from darkroom.models.unet import UNet
 
 ADDED = {"addition_time_embed_dim": 12, "cross_attention_dim": 40}

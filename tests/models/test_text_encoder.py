@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from darkroom.models.config import SD2_TEXT_ENCODER, SD15_TEXT_ENCODER, TextEncoderConfig
+from darkroom.models.config import TextEncoderConfig
+from darkroom.models.presets import SD2_TEXT_ENCODER, SD15_TEXT_ENCODER
 from darkroom.models.text_encoder import TextEncoder
 
 SMALL = {"vocab_size": 99, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4}

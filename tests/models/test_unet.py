@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from darkroom.models.config import INPAINTING_UNET, SD2_UNET, SD15_UNET, UPSCALER_UNET, UNetConfig
+from darkroom.models.config import UNetConfig
+from darkroom.models.presets import INPAINTING_UNET, SD2_UNET, SD15_UNET, UPSCALER_UNET
 from darkroom.models.unet import UNet, timestep_embedding
 
 SMALL = {"block_out_channels": (32, 64, 96, 96), "cross_attention_dim": 40}

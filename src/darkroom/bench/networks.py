@@ -18,7 +18,8 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import ClassifierFree
 from ..diffusion.schedule import Schedule
 from ..models.autoencoder import Autoencoder
-from ..models.config import SD2_UNET, SD15_AUTOENCODER, SD15_TEXT_ENCODER, SD15_UNET, AutoencoderConfig, UNetConfig
+from ..models.config import AutoencoderConfig, UNetConfig
+from ..models.presets import SD2_UNET, SD15_AUTOENCODER, SD15_TEXT_ENCODER, SD15_UNET
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
 

@@ -157,19 +157,19 @@ def published_networks() -> Iterator[dict[str, nn.Module]]:
     for the names of their layers."""
     import torch
 
-    from ..models import config
+    from ..models import presets
     from ..models.text_encoder import TextEncoder
     from ..models.unet import UNet
     from .checkpoint import open_checkpoint
 
     with torch.device("meta"):
-        yield {"unet": UNet(config.SD15_UNET), "text_encoder": TextEncoder(config.SD15_TEXT_ENCODER)}
+        yield {"unet": UNet(presets.SD15_UNET), "text_encoder": TextEncoder(presets.SD15_TEXT_ENCODER)}
     embedded = open_checkpoint(MODEL)
     with torch.device("meta"):
         unet, text_encoder = UNet(embedded.unet_config), TextEncoder(embedded.text_encoder_config)
         yield {"unet": unet, "text_encoder": text_encoder}
-        first, second = TextEncoder(config.SD15_TEXT_ENCODER), TextEncoder(config.SDXL_TEXT_ENCODER_2)
-        yield {"unet": UNet(config.SDXL_UNET), "text_encoder": first, "text_encoder_2": second}
+        first, second = TextEncoder(presets.SD15_TEXT_ENCODER), TextEncoder(presets.SDXL_TEXT_ENCODER_2)
+        yield {"unet": UNet(presets.SDXL_UNET), "text_encoder": first, "text_encoder_2": second}
 
 
 def _write(

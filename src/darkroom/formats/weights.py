@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import CheckpointError
 from ..files import cache_folder, read_json, whole_file
-from ..models.config import SD15_UNET, UPSCALER_UNET, TextEncoderConfig
+from ..models.config import TextEncoderConfig
+from ..models.presets import SD15_UNET, UPSCALER_UNET
 from .layouts import TITLES, Layout, Part, canonical, ema_name, is_ignored, prefix, root, table
 from .rules import Config, Place, native_shapes, network_class
 from .storage import Source
