@@ -29,7 +29,7 @@ from darkroom.models.presets import SD15_UNET
 from darkroom.models.unet import UNet
 from darkroom.training import memory
 from darkroom.training.loop import Trainer
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.recipe import LoopConfig, override
 from darkroom.training.stage import Stage
 
@@ -53,12 +53,12 @@ class Step(Stage):
             lora.attach(unet)
             self.modules = {"lora": lora}
 
-    def batch(self, step: int, share: Share) -> tuple[Tensor, Tensor, Tensor]:
-        n = self.config.batch_size // share.world
+    def batch(self, step: int, rank: Rank) -> tuple[Tensor, Tensor, Tensor]:
+        n = self.config.batch_size // rank.world_size
         side = self.size // 8
         return torch.ones(n, 4, side, side), torch.full((n,), 500.0), torch.ones(n, 77, 768)
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         x, t, text = (y.to(self.config.device) for y in batch)
         return self.unet(x, t, text).float().square().mean(), {}
 
@@ -89,8 +89,8 @@ def main() -> None:
     architecture = SD15_UNET if arguments.architecture == "sd15" else TINY
     with memory.Sketch().inside():
         step = Step(config, UNet(architecture), arguments.training, arguments.size)
-        batch = step.batch(0, Share(0, config.accumulate))
-        estimate = memory.estimate(config, step.modules, [step.unet], lambda: step.loss(batch, 0, Share())[0])
+        batch = step.batch(0, Rank(0, config.accumulate))
+        estimate = memory.estimate(config, step.modules, [step.unet], lambda: step.loss(batch, 0, Rank())[0])
     answer: dict[str, Any] = {**vars(arguments), "estimate": estimate.total, "parts": str(estimate)}
     if not arguments.estimate:
         before = time.monotonic()

@@ -36,7 +36,7 @@ from darkroom.diffusion.schedule import Schedule
 from darkroom.models.config import UNetConfig
 from darkroom.training.loop import Trainer
 from darkroom.training.objective import DenoisingRecipe, denoising_loss
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.stage import Stage
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -60,12 +60,12 @@ class Step(Stage):
     def compiled(self) -> list[nn.Module]:
         return [self.unet]  # what gradients go through
 
-    def batch(self, step: int, share: Share) -> Any:
-        return share.of(self.latents), share.of(self.texts)
+    def batch(self, step: int, rank: Rank) -> Any:
+        return rank.of(self.latents), rank.of(self.texts)
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         latents, texts = batch
-        return denoising_loss(self.denoiser, latents, Batch(texts), share, self.config)
+        return denoising_loss(self.denoiser, latents, Batch(texts), rank, self.config)
 
 
 def darkroom_step(

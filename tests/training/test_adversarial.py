@@ -10,7 +10,7 @@ import torch
 
 from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, SceneCrops, network
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.perceptual import adaptive_weight, discriminator_loss, generator_loss
 
 RECIPE = AutoencoderRecipe(
@@ -48,9 +48,9 @@ def test_each_side_learns_from_its_own_loss() -> None:
     """The total's gradients are those of the two losses apart, as the papers write them."""
     game = stage()
     assert game.discriminator is not None
-    pictures = game.batch(5, Share())
+    pictures = game.batch(5, Rank())
     torch.manual_seed(3)
-    loss, figures = game.loss(pictures, 5, Share())
+    loss, figures = game.loss(pictures, 5, Rank())
     loss.backward()
     ours = {n: p.grad.clone() for m in (game.autoencoder, game.discriminator) for n, p in m.named_parameters()}
     for m in (game.autoencoder, game.discriminator):
@@ -82,7 +82,7 @@ def test_nothing_of_it_counts_before_its_start() -> None:
     losses = []
     for one in (game, alone):
         torch.manual_seed(1)
-        loss, _ = one.loss(one.batch(4, Share()), 4, Share())
+        loss, _ = one.loss(one.batch(4, Rank()), 4, Rank())
         loss.backward()
         losses.append(loss)
     assert torch.equal(losses[0], losses[1])
@@ -115,9 +115,9 @@ def test_held_out_pictures_are_judged_without_the_discriminator() -> None:
     assert [tuple(b.shape) for b in batches] == [(1, 3, 128, 128)] * 3
     with torch.no_grad():
         torch.manual_seed(0)
-        loss, figures = game.loss(batches[0], 9, Share())
+        loss, figures = game.loss(batches[0], 9, Rank())
         torch.manual_seed(0)
-        alone, _ = plain.loss(batches[0], 9, Share())
+        alone, _ = plain.loss(batches[0], 9, Rank())
     assert torch.equal(loss, alone)
     assert "discriminator" not in figures
     sheet = game.sheet()

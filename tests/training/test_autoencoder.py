@@ -18,7 +18,7 @@ from darkroom.training.autoencoder import AutoencoderRecipe, AutoencoderStage, S
 from darkroom.training.kinds import Source
 from darkroom.training.latents import stacked
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.run import run as run_autoencoder
 from darkroom.training.scaling import fold, measure, tell
 
@@ -37,26 +37,26 @@ def crops() -> AutoencoderStage:
 
 
 def test_crops_first_and_whole_pictures_at_the_end(crops: AutoencoderStage) -> None:
-    first, last = crops.batch(0, Share()), crops.batch(8, Share())
+    first, last = crops.batch(0, Rank()), crops.batch(8, Rank())
     assert (first.shape, last.shape) == ((8, 3, 64, 64), (2, 3, 128, 128))
     for batch in (first, last):
         assert batch.dtype == torch.float32
         assert -1 <= batch.min() < batch.max() <= 1
     assert (first.flatten(2).std(dim=2).mean(dim=1) > 0.01).all()  # every crop meets an object
-    assert torch.equal(first, crops.batch(0, Share()))
-    assert not torch.equal(first, crops.batch(1, Share()))
+    assert torch.equal(first, crops.batch(0, Rank()))
+    assert not torch.equal(first, crops.batch(1, Rank()))
 
 
 def test_shares_of_a_batch_make_up_the_whole(crops: AutoencoderStage) -> None:
     for step in (3, 9):
-        whole, halves = crops.batch(step, Share()), [crops.batch(step, Share(rank, 2)) for rank in (0, 1)]
+        whole, halves = crops.batch(step, Rank()), [crops.batch(step, Rank(rank, 2)) for rank in (0, 1)]
         assert torch.equal(whole, torch.stack(halves, dim=1).flatten(0, 1))
 
 
 def test_the_autoencoder_s_loss_by_hand(crops: AutoencoderStage) -> None:
-    pictures = crops.batch(2, Share())[:4]
+    pictures = crops.batch(2, Rank())[:4]
     torch.manual_seed(5)
-    loss, figures = crops.loss(pictures, 2, Share())
+    loss, figures = crops.loss(pictures, 2, Rank())
     torch.manual_seed(5)
     mean, logvar = crops.autoencoder.encode(pictures).chunk(2, dim=1)
     posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
@@ -73,8 +73,8 @@ def test_the_autoencoder_s_loss_by_hand(crops: AutoencoderStage) -> None:
 class OneBatch(AutoencoderStage):
     """Sees the same crops at every step: a random batch is easier or harder than another by half."""
 
-    def batch(self, step: int, share: Share) -> torch.Tensor:
-        return super().batch(0, share)
+    def batch(self, step: int, rank: Rank) -> torch.Tensor:
+        return super().batch(0, rank)
 
 
 def test_a_few_steps_improve_an_autoencoder(tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_a_few_steps_improve_an_autoencoder(tmp_path: Path) -> None:
 def test_collages_may_hold_other_emoji() -> None:
     recipe = dataclasses.replace(AUTOENCODER, collages=1.0)
     crops = SceneCrops(recipe)
-    ours = crops.batch(0, Share())
+    ours = crops.batch(0, Rank())
     crops.others = [np.ones((96, 96, 4), np.float32)] * 500
-    theirs = crops.batch(0, Share())
+    theirs = crops.batch(0, Rank())
     assert (theirs == 1).float().mean() > 2 * (ours == 1).float().mean()  # white squares everywhere
 
 
@@ -99,7 +99,7 @@ def test_the_decoder_goes_on_alone_once_the_latents_are_final() -> None:
     stage = AutoencoderStage(recipe, autoencoder, SceneCrops(recipe))
     for step, encoder_learns in ((4, True), (5, False)):
         autoencoder.zero_grad(set_to_none=True)
-        stage.loss(stage.batch(step, Share()), step, Share())[0].backward()
+        stage.loss(stage.batch(step, Rank()), step, Rank())[0].backward()
         for name, p in autoencoder.named_parameters():
             if name.startswith(("encoder.", "quant.")):
                 assert (p.grad is not None) == encoder_learns, name
@@ -184,12 +184,12 @@ def test_crops_of_one_s_own_pictures(folder: Path) -> None:
     sizes = {w * h for w, h in crops.dataset.sizes}
     assert all(w % 4 == h % 4 == 0 and min(w, h) >= 32 for w, h in crops.dataset.sizes)
     assert max(sizes) <= 64 * 64
-    first = crops.batch(0, Share())
+    first = crops.batch(0, Rank())
     assert first.shape == (4, 3, 32, 32)
-    assert torch.equal(first, crops.batch(0, Share()))
-    halves = [crops.batch(0, Share(rank, 2)) for rank in (0, 1)]
+    assert torch.equal(first, crops.batch(0, Rank()))
+    halves = [crops.batch(0, Rank(rank, 2)) for rank in (0, 1)]
     assert torch.equal(first, torch.stack(halves, dim=1).flatten(0, 1))
-    whole = crops.batch(1, Share())
+    whole = crops.batch(1, Rank())
     assert len(whole) == 1
     assert (whole.shape[3], whole.shape[2]) in set(crops.dataset.sizes)
     assert all(min(p.shape[:2]) >= 32 for p in crops.some(10))

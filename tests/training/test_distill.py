@@ -24,7 +24,7 @@ from darkroom.training.finetune import rebuilt
 from darkroom.training.kinds import KINDS, Source
 from darkroom.training.loop import train
 from darkroom.training.objective import noise_of, times_of
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.recipe import check, override
 from darkroom.training.run import run as tune
 
@@ -124,14 +124,14 @@ def test_a_steps_loss_and_gradients_are_those_of_diffusers_script(
         target = their_unet(rebuilt(stage.pipe, unet=stage.target), tmp_path / "target")  # type: ignore[arg-type]
         stage.student.requires_grad_(True)
 
-    batch = stage.batch(0, Share())
+    batch = stage.batch(0, Rank())
     torch.manual_seed(7)
-    ours, _ = stage.loss(batch, 0, Share())
+    ours, _ = stage.loss(batch, 0, Rank())
     ours.backward()
 
     latents, rows, captions = batch
     torch.manual_seed(7)  # the same draws
-    noise = noise_of(recipe, latents, Share())
+    noise = noise_of(recipe, latents, Rank())
     script = Script(DDPMScheduler.from_config(dict(pipe.scheduler_config)), recipe.grid)
     index = (times_of(recipe, pipe.schedule, 4) / script.stride).long()
     assert len(set(index.tolist())) == 4

@@ -19,7 +19,7 @@ from darkroom.training.finetune import FinetuneRecipe, FinetuneStage, reschedule
 from darkroom.training.inpainting import InpaintingRecipe, InpaintingStage, random_mask, widened
 from darkroom.training.kinds import Source
 from darkroom.training.loop import Stopped
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.pictures import draw_sheet
 from darkroom.training.recipe import check
 from darkroom.training.run import run as tune
@@ -70,7 +70,7 @@ def test_u_net_and_text_encoder_learn_on_buckets_and_diffusers_draws_the_same(
     stage.take(tmp_path / "run" / "cache")
     assert stage.rates == {"text_encoder": 0.001}
     assert len(stage.away) == 1
-    seen = {i for step in range(20) for i in stage.batch(step, Share())[1]}
+    seen = {i for step in range(20) for i in stage.batch(step, Rank())[1]}
     assert seen == set(range(6)) - set(stage.away)
     (shown,) = stage.validation()
     assert shown[1] == stage.away
@@ -119,7 +119,7 @@ def test_class_pictures_are_drawn_once_and_weigh_as_the_script_of_diffusers_has_
     stage = FinetuneStage.open(recipe, subject, run)
     stage.take(run / "cache")
     dataset = stage.dataset
-    batch = stage.batch(0, Share())
+    batch = stage.batch(0, Rank())
     prior = torch.tensor([dataset.prior[i] for i in batch[1]])
     assert int(prior.sum()) == 2
     for i, caption, of_class in zip(batch[1], batch[2], prior, strict=True):
@@ -130,14 +130,14 @@ def test_class_pictures_are_drawn_once_and_weigh_as_the_script_of_diffusers_has_
         stage.config = replace(recipe, prior_weight=weight)
         torch.manual_seed(4)
         with torch.no_grad():
-            return float(stage.loss(batch, 0, Share())[0])
+            return float(stage.loss(batch, 0, Rank())[0])
 
     subject_alone, both = loss(0.0), loss(1.0)
     assert both > subject_alone
     assert loss(0.5) == pytest.approx(subject_alone + 0.5 * (both - subject_alone), rel=1e-5)
     torch.manual_seed(4)
     with torch.no_grad():
-        mean = float(stage.loss(batch, 0, Share())[1]["error"])
+        mean = float(stage.loss(batch, 0, Rank())[1]["error"])
     assert both == pytest.approx(2 * mean, rel=1e-5)  # the sum of two means of halves
 
 
@@ -171,7 +171,7 @@ def test_an_inpainting_model_begins_as_the_other_and_diffusers_knows_it(
     stage.take(tmp_path / "run" / "cache")
     assert stage.pipe.unet.config.in_channels == 9
     assert draw_sheet(stage).size == (4 * 64, 64)
-    _, rows, _, channels = stage.batch(1, Share())
+    _, rows, _, channels = stage.batch(1, Rank())
     assert channels.shape == (4, 5, 8, 8)
     assert set(channels[:, 0].unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(channels[0], stage.beside(rows[0], 1))  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from darkroom.training import cache as caches
 from darkroom.training.cache import Cache, key_of
 from darkroom.training.latents import LatentStore, LiveLatents, TextStore, fill, keys, latents_of, place, stacked
 from darkroom.training.loop import Stopped
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 
 
 def network(seed: int = 0) -> Autoencoder:
@@ -104,10 +104,10 @@ def test_random_crops_have_as_many_versions_as_said(tmp_path: Path) -> None:
 
 def test_several_processes_fill_one_cache_and_a_part_is_not_the_whole(dataset: Dataset, tmp_path: Path) -> None:
     net, folder = network(), tmp_path / "cache"
-    fill(folder, dataset, net, Share(0, 2))
+    fill(folder, dataset, net, Rank(0, 2))
     with pytest.raises(Stopped, match=r"of 6 latents are still missing"):
         latents_of(dataset, net, folder)
-    fill(folder, dataset, net, Share(1, 2))
+    fill(folder, dataset, net, Rank(1, 2))
     fill(tmp_path / "alone", dataset, net)
     store, alone = (latents_of(dataset, net, f) for f in (folder, tmp_path / "alone"))
     for i in range(6):

@@ -22,7 +22,7 @@ from darkroom.errors import TrainingError
 from darkroom.training import background, loop, state
 from darkroom.training.background import prefetch
 from darkroom.training.loop import step_seed, train
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.stage import Stage
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -83,11 +83,11 @@ def test_a_signal_ends_the_step_and_saves(straight: tuple[str, Path], number: in
     config = toy_config(optimizer=optimizer)
 
     class Interrupted(ToyStage):
-        def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(self, batch: Tensor, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
             if step == 4:
                 os.kill(os.getpid(), number)
                 os.kill(os.getpid(), number)  # as the terminal and a parent process may both send it
-            return super().loss(batch, step, share)
+            return super().loss(batch, step, rank)
 
     before = signal.getsignal(number)
     assert train(Interrupted(config), tmp_path) == 5
@@ -100,7 +100,7 @@ def test_a_second_interruption_after_a_while_kills(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(background, "PATIENCE", 0.0)
 
     class Stubborn(ToyStage):
-        def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(self, batch: Tensor, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.01)
@@ -201,9 +201,9 @@ def test_a_checkpoint_that_can_t_be_written_aside_stops_the_run(
         write(value, file)
 
     class Watched(ToyStage):
-        def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(self, batch: Tensor, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
             steps.append(step)
-            return super().loss(batch, step, share)
+            return super().loss(batch, step, rank)
 
     monkeypatch.setattr(torch, "save", full)
     monkeypatch.setattr(loop, "free", lambda: 10**12)
@@ -264,7 +264,7 @@ def test_held_out_losses_samples_and_the_best(tmp_path: Path) -> None:
     losses = []
     for i, batch in enumerate(stage.validation()):
         torch.manual_seed(step_seed(0, -2 - i))
-        losses.append(float(stage.loss(batch, best["step"], Share())[0].detach()))
+        losses.append(float(stage.loss(batch, best["step"], Rank())[0].detach()))
     assert best["best"]["validation"] == pytest.approx(sum(losses) / 2)
     # Looking changes nothing.
     train(ToyStage(toy_config(steps=8, schedule="constant", lr=0.05)), tmp_path / "blind")

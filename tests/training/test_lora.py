@@ -22,7 +22,7 @@ from darkroom.training.controlnet import ControlNetRecipe
 from darkroom.training.kinds import KINDS, Source
 from darkroom.training.loop import train
 from darkroom.training.lora import LoraRecipe, LoraStage
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.recipe import check, override
 from darkroom.training.run import run as tune
 from darkroom.training.textual_inversion import InversionRecipe
@@ -188,9 +188,9 @@ def test_forgetting_blocks_changes_no_gradient(dropout: float, tiny_folder: Path
             for lora in stage.loras.values():
                 for number, up in enumerate(lora.up):
                     up += 0.1 * torch.randn(up.shape, generator=torch.Generator().manual_seed(number))
-        batch = stage.batch(0, Share())
+        batch = stage.batch(0, Rank())
         torch.manual_seed(1)
-        loss, _ = stage.loss(batch, 0, Share())
+        loss, _ = stage.loss(batch, 0, Rank())
         loss.backward()  # type: ignore[no-untyped-call]
         found.append([p.grad for lora in stage.loras.values() for p in lora.parameters()])
     for one, two in zip(*found, strict=True):

@@ -15,7 +15,7 @@ from darkroom.diffusion.denoiser import Denoiser
 from darkroom.diffusion.scalings import scaling_for
 from darkroom.diffusion.schedule import PREDICTION_TYPES, Schedule
 from darkroom.training.objective import DenoisingRecipe, bands, denoising_loss, noise_of, times_of, weight_of
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 
 RECIPE = DenoisingRecipe(steps=1, batch_size=1, lr=1.0)
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -76,10 +76,10 @@ def test_the_optimum_on_gaussian_data_is_the_known_denoiser(prediction: str) -> 
 
     def error(seed: int = 2) -> float:
         torch.manual_seed(seed)
-        return float(denoising_loss(denoiser, x0, text, Share(), RECIPE)[1]["error"])
+        return float(denoising_loss(denoiser, x0, text, Rank(), RECIPE)[1]["error"])
 
     torch.manual_seed(2)
-    noise_of(RECIPE, x0, Share())
+    noise_of(RECIPE, x0, Rank())
     sigma = schedule.t_to_sigma(times_of(RECIPE, schedule, rows)).double()
     unknown = 1 / (1 / DEVIATION**2 + 1 / sigma**2)
     expected = float((unknown / scaling.c_out(sigma) ** 2).mean())
@@ -104,9 +104,9 @@ def test_input_perturbation_is_shown_and_not_asked_for() -> None:
     x0 = MEAN + DEVIATION * torch.randn(rows, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     recipe = replace(RECIPE, perturbation=0.3)
     torch.manual_seed(2)
-    found = denoising_loss(Denoiser(Best(), schedule), x0, Batch(torch.zeros(rows, 1, 1)), Share(), recipe)[0]
+    found = denoising_loss(Denoiser(Best(), schedule), x0, Batch(torch.zeros(rows, 1, 1)), Rank(), recipe)[0]
     torch.manual_seed(2)
-    noise_of(recipe, x0, Share())
+    noise_of(recipe, x0, Rank())
     sigma = schedule.t_to_sigma(times_of(recipe, schedule, rows)).double()
     expected = 1 - sigma**2 / (DEVIATION**2 + sigma**2 * (1 + 0.3**2))
     assert float(found) == pytest.approx(float(expected.mean()), rel=0.02)
@@ -124,7 +124,7 @@ def test_rows_and_weights_multiply() -> None:
     def loss(rows: Tensor | None) -> float:
         torch.manual_seed(3)
         text, network = Batch(torch.zeros(4, 1, 1)), Silent()
-        return float(denoising_loss(Denoiser(network, schedule), x0, text, Share(), recipe, rows)[0])
+        return float(denoising_loss(Denoiser(network, schedule), x0, text, Rank(), recipe, rows)[0])
 
     parts = [loss(4 * torch.eye(4)[i]) for i in range(4)]
     assert loss(None) == pytest.approx(sum(parts) / 4, rel=1e-5)
@@ -164,7 +164,7 @@ def test_a_flow_model_s_times_are_moved_by_its_shift() -> None:
 
 def test_offset_noise_has_a_number_for_each_channel() -> None:
     torch.manual_seed(0)
-    noise = noise_of(replace(RECIPE, noise_offset=0.4), torch.zeros(2000, 2, 8, 8), Share())
+    noise = noise_of(replace(RECIPE, noise_offset=0.4), torch.zeros(2000, 2, 8, 8), Rank())
     means = noise.mean(dim=(2, 3))
     assert float(means.var()) == pytest.approx(0.4**2 + 1 / 64, rel=0.05)
     assert float((noise - means[:, :, None, None]).var()) == pytest.approx(1 - 1 / 64, rel=0.02)
@@ -173,9 +173,9 @@ def test_offset_noise_has_a_number_for_each_channel() -> None:
 def test_immiscible_noise_is_the_same_noise_dealt_out_nearer() -> None:
     x0 = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(5))
     torch.manual_seed(1)
-    plain = noise_of(RECIPE, x0, Share())
+    plain = noise_of(RECIPE, x0, Rank())
     torch.manual_seed(1)
-    dealt = noise_of(replace(RECIPE, immiscible=True), x0, Share())
+    dealt = noise_of(replace(RECIPE, immiscible=True), x0, Rank())
     assert sorted(plain.flatten(1).sum(dim=1).tolist()) == sorted(dealt.flatten(1).sum(dim=1).tolist())
     distances = [(x0 - noise).square().sum() for noise in (plain, dealt)]
     assert distances[1] < distances[0]
@@ -192,10 +192,10 @@ def test_every_process_sees_its_part_of_one_draw(options: dict[str, Any]) -> Non
     denoiser = Denoiser(Ideal(scaling_for("epsilon"), schedule), schedule)
     x0 = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(1))
     values = []
-    for share in (Share(), Share(0, 2), Share(1, 2)):
+    for rank in (Rank(), Rank(0, 2), Rank(1, 2)):
         torch.manual_seed(4)
-        part = share.of(x0)
-        values.append(float(denoising_loss(denoiser, part, Batch(torch.zeros(len(part), 1, 1)), share, recipe)[0]))
+        part = rank.of(x0)
+        values.append(float(denoising_loss(denoiser, part, Batch(torch.zeros(len(part), 1, 1)), rank, recipe)[0]))
     assert values[0] == pytest.approx((values[1] + values[2]) / 2, rel=1e-5)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from darkroom.training import state
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share, launch
+from darkroom.training.parallel import Rank, launch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyStage, toy_config, toy_network
@@ -30,8 +30,8 @@ class Game(ToyStage):
     def discriminators(self) -> dict[str, nn.Module]:
         return {"judge": self.judge}
 
-    def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, figures = super().loss(batch, step, share)
+    def loss(self, batch: Tensor, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, figures = super().loss(batch, step, rank)
         if step < 4:
             return loss, figures
         answer = self.judge(batch)
@@ -78,7 +78,7 @@ def test_each_side_takes_its_own_step(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(judge.parameters(), toy_network().parameters(), strict=True))
     train(game, tmp_path)
     assert not all(torch.equal(p, q) for p, q in zip(before.parameters(), game.network.parameters(), strict=True))
-    batch = game.batch(4, Share())
+    batch = game.batch(4, Rank())
     (judge(batch) - before(batch).detach() + 1).square().mean().backward()
     torch.nn.utils.clip_grad_norm_(judge.parameters(), 0.01)
     torch.optim.AdamW(judge.parameters(), lr=0.05, betas=(0.5, 0.9), weight_decay=0.0).step()

@@ -17,7 +17,7 @@ import torch
 from darkroom.errors import TrainingError
 from darkroom.training import state
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share, buckets, launch, launched, share, sum_over_ranks
+from darkroom.training.parallel import Rank, buckets, launch, launched, sum_over_ranks, this_rank
 from darkroom.training.recipe import check_loop
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -65,10 +65,10 @@ def assert_close(folder: Path, steps: int, optimizer: str, other: Path) -> None:
 
 def test_shares_make_up_the_whole() -> None:
     rows = torch.arange(11)
-    parts = [Share(rank, 3).of(rows) for rank in range(3)]
+    parts = [Rank(rank, 3).of(rows) for rank in range(3)]
     assert torch.equal(torch.cat(parts).sort().values, rows)
-    assert list(Share(1, 2).of(range(5))) == [1, 3]
-    assert share() == Share(0, 1)
+    assert list(Rank(1, 2).of(range(5))) == [1, 3]
+    assert this_rank() == Rank(0, 1)
     alone = [torch.ones(2)]
     sum_over_ranks(alone)
     assert alone[0].tolist() == [1, 1]

@@ -23,7 +23,7 @@ from darkroom.pipeline import Pipeline
 from darkroom.training.controlnet import ControlNetRecipe
 from darkroom.training.finetune import FinetuneRecipe, rebuilt
 from darkroom.training.objective import DenoisingRecipe, noise_of, times_of
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.pictures import PictureStage
 from darkroom.training.textual_inversion import InversionRecipe
 
@@ -66,9 +66,9 @@ class Theirs:
 
 def ours(stage: PictureStage) -> tuple[Tensor, Any]:
     """The loss of a step, with gradients, and its batch."""
-    batch = stage.batch(0, Share())
+    batch = stage.batch(0, Rank())
     torch.manual_seed(7)
-    loss, _ = stage.loss(batch, 0, Share())
+    loss, _ = stage.loss(batch, 0, Rank())
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), batch
 
@@ -76,7 +76,7 @@ def ours(stage: PictureStage) -> tuple[Tensor, Any]:
 def draws(recipe: DenoisingRecipe, pipe: Pipeline, x0: Tensor) -> tuple[Tensor, Tensor]:
     """The noise and the timesteps of that step."""
     torch.manual_seed(7)
-    noise = noise_of(recipe, x0, Share())
+    noise = noise_of(recipe, x0, Rank())
     t = times_of(recipe, pipe.schedule, len(x0)).long()
     assert len(set(t.tolist())) == len(x0)
     return noise, t

@@ -14,7 +14,7 @@ import darkroom
 from darkroom.errors import TrainingError
 from darkroom.toy.scenes import draw_scene
 from darkroom.training.kinds import Source
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.recipe import check, override
 from darkroom.training.run import run as tune
 from darkroom.training.tokenizer import LEAST, learn_tokenizer, scene_tokenizer
@@ -41,24 +41,24 @@ def stage(pictures: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
 def test_captions_go_with_their_latents(stage: UNetStage) -> None:
     left_out = 0
     for step in range(40):
-        latents, rows, captions = stage.batch(step, Share())
+        latents, rows, captions = stage.batch(step, Rank())
         assert latents.shape == (4, 4, 8, 8)
         assert torch.equal(latents, stage.latents.draw(rows, step, 0))
         for i, caption in zip(rows, captions, strict=True):
             left_out += caption == ""
             assert caption in (stage.dataset.captions[i], "")
     assert 0.25 < left_out / 160 < 0.6
-    halves = [stage.batch(3, Share(rank, 2)) for rank in (0, 1)]
-    whole = stage.batch(3, Share())
+    halves = [stage.batch(3, Rank(rank, 2)) for rank in (0, 1)]
+    whole = stage.batch(3, Rank())
     assert torch.equal(whole[0], torch.stack([halves[0][0], halves[1][0]], dim=1).flatten(0, 1))
     assert whole[2] == [halves[i % 2][2][i // 2] for i in range(4)]
 
 
 def test_the_u_net_s_loss_is_v_prediction_weighted_by_cut_off_snr(stage: UNetStage) -> None:
     """By the papers' formulas: x_t = alpha x0 + sigma noise, v = alpha noise - sigma x0."""
-    pipe, (x0, rows, captions) = stage.pipe, stage.batch(7, Share())
+    pipe, (x0, rows, captions) = stage.pipe, stage.batch(7, Rank())
     torch.manual_seed(11)
-    loss, figures = stage.loss((x0, rows, captions), 7, Share())
+    loss, figures = stage.loss((x0, rows, captions), 7, Rank())
     torch.manual_seed(11)
     noise, spread = torch.randn(4, 4, 8, 8), (torch.arange(4) + torch.rand(())) / 4
     t = (1000 * spread).long()
@@ -76,10 +76,10 @@ def test_the_u_net_s_loss_is_v_prediction_weighted_by_cut_off_snr(stage: UNetSta
 
 def test_shares_of_the_loss_average_to_the_whole(stage: UNetStage) -> None:
     values = []
-    for share in (Share(), Share(0, 2), Share(1, 2)):
+    for rank in (Rank(), Rank(0, 2), Rank(1, 2)):
         torch.manual_seed(3)
         with torch.no_grad():
-            values.append(float(stage.loss(stage.batch(5, share), 5, share)[0]))
+            values.append(float(stage.loss(stage.batch(5, rank), 5, rank)[0]))
     assert values[0] == pytest.approx((values[1] + values[2]) / 2, rel=1e-4)
 
 

@@ -23,7 +23,7 @@ from darkroom.training.distill import DistillRecipe
 from darkroom.training.finetune import FinetuneRecipe, FinetuneStage
 from darkroom.training.kinds import Source
 from darkroom.training.lora import LoraRecipe
-from darkroom.training.parallel import Share
+from darkroom.training.parallel import Rank
 from darkroom.training.run import run as tune
 from darkroom.training.textual_inversion import InversionRecipe
 
@@ -81,7 +81,7 @@ def test_it_is_told_of_a_picture_what_it_is_told_when_it_draws(model: Path, pict
     pipe, dataset = stage.pipe, stage.dataset
     empty = 0
     for step in range(4):
-        _, rows, captions = stage.batch(step, Share())
+        _, rows, captions = stage.batch(step, Rank())
         told = stage.condition(captions, rows, step)
         assert told.pooled is not None
         assert told.sizes is not None

@@ -20,7 +20,7 @@ from darkroom.toy.scenes import draw_scene, render_scene
 from darkroom.training import text_encoder
 from darkroom.training.kinds import KINDS, Source
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share, launch
+from darkroom.training.parallel import Rank, launch
 from darkroom.training.run import run as run_text_encoder
 from darkroom.training.text_encoder import TextEncoderRecipe, TextEncoderStage, network, pixels_of, retrieval, swapped
 from darkroom.training.tokenizer import scene_tokenizer
@@ -55,12 +55,12 @@ def test_transformers_opens_it_with_the_same_loss_and_embeddings(made: Path) -> 
     saved = torch.load(next(made.glob("step-*2.pt")), weights_only=True)["ema"]["clip"]
     ours.clip.load_state_dict(saved)
     ours.clip.eval()
-    pixels, ids = ours.batch(0, Share())
+    pixels, ids = ours.batch(0, Rank())
     ids[:2] = torch.tensor(ours.tokenizer.padded(""))
     with torch.no_grad():
         expected = theirs(pixel_values=pixels, input_ids=ids, return_loss=True)
         pictures, texts, scale = ours.clip(pixels, ids)
-        loss, figures = ours.loss((pixels, ids), 0, Share())
+        loss, figures = ours.loss((pixels, ids), 0, Rank())
     torch.testing.assert_close(pictures, expected.image_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(texts, expected.text_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scale * texts @ pictures.T, expected.logits_per_text, rtol=1e-4, atol=1e-4)
@@ -92,7 +92,7 @@ def test_the_loss_of_a_perfect_and_of_a_blind_encoder() -> None:
 def test_the_scale_is_clipped_and_comes_back() -> None:
     one = stage()
     one.clip.logit_scale.data.fill_(10.0)
-    loss, figures = one.loss(one.batch(0, Share()), 0, Share())
+    loss, figures = one.loss(one.batch(0, Rank()), 0, Rank())
     assert float(figures["scale"]) == pytest.approx(100, rel=1e-4)
     assert float(one.clip.logit_scale.detach()) == pytest.approx(math.log(100))
     loss.backward()
@@ -102,7 +102,7 @@ def test_the_scale_is_clipped_and_comes_back() -> None:
 
 def test_shares_make_up_a_batch_of_the_order() -> None:
     one = stage()
-    whole, halves = one.batch(1, Share()), [one.batch(1, Share(rank, 2)) for rank in (0, 1)]
+    whole, halves = one.batch(1, Rank()), [one.batch(1, Rank(rank, 2)) for rank in (0, 1)]
     for k in (0, 1):
         assert torch.equal(whole[k], torch.stack([h[k] for h in halves], dim=1).flatten(0, 1))
     i = int(one.order.rows(1)[3])
@@ -134,8 +134,8 @@ def test_a_few_steps_find_pictures_by_their_captions(tmp_path: Path) -> None:
     """Six scenes learned by heart."""
 
     class Same(TextEncoderStage):
-        def batch(self, step: int, share: Share) -> tuple[torch.Tensor, torch.Tensor]:
-            return super().batch(0, share)
+        def batch(self, step: int, rank: Rank) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().batch(0, rank)
 
     few = stage(steps=30, lr=1e-2, batch_size=6)
     train(Same(few.config, few.clip, few.tokenizer, few.dataset), tmp_path)

@@ -85,19 +85,19 @@ def test_a_tuning_learns_and_its_file_draws_it(recipe: PictureRecipe, folder: Pa
 
 def test_the_loss_falls_and_the_model_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
     from darkroom.training.loop import train
-    from darkroom.training.parallel import Share
+    from darkroom.training.parallel import Rank
 
     for recipe in KINDS:
         stage = recipe.stage.open(recipe, Source(None, str(folder)), tmp_path)
         before = weights(stage.pipe)
         stage.encode(tmp_path / "cache")
         stage.take(tmp_path / "cache")
-        batch = stage.batch(0, Share())
+        batch = stage.batch(0, Rank())
 
         def error(stage=stage, batch=batch) -> float:  # type: ignore[no-untyped-def]
             torch.manual_seed(5)
             with torch.no_grad():
-                return float(stage.loss(batch, 0, Share())[1]["error"])
+                return float(stage.loss(batch, 0, Rank())[1]["error"])
 
         first = error()
         train(stage, tmp_path / type(recipe).__name__)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from darkroom.errors import TrainingError
 from darkroom.models.layers import Block
 from darkroom.training.loop import train
-from darkroom.training.parallel import Share, launch, together
+from darkroom.training.parallel import Rank, launch, together
 from darkroom.training.recipe import LoopConfig
 from darkroom.training.stage import Stage
 
@@ -61,15 +61,15 @@ class ToyStage(Stage):
     def modules(self) -> dict[str, nn.Module]:
         return {"toy": self.network}
 
-    def batch(self, step: int, share: Share) -> Tensor:
+    def batch(self, step: int, rank: Rank) -> Tensor:
         if step == self.fail_at:
             raise TrainingError("the data is gone")
         generator = torch.Generator().manual_seed(step)
-        return share.of(torch.randint(16, (self.config.batch_size,), generator=generator))
+        return rank.of(torch.randint(16, (self.config.batch_size,), generator=generator))
 
-    def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensor, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         time.sleep(self.seconds)
-        noise = share.of(torch.randn(self.config.batch_size, 4))
+        noise = rank.of(torch.randn(self.config.batch_size, 4))
         wanted = torch.stack([batch.sin(), batch.cos(), batch / 16, -batch / 16], dim=1) + 0.1 * noise
         loss = (self.network(batch) - wanted).square().mean()
         if step in self.poison:

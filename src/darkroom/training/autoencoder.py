@@ -53,7 +53,7 @@ from .kinds import Report, Source
 from .latents import stacked
 from .loop import step_seed
 from .memory import Estimate, Sketch, empty, rows_of
-from .parallel import Share
+from .parallel import Rank
 from .perceptual import (
     OWN,
     adaptive_weight,
@@ -303,9 +303,9 @@ class AutoencoderStage(Stage):
     def discriminator_lr(self) -> float:
         return self.config.discriminator_lr
 
-    def batch(self, step: int, share: Share) -> Tensor:
+    def batch(self, step: int, rank: Rank) -> Tensor:
         """Pictures [N, 3, H, W] in -1..1."""
-        return self.crops.batch(step, share)
+        return self.crops.batch(step, rank)
 
     def validation(self) -> list[Tensor]:
         """Whole pictures that no step shows, one by one. The discriminator has no part in their loss."""
@@ -318,13 +318,13 @@ class AutoencoderStage(Stage):
             back = [self.autoencoder(picture.to(self.config.device)).cpu() for picture in shown]
         return tiled([[Image.fromarray(to_pixels(picture[0])) for picture in row] for row in (shown, back)])
 
-    def loss(self, batch: Tensor, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensor, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         pictures = batch.to(c.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and step < c.decoder_from * c.steps):
             mean, logvar = self.autoencoder.encode(pictures).float().chunk(2, dim=1)
         logvar = logvar.clamp(-30, 20)
-        noise = share.of(torch.randn(len(mean) * share.world, *mean.shape[1:])).to(mean.device)
+        noise = rank.of(torch.randn(len(mean) * rank.world_size, *mean.shape[1:])).to(mean.device)
         y = self.autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
         psnr = -10 * torch.log10(F.mse_loss(y.detach().clamp(-1, 1), pictures) / 4)
@@ -379,7 +379,7 @@ class AutoencoderStage(Stage):
         pictures = torch.zeros(rows_of(recipe, world), 3, recipe.crop, recipe.crop)
         return memory.estimate(
             recipe, {**stage.modules, **stage.discriminators}, () if distance is None else (distance,),
-            lambda: stage.loss(pictures, 0, Share())[0], world,
+            lambda: stage.loss(pictures, 0, Rank())[0], world,
         )  # fmt: skip
 
 
@@ -395,14 +395,14 @@ class Crops(ABC):
     def __init__(self, recipe: AutoencoderRecipe) -> None:
         self.recipe = recipe
 
-    def batch(self, step: int, share: Share) -> Tensor:
+    def batch(self, step: int, rank: Rank) -> Tensor:
         """This process's part of a step's pictures: [N, 3, H, W] in -1..1, of one size.
 
         Until `whole_from` they are crops; then whole pictures, of which there are fewer: as many pixels as before.
         """
         c = self.recipe
         whole = step >= c.whole_from * c.steps
-        return stacked(self.pictures(step, share.of(range(c.whole_rows if whole else c.batch_size)), whole))
+        return stacked(self.pictures(step, rank.of(range(c.whole_rows if whole else c.batch_size)), whole))
 
     @abstractmethod
     def pictures(self, step: int, rows: Sequence[int], whole: bool) -> list[Pixels]:

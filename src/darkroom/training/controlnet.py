@@ -24,7 +24,7 @@ from ..formats.control import save_controlnet
 from ..models.controlnet import ControlNet
 from ..settings import setting
 from .kinds import Report
-from .parallel import Share
+from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import flag, listed, on, several, whole
 
@@ -77,12 +77,12 @@ class ControlNetStage(PictureStage):
     def blank(self, rows: int, side: int) -> Any:
         return *super().blank(rows, side), torch.zeros(rows, 3, side, side)
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         latents, rows, captions, shown = batch
         n = len(rows)
         control = ControlBatch(self.net, tuple(range(n)), shown.to(self.pipe.device), (1.0,) * n, (False,) * n)
         condition = replace(self.condition(captions, rows, step), controls=(control,))
-        return self.denoising(latents, rows, condition, share)
+        return self.denoising(latents, rows, condition, rank)
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:

@@ -33,7 +33,7 @@ from .finetune import FinetuneRecipe, rebuilt
 from .kinds import Report
 from .lora import RANK, TARGETS, chooser
 from .objective import DenoisingRecipe, noise_of, times_of
-from .parallel import Share
+from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import ABOVE_ZERO, BELOW_ONE, again, named, number, on, several, whole
 
@@ -140,18 +140,18 @@ class DistillStage(PictureStage):
                 self.aim = Denoiser(self.target, pipe.schedule)
         self._followed = 0
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         """Consistency of the student's answer with the target's, one solver step of the guided teacher further down."""
         latents, rows, captions = batch
         c, device = self.config, self.pipe.device
         self._follow(step)
-        x0, count = latents.to(device), len(rows) * share.world
+        x0, count = latents.to(device), len(rows) * rank.world_size
         condition, empty = (self.condition(texts, rows, step) for texts in (captions, [""] * len(rows)))
         schedule = self.teacher.schedule
         stride = schedule.steps // c.grid
-        noise = noise_of(c, x0, share)
-        start = share.of((times_of(c, schedule, count) / stride).long().clamp(max=c.grid - 1)) * stride + stride - 1
-        scale = share.of(self.low + (self.high - self.low) * torch.rand(count)).to(device)
+        noise = noise_of(c, x0, rank)
+        start = rank.of((times_of(c, schedule, count) / stride).long().clamp(max=c.grid - 1)) * stride + stride - 1
+        scale = rank.of(self.low + (self.high - self.low) * torch.rand(count)).to(device)
         start = start.to(device)
         end = (start - stride).clamp(min=0)
         x = x0 + _column(schedule.t_to_sigma(start)) * noise

@@ -27,7 +27,7 @@ from ..pipeline import Pipeline
 from ..settings import setting
 from .finetune import FinetuneRecipe, FinetuneStage, rebuilt
 from .kinds import Source
-from .parallel import Share
+from .parallel import Rank
 from .recipe import FRACTION, on
 
 Mask = NDArray[np.bool_]
@@ -105,10 +105,10 @@ class InpaintingStage(FinetuneStage):
         drawn = autoencoder.scale(mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.from_numpy(noise))
         return torch.cat([mask[None, ::grid, ::grid], drawn[0]])
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         latents, rows, captions, channels = batch
         condition = replace(self.condition(captions, rows, step), channels=channels.to(self.pipe.device))
-        return self.denoising(latents, rows, condition, share)
+        return self.denoising(latents, rows, condition, rank)
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:

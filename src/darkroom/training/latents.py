@@ -29,7 +29,7 @@ from ..prompts.encoder import Encoded
 from .background import interruptible
 from .cache import Cache, fingerprint, key_of, missing, stacked_rows
 from .loop import Stopped
-from .parallel import Share
+from .parallel import Rank
 
 Pixels = NDArray[np.uint8]
 ROWS = 8  # pictures encoded at once on a GPU; on a CPU it is one: there a latent's bits don't depend on its neighbours
@@ -119,7 +119,7 @@ def fill(
     folder: Path,
     dataset: Dataset,
     autoencoder: Autoencoder,
-    part: Share = Share(),
+    part: Rank = Rank(),
     report: Callable[[int, int], None] = lambda done, total: None,
     bfloat16: bool = False,
 ) -> None:
@@ -135,7 +135,7 @@ def fill(
     cache.sweep()
     wanted, versions = keys(dataset), dataset.cut.versions
     # Shared out before looking at what is there: another process may have begun to write.
-    absent = [k for k in missing(cache, wanted) if int(wanted[k][:8], 16) % part.world == part.rank]
+    absent = [k for k in missing(cache, wanted) if int(wanted[k][:8], 16) % part.world_size == part.index]
     absent.sort(key=lambda k: dataset.sizes[k // versions])
     done = 0
     with interruptible() as asked, cache.writer() as writer:
@@ -224,13 +224,13 @@ class TextStore:
         found = {name: torch.from_numpy(array.copy()) for name, array in self.cache.get(key).items()}
         return found["text"], found.get("pooled")
 
-    def fill(self, captions: Iterable[str], part: Share = Share()) -> None:
+    def fill(self, captions: Iterable[str], part: Rank = Rank()) -> None:
         """Encode this process's part of what is missing, in this order: what is of one shape best comes together, since
         a file of the cache is. SIGINT and SIGTERM end it early. Raises TrainingError.
         """
         texts = list(dict.fromkeys(captions))
         self.cache.sweep()
-        mine = [text for text in texts if int(key_of(text)[:8], 16) % part.world == part.rank]
+        mine = [text for text in texts if int(key_of(text)[:8], 16) % part.world_size == part.index]
         absent = [mine[i] for i in missing(self.cache, (key_of(text) for text in mine))]
         with interruptible() as asked, self.cache.writer() as writer, torch.no_grad():
             for caption in absent:

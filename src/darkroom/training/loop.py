@@ -29,7 +29,7 @@ from .ema import Average, plain, power, save_snapshot
 from .log import Log
 from .memory import free
 from .optim import rate
-from .parallel import Replicas, Share, share, spread, sum_over_ranks
+from .parallel import Rank, Replicas, spread, sum_over_ranks, this_rank
 from .recipe import LoopConfig, check_loop, check_recipe
 from .stage import Stage
 
@@ -152,11 +152,11 @@ class Trainer:
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         self.stage, self.folder, self.config = stage, folder, stage.config
-        self.rank = share()
-        check_loop(self.config, self.rank.world)
+        self.rank = this_rank()
+        check_loop(self.config, self.rank.world_size)
         # The rows of a step are shared by ranks, and a rank's by its parts: each is a share like any other.
-        world, parts = self.rank.world, self.config.accumulate
-        self.parts = [Share(self.rank.rank + world * i, world * parts) for i in range(parts)]
+        world, parts = self.rank.world_size, self.config.accumulate
+        self.parts = [Rank(self.rank.index + world * i, world * parts) for i in range(parts)]
         self.device = torch.device(self.config.device)
         config = self.config
         for module in stage.modules.values():
@@ -210,7 +210,7 @@ class Trainer:
         self.best = saved.get("best", {})
         self.step = self._saved = saved["step"]
         self.skipped.fill_(saved["skipped"])
-        if self.rank.rank == 0 and self.best.get("step") == self.step:
+        if self.rank.index == 0 and self.best.get("step") == self.step:
             state.keep_best(self.folder, self.step)  # whoever killed the run may have come between
 
     def save(self, aside: Aside | None = None) -> None:
@@ -227,7 +227,7 @@ class Trainer:
             "ema": self.spread.whole(self.average.weights), "opponents": self.discriminators.state(),
             "powers": {length: self.spread.whole(a.weights) for length, a in self.powers.items()},
         }  # fmt: skip
-        if self.rank.rank == 0:
+        if self.rank.index == 0:
             known = {
                 "step": self.step, "skipped": int(self.skipped), "recipe": asdict(self.config), "best": self.best,
                 "scale": None if self.scale is None else self.scale.state(),
@@ -245,11 +245,11 @@ class Trainer:
         """Train to the end, to step `until`, or to an interruption; returns the step reached."""
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.rank.rank == 0:
+        if self.rank.index == 0:
             (self.folder / "recipe.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
         end = min(config.steps, until if until is not None else config.steps)
         first, last_saved = self.step, time.monotonic()
-        folder = self.folder if self.rank.rank == 0 else None
+        folder = self.folder if self.rank.index == 0 else None
         with (
             Log(folder, config, self.step) as log,
             interruptible() as asked,
@@ -284,9 +284,9 @@ class Trainer:
 
         if self.powers and due(config.snapshot_every):
             whole = {length: self.spread.whole(a.weights) for length, a in self.powers.items()}
-            if self.rank.rank == 0:
+            if self.rank.index == 0:
                 save_snapshot(self.folder, self.step, whole)
-        if due(config.sample_every) and self.rank.rank == 0:
+        if due(config.sample_every) and self.rank.index == 0:
             with self._averaged():
                 self._draw()
         if due(config.validate_every):
@@ -320,14 +320,14 @@ class Trainer:
         if not self._validation:
             raise TrainingError(f"validate_every is {self.config.validate_every}, and nothing is held out")
         # Ranks that hold whole networks share the batches; those of a sharded one all do all.
-        world = self.rank.world if self.config.sharding == "none" else 1
+        world = self.rank.world_size if self.config.sharding == "none" else 1
         total = torch.zeros((), device=self.device)
         with self._averaged():
             for i, batch in enumerate(self._validation):
-                if world == 1 or i % world == self.rank.rank:
+                if world == 1 or i % world == self.rank.index:
                     torch.manual_seed(step_seed(self.config.seed, -2 - i))
                     with self._autocast():
-                        total += self.stage.loss(batch, self.step, Share())[0] / len(self._validation)
+                        total += self.stage.loss(batch, self.step, Rank())[0] / len(self._validation)
         if world > 1:
             sum_over_ranks([total])
         return float(total)
@@ -335,8 +335,8 @@ class Trainer:
     def _measure(self) -> tuple[float, float]:
         """The operations of a step in this process, counted on a few of its rows, and the most its device can do in a
         second."""
-        ranks = max(self.rank.world * len(self.parts), self.config.batch_size // 4)
-        part = Share(self.rank.rank, ranks)
+        ranks = max(self.rank.world_size * len(self.parts), self.config.batch_size // 4)
+        part = Rank(self.rank.index, ranks)
         batch = self.stage.batch(self.step, part)
 
         def work() -> None:
@@ -344,9 +344,9 @@ class Trainer:
             with self._autocast() if self.device.type != "cpu" else nullcontext():
                 self.stage.loss(batch, self.step, part)[0].backward()  # type: ignore[no-untyped-call]
 
-        counted = operations(work) * ranks / self.rank.world
+        counted = operations(work) * ranks / self.rank.world_size
         dtype = getattr(torch, self.config.precision)
-        return counted, peak(self.device, dtype) if self.rank.rank == 0 else math.inf
+        return counted, peak(self.device, dtype) if self.rank.index == 0 else math.inf
 
     def _batches(self, end: int) -> AbstractContextManager[Iterator[list[Any]]]:
         """The batches of every part, step by step, made in another thread."""
@@ -406,9 +406,9 @@ class Trainer:
     def _exchange(self, asked: bool, due: bool) -> tuple[bool, bool]:
         """Sum the gradients of all ranks. With them travels what all must do at one step: to stop, if anybody was asked
         to, and to save, if rank 0 thinks that it is time."""
-        if self.rank.world == 1:
+        if self.rank.world_size == 1:
             return asked, due
-        flags = torch.tensor([float(asked), float(due and self.rank.rank == 0)])  # on the CPU: no GPU is waited for
+        flags = torch.tensor([float(asked), float(due and self.rank.index == 0)])  # on the CPU: no GPU is waited for
         self.spread.exchange(flags)
         stopping, saving = flags.tolist()
         return bool(stopping), bool(saving)

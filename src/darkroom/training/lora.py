@@ -23,7 +23,7 @@ from .finetune import DREAMBOOTH, FinetuneRecipe, check_text_lr
 from .kinds import Report, Source
 from .loop import step_seed
 from .memory import moved
-from .parallel import Share
+from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import ABOVE_ZERO, BELOW_ONE, again, flag, listed, on, several, text, whole
 
@@ -142,10 +142,10 @@ class LoraStage(PictureStage):
         lr = self.config.text_lr
         return {part: lr for part in self.modules if part != "unet"} if lr else {}
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         for lora in self.loras.values():
             lora.seed = step_seed(self.config.seed, step)
-        return super().loss(batch, step, share)
+        return super().loss(batch, step, rank)
 
     def write(self, output: Path, report: Report) -> Path:
         c = self.config

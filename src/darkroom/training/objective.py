@@ -25,7 +25,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.scalings import Scaling
 from ..diffusion.schedule import Schedule
 from ..settings import setting
-from .parallel import Share
+from .parallel import Rank
 from .recipe import ABOVE_ZERO, FRACTION, LoopConfig, either, flag, number
 
 
@@ -144,7 +144,7 @@ def times_of(recipe: DenoisingRecipe, schedule: Schedule, rows: int) -> Tensor:
     return (u * schedule.steps).floor().clamp(max=last)
 
 
-def noise_of(recipe: DenoisingRecipe, x0: Tensor, share: Share) -> Tensor:
+def noise_of(recipe: DenoisingRecipe, x0: Tensor, rank: Rank) -> Tensor:
     """Noise [N, C, h, w] for this process's latents, its part of one draw for the whole batch from torch's generator.
 
     `noise_offset` adds a number for each channel of each picture, so that a model learns what is as bright or dark all
@@ -152,10 +152,10 @@ def noise_of(recipe: DenoisingRecipe, x0: Tensor, share: Share) -> Tensor:
     sum of squared distances to the pictures is least (Li et al. 2024, arXiv 2406.12303), among the rows
     that are computed together: other numbers of processes or parts, other partners.
     """
-    rows = len(x0) * share.world
-    noise = share.of(torch.randn(rows, *x0.shape[1:]))
+    rows = len(x0) * rank.world_size
+    noise = rank.of(torch.randn(rows, *x0.shape[1:]))
     if recipe.noise_offset:
-        noise = noise + recipe.noise_offset * share.of(torch.randn(rows, x0.shape[1], 1, 1))
+        noise = noise + recipe.noise_offset * rank.of(torch.randn(rows, x0.shape[1], 1, 1))
     if recipe.immiscible:
         # |x0 - noise|^2, without what is the same for every way to deal them out
         cost = -(x0.detach().cpu().flatten(1).double() @ noise.flatten(1).double().T)
@@ -167,7 +167,7 @@ def denoising_loss(
     denoiser: Denoiser,
     x0: Tensor,
     batch: Batch,
-    share: Share,
+    rank: Rank,
     recipe: DenoisingRecipe,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -179,21 +179,21 @@ def denoising_loss(
     Args:
         x0: this process's latents [N, C, h, w], scaled as the U-Net sees them, float32.
         batch: what they are conditioned on; gradients go through it.
-        share: which part of the whole batch this is. All that is drawn comes from torch's generator for the whole
+        rank: which part of the whole batch this is. All that is drawn comes from torch's generator for the whole
             batch, so that every process sees its part of the same draw.
         recipe: times, noise, weight.
         rows: weights [N] of the rows, beside that of their noise level (DreamBooth); None: 1.
 
     Returns the loss and, detached, the unweighted error: of all rows, and by `bands` of noise.
     """
-    schedule, scaling, count = denoiser.schedule, denoiser.scaling, len(x0) * share.world
-    noise = noise_of(recipe, x0, share)
-    t = share.of(times_of(recipe, schedule, count)).to(x0.device)
+    schedule, scaling, count = denoiser.schedule, denoiser.scaling, len(x0) * rank.world_size
+    noise = noise_of(recipe, x0, rank)
+    t = rank.of(times_of(recipe, schedule, count)).to(x0.device)
     sigma = schedule.t_to_sigma(t).float()
     level = sigma.view(-1, 1, 1, 1)
     shown = noise
     if recipe.perturbation:
-        shown = noise + recipe.perturbation * share.of(torch.randn(count, *x0.shape[1:])).to(x0.device)
+        shown = noise + recipe.perturbation * rank.of(torch.randn(count, *x0.shape[1:])).to(x0.device)
     answer = denoiser.raw(x0 + level * shown, sigma, batch, t=t)
     error = (answer - scaling.target(x0, noise, level)).square().mean(dim=(1, 2, 3))
     loss = error

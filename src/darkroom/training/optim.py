@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .parallel import share, sum_over_ranks
+from .parallel import sum_over_ranks, this_rank
 from .recipe import OPTIMIZERS, LoopConfig
 
 
@@ -147,14 +147,14 @@ class Muon(Guarded):
                     self.adam(p, g, self.state[p], group)
 
     def _matrices(self, matrices: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
-        part, updates = share(), []
+        part, updates = this_rank(), []
         for i, (p, g) in enumerate(matrices):
             state = self.state[p]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
             m = state["momentum"] * group["momentum"] + g
             # Each rank makes every world_size-th update; all others are nothing until they are summed.
-            mine = i % part.world == part.rank
+            mine = i % part.world_size == part.index
             update = (
                 orthogonalize(g.add(m, alpha=group["momentum"]).flatten(1)) if mine else torch.zeros_like(p.flatten(1))
             )

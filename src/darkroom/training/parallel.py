@@ -51,23 +51,23 @@ Rows = TypeVar("Rows", Tensor, range)
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """This process's part of every batch: rows rank, rank + world, rank + 2 world, ..."""
+class Rank:
+    """A process among those that train, and so its part of every batch: rows index, index + world_size, ..."""
 
-    rank: int = 0
-    world: int = 1
+    index: int = 0
+    world_size: int = 1
 
     def of(self, rows: Rows) -> Rows:
         """The rows of a whole batch that are this process's."""
-        return rows[self.rank :: self.world]
+        return rows[self.index :: self.world_size]
 
 
-_now = Share()
+_now = Rank()
 _LONG = datetime.timedelta(days=7)  # ranks may wait that long for rank 0, which encodes pictures, say
 
 
-def share() -> Share:
-    """This process's share: all of it but in a work that has been launched in several processes."""
+def this_rank() -> Rank:
+    """This process's rank: the only one but in a work that has been launched in several processes."""
     return _now
 
 
@@ -80,7 +80,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over all ranks, in one exchange. Nothing happens for a single rank."""
-    if share().world > 1 and tensors:
+    if this_rank().world_size > 1 and tensors:
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.all_reduce(flat)
         parts = torch.split(flat, [t.numel() for t in tensors])
@@ -161,7 +161,7 @@ def _work(rank: int, world: int, folder: str, work: Callable[..., Any], args: tu
     global _now
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     dist.init_process_group(_backend(rank, world), init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    _now = Share(rank, world)
+    _now = Rank(rank, world)
     try:
         work(*args)
         dist.barrier()
@@ -267,17 +267,17 @@ def _serve() -> None:
 def _shared(work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """This rank's share of a work, to the end of all ranks' shares."""
     global _now
-    _now = Share(dist.get_rank(), dist.get_world_size())
+    _now = Rank(dist.get_rank(), dist.get_world_size())
     try:
         work(*args)
         dist.barrier()
     except BaseException:
-        first = _store.compare_set(_FAILED, "", str(_now.rank)).decode()
-        if first != str(_now.rank):
+        first = _store.compare_set(_FAILED, "", str(_now.index)).decode()
+        if first != str(_now.index):
             raise SystemExit(1) from None  # that one tells why; ours may only be that it is gone
         raise
     finally:
-        _now = Share()
+        _now = Rank()
 
 
 # --- exchange
@@ -301,8 +301,8 @@ class Replicas:
     def __init__(self, modules: Mapping[str, nn.Module], others: Sequence[Tensor] = ()) -> None:
         self.modules = modules
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-        self.divisor = share().world
-        self._buckets = list(buckets([*others, *self.parameters])) if share().world > 1 else []
+        self.divisor = this_rank().world_size
+        self._buckets = list(buckets([*others, *self.parameters])) if this_rank().world_size > 1 else []
         self._armed = False
         self._missing: list[int] = []  # gradients of each bucket that are still to come
         self._sent: list[tuple[list[Tensor], Tensor, Any]] = []  # gradients, their flat copy, its exchange
@@ -383,7 +383,7 @@ class Replicas:
 
 def spread(modules: Mapping[str, nn.Module], others: Sequence[Tensor], sharding: str, device: torch.device) -> Replicas:
     """How networks lie on the ranks: `sharding` is "none" or "fsdp". A single rank has all of them either way."""
-    if sharding == "fsdp" and share().world > 1:
+    if sharding == "fsdp" and this_rank().world_size > 1:
         return Shards(modules, others, device)
     return Replicas(modules, others)
 
@@ -414,7 +414,7 @@ class Shards(Replicas):
         """Shard `modules`, in place. Raises TrainingError for one that is never called as a network."""
         self.modules, self._others = modules, others
         self.divisor = 1  # FSDP takes the mean over ranks by itself
-        mesh = init_device_mesh(device.type, (share().world,))
+        mesh = init_device_mesh(device.type, (this_rank().world_size,))
         for name, module in modules.items():
             if type(module).forward is nn.Module.forward:
                 raise TrainingError(f"sharding is 'fsdp', and {name} is too small to be sharded; use sharding=none")
@@ -502,7 +502,7 @@ def _gathered(rows: Tensor, like: Tensor) -> Tensor:
         rows.detach(), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
     whole = sharded.full_tensor()
-    return whole.cpu() if share().rank == 0 else torch.empty(0)
+    return whole.cpu() if this_rank().index == 0 else torch.empty(0)
 
 
 def _part(whole: Tensor, like: Tensor) -> Tensor:

@@ -55,8 +55,7 @@ from .latents import Latents, TextStore, fill, latents_of, place, texts_place
 from .loop import Stopped, step_seed
 from .memory import Estimate, Sketch
 from .objective import DenoisingRecipe, denoising_loss
-from .parallel import Share
-from .parallel import share as ranks
+from .parallel import Rank, this_rank
 from .recipe import COUNT, FRACTION, WEIGHT, flag, named, number, several, text, whole
 from .stage import Stage
 
@@ -269,7 +268,7 @@ class PictureStage(Stage):
             stage = cls(replace(recipe, **changed), pipe, dataset)
         shown = stage.blank(n, side)
         return memory.estimate(
-            recipe, stage.modules, model.networks.values(), lambda: stage.loss(shown, 0, Share())[0], world
+            recipe, stage.modules, model.networks.values(), lambda: stage.loss(shown, 0, Rank())[0], world
         )
 
     def blank(self, rows: int, side: int) -> Any:
@@ -287,7 +286,7 @@ class PictureStage(Stage):
         return bool(self.config.encode_precision == "bfloat16")
 
     def encode(self, cache: Path) -> None:
-        fill(cache, self.dataset, self.pipe.autoencoder, ranks(), bfloat16=self._half)
+        fill(cache, self.dataset, self.pipe.autoencoder, this_rank(), bfloat16=self._half)
 
     def take(self, cache: Path, ahead: bool | None = None) -> None:
         self.latents: Latents = latents_of(self.dataset, self.pipe.autoencoder, cache, self._half)
@@ -344,10 +343,10 @@ class PictureStage(Stage):
         }
         return sum(long[caption] for caption in self.dataset.captions)
 
-    def batch(self, step: int, share: Share) -> Any:
+    def batch(self, step: int, rank: Rank) -> Any:
         """The loop's `Stage.batch`."""
         whole = self.order.rows(step)
-        return self.shown([int(self.learned[whole[i]]) for i in share.of(range(len(whole)))], step)
+        return self.shown([int(self.learned[whole[i]]) for i in rank.of(range(len(whole)))], step)
 
     def shown(self, rows: Sequence[int], step: int) -> Any:
         """What a step shows of some pictures of one size: latents [N, C, h, w], the pictures' numbers, their captions.
@@ -395,17 +394,17 @@ class PictureStage(Stage):
         sizes = torch.tensor([self._sizes(i, step) for i in rows], dtype=torch.float32, device=text.device)
         return Batch(text, pooled=pooled, sizes=sizes)
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         """The loop's `Stage.loss`."""
         latents, rows, captions = batch
-        return self.denoising(latents, rows, self.condition(captions, rows, step), share)
+        return self.denoising(latents, rows, self.condition(captions, rows, step), rank)
 
     def denoising(
-        self, latents: Tensor, rows: Sequence[int], condition: Batch, share: Share
+        self, latents: Tensor, rows: Sequence[int], condition: Batch, rank: Rank
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`denoising_loss` of some pictures, class pictures weighed as the recipe says."""
         x0 = latents.to(self.pipe.device)
-        return denoising_loss(self.pipe.denoiser, x0, condition, share, self.config, self._row_weights(rows))
+        return denoising_loss(self.pipe.denoiser, x0, condition, rank, self.config, self._row_weights(rows))
 
     def _row_weights(self, rows: Sequence[int]) -> Tensor | None:
         """Prior preservation (Ruiz et al. 2022, arXiv 2208.12242, eq. 2): the mean error of the subject's pictures, and

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import TrainingError, visible
 from .kinds import Report, Source, log
 from .memory import Estimate
-from .parallel import Share
+from .parallel import Rank
 from .recipe import LoopConfig
 
 LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
@@ -93,11 +93,11 @@ class Stage(ABC):
     # --- the loop
 
     @abstractmethod
-    def batch(self, step: int, share: Share) -> Any:
+    def batch(self, step: int, rank: Rank) -> Any:
         """This process's share of a step's data, prepared in another thread; a pure function of its arguments."""
 
     @abstractmethod
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, a mean over rows, and detached figures to log.
 
         torch's generator has been seeded for this step: draw for the whole batch, then take the share.

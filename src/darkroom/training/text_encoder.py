@@ -43,8 +43,7 @@ from . import memory, state
 from .kinds import Report, Source
 from .loop import step_seed
 from .memory import Estimate, Sketch, rows_of
-from .parallel import Share
-from .parallel import share as ranks
+from .parallel import Rank, this_rank
 from .pictures import CUT, PictureRecipe, parted
 from .recipe import COUNT, LoopConfig, again, flag, number, text, whole
 from .stage import Stage
@@ -190,10 +189,10 @@ class TextEncoderStage(Stage):
     def left_out(self) -> Sequence[tuple[Path, str]]:
         return self.dataset.left_out
 
-    def batch(self, step: int, share: Share) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, rank: Rank) -> tuple[Tensor, Tensor]:
         """Pictures [N, 3, S, S], normalised, and the token ids [N, T] of their captions."""
         chosen = self.order.rows(step)
-        return self.shown([self.learned[int(chosen[i])] for i in share.of(range(len(chosen)))], step)
+        return self.shown([self.learned[int(chosen[i])] for i in rank.of(range(len(chosen)))], step)
 
     def shown(self, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
         """Some pictures of the dataset and their captions' ids, as a step shows them."""
@@ -221,7 +220,7 @@ class TextEncoderStage(Stage):
                 sheet.paste(pictures[i], ((x + 1) * side + side // 8, y * side))
         return sheet
 
-    def loss(self, batch: tuple[Tensor, Tensor], step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: tuple[Tensor, Tensor], step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss of the rows of all processes together, the same in each of them.
 
         Where a step is computed in parts (`accumulate`), a picture is told from those of its part alone.
@@ -231,7 +230,7 @@ class TextEncoderStage(Stage):
             self.clip.logit_scale.clamp_(max=math.log(LARGEST))
         pixels, ids = (x.to(self.config.device) for x in batch)
         pictures, texts, scale = self.clip(pixels, ids)
-        if share.world > 1:
+        if rank.world_size > 1:
             pictures, texts = gather(pictures), gather(texts)
         loss = contrastive_loss(pictures, texts, scale)
         found = (texts @ pictures.T).detach().argmax(dim=1) == torch.arange(len(texts), device=texts.device)
@@ -259,7 +258,7 @@ class TextEncoderStage(Stage):
         dataset = SceneDataset.of(max(n, 2), recipe.seed)
         stage = cls(replace(recipe, device="cpu", held_out=0), clip, tokenizer, dataset)
         batch = torch.zeros(n, 3, recipe.size, recipe.size), torch.zeros(n, recipe.tokens, dtype=torch.long)
-        return memory.estimate(recipe, stage.modules, (), lambda: stage.loss(batch, 0, Share())[0], world)
+        return memory.estimate(recipe, stage.modules, (), lambda: stage.loss(batch, 0, Rank())[0], world)
 
 
 def _dataset(recipe: TextEncoderRecipe, source: Source) -> Dataset:
@@ -288,21 +287,21 @@ def gather(rows: Tensor) -> Tensor:
     Every process must compute the same loss from them, of which it goes back through its own rows; the loop takes the
     mean of what all of them find.
     """
-    gathered: Tensor = rows if ranks().world == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = rows if this_rank().world_size == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(ranks().world)]
+        parts = [torch.empty_like(rows) for _ in range(this_rank().world_size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.stack(parts, dim=1).flatten(0, 1)  # row i of the whole batch is rank i % world's
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         # The loss is the same everywhere, and so is this gradient: the sum over all processes is so many times it.
-        return gradient[ranks().rank :: ranks().world] * ranks().world
+        return gradient[this_rank().index :: this_rank().world_size] * this_rank().world_size
 
 
 # --- how well pictures and captions find each other

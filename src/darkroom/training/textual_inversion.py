@@ -21,7 +21,7 @@ from ..pipeline import Pipeline
 from ..prompts.embeddings import LearnedWord
 from ..settings import setting
 from .kinds import Report
-from .parallel import Share
+from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import flag, on, text, whole
 
@@ -123,9 +123,9 @@ class InversionStage(PictureStage):
         """The word as it is now; gradients go to its vectors."""
         return LearnedWord((self.config.word,), (self.word(),))
 
-    def loss(self, batch: Any, step: int, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
         self.words = (self.word_now(),)
-        loss, figures = super().loss(batch, step, share)
+        loss, figures = super().loss(batch, step, rank)
         return loss + 0 * self.word().sum(), figures  # where all captions are dropped nothing else leads to the word
 
     def captions(self, rows: Sequence[int], step: int) -> list[str]:
