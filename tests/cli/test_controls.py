@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.cli.controls import controls
+from darkroom.cli.options import controls
 from darkroom.errors import RequestError
 from darkroom.formats.control import open_controlnet, save_controlnet
 from darkroom.models.config import ControlNetConfig

@@ -13,16 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ..embedded import MODEL
 from ..errors import CheckpointError, clip
 from ..files import whole_file
-from .lora import (
-    PEFT_METADATA,
-    Alphas,
-    LoraFile,
-    layer_tensors,
-    lora_path,
-    read_words,
-    scan_lora,
-    unmatched_sentence,
-)
+from .lora import PEFT_METADATA, Alphas, LoraFile, layer_tensors, lora_path, read_words, scan_lora, unmatched_sentence
 from .lora_names import Home, Homes
 from .tensors import open_tensors
 from .writer import Entry, write_safetensors

@@ -54,13 +54,7 @@ from .latents import stacked
 from .loop import step_seed
 from .memory import Estimate, Sketch, empty, rows_of
 from .parallel import Rank
-from .perceptual import (
-    OWN,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
-    open_distance,
-)
+from .perceptual import OWN, adaptive_weight, discriminator_loss, generator_loss, open_distance
 from .pictures import parted
 from .pretrained import open_autoencoder
 from .recipe import COUNT, FRACTION, RATE, WEIGHT, LoopConfig, flag, named, number, recipe_of, several, text, whole
