@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from darkroom.kernels import packed
 from darkroom.kernels.doubling import Doubling
@@ -191,3 +192,16 @@ def test_doubling(dtype: torch.dtype, size: tuple[int, int]) -> None:
         assert apart(up(x) - up.conv.bias[:, None, None], 3 * (expected - up.conv.bias.double()[:, None, None])) < 3e-2
         up.conv.register_forward_hook(lambda layer, inputs, output: output * 0)  # as an attached adapter
         assert up(x).abs().max() == 0
+
+
+def test_networks_without_values_are_left_alone_and_decide_nothing_for_others() -> None:
+    """A memory estimate must neither pack tensors without values nor answer, for the whole process, what packs."""
+    before = available(torch.float32)
+    available.cache_clear()
+    with FakeTensorMode(), torch.no_grad():
+        assert available(torch.float32) == before
+        network = nn.Linear(64, 64).requires_grad_(False).eval()
+        x = torch.zeros(3, 64)
+        assert network(ready(network, x)).shape == (3, 64)
+    assert type(network) is nn.Linear
+    assert available(torch.float32) == before

@@ -22,6 +22,7 @@ from weakref import ReferenceType, ref
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from . import winograd
 from .heap import keep_freed_memory
@@ -203,7 +204,9 @@ def available(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16 and not fast_bfloat16():
         return False
     try:  # these operators are torch's own affair: another release may have others
-        return all(_agree(ours, theirs) for ours, theirs in _trials(dtype))
+        # The answer is kept for the whole process, so it must not come from tensors without values (memory estimates).
+        with unset_fake_temporarily():
+            return all(_agree(ours, theirs) for ours, theirs in _trials(dtype))
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
 
@@ -217,6 +220,8 @@ def fast_bfloat16() -> bool:
 
 def packable(weight: Tensor) -> bool:
     """Whether a weight is frozen, on a CPU, and of a dtype and width that gain."""
+    if type(weight) not in (Tensor, nn.Parameter):  # without values, or a part of a sharded one
+        return False
     if weight.requires_grad or weight.is_inference() or weight.device.type != "cpu":
         return False
     return min(weight.shape[:2]) >= NARROW and available(weight.dtype)
