@@ -14,9 +14,9 @@ from PIL import Image
 
 from darkroom.errors import CheckpointError, RequestError, TrainingError
 from darkroom.evaluate.judge import SEED, scenes_of
-from darkroom.evaluate.measure import Asked, measure
+from darkroom.evaluate.measure import Measurement, measure
 from darkroom.evaluate.memorisation import Memorisation
-from darkroom.evaluate.networks import PixelSeer
+from darkroom.evaluate.networks import PixelExtractor
 from darkroom.evaluate.pictures import Pictures, draw
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
@@ -89,7 +89,7 @@ def test_an_interrupted_drawing_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_model_that_repeats_its_data_is_told_of(tmp_path: Path) -> None:
     data = write(tmp_path / "data", range(12))
     told: list[str] = []
-    asked = Asked(["reconstruction", "memorisation"], data=str(data), sheet=tmp_path / "sheet.png")
+    asked = Measurement(["reconstruction", "memorisation"], data=str(data), sheet=tmp_path / "sheet.png")
     found = measure(asked, Painter(), lambda what, done, total: told.append(what))  # type: ignore[arg-type]
     assert found["reconstruction"]["pictures"] == 12
     assert found["reconstruction"]["psnr"] < 20  # random weights
@@ -111,8 +111,8 @@ def test_two_folders_are_compared_without_a_model(tmp_path: Path) -> None:
         write(tmp_path / "b", range(9)),
         write(tmp_path / "c", range(20, 29)),
     )
-    near = measure(Asked(["memorisation"], data=str(data), pictures=str(same)))
-    far = measure(Asked(["memorisation"], data=str(data), pictures=str(other)))
+    near = measure(Measurement(["memorisation"], data=str(data), pictures=str(same)))
+    far = measure(Measurement(["memorisation"], data=str(data), pictures=str(other)))
     assert near["memorisation"]["distance"]["median"] == 0
     assert far["memorisation"]["suspicious"] <= 2 / 9
     assert far["pictures"] == 9
@@ -136,10 +136,10 @@ def test_a_fresh_sample_is_not_suspicious_and_copies_are() -> None:
     scenes = [render_scene(draw_scene(3, i, "single")) for i in range(60)]
     fresh = [render_scene(s) for s in scenes_of("single", False, 30)]
     assert len({s.caption for s in scenes_of("single", False, 30)}) > 20
-    seer = PixelSeer()
-    rate = Memorisation.of(seer(fresh), seer(scenes)).suspicious
+    extractor = PixelExtractor()
+    rate = Memorisation.of(extractor(fresh), extractor(scenes)).suspicious
     assert rate < 0.2
-    assert Memorisation.of(seer(scenes[:30]), seer(scenes)).suspicious == 1
+    assert Memorisation.of(extractor(scenes[:30]), extractor(scenes)).suspicious == 1
 
 
 def test_a_picture_that_has_gone_is_named(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_picture_that_has_gone_is_named(tmp_path: Path) -> None:
 )
 def test_what_can_t_be_measured_is_one_sentence(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        Asked(**asked)
+        Measurement(**asked)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_what_can_t_be_measured_is_one_sentence(asked: dict[str, Any], said: str
 )
 def test_without_its_network_a_metric_says_where_to_get_it(metric: str, where: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{metric} needs a network that is not given; .*{where}"):
-        Asked([metric], data="x")
+        Measurement([metric], data="x")
 
 
 def test_the_seed_of_an_evaluation_is_noted(tmp_path: Path) -> None:

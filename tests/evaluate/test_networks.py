@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darkroom.errors import CheckpointError, RequestError
-from darkroom.evaluate.networks import ClipSeer, InceptionSeer, PixelSeer, see, tensorflow_resize
+from darkroom.evaluate.networks import ClipExtractor, InceptionExtractor, PixelExtractor, extract, tensorflow_resize
 from darkroom.evaluate.pictures import Pictures
 from darkroom.formats.features import open_features
 
@@ -34,14 +34,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_clip_is_transformers(clip: tuple[Path, Any]) -> None:
     folder, model = clip
-    seer = ClipSeer(open_features([folder])["clip"])
+    extractor = ClipExtractor(open_features([folder])["clip"])
     pictures = [noise(1), noise(2, 24, 60)]
     texts = ["a fox", "a very long text " * 40, ""]
-    ids = torch.tensor([seer._texts()[1].padded(text) for text in texts])
+    ids = torch.tensor([extractor._texts()[1].padded(text) for text in texts])
     with torch.no_grad():
         expected = model.get_image_features(pixel_values=prepared(pictures))
         wanted = model.get_text_features(input_ids=ids)
-    for found, answer in ((seer(pictures), expected), (seer.texts(texts), wanted)):
+    for found, answer in ((extractor(pictures), expected), (extractor.texts(texts), wanted)):
         vectors = answer if isinstance(answer, Tensor) else answer.pooler_output
         assert np.allclose(found, F.normalize(vectors, dim=-1).numpy(), atol=1e-5)
         assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -53,13 +53,13 @@ def test_a_clip_of_pictures_only_refuses_texts(clip: tuple[Path, Any], tmp_path:
     _, model = clip
     vision = CLIPVisionModelWithProjection(model.config.vision_config)
     write(tmp_path, vision)
-    seer = ClipSeer(open_features([tmp_path])["clip"])
-    assert seer([noise(1)]).shape == (1, model.config.vision_config.projection_dim)
+    extractor = ClipExtractor(open_features([tmp_path])["clip"])
+    assert extractor([noise(1)]).shape == (1, model.config.vision_config.projection_dim)
     with pytest.raises(CheckpointError, match="sees pictures only; texts need a whole CLIP"):
-        seer.texts(["a fox"])
+        extractor.texts(["a fox"])
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [1, "2", 3]}))
     with pytest.raises(CheckpointError, match="image_mean"):
-        ClipSeer(open_features([tmp_path])["clip"])
+        ClipExtractor(open_features([tmp_path])["clip"])
 
 
 # --- Inception ----------------------------------------------------------------------------------------------------
@@ -74,19 +74,19 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 @torch.no_grad()
 def test_inception_is_its_definition(inception: tuple[Path, dict[str, Tensor]]) -> None:
     path, state = inception
-    seer = InceptionSeer(open_features([path])["inception"])
+    extractor = InceptionExtractor(open_features([path])["inception"])
     pixels = torch.rand(1, 3, 107, 99) * 2 - 1
-    found, expected = seer.network(pixels), WrittenOut(state)(pixels)
+    found, expected = extractor.network(pixels), WrittenOut(state)(pixels)
     assert found.shape == (1, 2048)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     assert expected.std() > 1e-3  # the features do differ
-    other = InceptionSeer(open_features([path])["inception"], like="pytorch-fid")
-    assert other.key != seer.key
+    other = InceptionExtractor(open_features([path])["inception"], like="pytorch-fid")
+    assert other.key != extractor.key
     picture = noise(1, 50, 64)
     half = F.interpolate(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, (299, 299), mode="bilinear")
     assert torch.allclose(other.prepare(picture), half * 2 - 1, atol=1e-6)
-    assert seer.prepare(np.full((9, 9, 3), 128, np.uint8)).abs().max() == 0
-    assert seer.prepare(np.zeros((9, 9, 3), np.uint8)).unique().tolist() == [-1]
+    assert extractor.prepare(np.full((9, 9, 3), 128, np.uint8)).abs().max() == 0
+    assert extractor.prepare(np.zeros((9, 9, 3), np.uint8)).unique().tolist() == [-1]
 
 
 def test_tensorflows_resizing_is_its_own() -> None:
@@ -119,35 +119,37 @@ def test_what_was_seen_is_not_looked_at_again(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("darkroom.evaluate.networks.CHUNK", 8)
     monkeypatch.setattr("darkroom.evaluate.networks.ROWS", 3)
     arrays = [noise(i, 8, 8) for i in range(20)]
-    pictures, seer, told = Pictures.of_arrays(arrays), Counting(), []
-    first = see(pictures, seer, tmp_path, lambda done, total: told.append((done, total)))
+    pictures, extractor, told = Pictures.of_arrays(arrays), Counting(), []
+    first = extract(pictures, extractor, tmp_path, lambda done, total: told.append((done, total)))
     assert first.shape == (20, 2)
     assert first[:, 0] == pytest.approx([a.mean() for a in arrays])
     assert told[-1] == (20, 20)
-    assert seer.shown == 20
-    assert np.array_equal(see(pictures, seer, tmp_path), first)
-    assert seer.shown == 20
+    assert extractor.shown == 20
+    assert np.array_equal(extract(pictures, extractor, tmp_path), first)
+    assert extractor.shown == 20
     changed = Pictures.of_arrays([*arrays[:19], noise(99, 8, 8)])  # one in the last of three files
-    see(changed, seer, tmp_path)
-    assert seer.shown == 24
+    extract(changed, extractor, tmp_path)
+    assert extractor.shown == 24
     damaged = sorted(tmp_path.iterdir())[0]
     damaged.write_bytes(damaged.read_bytes()[:-4])
-    assert np.array_equal(np.concatenate([see(pictures, seer, tmp_path), see(changed, seer, tmp_path)])[:20], first)
-    assert seer.shown in (28, 32)
+    assert np.array_equal(
+        np.concatenate([extract(pictures, extractor, tmp_path), extract(changed, extractor, tmp_path)])[:20], first
+    )
+    assert extractor.shown in (28, 32)
     other = Counting()
     other.key = "other weights"
-    see(pictures, other, tmp_path)
+    extract(pictures, other, tmp_path)
     assert other.shown == 20
-    assert np.array_equal(see(pictures, seer), first)  # without a cache
+    assert np.array_equal(extract(pictures, extractor), first)  # without a cache
     with pytest.raises(RequestError, match="no picture"):
-        see(Pictures.of_arrays([]), seer)
+        extract(Pictures.of_arrays([]), extractor)
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match="can't be made"):
-        see(pictures, seer, tmp_path / "file" / "inside")
+        extract(pictures, extractor, tmp_path / "file" / "inside")
 
 
 def test_pixels_are_seen_without_a_network() -> None:
     flat = np.full((64, 96, 3), 51, np.uint8)
-    seen = PixelSeer()([flat, noise(1)])
+    seen = PixelExtractor()([flat, noise(1)])
     assert seen.shape == (2, 3072)
     assert np.allclose(seen[0], 0.2)

@@ -149,14 +149,14 @@ def test_a_glyph_fills_its_square(flag: Path) -> None:
 
 def test_lessons_are_mostly_small_and_on_all_backgrounds(flag: Path) -> None:
     new = NewObject.of("flag", "<flag>", flag)
-    lessons = new.lessons(20, seed=5)
+    lessons = new.samples(20, seed=5)
     assert len(set(lessons)) == 20
     small = [s for s in lessons if s.objects[0].side == SIZES["small"]]
     assert len(small) == 14
     assert {s.background for s in small} == set(BACKGROUNDS)
     assert len({s.background for s in lessons if s not in small}) == 6
-    assert lessons != new.lessons(20, seed=6)
-    assert [len(new.lessons(n)) for n in (1, 2)] == [1, 2]
+    assert lessons != new.samples(20, seed=6)
+    assert [len(new.samples(n)) for n in (1, 2)] == [1, 2]
 
 
 def test_a_sheet_shows_true_pictures_before_and_after(flag: Path, tmp_path: Path) -> None:

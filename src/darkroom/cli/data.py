@@ -232,7 +232,7 @@ def render(
     from .display import Display
 
     new = None if object_ is None else NewObject.of(object_, word, glyph)
-    scenes = new.lessons(count, seed) if new else (draw_scene(seed, i, kind, held_out) for i in range(count))
+    scenes = new.samples(count, seed) if new else (draw_scene(seed, i, kind, held_out) for i in range(count))
     with Display("rendering") as display, whole_folder(folder.absolute(), METADATA) as draft:
         rows = []
         for i, scene in enumerate(scenes):

@@ -114,7 +114,7 @@ request.__signature__ = inspect.Signature([option.parameter() for option in _OPT
 
 
 @dataclass(frozen=True)
-class Asked:
+class DrawingOptions:
     """What the options of a drawing command say."""
 
     request: Request  # with an empty prompt
@@ -137,7 +137,7 @@ def drawing(
     quantize: options.Quantize = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
-) -> Asked:
+) -> DrawingOptions:
     """The options that all commands which draw have in common, checked as far as no model is needed for it."""
     if request.sampler is not None:
         from ..samplers import canonical
@@ -162,4 +162,4 @@ def drawing(
             complain(sentence)
         return made
 
-    return Asked(request, load, read)
+    return DrawingOptions(request, load, read)

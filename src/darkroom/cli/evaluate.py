@@ -135,10 +135,10 @@ def evaluate(
     files = options.loras(lora)
     with Display("loading the model") as display:
         from ..adapters import Lora
-        from ..evaluate.measure import Asked, measure
+        from ..evaluate.measure import Measurement, measure
         from ..formats.features import open_features
 
-        asked = Asked(
+        asked = Measurement(
             [m for m in chosen if m != "adherence" or pictures is not None],
             data=data,
             pictures=pictures,

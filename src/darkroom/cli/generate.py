@@ -20,7 +20,7 @@ from ..request import MAX_IMAGES, Request, whole
 from ..settings import changed
 from . import INTERRUPTED, USER_ERROR, complain, new_app, options
 from .display import Display, uninterrupted
-from .drawing import Asked, drawing
+from .drawing import DrawingOptions, drawing
 from .verify import recorded_request, tell_unfollowed
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def generate(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a recipe that can't be followed in full.")] = False,
     *,
-    asked: Asked,
+    asked: DrawingOptions,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: options.Json = False,
 ) -> int:

@@ -16,7 +16,7 @@ from ..sweeps.axes import LETTERS, parse_axis
 from ..sweeps.sweep import Sweep
 from . import INTERRUPTED, USER_ERROR, complain, new_app, options
 from .display import Display, uninterrupted
-from .drawing import Asked, drawing
+from .drawing import DrawingOptions, drawing
 
 if TYPE_CHECKING:
     from ..engine import Engine, Inputs
@@ -38,7 +38,7 @@ def sweep(
     ] = ".",
     save_cells: Annotated[bool, typer.Option("--save-cells", help="Also write each picture, as it comes.")] = False,
     *,
-    asked: Asked,
+    asked: DrawingOptions,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: options.Json = False,
 ) -> int:

@@ -11,7 +11,7 @@ import typer
 from ..errors import RequestError
 from . import new_app, options
 from .display import Display
-from .drawing import Asked, drawing
+from .drawing import DrawingOptions, drawing
 from .generate import draw, writer
 
 app = new_app()
@@ -30,7 +30,7 @@ def upscale(
         str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
     ] = ".",
     *,
-    asked: Asked,
+    asked: DrawingOptions,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: options.Json = False,
 ) -> int:

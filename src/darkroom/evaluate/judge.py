@@ -228,7 +228,7 @@ def evaluate(
 
 
 SHOWN = 8  # scenes on a sheet
-SMALL = 0.7  # the part of a new object's lessons in which it is small
+SMALL = 0.7  # the part of a new object's pictures in which it is small
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class NewObject:
         """`count` scenes of the object alone, of both sizes, anywhere, on all backgrounds."""
         return [draw_object(seed, i, self.noun, self.word) for i in range(count)]
 
-    def lessons(self, count: int, seed: int = 0) -> list[Scene]:
+    def samples(self, count: int, seed: int = 0) -> list[Scene]:
         """`count` scenes to learn it from: seven in ten are small, which is harder; each size on all backgrounds."""
         found = self.scenes(max(400, 4 * count), seed)
         small = round(SMALL * count)

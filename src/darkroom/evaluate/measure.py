@@ -17,7 +17,7 @@ from ..formats.features import FeatureFile, Kind, require
 from .distances import Moments, clip_score, cmmd, frechet, kernel_distance
 from .judge import SEED
 from .memorisation import Memorisation
-from .networks import ClipSeer, InceptionSeer, PixelSeer, Seer, Vectors, load_lpips, see
+from .networks import ClipExtractor, FeatureExtractor, InceptionExtractor, PixelExtractor, Vectors, extract, load_lpips
 from .pictures import Pictures, draw, write_sheet
 from .reconstruction import reconstruction
 
@@ -31,7 +31,7 @@ Report = Callable[[str, int, int], None]  # what is being done, how much of it, 
 
 
 @dataclass(frozen=True)
-class Asked:
+class Measurement:
     """What is to be measured.
 
     Attributes:
@@ -41,7 +41,7 @@ class Asked:
         pictures: a folder of pictures to measure instead of drawing any.
         count: how many are drawn, with the captions of the data; None: one each.
         features: networks, see `formats.features.open_features`.
-        like: how pictures come to Inception, see `networks.InceptionSeer`.
+        like: how pictures come to Inception, see `networks.InceptionExtractor`.
         keep: a folder for drawn pictures, where an interrupted evaluation goes on; None: none are kept.
         cache: a folder for features; None: none are kept.
         statistics: an .npz to write, of the data's Inception features.
@@ -86,7 +86,7 @@ class Asked:
 
 
 def measure(
-    asked: Asked,
+    asked: Measurement,
     pipe: Pipeline | None = None,
     report: Report = lambda what, done, total: None,
     device: torch.device = torch.device("cpu"),
@@ -105,7 +105,7 @@ class _Measuring:
 
     def __init__(
         self,
-        asked: Asked,
+        asked: Measurement,
         pipe: Pipeline | None,
         report: Report,
         device: torch.device,
@@ -127,20 +127,20 @@ class _Measuring:
         found["pictures"] = len(self.drawn)
         found["compared_with"] = asked.data or "the built-in scenes"
         if "fid" in asked.metrics or "kid" in asked.metrics:
-            seer = InceptionSeer(asked.features["inception"], self.device, asked.like)
+            extractor = InceptionExtractor(asked.features["inception"], self.device, asked.like)
             if "fid" in asked.metrics:
-                found["fid"] = self._fid(seer)
+                found["fid"] = self._fid(extractor)
             if "kid" in asked.metrics:
-                mean, deviation = kernel_distance(self._see("drawn", seer), self._see("data", seer))
+                mean, deviation = kernel_distance(self._see("drawn", extractor), self._see("data", extractor))
                 found["kid"] = {"mean": mean, "deviation": deviation}
         if "cmmd" in asked.metrics or "clip" in asked.metrics or self._clip_for_copies:
-            clip = ClipSeer(asked.features["clip"], self.device)
+            clip = ClipExtractor(asked.features["clip"], self.device)
             if "cmmd" in asked.metrics:
                 found["cmmd"] = cmmd(self._see("drawn", clip), self._see("data", clip))
             if "clip" in asked.metrics:
                 found["clip"] = self._clip(clip)
         if "memorisation" in asked.metrics:
-            found["memorisation"] = self._memorisation(clip if self._clip_for_copies else PixelSeer())
+            found["memorisation"] = self._memorisation(clip if self._clip_for_copies else PixelExtractor())
         return found
 
     @property
@@ -170,40 +170,40 @@ class _Measuring:
 
         return draw(self.pipe, prompts, folder, seed=SEED, report=report, width=width, height=height, **self.options)
 
-    def _see(self, which: str, seer: Seer) -> Vectors:
+    def _see(self, which: str, extractor: FeatureExtractor) -> Vectors:
         """The features of the drawn pictures or of the data."""
-        if (which, seer.key) not in self._seen:
+        if (which, extractor.key) not in self._seen:
             pictures = self.drawn if which == "drawn" else self.reference
             assert pictures is not None
-            what = f"{seer.key.split()[0]} looks at the {'pictures' if which == 'drawn' else 'data'}"
-            self._seen[which, seer.key] = see(
-                pictures, seer, self.asked.cache, lambda done, total: self.report(what, done, total)
+            what = f"{extractor.key.split()[0]} looks at the {'pictures' if which == 'drawn' else 'data'}"
+            self._seen[which, extractor.key] = extract(
+                pictures, extractor, self.asked.cache, lambda done, total: self.report(what, done, total)
             )
-        return self._seen[which, seer.key]
+        return self._seen[which, extractor.key]
 
-    def _fid(self, seer: InceptionSeer) -> float:
+    def _fid(self, extractor: InceptionExtractor) -> float:
         asked = self.asked
         if asked.is_statistics:
             assert asked.data is not None
             wanted = Moments.read(asked.data)
         else:
-            wanted = Moments.of(self._see("data", seer))
+            wanted = Moments.of(self._see("data", extractor))
             if asked.statistics is not None:
                 wanted.save(asked.statistics)
-        return frechet(Moments.of(self._see("drawn", seer)), wanted)
+        return frechet(Moments.of(self._see("drawn", extractor)), wanted)
 
-    def _clip(self, seer: ClipSeer) -> float:
+    def _clip(self, extractor: ClipExtractor) -> float:
         captions = self.drawn.captions
         if not any(captions):
             raise RequestError("the pictures have no captions, and clip compares pictures with their texts")
-        return clip_score(self._see("drawn", seer), seer.texts(captions))
+        return clip_score(self._see("drawn", extractor), extractor.texts(captions))
 
-    def _memorisation(self, seer: Seer) -> dict[str, Any]:
+    def _memorisation(self, extractor: FeatureExtractor) -> dict[str, Any]:
         assert self.reference is not None
-        found = Memorisation.of(self._see("drawn", seer), self._see("data", seer))
+        found = Memorisation.of(self._see("drawn", extractor), self._see("data", extractor))
         if self.asked.sheet is not None:
             write_sheet(found.sheet(self.drawn, self.reference), self.asked.sheet)
-        return {"seen_by": seer.key.split()[0], **found.told(self.drawn, self.reference)}
+        return {"seen_by": extractor.key.split()[0], **found.told(self.drawn, self.reference)}
 
     def _reconstruction(self) -> dict[str, float]:
         assert self.pipe is not None

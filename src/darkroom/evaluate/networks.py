@@ -34,7 +34,7 @@ Vectors = NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Seer(Protocol):
+class FeatureExtractor(Protocol):
     """Something that sees features in pictures."""
 
     key: str  # of the weights and of how pictures are prepared
@@ -49,7 +49,7 @@ def load_lpips(file: FeatureFile, device: torch.device = torch.device("cpu")) ->
     return network
 
 
-class InceptionSeer:
+class InceptionExtractor:
     """FID's features: [N, 2048]."""
 
     def __init__(self, file: FeatureFile, device: torch.device = torch.device("cpu"), like: str = "tensorflow") -> None:
@@ -93,7 +93,7 @@ def tensorflow_resize(pixels: Tensor, side: int) -> Tensor:
     return pixels
 
 
-class ClipSeer:
+class ClipExtractor:
     """CLIP's embeddings of pictures and, of a whole CLIP, of texts: [N, D] of unit length."""
 
     def __init__(self, file: FeatureFile, device: torch.device = torch.device("cpu")) -> None:
@@ -164,7 +164,7 @@ def _three(about: Any, name: str, default: tuple[float, ...]) -> tuple[float, ..
     return tuple(float(v) for v in values)
 
 
-class PixelSeer:
+class PixelExtractor:
     """Pictures themselves, scaled to 32 x 32 pixels, in 0..1: where there is no network to ask. [N, 3072]."""
 
     key = "pixels 32"
@@ -174,8 +174,14 @@ class PixelSeer:
         return np.stack([np.asarray(p, np.float32).reshape(-1) / 255 for p in small])
 
 
-def see(
-    pictures: Pictures, seer: Seer, cache: Path | None = None, report: Callable[[int, int], None] = lambda i, n: None
+PixelSeer = PixelExtractor  # its documented name until now; gone in the next version
+
+
+def extract(
+    pictures: Pictures,
+    extractor: FeatureExtractor,
+    cache: Path | None = None,
+    report: Callable[[int, int], None] = lambda i, n: None,
 ) -> Vectors:
     """The features of all pictures, [N, D].
 
@@ -188,13 +194,13 @@ def see(
     found = []
     for start in range(0, len(pictures), CHUNK):
         chosen = range(start, min(start + CHUNK, len(pictures)))
-        told = "\n".join([seer.key, *(pictures.keys[i] for i in chosen)])
+        told = "\n".join([extractor.key, *(pictures.keys[i] for i in chosen)])
         file = None if cache is None else cache / f"{hashlib.sha256(told.encode()).hexdigest()[:40]}.npy"
         part = None if file is None else _kept(file, len(chosen))
         if part is None:
             rows = []
             for i in range(chosen.start, chosen.stop, ROWS):
-                rows.append(seer([pictures.read(j) for j in range(i, min(i + ROWS, chosen.stop))]))
+                rows.append(extractor([pictures.read(j) for j in range(i, min(i + ROWS, chosen.stop))]))
                 report(min(i + ROWS, chosen.stop), len(pictures))
             part = np.concatenate(rows)
             if file is not None:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 from ..errors import clip
 from .storage import DTYPES, MAX_NAME, MAX_TENSORS
-from .unpickle import Fault, Global, Inert, Lump, Storage, interpret, is_small
+from .unpickle import Fault, Global, ObjectStub, Storage, StoredTensor, interpret, is_small
 
 # What the child may use: the least, and the most that it may ever; between them it grows with the pickle, of which a
 # tensor takes some 120 bytes and some microseconds.
@@ -147,7 +147,7 @@ def read_legacy(file: BinaryIO, size: int, allow: Callable[[int], None]) -> tupl
     return value, records
 
 
-def describe(tensor: Lump, records: Records) -> list[Any]:
+def describe(tensor: StoredTensor, records: Records) -> list[Any]:
     """[dtype, shape, stride or null, offset in bytes] of a tensor, checked against its storage and its record."""
     storage, size = tensor.storage, DTYPES[tensor.dtype]
     if storage.key not in records:
@@ -172,7 +172,7 @@ def mapping(value: Any) -> dict[Any, Any] | None:
     """The dict that `value` is or was to become (subclasses of dict, torch's ParameterDict), else None."""
     if isinstance(value, dict):
         return value
-    if not isinstance(value, Inert):
+    if not isinstance(value, ObjectStub):
         return None
     if isinstance(value.kind, Global) and value.kind.name == "ParameterDict" and isinstance(value.state, dict):
         inner, keys = value.state.get("_parameters"), value.state.get("_keys")
@@ -186,13 +186,13 @@ def names(value: Any, records: Records) -> list[list[Any]]:
     """[name, dtype, shape, stride, offset] of the tensors directly under the value or its `state_dict`."""
     root = mapping(value)
     if root is None:
-        if isinstance(value, Inert) and isinstance(value.kind, Global):
+        if isinstance(value, ObjectStub) and isinstance(value.kind, Global):
             what = f"a {clip(f'{value.kind.module}.{value.kind.name}')}"
         else:
-            what = "a single tensor" if isinstance(value, Lump) else f"a {type(value).__name__}"
+            what = "a single tensor" if isinstance(value, StoredTensor) else f"a {type(value).__name__}"
         raise Fault(f"holds {what} where named tensors are wanted: save its state_dict as safetensors")
     root = mapping(root.get("state_dict")) or root
-    tensors = {key: item for key, item in root.items() if type(key) is str and type(item) is Lump}
+    tensors = {key: item for key, item in root.items() if type(key) is str and type(item) is StoredTensor}
     if not tensors:
         raise Fault("holds no named tensors, neither directly nor under state_dict")
     if len(tensors) > MAX_TENSORS:
@@ -220,7 +220,7 @@ def tree(value: Any, records: Records, size: int) -> Any:
         count(value)
         if value is None or isinstance(value, bool | float | str) or is_small(value):
             return value
-        if isinstance(value, Lump):
+        if isinstance(value, StoredTensor):
             place = describe(value, records)
             tensors, numbers = tensors + 1, numbers + math.prod(place[1]) * DTYPES[place[0]]
             if tensors > MAX_TREE_TENSORS or numbers > max(size, SHARED):  # each would be read

@@ -66,7 +66,7 @@ class Global:
 
 
 @dataclass(eq=False, slots=True)
-class Inert:
+class ObjectStub:
     """An object that the pickle would have made; it holds only what was to be put into it."""
 
     kind: object = None
@@ -85,7 +85,7 @@ class Storage:
 
 
 @dataclass(eq=False, slots=True)
-class Lump:
+class StoredTensor:
     """A tensor; `offset` and `stride` in elements."""
 
     storage: Storage
@@ -96,7 +96,7 @@ class Lump:
 
 
 def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
-    """The value of one pickle, of plain values, dicts, Lumps, Globals and Inerts; adds its storages to `storages`.
+    """One pickle as plain values, dicts, StoredTensors, Globals and ObjectStubs; adds its storages to `storages`.
 
     Raises Fault for a hostile pickle, and any of ValueError, LookupError, TypeError, ... for a broken one.
     """
@@ -148,7 +148,7 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
             case "EMPTY_TUPLE":
                 stack.append(())
             case "EMPTY_SET":
-                stack.append(Inert())
+                stack.append(ObjectStub())
             case "TUPLE":
                 items = since_mark()
                 stack.append(tuple(items))
@@ -164,7 +164,7 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
                 stack.append(plain_keys(zip(items[::2], items[1::2], strict=True)))
             case "FROZENSET":
                 since_mark()
-                stack.append(Inert())
+                stack.append(ObjectStub())
             case "APPEND":
                 item = stack.pop()
                 _append(stack[-1], [item])
@@ -186,10 +186,10 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
             case "INST":
                 module, _, name = arg.partition(" ")
                 since_mark()
-                stack.append(Inert(named(module, name)))
+                stack.append(ObjectStub(named(module, name)))
             case "OBJ":
                 items = since_mark()
-                stack.append(Inert(items[0]))
+                stack.append(ObjectStub(items[0]))
             case "REDUCE" | "NEWOBJ":
                 args, function = stack.pop(), stack.pop()
                 copied += sum(len(arg) for arg in args[:4] if isinstance(arg, list | tuple | dict))
@@ -201,7 +201,7 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
                 stack.append(call(function, args))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], Inert):
+                if isinstance(stack[-1], ObjectStub):
                     stack[-1].state = state
             case "BINPERSID":
                 stack.append(persistent(stack.pop(), storages))
@@ -237,7 +237,7 @@ def named(module: object, name: object) -> Global:
 def call(function: object, args: Any) -> Any:
     """What stands for `function(*args)`: a tensor, a dict, or an inert object."""
     if not isinstance(function, Global):
-        return Inert(function)
+        return ObjectStub(function)
     match function.module, function.name:
         case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
             return lump(args[0], args[1], args[2], args[3], None)
@@ -254,25 +254,25 @@ def call(function: object, args: Any) -> Any:
         case "collections", "defaultdict":
             return {}
         case (("copyreg" | "copy_reg"), "_reconstructor"):
-            return Inert(args[0])
-    return Inert(function)
+            return ObjectStub(args[0])
+    return ObjectStub(function)
 
 
-def lump(storage: object, offset: object, shape: Any, stride: Any, dtype: object) -> Lump | Inert:
+def lump(storage: object, offset: object, shape: Any, stride: Any, dtype: object) -> StoredTensor | ObjectStub:
     """A tensor over `storage`; inert if of a type that we don't read (complex, quantised)."""
     if not isinstance(storage, Storage):
-        return Inert()
+        return ObjectStub()
     kind = storage.dtype
     if dtype is not None:
         kind = dtype.name if isinstance(dtype, Global) and dtype.module == "torch" else None
     if kind not in DTYPES:
-        return Inert()
+        return ObjectStub()
     if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
         raise Fault("is broken: it describes a tensor of an impossible shape, stride or offset")
     numbers = [offset, *shape, *stride]
     if not all(type(n) is int and 0 <= n < MAX_SIZE for n in numbers):
         raise Fault("is broken: it describes a tensor of an impossible shape, stride or offset")
-    return Lump(storage, kind, numbers[0], list(shape), list(stride))
+    return StoredTensor(storage, kind, numbers[0], list(shape), list(stride))
 
 
 def persistent(key: Any, storages: dict[str, Storage]) -> Any:
@@ -296,12 +296,12 @@ def persistent(key: Any, storages: dict[str, Storage]) -> Any:
 def _append(target: Any, items: list[Any]) -> None:
     if isinstance(target, list):
         target.extend(items)
-    elif not isinstance(target, Inert):
+    elif not isinstance(target, ObjectStub):
         raise TypeError("appending to no list")
 
 
 def _set(target: Any, items: list[Any]) -> None:
-    into = target.items if isinstance(target, Inert) else target
+    into = target.items if isinstance(target, ObjectStub) else target
     if not isinstance(into, dict):
         raise TypeError("setting items of no mapping")
     into.update(plain_keys(zip(items[::2], items[1::2], strict=True)))
