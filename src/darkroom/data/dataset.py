@@ -1,10 +1,7 @@
-"""Whatever a user names as training pictures, looked at: a folder, or shards.
+"""What networks learn from: pictures with their captions, of a folder or of shards, each scaled and cut to the size of
+its bucket.
 
-A training picture from its file to its pixels: read, checked to be what it was, scaled and cut.
-
-Shapes: H W the height and width that are asked for.
-
-What networks learn from: pictures with their captions, each cut to the size of its bucket.
+A picture is read when it is its turn, and checked to be what it was when the data set was looked through.
 
 Shapes: P pictures, H W a picture's height and width.
 """
@@ -42,7 +39,7 @@ def scan_any(data: str, index: Path | None = None) -> Scan:
     return scan(data, remembered) if shards is None else scan_shards(shards, remembered)
 
 
-# --- reading
+# --- a picture, from its file to its pixels
 
 
 FINER = 2  # a JPEG is decoded at no less than this many times the size that is wanted

@@ -1,12 +1,11 @@
-"""Where the files in a tar archive lie: headers only, nothing unpacked, nothing believed.
-
-The format: POSIX pax (IEEE Std 1003.1, pax utility, "ustar Interchange Format") and GNU's long names.
-
-WebDataset shards: tar archives of x.jpg, x.txt, x.json, y.jpg, ...; read by an index, anywhere and in any order.
+"""WebDataset shards: tar archives of x.jpg, x.txt, x.json, y.jpg, ...; read by an index, anywhere and in any order.
 
 The format is that of https://github.com/webdataset/webdataset: what stands in a name before the first dot after the
 last slash is the key of a sample, the rest says what of the sample it is. A picture's caption is its .txt or .caption,
 or "caption", "text" or "prompt" in its .json; "repeats" there says how often it comes in one round.
+
+Of the archives (POSIX pax, IEEE Std 1003.1, "ustar Interchange Format", and GNU's long names) only headers are read:
+where which file lies. Nothing is unpacked, nothing is believed.
 """
 
 from __future__ import annotations
@@ -184,7 +183,7 @@ def _whole(length: int) -> int:
     return -(-length // BLOCK) * BLOCK
 
 
-# --- shards
+# --- samples
 
 
 MAX_SHARDS = 100_000

@@ -1,11 +1,9 @@
-"""Does a picture show what its caption says? A judge for the built-in scenes, without any network.
+"""Does a picture show what its caption says? A judge for the built-in scenes, without any network, and what it says of
+a model: prompt adherence, seen and held-out combinations beside the ceiling and chance; and whether a model has learned
+one object more without forgetting any.
 
 The background is the border's median; objects are connected components, each named by the nearest rendered glyph.
-How far the judge itself can be trusted is measured on true renders (`evaluate/judge.py`, the ceiling).
-
-Prompt adherence on the built-in scenes: seen and held-out combinations, beside the ceiling and chance.
-
-Has a model that knows the built-in scenes learned one object more, and has it forgotten any?
+How far the judge itself can be trusted is measured on true renders, the ceiling.
 """
 
 from __future__ import annotations
@@ -163,7 +161,7 @@ def _templates(glyphs: Glyphs, nouns: tuple[str, ...], base: Known | None = None
     return (colours, alphas) if base is None else (torch.cat([base.colours, colours]), torch.cat([base.alphas, alphas]))
 
 
-# --- scenes
+# --- prompt adherence
 
 
 SEED = 1_000_003  # of the evaluation's scenes; no training uses it
@@ -224,7 +222,7 @@ def evaluate(
     return {"autoencoder_psnr": psnr(truth, through), "scores": table}
 
 
-# --- objects
+# --- one object more
 
 
 SHOWN = 8  # scenes on a sheet

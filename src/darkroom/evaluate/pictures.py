@@ -1,8 +1,5 @@
-"""Sheets that show what was measured.
-
-Sets of pictures to be compared: a folder's, a data set's as a model learns it, drawn ones.
-
-Pictures drawn to be judged: through the ordinary engine, in mixed batches, kept in a folder and gone on with.
+"""Sets of pictures to be compared: a folder's, a data set's as a model learns it, and drawn ones, which come from the
+ordinary engine in mixed batches and are kept in a folder; and the sheets that show what was measured.
 """
 
 from __future__ import annotations
@@ -50,7 +47,7 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
         raise RequestError(f"{str(path)!r} can't be written ({error}); name another") from None
 
 
-# --- pictures
+# --- sets
 
 
 Array = NDArray[np.uint8]
@@ -114,7 +111,7 @@ def _whole(example: Example) -> Array:
         raise TrainingError(f"{example.name[:200]!r} can't be decoded any more ({error}); replace it") from None
 
 
-# --- drawing
+# --- drawn ones
 
 
 TOGETHER = 64  # pictures asked for at once; a Ctrl-C loses at most these

@@ -1,6 +1,5 @@
-"""Averages of weights over training: by a decay, or by a power of time.
-
-Averages of any length, chosen after training (Karras et al. 2024, arXiv 2312.02696, sec. 3 and app. C).
+"""Averages of weights over training: by a decay, or of any length, chosen after training (Karras et al. 2024, arXiv
+2312.02696, sec. 3 and app. C).
 
 A power-function average weighs the weights of time tau by tau^gamma, so that its width is always the same fraction of
 the run, its relative length. Two of them, saved now and then, span a space in which those of all other lengths nearly
@@ -98,7 +97,7 @@ class Average:
             average.copy_(kept)
 
 
-# --- posthoc
+# --- lengths chosen after training
 
 
 SNAPSHOTS = "snapshots"  # in a run's folder

@@ -1,10 +1,8 @@
-"""Latents of training pictures: encoded, and kept on disk as moments.
+"""What frozen networks say of training pictures and captions, encoded once and kept on disk: latents as moments, and,
+where no text encoder learns, encoded texts.
 
-Shapes: N rows of a batch, C latent channels, h w latent size.
-
-Encoded captions, kept on disk where no text encoder learns.
-
-Shapes: T tokens, D width of what the U-Net attends to, P width of the pooled text.
+Shapes: N rows of a batch, C latent channels, h w latent size; T tokens, D width of what the U-Net attends to, P width
+of the pooled text.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Discriminators:
             self._optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
 
 
-# --- loop
+# --- the loop
 
 
 MEASURED = 20  # after so many steps of a process its work is counted: shorter runs don't pay for it

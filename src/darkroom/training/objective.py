@@ -1,10 +1,8 @@
-"""The assignment problem: rows to columns, one to one, at the least cost.
-
-What every training of a U-Net, or of something attached to one, minimises.
+"""What every training of a U-Net, or of something attached to one, minimises.
 
 The network is asked about x0 + sigma noise, and the squared distance of its own output (noise, v, x0 or velocity:
 `diffusion.scalings`) from what the perfect one would say is weighed by the noise level. Everything else here is a
-choice in a recipe: which noise levels, which noise, which weight.
+choice in a recipe: which noise levels, which noise (paired with its picture at the least cost, if asked), which weight.
 
 Shapes: N rows, C latent channels, h w latent size.
 """
@@ -67,7 +65,7 @@ def assign(cost: NDArray[np.float64]) -> NDArray[np.int64]:
     return answer
 
 
-# --- objective
+# --- the loss
 
 
 WEIGHTS = ("constant", "min-snr", "snr-plus-one", "debiased")

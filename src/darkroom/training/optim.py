@@ -1,8 +1,5 @@
-"""The learning rate over a run.
-
-Optimizers: Muon, AdamW, and which parameters they update how.
-
-Optimizers that need little memory: 2 bytes a weight, or next to none, where AdamW needs 8.
+"""Optimizers and the learning rate of a run: Muon, AdamW, and two that need little memory (2 bytes a weight, or next to
+none, where AdamW needs 8); which parameters each updates, and how.
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ def rate(config: LoopConfig, step: int) -> float:
     return max(0.0, min(1.0, rising, falling))
 
 
-# --- optim
+# --- muon and adamw
 
 
 BETAS = (0.9, 0.98)  # AdamW's

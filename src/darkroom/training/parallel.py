@@ -1,21 +1,17 @@
-"""Data-parallel training: several processes, each with its share of every batch.
+"""Training in several processes, each with its part of every batch (DDP), or of the networks too (FSDP2).
 
-On a processor this pays at two cores already: small layers leave a second thread idle, a second process does not wait
-at every operation. Two ranks equal one rank with the whole batch, up to the rounding of a sum.
+On a processor this is worth it at two cores already: small layers leave a second thread idle, a second process does
+not wait at every operation. Two ranks equal one rank with the whole batch, up to the rounding of a sum.
 
 The processes are started by `launch` itself, on this machine, or by torchrun, on one machine or several: then
 `together` makes rank 0 the one that does everything, and the others wait for the works that it launches.
 
-What ranks that hold whole networks tell each other: the sums of their gradients, while they are being made.
+Ranks that hold whole networks send each other their gradients in buckets, each as soon as the way back has made its
+last one, beside the rest of the way back (Li et al. 2020, "PyTorch Distributed", arXiv 2006.15704, sec. 3.2).
 
-Gradients are sent in buckets, each as soon as the way back has made its last one, so that the exchange goes on beside
-the rest of the way back (Li et al. 2020, "PyTorch Distributed", arXiv 2006.15704, sec. 3.2).
-
-Networks, gradients, optimizer state and averages spread over ranks: FSDP2 (Zhao et al. 2023, arXiv 2304.11277).
-
-Every rank keeps its rows of each parameter; a block's whole weights are brought together when it runs, and forgotten
-after. The optimizer and the average see this rank's rows as plain tensors. What is saved is gathered first: a
-checkpoint says nothing of how many ranks there were.
+Sharded (FSDP2; Zhao et al. 2023, arXiv 2304.11277), every rank keeps its rows of each parameter; a block's whole
+weights are brought together when it runs, and forgotten after. The optimizer and the average see this rank's rows as
+plain tensors. What is saved is gathered first: a checkpoint says nothing of how many ranks there were.
 """
 
 from __future__ import annotations
@@ -280,7 +276,7 @@ def _shared(work: Callable[..., Any], args: tuple[Any, ...]) -> None:
         _now = Rank()
 
 
-# --- exchange
+# --- whole networks: gradients are exchanged
 
 
 BUCKET = 25 * 2**20  # bytes
@@ -404,7 +400,7 @@ def buckets(parameters: Sequence[Tensor], size: int = BUCKET) -> Iterable[list[T
         yield bucket
 
 
-# --- sharding
+# --- sharded networks
 
 
 class Shards(Replicas):
