@@ -87,9 +87,9 @@ def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened])
                 raise ImageError(f"{what} is not a file; give a picture")
             with open(source, "rb") as file:
                 picture_headers.check(file, what)
-                with Image.open(file, formats=picture_headers.FORMATS) as picture:
-                    _check_size(picture, what)
-                    return turned(picture)
+            with Image.open(source, formats=picture_headers.FORMATS) as picture:
+                _check_size(picture, what)
+                return turned(picture)
         except ImageError:
             raise
         except FileNotFoundError as error:

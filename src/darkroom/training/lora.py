@@ -22,7 +22,7 @@ from ..settings import setting
 from .finetune import DREAMBOOTH, FinetuneRecipe, check_text_lr
 from .kinds import Report, Source
 from .loop import step_seed
-from .memory import moved
+from .memory import moved, with_values
 from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import ABOVE_ZERO, BELOW_ONE, again, flag, listed, on, several, text, whole
@@ -112,7 +112,8 @@ class LoraStage(PictureStage):
     def begin(self) -> None:
         c, networks = self.config, self.pipe.loras.networks
         learning = {part: n for part, n in networks.items() if c.train in ("both", _name(part))}
-        self.before = read_lora(c.init, networks) if c.init else Adapter({})
+        with with_values():  # what is read from a file has values also where networks have none
+            self.before = read_lora(c.init, networks) if c.init else Adapter({})
         self.loras: dict[str, TrainableLora] = {}
         for part, network in networks.items():
             if part in self.before.parts:

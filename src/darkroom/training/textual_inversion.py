@@ -131,6 +131,15 @@ class InversionStage(PictureStage):
     def captions(self, rows: Sequence[int], step: int) -> list[str]:
         return [c if not c or self._is_read(c) else _plain(self.config) for c in super().captions(rows, step)]
 
+    def blank(self, rows: int, side: int) -> Any:
+        """As ever, with the word in every caption: without it nothing would lead back to its vectors."""
+        latents, which, captions = super().blank(rows, side)
+        return (
+            latents,
+            which,
+            [" ".join([self.config.word, *caption.split()[self.config.vectors :]]) for caption in captions],
+        )
+
     def _is_read(self, caption: str) -> bool:
         """Whether the text encoder is shown the word in a caption: it may be a part of another, or come too late."""
         return any(chunk.learned for (chunk,) in self._chunks(caption))
