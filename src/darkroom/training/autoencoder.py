@@ -560,6 +560,11 @@ def finished(run: Path) -> Autoencoder:
     """
     if (file := _finished_file(run)) is not None:
         return _read_old(file) if file.name == OLD else _frozen(open_autoencoder(str(run / FOLDER)))
+    return finish(run)
+
+
+def finish(run: Path) -> Autoencoder:
+    """Make the result of a run out of its newest checkpoint. Raises TrainingError."""
     saved, before = result(run), noted(run)
     if set(saved["ema"]) != {"autoencoder"}:
         raise TrainingError(f"{run} is no autoencoder's run, but one of {', '.join(sorted(saved['ema']))}")
