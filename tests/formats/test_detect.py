@@ -18,7 +18,7 @@ from darkroom.formats.detect import examine, require_whole
 from darkroom.formats.layouts import ema_name, native_names, prefix, table
 from darkroom.formats.rules import native_shapes
 from darkroom.formats.weights import in_file_shape
-from darkroom.models import config as presets
+from darkroom.models import presets
 
 PATH = Path("model.ckpt")
 V_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"

@@ -633,10 +633,9 @@ def test_what_an_infotext_asks_and_is_not_followed() -> None:
     )
     found = read(parameters=text)
     assert found.source == "a1111"
+    assert (found.recipe["variation_seed"], found.recipe["variation_strength"]) == (3, 0.2)
     assert found.ignored == {
         "RNG": "NV",
-        "Variation seed": "3",
-        "Variation seed strength": "0.2",
         "Tiling": "True",
         "Hires upscale": "2",
         "Hires upscaler": "R-ESRGAN 4x+",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from darkroom.formats.layouts import canonical, is_ignored, table
-from darkroom.models import config as presets
+from darkroom.models import presets
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.text_encoder import TextEncoder
 from darkroom.models.unet import UNet

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from darkroom.models import config as presets
+from darkroom.models import presets
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from darkroom.models.layers import parameter_count
