@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from darkroom import embedded
+from darkroom.errors import TrainingError
 from darkroom.models.layers import set_checkpointing
 from darkroom.training import memory
 from darkroom.training.finetune import finetune
@@ -146,3 +147,8 @@ def test_a_lora_that_goes_on_from_a_file_is_estimated() -> None:
     found = estimate(replace(recipe, init=str(file), train="both"))
     assert found.gradients > 0
     assert found.activations > 10**6
+
+
+def test_targets_that_are_no_layer_are_named_by_an_estimate() -> None:
+    with pytest.raises(TrainingError, match=r"targets is '\*\.nothing\.\*', which is no layer of the unet"):
+        estimate(replace(KINDS["lora"].recipe_of(), targets=("*.nothing.*",)))

@@ -119,6 +119,7 @@ class LoraStage(PictureStage):
             if part in self.before.parts:
                 self.loras[part] = TrainableLora(self.before.parts[part], c.lora_dropout, c.rank_dropout)
             elif part in learning:
+                check_targets(c.targets, part, network)
                 self.loras[part] = self._begun(part, network)
         for part, lora in self.loras.items():
             self.hooks.callback(moved(lora, self.pipe.device).attach(networks[part]))
