@@ -120,6 +120,21 @@ def test_events_tell_every_step_once(tiny_pipe: Pipeline) -> None:
     assert engine.step() == []
 
 
+def test_a_caller_names_jobs_and_interleaves_ticks_with_decoding(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe, max_rows=2)
+    assert engine.add(request(steps=2), id="job/7", output="latent") == "job/7"
+    with pytest.raises(RequestError, match="'job/7' is already in progress"):
+        engine.add(request(), id="job/7")
+    engine.add(request(steps=2), id="later", output="latent")
+    assert engine.decode_one() == []
+    ticks = [[(event.id, type(event)) for event in engine.tick()] for _ in range(5)]
+    assert ticks == [[("job/7", Progress)]] * 2 + [[("later", Progress)]] * 2 + [[]]
+    assert list(engine.jobs) == ["job/7", "later"]
+    assert [[(e.id, type(e)) for e in engine.decode_one()] for _ in range(3)] == [
+        [("job/7", Finished)], [("later", Finished)], []
+    ]  # fmt: skip
+
+
 def test_aborted_jobs_are_gone(tiny_pipe: Pipeline) -> None:
     engine = Engine(tiny_pipe)
     first, second = engine.add(request()), engine.add(request(seed=2), output="latent")

@@ -84,25 +84,31 @@ class Engine:
         """The jobs in progress by id, in order of arrival. Pickle one at any time between steps, and `resume` it."""
         return MappingProxyType(self._jobs)
 
-    def add(self, request: Request, inputs: Inputs | None = None, *, output: str = "pil") -> str:
+    def add(self, request: Request, inputs: Inputs | None = None, *, id: str | None = None, output: str = "pil") -> str:
         """Take a request in; its id comes back. Encodes its texts and pictures.
 
         Args:
             inputs: what the picture is made from beside its request: starting noise, pictures, adapters.
+            id: what its events shall call it, such as a queue's own number; None: one is drawn.
             output: "pil", "pt" (float32 [3, H, W] in 0..1) or "latent" ([C, h, w], scaled as the U-Net sees it).
 
-        Raises RequestError where the model can't do what is asked.
+        Raises RequestError where the model can't do what is asked, and for an id that is in progress.
         """
+        id = secrets.token_hex(8) if id is None else id
+        self._check_new(id)
         with torch.no_grad():
-            return self.resume(prepare(self.model, request, secrets.token_hex(8), inputs, output))
+            return self.resume(prepare(self.model, request, id, inputs, output))
 
     def resume(self, job: Job) -> str:
         """Take in a job that was made, or begun, elsewhere (with the same model)."""
         with self._lock:
-            if job.id in self._jobs:
-                raise RequestError(f"job {job.id!r} is already in progress; abort it first")
+            self._check_new(job.id)
             self._jobs[job.id] = job
         return job.id
+
+    def _check_new(self, id: str) -> None:
+        if id in self._jobs:
+            raise RequestError(f"job {id!r} is already in progress; abort it first")
 
     def abort(self, id: str) -> None:
         """Forget a job; no event tells of it any more. Nothing happens if it has already finished or failed."""
@@ -121,21 +127,15 @@ class Engine:
             yield from self.step()
 
     def step(self) -> list[Event]:
-        """Move the jobs that fit by one network evaluation; decode one that is done sampling, or begin its next pass.
+        """`tick`, then `decode_one`: their events."""
+        return [*self.tick(), *self.decode_one()]
 
-        Interrupted at any point (KeyboardInterrupt), the engine stays whole, and the next step goes on from there.
+    @torch.no_grad()
+    def tick(self) -> list[Event]:
+        """Move the jobs that fit by one network evaluation; nothing where all are done sampling.
+
+        Interrupted at any point (KeyboardInterrupt), the engine stays whole, and the next tick goes on from there.
         """
-        with torch.no_grad():
-            events = [*self._advance(), *self._decode_one()]
-        if not self._jobs and self.model.device.type == "cpu":
-            release(self.model.device)
-        return events
-
-    def _now(self) -> list[Job]:
-        with self._lock:
-            return list(self._jobs.values())
-
-    def _advance(self) -> list[Event]:
         waiting = [job for job in self._now() if not job.done]
         moving = pick(((job, job.rows) for job in waiting), self.max_rows)
         if not moving:
@@ -157,19 +157,12 @@ class Engine:
                 events.append(Progress(job.id, step, job.total, self._preview(job, moved.denoised)))
         return events
 
-    def _denoise(
-        self, x: Tensor, sigmas: Sequence[float], conditions: Sequence[Condition], told: Sequence[float | None]
-    ) -> Tensor:
-        """One call of the denoiser, with each row's own timestep where its plan has one, else the schedule's."""
-        t_of = self.model.schedule.sigma_to_t
-        timesteps = [t_of(sigma) if t is None else t for sigma, t in zip(sigmas, told, strict=True)]
-        with same_bits(self.model.unet) if self.deterministic else nullcontext():
-            return self.model.denoiser(x, sigmas, conditions, t=timesteps)
+    @torch.no_grad()
+    def decode_one(self) -> list[Event]:
+        """Decode one picture that is done sampling, or begin its next pass; nothing where none is. Interruptible, too.
 
-    def _preview(self, job: Job, denoised: Tensor) -> Preview:
-        return Preview(self.model.previewer, denoised, *job.size)
-
-    def _decode_one(self) -> list[Event]:
+        Pictures are decoded one at a time: eight at once take no less time, and a picture's bits are its own.
+        """
         job = next((job for job in self._now() if job.done), None)
         if job is None:
             return []
@@ -194,7 +187,29 @@ class Engine:
                 self._jobs[job.id] = after
                 return []
             del self._jobs[job.id]
+        self._rest()
         return [Finished(job.id, result, job.request)]
+
+    def _rest(self) -> None:
+        """Give memory back when nothing is left to do."""
+        if not self._jobs and self.model.device.type == "cpu":
+            release(self.model.device)
+
+    def _now(self) -> list[Job]:
+        with self._lock:
+            return list(self._jobs.values())
+
+    def _denoise(
+        self, x: Tensor, sigmas: Sequence[float], conditions: Sequence[Condition], told: Sequence[float | None]
+    ) -> Tensor:
+        """One call of the denoiser, with each row's own timestep where its plan has one, else the schedule's."""
+        t_of = self.model.schedule.sigma_to_t
+        timesteps = [t_of(sigma) if t is None else t for sigma, t in zip(sigmas, told, strict=True)]
+        with same_bits(self.model.unet) if self.deterministic else nullcontext():
+            return self.model.denoiser(x, sigmas, conditions, t=timesteps)
+
+    def _preview(self, job: Job, denoised: Tensor) -> Preview:
+        return Preview(self.model.previewer, denoised, *job.size)
 
     def _failure(self, job: Job, error: Error) -> list[Event]:
         """The event of a job that is given up; none where it was aborted meanwhile."""
@@ -202,4 +217,5 @@ class Engine:
             if self._jobs.pop(job.id, None) is None:
                 return []
         log.warning("job %s failed: %s", job.id, error, exc_info=error.__cause__)
+        self._rest()
         return [Failed(job.id, error)]
