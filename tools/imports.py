@@ -48,9 +48,10 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "engine": "accelerate adapters diffusion formats hints images kernels masks models prompts request samplers",
         "sweeps": "engine formats request samplers",
         "result": "formats images request",
+        "recipe": "formats request",
         "model": "diffusion formats models prompts",
-        "pipeline": "accelerate adapters arguments diffusion engine formats images model models prompts request result "
-        "samplers sweeps",
+        "pipeline": "accelerate adapters arguments diffusion engine formats images model models prompts recipe request "
+        "result samplers sweeps",
         "loading": "accelerate backends embedded engine formats kernels model models pipeline prompts request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
         "training": "adapters data diffusion embedded engine evaluate formats hints images kernels model models "

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .formats.embedding import Embedding
     from .loading import load
     from .pipeline import Pipeline
+    from .recipe import Recipe, read_recipe
     from .request import Hires, Request
     from .result import Result
 
@@ -44,6 +45,7 @@ _WHERE = {
     "Noise": "arguments",
     "Pipeline": "pipeline",
     "Progress": "engine",
+    "Recipe": "recipe",
     "Request": "request",
     "Result": "result",
     "SizeConditioning": "arguments",
@@ -51,6 +53,7 @@ _WHERE = {
     "Tiling": "arguments",
     "hints": "hints",
     "load": "loading",
+    "read_recipe": "recipe",
     "samplers": "samplers",
 }
 
@@ -71,6 +74,7 @@ __all__ = [
     "Noise",
     "Pipeline",
     "Progress",
+    "Recipe",
     "Request",
     "RequestError",
     "Result",
@@ -81,6 +85,7 @@ __all__ = [
     "__version__",
     "hints",
     "load",
+    "read_recipe",
     "samplers",
 ]
 

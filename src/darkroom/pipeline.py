@@ -38,6 +38,7 @@ from .prompts.embeddings import unused
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
+from .recipe import Recipe
 from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, Hires, Request, choice, whole
 from .result import Result, gathered
 from .samplers import STEPS
@@ -240,15 +241,14 @@ class Pipeline:
             for i in range(count)
         ]
         shared = self.inputs(depth=depth, controls=controls, loras=loras, embeddings=embeddings)
-        for sentence in unused(shared.embeddings, [(text, first.prompt_style) for text in (*prompts, *negatives)]):
-            warnings.warn(sentence, stacklevel=2)
+        told = unused(shared.embeddings, [(text, first.prompt_style) for text in (*prompts, *negatives)])
         images = _pictures(image, "image", open_picture, len(prompts))
         masks = _pictures(mask, "mask", open_mask, len(prompts))
         inputs = [
             replace(shared, latents=start, image=images[i // num_images], mask=masks[i // num_images])
             for i, start in enumerate(_starting_noises(latents, count))
         ]
-        return self.draw(requests, inputs, on_progress=on_progress, output=output, deterministic=deterministic)
+        return self._drawn(requests, inputs, told, on_progress, output, deterministic)
 
     def upscale(
         self,
@@ -317,21 +317,36 @@ class Pipeline:
 
     def draw(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[Request | Recipe],
         inputs: Sequence[Inputs] = (),
         *,
         on_progress: Callable[[Progress], None] | None = None,
         output: Output = "pil",
         deterministic: bool | None = None,
     ) -> Result:
-        """Draw requests, such as the recipes of an earlier result.
+        """Draw requests, such as those of an earlier result, or recipes that `read_recipe` found.
 
         Args:
             inputs: what each of them is made from beside the request, one for each picture; none: nothing.
             on_progress, output, deterministic: as in `generate`.
 
-        The first picture that fails ends the call with its error.
+        The first picture that fails ends the call with its error. What of a recipe isn't followed is in the result's
+        `warnings`.
         """
+        told = [sentence for one in requests if isinstance(one, Recipe) for sentence in one.warnings]
+        plain = [one.request if isinstance(one, Recipe) else one for one in requests]
+        return self._drawn(plain, inputs, told, on_progress, output, deterministic)
+
+    def _drawn(
+        self,
+        requests: Sequence[Request],
+        inputs: Sequence[Inputs],
+        told: Sequence[str],
+        on_progress: Callable[[Progress], None] | None,
+        output: Output,
+        deterministic: bool | None,
+    ) -> Result:
+        """`draw`, with the warnings that are known before. To be called by what a user calls."""
         choice("output", output, OUTPUTS)
         if not requests:
             raise RequestError("no picture is asked for; give one prompt or more")
@@ -343,8 +358,13 @@ class Pipeline:
             deterministic = self.device.type == "cpu"
         engine = Engine(self, deterministic=deterministic)
         places: dict[str, int] = {}
+        sentences = dict.fromkeys(told)
         for i, request in enumerate(requests):
-            places[engine.add(request, inputs[i] if inputs else None, output=output)] = i
+            id = engine.add(request, inputs[i] if inputs else None, output=output)
+            places[id] = i
+            sentences |= dict.fromkeys(engine.jobs[id].warnings)
+        for sentence in sentences:
+            warnings.warn(sentence, stacklevel=3)
         images: dict[int, Image.Image | Tensor] = {}
         recipes: dict[int, Request] = {}
         for event in engine.run():
@@ -355,7 +375,8 @@ class Pipeline:
                 images[i], recipes[i] = event.result, event.request
             elif on_progress is not None:
                 on_progress(replace(event, index=i))
-        return Result(gathered([images[i] for i in range(len(requests))]), [recipes[i] for i in range(len(requests))])
+        order = range(len(requests))
+        return Result(gathered([images[i] for i in order]), [recipes[i] for i in order], tuple(sentences))
 
     def sweep(
         self,

@@ -24,10 +24,14 @@ class Result:
         images: a list of PIL pictures; for output "pt" a float32 tensor [N, 3, H, W] in 0..1, for "latent" one of
             [N, C, h, w].
         requests: each picture's complete recipe, with the seed and all else that was left open.
+        warnings: what is not as was asked, or may not be as was meant, one sentence each: what of another tool's recipe
+            isn't followed, a recipe that names another model, a learned word that no prompt uses. Each is also a Python
+            warning.
     """
 
     images: list[Image.Image] | Tensor
     requests: list[Request]
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -189,7 +189,7 @@ def test_what_a_recipe_asks_and_is_not_followed_is_said_or_refused(generate: Com
     refused = generate("--recipe", "theirs.png", "--strict")
     assert (refused.code, refused.out) == (2, "")
     assert "can't be followed in full: RNG: NV, Tiling: True, Hires upscale: 2" in refused.sentence
-    written("plain.png", line + "RNG: CPU, Model: m")
+    written("plain.png", line + "RNG: CPU, Model: tiny")
     answer = generate("--recipe", "plain.png", "--strict")
     assert (answer.code, answer.err) == (0, "")
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
-from ..formats.picture import PictureExists, file_stem, load_json, read_metadata, write_into, write_picture
+from ..formats.picture import PictureExists, file_stem, write_into, write_picture
+from ..recipe import read_recipe
 from ..request import MAX_IMAGES, Request, whole
 from ..settings import changed
 from . import INTERRUPTED, USER_ERROR, complain, new_app, options
 from .display import Display, uninterrupted
 from .drawing import DrawingOptions, drawing
-from .verify import recorded_request, tell_unfollowed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,7 +65,10 @@ def generate(
     darkroom generate "a fox on a yellow background" -n 4 --seed 1 -o out/
     """
     if recipe is not None:
-        asked = replace(asked, request=_changed(_recipe(recipe, strict), asked.request))
+        found = read_recipe(recipe, strict=strict)
+        for sentence in found.warnings:
+            complain(sentence)
+        asked = replace(asked, request=_changed(found.request, asked.request))
     texts = _prompts(prompts or [], prompts_file, None if recipe is None else asked.request.prompt)
     with options.named_as_options():
         whole("num_images", count, 1, MAX_IMAGES)
@@ -102,11 +105,17 @@ def draw(
     waiting = deque(requests)
     written: list[dict[str, Any]] = []
     crossed, per_picture, failed, code = 0, 0, 0, 0
+    told = set[str]()
 
     def refill() -> None:
         nonlocal per_picture
         while waiting and len(engine.jobs) < together:
-            per_picture = engine.jobs[engine.add(waiting.popleft(), inputs)].total
+            job = engine.jobs[engine.add(waiting.popleft(), inputs)]
+            per_picture = job.total
+            for sentence in job.warnings:
+                if sentence not in told:
+                    told.add(sentence)
+                    display.complain(sentence)
 
     try:
         for event in engine.run(refill):
@@ -133,28 +142,6 @@ def draw(
         if as_json:
             display.answer(json.dumps({"images": written}, indent=2))
     return code
-
-
-def _recipe(file: str, strict: bool) -> Request:
-    """The request in a picture's metadata, or in a JSON file of its fields. Raises `ImageError`, `RequestError`.
-
-    What another tool's recipe asks beyond that is said on stderr, or with `strict` refused.
-    """
-    if Path(file).suffix.lower() != ".json":
-        found = read_metadata(file)
-        request = recorded_request(found, file)
-        tell_unfollowed(found, file, strict)
-        return request
-    try:
-        if (size := os.stat(file).st_size) > _MAX_PROMPT_FILE:
-            raise RequestError(f"{file!r} has {size} bytes, which is more than any recipe")
-        values = load_json(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"can't read a recipe from {file!r}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        return Request.from_dict(values)
-    except RequestError as error:
-        raise RequestError(f"the recipe in {file!r} can't be followed: {error}") from error
 
 
 def _changed(recipe: Request, asked: Request) -> Request:

@@ -10,6 +10,7 @@ import typer
 
 from ..errors import ImageError, RequestError, visible
 from ..formats.picture import Metadata, read_metadata
+from ..recipe import recipe_of
 from ..request import Request, UsedControl, UsedLora, whole
 from . import complain, new_app, options
 from .display import Display
@@ -54,24 +55,15 @@ def verify(
     with options.named_as_options():
         whole("tolerance", tolerance, 0, 255)
     found = read_metadata(picture)
-    request = recorded_request(found, picture)
+    recipe = recipe_of(found, picture)
+    request = recipe.request
     if request.seed is None:
         raise ImageError(f"the recipe of {picture!r} has no seed, so the same picture can't be drawn again")
-    tell_unfollowed(found, picture)
+    for sentence in recipe.warnings:
+        complain(sentence)
     with Display("loading the model") as display:
         source = model if model is not None else recorded_model(found, picture)
         pipe = options.load(source, device, dtype, False, threads, lora_dir, vae)
-        if request.model_hash and pipe.model_hash and request.model_hash[:10] != pipe.model_hash[:10]:
-            complain(
-                f"the picture was drawn by the model {request.model!r} with the hash {request.model_hash}; "
-                f"this one is {pipe.name!r} with {pipe.model_hash}"
-            )
-        if request.vae_hash and request.vae_hash[:10] != (pipe.vae_hash or "")[:10]:
-            own = f"this one has {pipe.vae!r} with {pipe.vae_hash}" if pipe.vae else "this model has its own: see --vae"
-            complain(
-                f"the picture was decoded by the autoencoder {visible(request.vae or '')[:100]!r} with the hash "
-                f"{visible(request.vae_hash[:40])}; {own}"
-            )
         from ..engine import Engine
         from ..images import open_picture
 
@@ -86,48 +78,6 @@ def verify(
     else:
         print(_sentence(result, tolerance, passed, lossy))
     return 0 if passed else DIFFERENT
-
-
-def recorded_request(found: Metadata, image: str) -> Request:
-    """The request in a picture's recipe. Raises `ImageError` if there is none that can be asked again."""
-    if found.source is not None and "prompt" not in found.recipe and found.warnings:
-        raise ImageError(
-            f"the recipe in {image!r} can't be followed: {visible(found.warnings[0])}; give a prompt and the settings "
-            "that 'darkroom info' tells"
-        )
-    if found.source is None or "prompt" not in found.recipe:
-        raise ImageError(f"{image!r} holds no recipe, so it can't be drawn again")
-    if "sweep" in found.recipe:
-        raise ImageError(f"{image!r} is a sheet of several pictures: take one of them instead")
-    fields = Request.__dataclass_fields__
-    values: dict[str, Any] = {key: value for key, value in found.recipe.items() if key in fields}
-    if found.source == "darkroom":
-        unknown = sorted(found.recipe.keys() - fields.keys() - {"schema"})
-        if unknown:
-            raise ImageError(
-                f"the recipe of {image!r} holds {visible(unknown[0][:40])!r}, which this version doesn't know; "
-                "use a newer one"
-            )
-    else:  # another tool's recipe may leave these out; its picture has them
-        values.setdefault("width", found.width)
-        values.setdefault("height", found.height)
-    try:
-        return Request.from_dict(values)
-    except RequestError as error:
-        raise ImageError(f"the recipe of {image!r} can't be followed: {error}") from error
-
-
-def tell_unfollowed(found: Metadata, image: str, strict: bool = False) -> None:
-    """Say on stderr what a picture's recipe asks and is not followed. strict: refuse it, with RequestError."""
-    if strict and (found.ignored or found.warnings):
-        asked = ", ".join(one for one in (found.not_followed, *found.warnings) if one)
-        raise RequestError(
-            f"the recipe in {image!r} can't be followed in full: {visible(asked)}; or leave out --strict"
-        )
-    if found.ignored:
-        complain(f"of the recipe in {image!r} this is not followed: {found.not_followed}")
-    for sentence in found.warnings[:5]:
-        complain(f"the recipe in {image!r}: {sentence}")
 
 
 def recorded_model(found: Metadata, image: str) -> str | None:
@@ -148,7 +98,10 @@ EMBEDDED = "embedded"
 def _draw(engine: Engine, request: Request, inputs: Inputs, display: Display) -> Image.Image:
     from ..engine import Failed, Finished, Progress
 
-    _check_inputs(request, engine.jobs[engine.add(request, inputs)].request)
+    job = engine.jobs[engine.add(request, inputs)]
+    for sentence in job.warnings:
+        display.complain(sentence)
+    _check_inputs(request, job.request)
     picture: Any = None
     for event in engine.run():
         if isinstance(event, Progress):

@@ -49,6 +49,7 @@ class Finished:
     id: str
     result: Image.Image | Tensor  # by the job's output: "pil"; "pt" [3, H, W] in 0..1; "latent" [C, h, w] (on the CPU)
     request: Request  # the complete recipe
+    warnings: tuple[str, ...] = ()  # what a user should know: another model than the recipe names, ...; a sentence each
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class Engine:
                 return []
             del self._jobs[job.id]
         self._rest()
-        return [Finished(job.id, result, job.request)]
+        return [Finished(job.id, result, job.request, job.warnings)]
 
     def _rest(self) -> None:
         """Give memory back when nothing is left to do."""

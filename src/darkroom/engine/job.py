@@ -109,6 +109,7 @@ class ParsedRequest:
     controls: tuple[OpenedControl, ...]
     inputs: Inputs  # pictures as `images` opens them; all LoRAs, those that the prompt names too
     output: str  # what becomes of the picture in the end: "pil", "pt" or "latent"
+    warnings: tuple[str, ...] = ()  # what a user should know of it, one sentence each
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +162,7 @@ class Job:
     next: Next | None = None  # the pass that its result goes into
     before: int = 0  # the steps of the passes before it,
     enlarged: tuple[int, int] | None = None  # and (width, height) in pixels if it draws larger than its request says
+    warnings: tuple[str, ...] = ()  # what a user should know of it, one sentence each
 
     @property
     def steps(self) -> int:

@@ -35,7 +35,9 @@ def prepare(model: LoadedModel, request: Request, id: str, inputs: Inputs | None
     """
     parsed = parse(model, request, id, inputs or Inputs(), output)
     job = with_second_pass(model, _task(model, parsed)(model, parsed), parsed)
-    return steered(model, windowed(model, job), parsed.controls)
+    job = steered(model, windowed(model, job), parsed.controls)
+    job.warnings = parsed.warnings
+    return job
 
 
 text_to_image = prepare  # its name where a text is all there is
@@ -48,6 +50,7 @@ def prepare_next(model: LoadedModel, job: Job, result: Image.Image | Tensor) -> 
     after = second_pass(model, coming.parsed, result)
     after = steered(model, windowed(model, after), coming.parsed.controls)
     after.enlarged, after.before, after.request = after.size, job.before + job.steps, job.request
+    after.warnings = job.warnings
     return after
 
 
