@@ -146,7 +146,12 @@ def refiner(refiner_folder: Path) -> Pipeline:
 
 
 V = {"prediction_type": "v_prediction"}
+COSXL = {"sigma_max": 120.0, "sigma_min": 0.002, "sigma_data": 1.0, "sigma_schedule": "exponential"} | V
 CASES = [
+    ("edm_euler", "EDMEulerScheduler", COSXL, {}, {}),
+    ("edm_euler", "EDMEulerScheduler", {}, {"guidance_rescale": 0.5}, {}),
+    ("edm_dpmsolver_multistep", "EDMDPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, {}, {}),
+    ("edm_dpmsolver_multistep", "EDMDPMSolverMultistepScheduler", COSXL | {"solver_order": 3, "rho": 5.0}, {}, {}),
     ("euler_discrete", "EulerDiscreteScheduler", {}, {}, {}),
     (
         "euler_discrete",
@@ -498,3 +503,100 @@ def test_a_lora_of_all_three_networks(pipe: Pipeline, reference: Any, tmp_path: 
     assert float((expected - plain).abs().max()) > 0.02
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(merged, expected, rtol=0, atol=1e-3)
+
+
+MEAN, STD = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)  # Playground 2.5's
+PLAYGROUND = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5, "prediction_type": "epsilon"}
+MARKED = {  # marks of a file -> what they say
+    ("v_pred",): V,
+    ("v_pred", "ztsnr"): V | {"rescale_betas_zero_snr": True},
+    ("edm_vpred.sigma_max", "edm_vpred.sigma_min"): COSXL | {"_class_name": "EDMEulerScheduler", "sigma_max": 90.0},
+    ("edm_mean", "edm_std"): PLAYGROUND,
+}
+
+
+def bare(path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file as other tools would have written it, without Darkroom's notes; and its tensors."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    save_file(state, path.with_name("bare.safetensors"))
+    return path.with_name("bare.safetensors"), state
+
+
+@pytest.mark.parametrize("marks", MARKED, ids="+".join)
+def test_marks_of_a_single_file_are_written_and_obeyed(pipe: Pipeline, tmp_path: Path, marks: tuple[str, ...]) -> None:
+    from darkroom.formats.layouts import MARKS
+
+    ours = with_scheduler(pipe, EULER | MARKED[marks])
+    if "edm_mean" in marks:
+        config = replace(pipe.autoencoder.config, latents_mean=MEAN, latents_std=STD, scaling_factor=0.5)
+        autoencoder = type(pipe.autoencoder)(config)
+        autoencoder.load_state_dict(pipe.autoencoder.state_dict())
+        ours = Pipeline(replace(ours.model, autoencoder=autoencoder.eval()))
+    path, state = bare(ours.save(tmp_path / "marked.safetensors"))
+    assert {key for keys in MARKS.values() for key in keys if key in state} == set(marks)
+    found = open_checkpoint(path)
+    for key, value in MARKED[marks].items():
+        told = found.scheduler_config.get(key)
+        assert told == (pytest.approx(value) if isinstance(value, float) else value), key
+    if "edm_mean" in marks:
+        assert state["edm_mean"].shape == (1, 4, 1, 1)  # as published
+        assert found.autoencoder_config.latents_mean == pytest.approx(MEAN)
+        assert found.autoencoder_config.latents_std == pytest.approx(STD)
+        assert found.autoencoder_config.scaling_factor == 0.5
+
+
+def test_cosxl_is_told_a_quarter_of_the_logarithm(pipe: Pipeline, tmp_path: Path) -> None:
+    """1.20 for sigma 120 down to -1.55 for sigma 0.002 (diffusers' EDMEulerScheduler), not timesteps 999 to 0."""
+    path, state = bare(with_scheduler(pipe, EULER | V).save(tmp_path / "one.safetensors"))
+    marks = {"edm_vpred.sigma_max": torch.tensor(120.0)}  # as ComfyUI writes it; the other may be missing
+    save_file({name: tensor for name, tensor in state.items() if name != "v_pred"} | marks, path)
+    loaded = with_scheduler(pipe, open_checkpoint(path).scheduler_config)
+    told: list[float] = []
+    hook = loaded.unet.register_forward_pre_hook(lambda _, inputs: told.append(float(inputs[1][0])))
+    try:
+        loaded.generate("a fox", steps=4, seed=1, guidance_scale=1.0, output="pt")
+    finally:
+        hook.remove()
+    assert told == pytest.approx([1.19687, 0.28009, -0.63678, -1.55365], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("marks", "sentence"),
+    [
+        ({"edm_vpred.sigma_max": torch.ones(2)}, "edm_vpred.sigma_max must be 1 floating-point number"),
+        ({"edm_mean": torch.ones(4)}, "edm_mean alone of edm_mean and edm_std"),
+        ({"edm_mean": torch.ones(3), "edm_std": torch.ones(4)}, "edm_mean must be 4 floating-point numbers"),
+        ({"x_pred": torch.ones(1)}, "1 unknown key .x_pred"),
+        ({"edm_vpred.sigma_data": torch.ones(1)}, "1 unknown key .edm_vpred.sigma_data"),
+    ],
+)
+def test_marks_that_cannot_be_followed_are_refused(
+    pipe: Pipeline, tmp_path: Path, marks: dict[str, torch.Tensor], sentence: str
+) -> None:
+    path, state = bare(pipe.save(tmp_path / "one.safetensors"))
+    save_file(state | marks, path)
+    with pytest.raises(CheckpointError, match=sentence):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "means"),
+    [
+        ("modelspec.prediction_type", "v", "v_prediction"),
+        ("modelspec.predict_key", "v", "v_prediction"),
+        ("modelspec.predict_key", "epsilon", "epsilon"),
+        ("modelspec.prediction_type", "rectified flow", None),
+    ],
+)
+def test_what_metadata_say_of_the_prediction(
+    pipe: Pipeline, tmp_path: Path, name: str, said: str, means: str | None
+) -> None:
+    path, state = bare(pipe.save(tmp_path / "one.safetensors"))
+    save_file(state, path, {name: said})
+    if means is None:
+        with pytest.raises(CheckpointError, match="predicts 'rectified flow'"):
+            open_checkpoint(path)
+    else:
+        assert open_checkpoint(path).scheduler_config["prediction_type"] == means

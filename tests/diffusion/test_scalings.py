@@ -36,6 +36,22 @@ def own_x0(scaling, z, output, signal, share):
     return output if isinstance(scaling, X0) else z - share * output
 
 
+@pytest.mark.parametrize("sigma", [0.002, 0.5, 80.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_edm_is_what_diffusers_conditions_by(sigma, prediction, tensors):
+    from diffusers import EDMEulerScheduler
+
+    x0, noise, output = tensors
+    peer = EDMEulerScheduler(sigma_data=0.7, prediction_type=prediction)
+    scaling = scaling_for({"epsilon": "edm"}.get(prediction, prediction), 0.7)
+    x = x0 + sigma * noise
+    torch.testing.assert_close(scaling.c_in(sigma) * x, peer.precondition_inputs(x, sigma))
+    denoised = scaling.c_skip(sigma) * x + scaling.c_out(sigma) * output
+    torch.testing.assert_close(denoised, peer.precondition_outputs(x, output, sigma))
+    level = torch.full((2, 1, 1, 1), sigma, dtype=torch.float64)
+    torch.testing.assert_close(peer.precondition_outputs(x, scaling.target(x0, noise, level), sigma), x0)
+
+
 @pytest.fixture
 def tensors():
     generator = torch.Generator().manual_seed(0)

@@ -247,7 +247,7 @@ def test_impossible_wishes(wish: dict) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        {"_class_name": "EDMEulerScheduler"},
+        {"_class_name": "CMStochasticIterativeScheduler"},
         {"timestep_spacing": "sideways"},
         {"_class_name": "LMSDiscreteScheduler", **KARRAS, "use_beta_sigmas": True},
         {"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": "nowhere"},
@@ -268,4 +268,4 @@ def test_impossible_configurations(flags: dict) -> None:
 
 
 def test_an_unknown_scheduler_still_takes_a_named_sampler() -> None:
-    assert isinstance(plan(SCHEDULE, SD15 | {"_class_name": "EDMEulerScheduler"}, 10, "euler"), Plan)
+    assert isinstance(plan(SCHEDULE, SD15 | {"_class_name": "OfMyOwnScheduler"}, 10, "euler"), Plan)

@@ -13,6 +13,7 @@ import torch
 
 from darkroom.diffusion.schedule import Schedule
 from darkroom.engine.plan import plan
+from darkroom.errors import CheckpointError
 from darkroom.samplers import get
 from darkroom.samplers.state import SamplerState
 
@@ -24,6 +25,8 @@ MODULES = {
     "DEISMultistepScheduler": "deis_multistep",
     "DPMSolverMultistepScheduler": "dpmsolver_multistep",
     "DPMSolverSDEScheduler": "dpmsolver_sde",
+    "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
+    "EDMEulerScheduler": "edm_euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
     "EulerDiscreteScheduler": "euler_discrete",
     "HeunDiscreteScheduler": "heun_discrete",
@@ -259,6 +262,52 @@ def test_ipndm(steps: int) -> None:
         denoised = network.denoised(state.x, state.sigma, t)
         state = get("ipndm").step(state, denoised, sigmas, draws(1).__getitem__)
     torch.testing.assert_close(state.x, x[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential"])
+@pytest.mark.parametrize("end", ["zero", "sigma_min"])
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_levels_of_edm_models(name: str, kind: str, end: str) -> None:
+    """Levels, what the network is told, and where noise begins; whole pictures are compared in tests/test_sdxl.py."""
+    flags = {"sigma_schedule": kind, "final_sigmas_type": end, "sigma_min": 0.01, "sigma_max": 50.0, "rho": 6.0}
+    config = {"_class_name": name, **flags}
+    schedule, scheduler = Schedule.from_config(config), peer(json.dumps(config))
+    for steps in (2, 7):
+        scheduler.set_timesteps(steps)
+        made = plan(schedule, config, steps)
+        assert made.sigmas == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
+        told = [schedule.told(schedule.sigma_to_t(sigma)) for sigma in made.sigmas[:-1]]
+        assert told == pytest.approx(scheduler.timesteps.tolist(), abs=1e-5)
+        assert made.init_scale == pytest.approx(scheduler.init_noise_sigma)
+        assert plan(schedule, config, steps, "ddim").sigmas == made.sigmas  # its levels are the model's
+        assert plan(schedule, config, steps, made.sampler_name, made.schedule_name) == made
+
+
+def test_every_scheduler_of_diffusers_is_obeyed_or_refused() -> None:
+    """None may be loaded as if its network were told timesteps of the usual betas when it is not."""
+    import diffusers.schedulers as published
+
+    obeyed: list[str] = []
+    refusals: dict[str, str] = {}
+    for name in sorted(n for n in dir(published) if n.endswith("Scheduler")):
+        config = {"_class_name": name}
+        try:
+            schedule = Schedule.from_config(config)
+            plan(schedule, config, 4)
+        except CheckpointError as error:
+            refusals[name] = str(error)
+            continue
+        obeyed.append(name)
+        if name == "DPMSolverSDEScheduler":  # needs torchsde
+            continue
+        peer = getattr(published, name)()
+        if hasattr(peer, "alphas_cumprod"):
+            theirs = ((1 - peer.alphas_cumprod) / peer.alphas_cumprod) ** 0.5
+            assert schedule.training_sigmas == pytest.approx(theirs.double().numpy(), rel=1e-5), name
+        else:
+            assert name.startswith(("EDM", "FlowMatch", "IPNDM")), name
+    assert all(name in sentence for name, sentence in refusals.items())
+    assert set(MODULES) <= {*obeyed, "DPMSolverSDEScheduler"}
 
 
 def test_fifty_steps() -> None:

@@ -20,7 +20,7 @@ from darkroom.adapters import TrainableLora
 from darkroom.errors import TrainingError
 from darkroom.pipeline import Pipeline
 from darkroom.training.distill import DistillRecipe, DistillStage, lcm_scheduler, student_of
-from darkroom.training.finetune import rebuilt
+from darkroom.training.finetune import rebuilt, rescheduled
 from darkroom.training.kinds import KINDS, Source
 from darkroom.training.loop import train
 from darkroom.training.objective import noise_of, times_of
@@ -268,6 +268,12 @@ def test_what_cant_be_distilled_is_said(tiny_folder: Path, folder: Path, tmp_pat
     flow = rebuilt(pipe, scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler"})
     with pytest.raises(TrainingError, match="is a flow model"):
         DistillStage.check_model(flow)
+    edm = rebuilt(pipe, scheduler_config={"_class_name": "EDMEulerScheduler"})
+    with pytest.raises(TrainingError, match="is an EDM model"):
+        DistillStage.check_model(edm)
+    with pytest.raises(TrainingError, match="is an EDM model: prediction and zero_snr are for the others"):
+        rescheduled(edm, "v_prediction", False)
+    assert rescheduled(edm, "", False) is edm
     recipe = KINDS["distill"].recipe_of()
     assert isinstance(recipe, DistillRecipe)
     for setting, told in (

@@ -28,7 +28,7 @@ class Denoiser:
     Args:
         unet: called as unet(x [N, C + C', H, W], timesteps [N], text [N, T, D], class_labels [N] or None, **extra).
             Its config.time_cond_proj_dim is read when conditions carry a guidance scale.
-        schedule: tells the timestep of a noise level.
+        schedule: says what the network is told at a noise level.
         scaling: what the network's output means (default: by schedule.prediction_type).
 
     x is float32 in our coordinates, x0 + sigma noise; the network runs in its own dtype on its own device; answers
@@ -38,15 +38,15 @@ class Denoiser:
     def __init__(self, unet: nn.Module, schedule: Schedule, scaling: Scaling | None = None) -> None:
         self.unet = unet
         self.schedule = schedule
-        self.scaling = scaling if scaling is not None else scaling_for(schedule.prediction_type)
+        self.scaling = scaling if scaling is not None else scaling_for(schedule.prediction_type, schedule.sigma_data)
 
     def __call__(
         self, x: Tensor, sigma: Sigma, conditions: Sequence[Condition] | Batch, t: Sigma | None = None, **extra: Any
     ) -> Tensor:
         """The denoised picture [N, C, H, W] float32 for x [N, C, H, W] at sigma.
 
-        t overrides the timesteps the network sees (default: `schedule.sigma_to_t(sigma)`), for schedules that
-        round them. extra goes to the U-Net (control residuals).
+        t overrides the timesteps (default: `schedule.sigma_to_t(sigma)`), for schedules that round them.
+        extra goes to the U-Net (control residuals).
         """
         levels = _rows(sigma, x)
         output = self._network(x, levels, conditions, t, extra)
@@ -75,7 +75,7 @@ class Denoiser:
         batch = conditions if isinstance(conditions, Batch) else collate(conditions, device, dtype)
         if len(batch.text) != len(x):
             raise ValueError(f"{len(x)} rows of x but {len(batch.text)} conditions")
-        timesteps = self.schedule.sigma_to_t(levels) if t is None else _rows(t, x).float()
+        timesteps = self.schedule.told(self.schedule.sigma_to_t(levels) if t is None else _rows(t, x).float())
         # Scaled in float32, and only then rounded to the network's type: x is as large as sigma, up to thousands.
         latent = (_column(self.scaling.c_in(levels), x) * x.float()).to(device=device, dtype=dtype)
         if batch.channels is not None:

@@ -1,7 +1,7 @@
 """What a network's output means: denoised = c_skip * x + c_out * network(c_in * x, t), with x = x0 + sigma * noise.
 
-Karras et al. 2022 (arXiv 2206.00364), eq. 7. Three of their four numbers are here; the fourth, c_noise, is the
-timestep the network sees, `Schedule.sigma_to_t`. A variance-preserving network wants
+Karras et al. 2022 (arXiv 2206.00364), eq. 7. Three of their four numbers are here; the fourth, c_noise, is what the
+network is told, `Schedule.told(Schedule.sigma_to_t(sigma))`. A variance-preserving network wants
 x / sqrt(1 + sigma^2) = sqrt(a) x0 + sqrt(1 - a) noise, and sigma / sqrt(1 + sigma^2) = sqrt(1 - a).
 
 sigma is a positive float or a float tensor; coefficients come back as what sigma was.
@@ -32,11 +32,11 @@ class Scaling(Protocol):
         ...
 
 
-def _root(sigma: Level) -> Level:
-    """sqrt(1 + sigma^2), accurate at both ends."""
+def _root(sigma: Level, data: float = 1.0) -> Level:
+    """sqrt(data^2 + sigma^2), accurate at both ends."""
     if isinstance(sigma, Tensor):
-        return torch.hypot(torch.ones_like(sigma), sigma)
-    return math.hypot(1.0, sigma)
+        return torch.hypot(torch.full_like(sigma, data), sigma)
+    return math.hypot(data, sigma)
 
 
 class Epsilon:
@@ -55,20 +55,36 @@ class Epsilon:
         return noise
 
 
-class V:
-    """The network predicts v = sqrt(a) noise - sqrt(1 - a) x0 (Salimans and Ho 2022, arXiv 2202.00512, app. D)."""
+class EDM:
+    """The network predicts F of Karras et al. 2022 (arXiv 2206.00364, table 1): x of unit variance in, and out."""
+
+    def __init__(self, sigma_data: float = 0.5, sign: float = 1.0) -> None:
+        """`sigma_data`: the deviation of the clean pictures; `sign` -1: the network predicts -F."""
+        self.sigma_data = sigma_data
+        self.sign = sign
 
     def c_skip(self, sigma: Level) -> Level:
-        return 1 / (1 + sigma * sigma)
+        data = self.sigma_data * self.sigma_data
+        return data / (data + sigma * sigma)
 
     def c_out(self, sigma: Level) -> Level:
-        return -sigma / _root(sigma)
+        return sigma * self.sign * self.sigma_data / _root(sigma, self.sigma_data)
 
     def c_in(self, sigma: Level) -> Level:
-        return 1 / _root(sigma)
+        return 1 / _root(sigma, self.sigma_data)
 
     def target(self, x0: Tensor, noise: Tensor, sigma: Level) -> Tensor:
-        return (noise - sigma * x0) / _root(sigma)
+        data, sign = self.sigma_data, self.sign
+        return (sigma * x0 * (sign / data) - noise * (sign * data)) / _root(sigma, data)
+
+
+class V(EDM):
+    """The network predicts v = sqrt(a) noise - sqrt(1 - a) x0 (Salimans and Ho 2022, arXiv 2202.00512, app. D): -F of
+    pictures of unit variance.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1.0, -1.0)
 
 
 class X0:
@@ -109,6 +125,8 @@ class Flow:
 _BY_PREDICTION: dict[str, type[Scaling]] = {"epsilon": Epsilon, "v_prediction": V, "sample": X0, "flow": Flow}
 
 
-def scaling_for(prediction_type: str) -> Scaling:
-    """The scaling of a `Schedule.prediction_type`."""
+def scaling_for(prediction_type: str, sigma_data: float | None = None) -> Scaling:
+    """The scaling of a `Schedule.prediction_type`; `sigma_data`: of an EDM model."""
+    if sigma_data is not None:
+        return EDM(sigma_data, 1.0 if prediction_type == "edm" else -1.0)
     return _BY_PREDICTION[prediction_type]()

@@ -3,7 +3,8 @@
 All of Darkroom works in one coordinate system, x = x0 + sigma * noise (Karras et al. 2022, arXiv 2206.00364, s(t) = 1).
 A variance-preserving model was trained on sqrt(a) x0 + sqrt(1 - a) noise, where a = alphas_cumprod[t]; divided by
 sqrt(a) this is ours with sigma = sqrt((1 - a) / a). A flow model was trained on (1 - s) x0 + s noise, which is ours
-with sigma = s / (1 - s).
+with sigma = s / (1 - s). An EDM model (CosXL, Playground 2.5) was trained in these very coordinates, and is told
+0.25 ln(sigma) where others are told t.
 """
 
 from __future__ import annotations
@@ -28,6 +29,18 @@ TERMINAL_ALPHA = 2.0**-24
 TERMINAL_FLOW = 1.0 - 2.0**-12
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+_EDM_TYPES = ("edm", "v_prediction")
+EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+# diffusers' classes of the same noise levels, made of betas, and of the same timesteps; besides those of flow and EDM.
+BETA_CLASSES = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"),
+        *("DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
+        *("EulerDiscrete", "HeunDiscrete", "IPNDM", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete"),
+        *("PNDM", "RePaint", "SASolver", "TCD", "UniPCMultistep"),
+    )
+)
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
 # What a diffusers class assumes when its scheduler_config.json does not say: beta_start, beta_end, beta_schedule.
@@ -40,6 +53,11 @@ _BETA_DEFAULTS = {
     "LCMScheduler": (0.00085, 0.012, "scaled_linear"),
     "TCDScheduler": (0.00085, 0.012, "scaled_linear"),
 }
+
+
+# diffusers' classes with betas that move or tell them in their own way, and flags that do.
+_OTHER_TIMES = ("CogVideoX", "UnCLIP", "VQDiffusion", "DDPMWuerstchen", "CMStochastic", "ConsistencyDecoder")
+_OTHER_LEVELS = ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling", "shift_terminal")
 
 
 def _usual(name: str) -> tuple[float, float, str]:
@@ -65,18 +83,26 @@ class Schedule:
     Attributes:
         alphas_cumprod: float64 [T]; the signal's share of the variance at each training timestep, descending in 0..1.
         training_sigmas: float64 [T]; sqrt((1 - alphas_cumprod) / alphas_cumprod), ascending.
-        prediction_type: "epsilon", "v_prediction", "sample" (x0) or "flow".
+        prediction_type: "epsilon", "v_prediction", "sample" (x0), "flow", or "edm" (F of Karras et al. 2022, eq. 7).
         shift: the timestep shift of a flow model (1 otherwise).
+        sigma_data: of an EDM model, the deviation of the latents it was scaled by; None for all others.
 
     Values are those of diffusers' schedulers to the last digit, because they are computed in the same float32 steps.
     Timesteps are 0 to T - 1; a flow model's are T * s, in 0..T, and its t <-> sigma is a formula, not a table.
     """
 
-    def __init__(self, alphas_cumprod: Tensor | Floats, prediction_type: str = "epsilon", shift: float = 1.0) -> None:
+    def __init__(
+        self,
+        alphas_cumprod: Tensor | Floats,
+        prediction_type: str = "epsilon",
+        shift: float = 1.0,
+        sigma_data: float | None = None,
+    ) -> None:
         """Raises CheckpointError when the levels are not finite and strictly ascending, or the type is unknown."""
-        if prediction_type not in PREDICTION_TYPES:
+        types = PREDICTION_TYPES if sigma_data is None else _EDM_TYPES
+        if prediction_type not in types:
             raise CheckpointError(
-                f"The scheduler's prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}."
+                f"The scheduler's prediction_type {prediction_type!r} is not one of {', '.join(types)}."
             )
         # The division and root stay in the precision they arrive in (float32 from from_config), as in diffusers.
         cumprod = torch.as_tensor(alphas_cumprod)
@@ -85,6 +111,7 @@ class Schedule:
         self.training_sigmas: Floats = sigmas.double().numpy()
         self.prediction_type = prediction_type
         self.shift = shift
+        self.sigma_data = sigma_data
         ok = self.training_sigmas.ndim == 1 and len(self.training_sigmas) >= 2
         ok = ok and bool(np.isfinite(self.training_sigmas).all()) and self.training_sigmas[0] > 0
         if not ok or not bool((np.diff(self.training_sigmas) > 0).all()):
@@ -100,15 +127,18 @@ class Schedule:
         """Read the fields of diffusers' `scheduler_config.json`; what is missing is that class's default.
 
         Used: _class_name, num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type,
-        rescale_betas_zero_snr; for flow models use_flow_sigmas, shift, flow_shift.
-        Raises CheckpointError, with the value, for anything that can't be meant.
+        rescale_betas_zero_snr; for flow models use_flow_sigmas, shift, flow_shift; for EDM models sigma_min, sigma_max,
+        sigma_data, sigma_schedule, rho.
+        Raises CheckpointError, with the value, for anything that can't be meant, and for a class whose network is told
+        something else.
         """
         config = scheduler_config
         steps = int(_number(config, "num_train_timesteps", 1000, 2, 100_000, whole=True))
         name = str(config.get("_class_name", ""))
         prediction = config.get("prediction_type") or "epsilon"
-        if name.startswith("EDM"):
-            raise CheckpointError(f"The scheduler {name!r} is not supported: its noise levels are not made from betas.")
+        if name in EDM_CLASSES:
+            return cls._edm(config, steps, prediction)
+        _check_class(name, config)
         if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or prediction in ("flow", "flow_prediction"):
             key = "shift" if "shift" in config else "flow_shift"
             return cls.flow(steps, _number(config, key, 1.0, 1e-3, 1e3))
@@ -131,6 +161,56 @@ class Schedule:
         s[-1] = max(TERMINAL_FLOW, (1 + float(s[-2])) / 2)  # not 1, and above the one before at any shift
         # Our sigma is s / (1 - s); a variance-preserving model at that sigma has alphas_cumprod = 1 / (1 + sigma^2).
         return cls((1 - s) ** 2 / ((1 - s) ** 2 + s**2), "flow", shift)
+
+    @classmethod
+    def edm(
+        cls,
+        steps: int,
+        sigmas: tuple[float, float],
+        sigma_data: float,
+        prediction: str = "edm",
+        rho: float | None = 7.0,
+    ) -> Schedule:
+        """A model of Karras et al. 2022: `steps` levels between `sigmas`, by their eq. 5 with `rho`; None: evenly in
+        ln(sigma). `prediction`: "edm", or "v_prediction", the same with the other sign.
+        """
+        low, high = sigmas
+        ramp = np.linspace(0.0, 1.0, steps)
+        if rho is None:
+            levels = np.exp(math.log(low) + ramp * (math.log(high) - math.log(low)))
+        else:
+            levels = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+        return cls(1 / (1 + levels**2), prediction, sigma_data=sigma_data)
+
+    @classmethod
+    def _edm(cls, config: Mapping[str, Any], steps: int, prediction: object) -> Schedule:
+        if prediction not in ("epsilon", "v_prediction"):
+            raise CheckpointError(
+                f"The scheduler's prediction_type {prediction!r} is not one of epsilon, v_prediction, which EDM's are."
+            )
+        kind = config.get("sigma_schedule") or "karras"
+        if kind not in ("karras", "exponential"):
+            raise CheckpointError(f"The scheduler's sigma_schedule {kind!r} is not karras or exponential.")
+        low = _number(config, "sigma_min", 0.002, 1e-5, 1e3)
+        high = _number(config, "sigma_max", 80.0, 1e-5, 1e5)
+        if low >= high:
+            raise CheckpointError(f"The scheduler's sigma_min {low:g} is not below its sigma_max {high:g}.")
+        # diffusers' EDM classes call F "epsilon".
+        answers = "edm" if prediction == "epsilon" else "v_prediction"
+        rho = None if kind == "exponential" else _number(config, "rho", 7.0, 0.1, 100.0)
+        return cls.edm(steps, (low, high), _number(config, "sigma_data", 0.5, 1e-3, 1e3), answers, rho)
+
+    @overload
+    def told(self, t: float) -> float: ...
+    @overload
+    def told(self, t: Tensor) -> Tensor: ...
+    def told(self, t: float | Tensor) -> float | Tensor:
+        """What the network is told at a timestep, c_noise: the timestep itself, or an EDM model 0.25 ln(sigma)."""
+        if self.sigma_data is None:
+            return t
+        if isinstance(t, Tensor):
+            return self._t_to_sigma_tensor(t).log() / 4
+        return math.log(self.t_to_sigma(t)) / 4
 
     @property
     def steps(self) -> int:
@@ -224,6 +304,19 @@ class Schedule:
             f"Schedule({self.steps} timesteps, {self.prediction_type}, "
             f"sigma {self.sigma_min:.4g} to {self.sigma_max:.4g})"
         )
+
+
+def _check_class(name: str, config: Mapping[str, Any]) -> None:
+    """CheckpointError for a class or a flag that makes other noise levels or timesteps than betas or flow do."""
+    known = name.removeprefix("Flax") in BETA_CLASSES or name.startswith("FlowMatch")
+    # A class of somebody's own is taken by its betas, if it says that it has some.
+    if name and not known and "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise CheckpointError(f"The scheduler {name!r} is not supported: its noise levels are not made from betas.")
+    if name.startswith(_OTHER_TIMES):
+        raise CheckpointError(f"The scheduler {name!r} is not supported: it tells its network other noise levels.")
+    for flag in _OTHER_LEVELS:
+        if config.get(flag):
+            raise CheckpointError(f"The scheduler's {flag} {config[flag]!r} is not supported: other noise levels.")
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
   .config)`; what a sampler's name says (DPM++ 2M: midpoint, second order) wins over the flags. An old name with a
   schedule in it ("DPM++ 2M Karras") asks for that schedule.
 - A schedule "linspace", "leading" or "trailing": diffusers' `timestep_spacing`, in place of the checkpoint's.
+- A flow model's and an EDM model's levels are their own, whatever the sampler, unless a schedule is asked for.
 - Any other schedule: those levels as A1111 and ComfyUI make them, with fractional timesteps; DPM2, DPM2 a and
   DPM++ 3M SDE leave out the last level but one, as there.
 - No number of steps: 30, or 4 for LCM.
@@ -45,7 +46,7 @@ class Plan:
         sigmas: steps + 1 noise levels, descending; the last is 0 unless the scheduler ends above zero noise.
         init_scale: the starting x is this times unit-variance noise.
         final_scale: the final x times this is the latent.
-        timesteps: the timestep the network sees at a level, where it is known; elsewhere schedule.sigma_to_t.
+        timesteps: the timestep of a level, where it is known; elsewhere schedule.sigma_to_t.
             Keys are the very floats of `sigmas`. diffusers rounds some timesteps, so its picture needs this.
         sampler_name, schedule_name: names that give this plan again with the same configuration.
         start: the interval a picture begins in; later than 0 for one that begins as another picture with noise.
@@ -139,7 +140,7 @@ def plan(
     wish = _wish(spacing) or implied
     if schedule.prediction_type == "flow":
         wish = wish or "trailing"
-    elif wish is None or wish in DIFFUSERS_SPACINGS:
+    elif wish is None or (wish in DIFFUSERS_SPACINGS and schedule.sigma_data is None):
         if wish is not None:
             config |= {"timestep_spacing": wish, "use_lu_lambdas": False}
             config |= {f"use_{flag}_sigmas": False for flag in ("karras", "exponential", "beta")}

@@ -22,7 +22,7 @@ from ..errors import CheckpointError
 from ..files import parse_json
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from .folder import checked_defaults, network_config, sentences
-from .layouts import IGNORED_AT_TOP, TITLES, Layout, Part, native_names, prefix
+from .layouts import IGNORED_AT_TOP, MARKS, TITLES, Layout, Part, native_names, prefix
 from .rules import Config
 from .tensors import TensorFile
 from .weights import METADATA, part_keys
@@ -252,6 +252,28 @@ LOW_RES_SCHEDULER = {  # how the upscaler noises its low-resolution picture
 # --- a whole model in one file --------------------------------------------------------------------------------------
 
 
+_COSXL = dict(zip(MARKS["edm_vpred"], (120.0, 0.002), strict=True))  # what ComfyUI takes where one is missing
+_PREDICTIONS = {
+    **dict.fromkeys(("epsilon", "eps"), "epsilon"),
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "vpred"), "v_prediction"),
+    **dict.fromkeys(("sample", "x0"), "sample"),
+}
+PLAYGROUND_SCHEDULER = {
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "euler_at_final": False,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "sigma_data": 0.5,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    "solver_order": 2,
+    "solver_type": "midpoint",
+}
+
 _V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _V_DEVIATION = 0.09  # its standard deviation is above this in SD 2.x 768-v, below in 2.x base
 
@@ -305,15 +327,15 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
             pooled = (last.projection_dim, 6 if len(texts) == 2 else 5)
         unet = unet_config(as_native("unet", "ldm", shapes["unet"]), openclip, pooled)
         family = "custom" if unet is None else family_of(unet, len(texts))
-        prediction, zero_snr = _prediction(file, keys["unet"], family, 4 if unet is None else unet.in_channels)
+        scheduler = _told_scheduler(file, path, keys["unet"], family, 4 if unet is None else unet.in_channels)
         if unet is not None:
-            large = family == "sd2" and prediction == "v_prediction"  # as published for SD 2.1
+            large = family == "sd2" and scheduler["prediction_type"] == "v_prediction"  # as published for SD 2.1
             configs["unet"] = dataclasses.replace(unet, sample_size=96, upcast_attention=True) if large else unet
         upscaler = family == "upscaler"
         latent = as_native("autoencoder", "ldm", shapes["autoencoder"])
         autoencoder = autoencoder_config(latent, upscaler, sdxl)
         if autoencoder is not None:
-            configs["autoencoder"] = autoencoder
+            configs["autoencoder"] = _latent_scale(file, path, autoencoder)
     own = _own_metadata(file, path)
     for part in configs:
         if part in own:
@@ -322,7 +344,7 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
         layouts=layouts,
         configs=configs,
         family=family,
-        scheduler_config=own.get("scheduler", scheduler_config(family, prediction, zero_snr)),
+        scheduler_config=own.get("scheduler", scheduler),
         unknown=unknown,
         ema=ema and unet is not None,
         low_res_scheduler_config=own.get("low_res_scheduler", dict(LOW_RES_SCHEDULER) if upscaler else None),
@@ -363,21 +385,64 @@ def _refuse_foreign(names: list[str], path: Path) -> None:
             raise CheckpointError(f"{path} is {what}.")
 
 
-def _prediction(file: TensorFile, keys: Mapping[str, str], family: str, in_channels: int) -> tuple[str, bool]:
-    """The prediction type, and whether the schedule ends at zero signal: markers, metadata, then what is known."""
+def _told_scheduler(
+    file: TensorFile, path: Path, keys: Mapping[str, str], family: str, in_channels: int
+) -> dict[str, Any]:
+    """The scheduler configuration, by what the file says of it: its marks, its metadata, then what is known."""
     names = set(file.names())
-    zero_snr = "ztsnr" in names
-    if "v_pred" in names or any(name.startswith("edm_vpred.") for name in names) or family == "upscaler":
-        return "v_prediction", zero_snr
-    said = file.metadata.get("modelspec.prediction_type", "")
-    if said in ("v", "v_prediction", "epsilon"):
-        return ("epsilon" if said == "epsilon" else "v_prediction"), zero_snr
+    if names & set(MARKS["edm_vpred"]):
+        high, low = (float(_mark(file, path, key)[0]) if key in names else usual for key, usual in _COSXL.items())
+        return {
+            "_class_name": "EDMEulerScheduler",
+            "num_train_timesteps": 1000,
+            "prediction_type": "v_prediction",
+            "sigma_data": 1.0,
+            "sigma_max": high,
+            "sigma_min": low,
+            "sigma_schedule": "exponential",
+        }
+    if names & set(MARKS["edm"]):
+        return dict(PLAYGROUND_SCHEDULER)
+    zero_snr = bool(names & set(MARKS["zero_snr"]))
+    prediction = _prediction(file, path, keys, family, in_channels)
+    return scheduler_config(family, prediction, zero_snr)
+
+
+def _prediction(file: TensorFile, path: Path, keys: Mapping[str, str], family: str, in_channels: int) -> str:
+    if set(file.names()) & set(MARKS["v_prediction"]) or family == "upscaler":
+        return "v_prediction"
+    for name in ("modelspec.prediction_type", "modelspec.predict_key"):  # kohya's, ComfyUI's
+        said = file.metadata.get(name, "").strip().casefold()
+        if said in _PREDICTIONS:
+            return _PREDICTIONS[said]
+        if said not in ("", "none"):
+            raise CheckpointError(f"{path} predicts {said[:60]!r} (its {name}), which Darkroom does not load.")
     key = keys.get(prefix("unet", "ldm") + _V_BIAS)
     if family == "sd2" and in_channels == 4 and key is not None and file.dtype(key).is_floating_point:
         bias = file.load(key).float()
         if bias.numel() > 1 and float(bias.std(correction=0)) > _V_DEVIATION:
-            return "v_prediction", zero_snr
-    return "epsilon", zero_snr
+            return "v_prediction"
+    return "epsilon"
+
+
+def _latent_scale(file: TensorFile, path: Path, config: AutoencoderConfig) -> AutoencoderConfig:
+    """Playground 2.5's latents have a mean and a deviation of their own, which lie in the file."""
+    names = set(file.names())
+    given = [key for key in MARKS["edm"] if key in names]
+    if not given:
+        return config
+    if len(given) < len(MARKS["edm"]):
+        raise CheckpointError(f"{path} has {given[0]} alone of {' and '.join(MARKS['edm'])}: download it again.")
+    mean, std = (tuple(_mark(file, path, key, config.latent_channels)) for key in MARKS["edm"])
+    return dataclasses.replace(config, latents_mean=mean, latents_std=std, scaling_factor=0.5)
+
+
+def _mark(file: TensorFile, path: Path, key: str, count: int = 1) -> list[float]:
+    """The numbers of a mark that has some."""
+    if math.prod(file.shape(key)) != count or not file.dtype(key).is_floating_point:
+        raise CheckpointError(f"{path}: {key} must be {count} floating-point number{'s' * (count > 1)}.")
+    numbers: list[float] = file.load(key).double().flatten().tolist()
+    return numbers
 
 
 def _own_metadata(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:

@@ -387,12 +387,22 @@ _IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
     ("text_encoder_2", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.1\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
 }
 
+# Keys beside the networks that say what the U-Net predicts and is told of noise. All that the ecosystem's tools write
+# is here, and obeyed (`detect`); a key that is nowhere known is refused.
+MARKS: Mapping[str, tuple[str, ...]] = {
+    "v_prediction": ("v_pred",),
+    "zero_snr": ("ztsnr",),  # betas rescaled to end in pure noise (NoobAI and its kind)
+    "edm_vpred": ("edm_vpred.sigma_max", "edm_vpred.sigma_min"),  # CosXL: EDM, its levels in the file
+    "edm": ("edm_mean", "edm_std"),  # Playground 2.5: EDM, of latents with this mean and deviation
+}
+
 # Tensors of a whole single file: schedules (recomputed from the configuration), counters, averages, markers, and
 # networks that come along without being needed to draw.
+_MARKS = "|".join(re.escape(key) for keys in MARKS.values() for key in keys)
 IGNORED_AT_TOP = re.compile(
     r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights|scale_factor"
-    r"|global_step|epoch|v_pred|ztsnr|edm_vpred\.\w+|(model_ema|low_scale_model|depth_model|embedding_manager|denoiser"
-    r"|safety_checker)\..*)\Z"
+    rf"|global_step|epoch|{_MARKS}|(model_ema|low_scale_model|depth_model|embedding_manager|denoiser|safety_checker)"
+    r"\..*)\Z"
 )
 
 

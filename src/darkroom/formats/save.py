@@ -173,7 +173,8 @@ def save_single_file(path: str | Path, model: Contents, dtype: torch.dtype | Non
         notes["pipeline"] = {"force_zeros_for_empty_prompt": model.zero_negative}
     metadata = {"format": "pt", METADATA: json.dumps(notes, sort_keys=True)}
     prediction = model.scheduler_config.get("prediction_type", "epsilon")
-    if prediction in ("epsilon", "v_prediction"):
+    edm = str(model.scheduler_config.get("_class_name")).startswith("EDM")
+    if prediction in ("epsilon", "v_prediction") and not edm:
         metadata["modelspec.prediction_type"] = prediction.removesuffix("_prediction")
     entries = [
         entry
@@ -182,6 +183,8 @@ def save_single_file(path: str | Path, model: Contents, dtype: torch.dtype | Non
     ]
     if layouts["text_encoder"] == "openclip" and model.text.num_hidden_layers == 23:
         entries += _unused_layer(entries)
+    if model.unet.size_conditioning:
+        entries += _marks(model, target)
     with whole_file(target) as draft:
         write_safetensors(draft, entries, metadata)
     return target
@@ -225,6 +228,21 @@ def _in_bits(dtype: torch.dtype | None, shape: tuple[int, ...]) -> torch.dtype |
     import torch
 
     return torch.float16
+
+
+def _marks(model: Contents, path: Path) -> list[Entry]:
+    """The keys by which tools tell what an SDXL model predicts and is told of noise."""
+    import torch
+
+    from .scheduler_config import marks_of
+
+    vae = model.configs["autoencoder"]
+    values = marks_of(model.scheduler_config, getattr(vae, "latents_mean", None), getattr(vae, "latents_std", None))
+    if values is None:
+        raise CheckpointError(f"{path}: no single file tells this kind of EDM model; save a folder.")
+    made = {name: torch.tensor(numbers, dtype=torch.float32, device="cpu") for name, numbers in values.items()}
+    made |= {name: mark.view(1, -1, 1, 1) for name, mark in made.items() if mark.numel() > 1}
+    return [Entry(name, tuple(mark.shape), mark.dtype, mark.clone) for name, mark in made.items()]
 
 
 def _unused_layer(entries: list[Entry]) -> list[Entry]:

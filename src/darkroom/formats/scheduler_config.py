@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..diffusion.schedule import Schedule
+from ..diffusion.schedule import EDM_CLASSES, Schedule
 from ..diffusion.spacings import Options, sigmas, spaced
 from ..errors import CheckpointError, RequestError
 from ..samplers import Entry, entries, get
@@ -23,6 +23,7 @@ from ..samplers.single import DDIM, DDPM, LCM
 from ..samplers.state import Clip, Limit, Sampler, Threshold
 from ..samplers.two_stage import Heun
 from ..samplers.unipc import UniPC
+from .layouts import MARKS
 
 # By diffusers class, or by the id of a sampler that diffusers doesn't have.
 _ROWS: Mapping[str, Entry] = {row.scheduler: row for row in entries() if row.shares is None}
@@ -30,6 +31,8 @@ _SIGMA_SPACE, _SOLVERS, _DISCRETE = (
     tuple(name for name, row in _ROWS.items() if row.levels == levels) for levels in ("sigma", "solver", "whole")
 )
 CLASSES = tuple(name for name in (*_SIGMA_SPACE, *_SOLVERS, *_DISCRETE) if _ROWS[name].diffusers)
+# EDM's classes step as these do, between levels of their own.
+_EDM = dict(zip(EDM_CLASSES, ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"), strict=True))
 _THRESHOLDING = (*_SOLVERS, "DDIMScheduler", "DDPMScheduler", "LCMScheduler")
 _CLIPPING = {  # the classes that clip denoised answers, and whether they do where a file doesn't say
     "DDIMScheduler": True,
@@ -55,12 +58,30 @@ def known_class(config: Mapping[str, Any]) -> str | None:
     name = (
         str(config.get("_class_name", "PNDMScheduler")).removeprefix("Flax").replace("ParallelScheduler", "Scheduler")
     )
+    name = _EDM.get(name, name)
     return name if name in CLASSES else None
 
 
 def as_stable_diffusion(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as diffusers' Stable Diffusion pipelines correct it: steps_offset 1 and no clipping."""
     return {**config, "steps_offset": 1, "clip_sample": False}
+
+
+def marks_of(
+    config: Mapping[str, Any], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> dict[str, Sequence[float]] | None:
+    """The marks (`layouts.MARKS`) of an SDXL model's single file, name -> numbers; None where no mark says so.
+
+    `mean`, `std`: of its autoencoder's latents. Raises CheckpointError for a configuration that can't be read.
+    """
+    schedule = Schedule.from_config(config)
+    if schedule.sigma_data is None:
+        said = ["v_prediction"] if schedule.prediction_type == "v_prediction" else []
+        said += ["zero_snr"] if config.get("rescale_betas_zero_snr") else []
+        return {key: () for kind in said for key in MARKS[kind]}
+    if schedule.prediction_type == "v_prediction" and schedule.sigma_data == 1:
+        return dict(zip(MARKS["edm_vpred"], ([schedule.sigma_max], [schedule.sigma_min]), strict=True))
+    return None if mean is None or std is None else dict(zip(MARKS["edm"], (mean, std), strict=True))
 
 
 def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sampler:
@@ -115,6 +136,8 @@ def class_layout(name: str, config: Mapping[str, Any], schedule: Schedule, steps
     Raises CheckpointError for flags that can't be and RequestError for a number of steps that doesn't fit.
     """
     sampler = make_sampler(name, config, schedule)
+    if schedule.sigma_data is not None:
+        return _edm_layout(sampler, config, schedule, steps)
     if name == "LCMScheduler":
         return _lcm_layout(sampler, config, schedule, steps)
     if name in _DISCRETE:
@@ -126,6 +149,13 @@ def class_layout(name: str, config: Mapping[str, Any], schedule: Schedule, steps
         scale = math.hypot(1.0, levels[0]) if spacing == "leading" else levels[0]
         return Layout(sampler, (*levels, final), scale, 1.0, by_level)
     return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), by_level)
+
+
+def _edm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
+    """The levels of EDM's classes: their own between sigma_max and sigma_min, whatever the sampler."""
+    kind, rho = config.get("sigma_schedule") or "karras", _number(config, "rho", 7.0)
+    levels = sigmas(schedule, steps, str(kind), rho=rho)[:-1]
+    return Layout(sampler, (*levels, _final(config, schedule.sigma_min)), math.hypot(1.0, levels[0]))
 
 
 def _levels(
@@ -151,14 +181,19 @@ def _levels(
         levels = list(sigmas(schedule, steps, how, sigma_min=low, sigma_max=high)[:-1])
         timesteps = tuple(_timestep(name, config, schedule, sigma, flag) for sigma in levels)
         last = last if name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler") else levels[-1]
-    ends = config.get("final_sigmas_type", "zero")
     if name not in (*_SOLVERS, "EulerDiscreteScheduler"):
-        ends = "zero"
-    elif name == "DEISMultistepScheduler":
-        ends = "sigma_min"
+        last = 0.0
+    elif name != "DEISMultistepScheduler":
+        last = _final(config, last)
+    return levels, list(timesteps), last
+
+
+def _final(config: Mapping[str, Any], low: float) -> float:
+    """The level at the end: none, or `low`."""
+    ends = config.get("final_sigmas_type", "zero")
     if ends not in ("zero", "sigma_min"):
         raise CheckpointError(f"The scheduler's final_sigmas_type {ends!r} is not zero or sigma_min.")
-    return levels, list(timesteps), 0.0 if ends == "zero" else last
+    return 0.0 if ends == "zero" else low
 
 
 def _timestep(name: str, config: Mapping[str, Any], schedule: Schedule, sigma: float, flag: str) -> float:

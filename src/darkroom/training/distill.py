@@ -105,6 +105,8 @@ class DistillStage(PictureStage):
             raise TrainingError(f"{pipe.name!r} takes its guidance scale as an input: it is distilled already")
         if pipe.schedule.prediction_type == "flow":
             raise TrainingError(f"{pipe.name!r} is a flow model; the samplers of distilled models know none")
+        if pipe.schedule.sigma_data is not None:
+            raise TrainingError(f"{pipe.name!r} is an EDM model; the samplers of distilled models know none")
 
     def begin(self) -> None:
         c, pipe = self.config, self.pipe

@@ -100,10 +100,13 @@ def rescheduled(pipe: Pipeline, prediction: str, zero_snr: bool) -> Pipeline:
     last (sec. 3.3); an answer of noise says nothing about the picture there, so epsilon is refused (sec. 3.2).
     """
     config = dict(pipe.scheduler_config)
-    own = Schedule.from_config(config).prediction_type
+    schedule = Schedule.from_config(config)
+    own = schedule.prediction_type
     wanted = prediction or own
-    if own == "flow" and (wanted != own or zero_snr):
-        raise TrainingError(f"{pipe.name!r} is a flow model: prediction and zero_snr are for the others")
+    edm = schedule.sigma_data is not None
+    if (own == "flow" or edm) and (wanted != own or zero_snr):
+        kind = "an EDM" if edm else "a flow"
+        raise TrainingError(f"{pipe.name!r} is {kind} model: prediction and zero_snr are for the others")
     if wanted == own and not zero_snr:
         return pipe
     config["prediction_type"] = wanted

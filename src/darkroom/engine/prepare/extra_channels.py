@@ -63,14 +63,15 @@ def is_editor(model: LoadedModel) -> bool:
 def edit(model: LoadedModel, parsed: ParsedRequest) -> Job:
     """A picture changed as the prompt says, from noise, beside the picture's latent.
 
-    That latent is the mean, unscaled, as these models were trained. Raises RequestError where the model can't do what
-    is asked.
+    That latent is the mean, unscaled, as these models were trained; CosXL's editor (an EDM model) saw a scaled one.
+    Raises RequestError where the model can't do what is asked.
     """
     _check(parsed)
     assert parsed.inputs.image is not None
     scale = IMAGE_GUIDANCE if parsed.asked.image_guidance_scale is None else parsed.asked.image_guidance_scale
     picture = sized(parsed.asked, parsed.inputs.image)
-    latent = moments(model, to_tensor(picture)).chunk(2, dim=1)[0][0]
+    mean = moments(model, to_tensor(picture)).chunk(2, dim=1)[0]
+    latent = (mean if model.schedule.sigma_data is None else model.autoencoder.scale(mean))[0]
 
     def guide(prompt: Prompted, negative: Prompted, text_scale: float) -> TwoConditions:
         without = torch.zeros_like(latent)
