@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -125,6 +126,25 @@ def test_debug_shows_the_traceback(
     assert answer.code == 2
     assert "Traceback" in answer.err
     assert answer.err.endswith("darkroom: broken\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ending_twice_is_quiet(number: int) -> None:
+    """The first signal lets the command clean up; another one, later, ends it without a word."""
+    code = (
+        "import time; from darkroom import cli\n"
+        "def run(arguments):\n"
+        "    try:\n        print('there', flush=True); time.sleep(60)\n"
+        "    finally:\n        print('cleaning', flush=True); time.sleep(60)\n"
+        "cli.run, cli.PATIENCE = run, 0.0\ncli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in ("there\n", "cleaning\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(number)
+    out, err = process.communicate(timeout=50)
+    assert (process.returncode, out, err) == (128 + number, "", "")
 
 
 def test_a_reader_that_goes_away_hears_no_complaint() -> None:

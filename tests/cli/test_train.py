@@ -94,6 +94,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     while not (log.exists() and log.read_text()):
         assert process.poll() is None
         time.sleep(0.05)
+    second = subprocess.run([*arguments, *settings(*SMALL)], capture_output=True, text=True)
+    assert second.returncode == 2
+    assert second.stderr.splitlines()[-1].startswith(
+        f"darkroom: run {tmp_path} is being written by process {process.pid}; "
+    )
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")

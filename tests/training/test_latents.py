@@ -233,15 +233,6 @@ def test_an_interruption_keeps_what_was_done(dataset: Dataset, tmp_path: Path) -
         latents_of(dataset, network(), tmp_path / "cache")
 
 
-def test_leftovers_of_killed_writers_go_after_a_while(tmp_path: Path) -> None:
-    old, new = tmp_path / ".a.part", tmp_path / ".b.part"
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (1, 1))
-    Cache(tmp_path).sweep()
-    assert (old.exists(), new.exists()) == (False, True)
-
-
 def test_texts_are_the_same_from_disk_and_without(tmp_path: Path) -> None:
     calls: list[str] = []
 

@@ -77,7 +77,7 @@ def test_training_learns(optimizer: str, tmp_path: Path) -> None:
     assert {"norm", "rate", "skipped", "samples_per_second", "seconds"} <= rows[0].keys()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_step_and_saves(straight: tuple[str, Path], number: int, tmp_path: Path) -> None:
     optimizer, folder = straight
     config = toy_config(optimizer=optimizer)
@@ -94,6 +94,37 @@ def test_a_signal_ends_the_step_and_saves(straight: tuple[str, Path], number: in
     assert signal.getsignal(number) is before
     assert train(ToyStage(config), tmp_path) == 12
     assert_same(folder, tmp_path)
+
+
+def test_a_run_outlives_its_terminal_where_it_was_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup says it."""
+    assert signal.SIGHUP in background.endings()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in background.endings()
+        with background.interruptible() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    """Another process is told who it is before it reads anything; and a run leaves no trace of its owner."""
+    code = f"import sys; sys.path.insert(0, {str(TOY.parent)!r})\nfrom pathlib import Path\nfrom toy import *\n"
+    code += f"train(ToyStage(toy_config()), Path({str(tmp_path)!r}))\n"
+
+    class Meanwhile(ToyStage):
+        def loss(self, batch: Tensor, step: int, rank: Rank) -> tuple[Tensor, dict[str, Tensor]]:
+            if step == 4:
+                other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+                said.append(other.stderr.splitlines()[-1])
+            return super().loss(batch, step, rank)
+
+    said: list[str] = []
+    assert train(Meanwhile(toy_config()), tmp_path) == 12
+    assert f"run {tmp_path} is being written by process {os.getpid()}; " in said[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "recipe.json", "step-000000012.pt"]
 
 
 def test_a_second_interruption_after_a_while_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +242,7 @@ def test_a_checkpoint_that_can_t_be_written_aside_stops_the_run(
         train(Watched(toy_config(save_every=1e-9)), tmp_path)
     assert steps[-1] in (2, 3)  # the next checkpoint tells, if no step did before
     assert [state.step_of(p) for p in state.checkpoints(tmp_path)] == [1, 2]
-    assert not (tmp_path / ".partial").exists()
+    assert not list(tmp_path.glob(".*.part"))
     monkeypatch.undo()
     assert train(ToyStage(toy_config()), tmp_path) == 12
 

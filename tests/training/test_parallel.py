@@ -114,6 +114,23 @@ def test_an_error_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks Linux for a process's children")
+def test_a_worker_that_is_killed_is_no_fault_of_ours(tmp_path: Path) -> None:
+    process = start(tmp_path, 5000, "adamw", seconds=0.005)
+    while not state.checkpoints(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(ranks[-1], signal.SIGKILL)
+    said = process.communicate()[1]
+    assert process.returncode == 1
+    assert said == (
+        "said: one of the processes that shared the work was ended by SIGKILL (as a system does that runs out of "
+        "memory); the same command goes on\n"
+    )
+
+
 def test_ranks_of_torchrun_shard_the_network_and_any_number_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "changing"
     for until, processes in ((5, 2), (8, 1), (12, 2)):

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import Error, did_you_mean, visible
+from ..training.background import PATIENCE, endings
 
 # Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
 COMMANDS = {
@@ -119,7 +121,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a prompt may hold what the terminal's encoding can't say
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files are removed
+    _end_on_signals()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -127,6 +129,27 @@ def main() -> NoReturn:
         _close_stdout()
         code = code or 1
     sys.exit(code)
+
+
+def _end_on_signals() -> None:
+    """End on a signal by an exception, so that drafts are removed on the way; on another one, a second later, at once
+    and without a word: what is left then is cleared at the next start."""
+    first = 0.0
+
+    def end(number: int, frame: Any) -> None:
+        nonlocal first
+        if first:
+            if time.monotonic() - first > PATIENCE:
+                os._exit(128 + number)
+            return
+        first = time.monotonic()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    for number in endings():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..files import whole_file
 
 Features = NDArray[np.floating[Any]]
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al.'s
@@ -58,11 +59,8 @@ class Moments:
 
     def save(self, path: str | Path) -> None:
         """Write pytorch-fid's file of statistics. Raises RequestError where it can't be written."""
-        try:
-            with open(path, "wb") as file:
-                np.savez_compressed(file, mu=self.mean, sigma=self.covariance)
-        except OSError as error:
-            raise RequestError(f"{str(path)[:200]!r} can't be written ({error.strerror}); name another") from None
+        with whole_file(Path(path), RequestError) as draft, open(draft, "wb") as file:
+            np.savez_compressed(file, mu=self.mean, sigma=self.covariance)
 
 
 def frechet(a: Moments, b: Moments) -> float:

@@ -19,7 +19,7 @@ from PIL import Image
 from ..data.dataset import Dataset, scan_any
 from ..data.examples import Example
 from ..errors import CheckpointError, ImageError, RequestError, TrainingError
-from ..files import read_json, whole_file, write_json
+from ..files import read_json, replacing, whole_file, write_json
 from ..formats.picture import read_metadata, write_png
 from ..images import FORMATS, open_picture
 from ..sweeps.sheet import contact_sheet
@@ -42,7 +42,13 @@ def one_above_another(rows: Mapping[str, Sequence[NDArray[np.uint8]]], captions:
 def write_sheet(sheet: Image.Image, path: Path) -> None:
     """Write it as the file's ending says. Raises RequestError."""
     try:
-        sheet.save(path)
+        Image.init()
+        with replacing(path) as draft:
+            sheet.save(draft, Image.EXTENSION[path.suffix.lower()])
+    except KeyError:
+        raise RequestError(
+            f"{str(path)!r} can't be written ({path.suffix!r} is no ending of pictures); name another"
+        ) from None
     except (OSError, ValueError) as error:
         raise RequestError(f"{str(path)!r} can't be written ({error}); name another") from None
 

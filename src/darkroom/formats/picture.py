@@ -184,7 +184,7 @@ def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> Non
     `ImageError` if it can't be written.
     """
     try:
-        with replacing(path, overwrite) as draft, open(draft, "xb") as file:
+        with replacing(path, overwrite) as draft, open(draft, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

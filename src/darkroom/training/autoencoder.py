@@ -37,6 +37,7 @@ from ..data.dataset import Dataset, FileDataset, open_dataset
 from ..data.order import Order
 from ..embedded import MODEL
 from ..errors import Error, TrainingError
+from ..files import owned, whole_file
 from ..formats.tensors import open_tensors
 from ..formats.vae import open_vae, save_vae
 from ..images import tiled, to_pixels
@@ -584,7 +585,8 @@ def _save(autoencoder: Autoencoder, recipe: AutoencoderRecipe, crops: Crops, run
         moments = measure(autoencoder, crops.some(MEASURED))
         (fold if recipe.scaling == "folded" else tell)(autoencoder, moments)
     step = {"step": str(state.steps_done(run))}
-    save_vae(run / FOLDER, autoencoder.state_dict(), autoencoder.config, metadata=step)
+    with owned(run, "run", TrainingError):
+        save_vae(run / FOLDER, autoencoder.state_dict(), autoencoder.config, metadata=step)
     return autoencoder
 
 
@@ -639,8 +641,8 @@ def _with_others(run: Path, first: bool) -> bool:
         there = False
     note = run / OTHERS
     if first and not state.checkpoints(run):
-        run.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(there) + "\n")
+        with whole_file(note, TrainingError) as draft:
+            draft.write_text(json.dumps(there) + "\n")
     wanted = json.loads(note.read_text()) if note.is_file() else there
     if wanted and not there:
         raise TrainingError(f"{run} began with the emoji font at hand; install fonts-noto-color-emoji to go on")

@@ -15,9 +15,16 @@ from typing import Any
 PATIENCE = 1.0  # seconds after an interruption in which another one is the same
 
 
+def endings() -> list[int]:
+    """The signals that ask a process to end: SIGINT, SIGTERM, and SIGHUP unless it shall outlive its terminal (nohup)."""
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question, so that a step is finished and saved.
+    """Turns the signals of `endings` into a question, so that a step is finished and saved.
 
     The same signal again kills, but not within a second of the first: one Ctrl-C may come from the terminal and from
     the parent process.
@@ -36,7 +43,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     old: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        old = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        old = {n: signal.signal(n, ask) for n in endings()}
     try:
         yield asked.is_set
     finally:

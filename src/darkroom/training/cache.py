@@ -31,7 +31,6 @@ from ..formats.writer import Entry, write_safetensors
 MAX_ENTRIES = 1024  # in a file
 MAX_BYTES = 32 << 20
 MAX_SECONDS = 30.0  # of work in a file: what is lost when a process is killed
-STALE = 3600.0  # seconds after which an unfinished file is nobody's
 _KEY, _SUM = 32, 8  # hexadecimal digits
 
 Array = NDArray[np.float16] | NDArray[np.float32]
@@ -112,15 +111,6 @@ class Cache:
     def writer(self) -> Writer:
         """Something to add entries with."""
         return Writer(self)
-
-    def sweep(self) -> None:
-        """Remove what processes left behind that were killed while they wrote."""
-        for path in self.folder.glob(".*.part"):
-            try:
-                if time.time() - path.stat().st_mtime > STALE:
-                    path.unlink()
-            except OSError:
-                continue  # another process was quicker
 
     def _open(self, path: Path) -> None:
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..errors import TrainingError
+from ..files import owned
 from ..settings import setting
 from . import autoencoder as ae
 from . import unet
@@ -59,12 +60,13 @@ def train_embedded(
     """
     check_embedded(recipe, workers)
     first, second = output / "autoencoder", output / "unet"
-    run(recipe.autoencoder, Source(), first, workers, report)
-    stage = train_to_end(recipe.unet, Source(str(first)), second, workers, report, cache=output / "latents")
-    model = finish(stage, second, output, report)
-    if recipe.evaluate:
-        report("evaluating", None, 0)
-    write_cards(output, model, recipe.evaluate, workers)
+    with owned(output, "run", TrainingError):
+        run(recipe.autoencoder, Source(), first, workers, report)
+        stage = train_to_end(recipe.unet, Source(str(first)), second, workers, report, cache=output / "latents")
+        model = finish(stage, second, output, report)
+        if recipe.evaluate:
+            report("evaluating", None, 0)
+        write_cards(output, model, recipe.evaluate, workers)
     return model
 
 

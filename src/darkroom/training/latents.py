@@ -130,7 +130,6 @@ def fill(
     if dataset.cut.versions == LIVE:
         return
     cache = Cache(place(folder, autoencoder, bfloat16))
-    cache.sweep()
     wanted, versions = keys(dataset), dataset.cut.versions
     # Shared out before looking at what is there: another process may have begun to write.
     absent = [k for k in missing(cache, wanted) if int(wanted[k][:8], 16) % part.world_size == part.index]
@@ -227,7 +226,6 @@ class TextStore:
         a file of the cache is. SIGINT and SIGTERM end it early. Raises TrainingError.
         """
         texts = list(dict.fromkeys(captions))
-        self.cache.sweep()
         mine = [text for text in texts if int(key_of(text)[:8], 16) % part.world_size == part.index]
         absent = [mine[i] for i in missing(self.cache, (key_of(text) for text in mine))]
         with interruptible() as asked, self.cache.writer() as writer, torch.no_grad():

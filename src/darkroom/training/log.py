@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingError
+from ..files import replacing
 from .parallel import sum_over_ranks
 from .recipe import LoopConfig
 
@@ -92,9 +93,8 @@ def _rewind(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if kept != lines:
-        draft = path.with_suffix(".partial")
-        draft.write_text("".join(kept), encoding="utf-8")
-        draft.replace(path)
+        with replacing(path) as draft:
+            draft.write_text("".join(kept), encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import TrainingError
+from ..files import owned, replacing, whole_file
 from ..kernels.products import linear_layers, onednn_products
 from ..models.layers import set_checkpointing
 from . import optim, state
@@ -142,9 +143,11 @@ def train(stage: Stage, folder: Path, *, resume: bool = True, until: int | None 
     `folder` gets `recipe.json`, `log.jsonl` and checkpoints. With `resume` the newest checkpoint goes on; without it
     a folder that has one is refused. Raises TrainingError.
     """
-    trainer = Trainer(stage, folder)
-    trainer.restore(resume)
-    return trainer.run(until)
+    # Of several processes the one that has launched them owns the folder.
+    with owned(folder, "run", TrainingError) if this_rank().world_size == 1 else nullcontext():
+        trainer = Trainer(stage, folder)
+        trainer.restore(resume)
+        return trainer.run(until)
 
 
 class Trainer:
@@ -246,7 +249,8 @@ class Trainer:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.rank.index == 0:
-            (self.folder / "recipe.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+            with whole_file(self.folder / "recipe.json", TrainingError) as draft:
+                draft.write_text(json.dumps(asdict(config), indent=1) + "\n")
         end = min(config.steps, until if until is not None else config.steps)
         first, last_saved = self.step, time.monotonic()
         folder = self.folder if self.rank.index == 0 else None
@@ -311,9 +315,8 @@ class Trainer:
     def _draw(self) -> None:
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        draft = folder / ".partial.png"
-        self.stage.sheet().save(draft)
-        draft.replace(folder / f"step-{self.step:09d}.png")
+        with replacing(folder / f"step-{self.step:09d}.png") as draft:
+            self.stage.sheet().save(draft, "PNG")
 
     def _validate(self) -> float:
         """The mean loss of the averaged networks on what is held out, with noise that is always the same."""

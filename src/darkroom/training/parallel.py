@@ -42,6 +42,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from ..errors import Error, TrainingError
 from ..models.autoencoder import Autoencoder
 from ..models.layers import Block
+from .background import endings
 
 Rows = TypeVar("Rows", Tensor, range)
 
@@ -87,8 +88,8 @@ def launch(work: Callable[..., Any], workers: int, *args: Any) -> None:
     """work(*args) in `workers` processes that form a process group; in this process if that is one.
 
     `work` is an importable function. An exception in any process ends all and is raised here, an Error of ours and
-    an OSError as TrainingError with its own sentence. SIGINT and SIGTERM are passed on to the processes, and waited
-    for: after one, this returns when they have saved and gone. Inside `together` all of its processes share the work,
+    an OSError as TrainingError with its own sentence. Signals to end are passed on to the processes, and waited for:
+    after one, this returns when they have saved and gone. Inside `together` all of its processes share the work,
     however many `workers` says.
     """
     if _store is not None:
@@ -110,7 +111,17 @@ def launch(work: Callable[..., Any], workers: int, *args: Any) -> None:
                 raise TrainingError(sentence.read_text(encoding="utf-8")) from error
             if signals.came and isinstance(error, ProcessExitedException):
                 return  # it had not begun to listen yet
+            if killed := [p.exitcode for p in signals.processes if (p.exitcode or 0) < 0]:
+                raise TrainingError(_killed(killed)) from error
             raise
+
+
+def _killed(codes: Sequence[int]) -> str:
+    """What is to be said when processes were ended by signals."""
+    # Those that were left are ended by SIGTERM.
+    name = signal.Signals(-next((code for code in codes if code != -signal.SIGTERM), codes[0])).name
+    why = " (as a system does that runs out of memory)" if name == "SIGKILL" else ""
+    return f"one of the processes that shared the work was ended by {name}{why}; the same command goes on"
 
 
 class _Signals:
@@ -145,7 +156,7 @@ class _Signals:
 def _passed_on() -> Iterator[_Signals]:
     signals, old = _Signals(), {}
     if threading.current_thread() is threading.main_thread():
-        old = {n: signal.signal(n, signals.handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        old = {n: signal.signal(n, signals.handle) for n in endings()}
     try:
         yield signals
     finally:
@@ -247,7 +258,7 @@ def _serve() -> None:
     """Do what rank 0 launches, until it leaves; then end this process."""
     while True:
         # Whoever waits here has nothing to save: a signal is rank 0's to answer.
-        old = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
+        old = {n: signal.signal(n, signal.SIG_IGN) for n in endings()}
         order: list[Any] = [None]
         try:
             dist.broadcast_object_list(order, device=torch.device("cpu"))

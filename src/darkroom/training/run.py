@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
-from ..files import clear_drafts, whole_file
+from ..files import Owner, owned, whole_file
 from . import state
 from .ema import result
 from .kinds import Report, Source, silent
@@ -36,7 +36,8 @@ def run(recipe: Any, source: Source, output: Path, workers: int = 1, report: Rep
     Raises TrainingError, CheckpointError; Stopped when SIGINT or SIGTERM came: all is saved then, the same call goes
     on.
     """
-    return finish(train_to_end(recipe, source, output, workers, report), output, output, report)
+    with owned(output, "run", TrainingError):
+        return finish(train_to_end(recipe, source, output, workers, report), output, output, report)
 
 
 def train_to_end(
@@ -50,17 +51,18 @@ def train_to_end(
     """`run` without its last step: train, and return the stage as it began. `cache` is where latents are kept
     (default: in the output folder)."""
     cache = cache or output / CACHE
-    stage = prepare(recipe, source, output, workers, report, cache)
-    recipe = stage.config
-    unfinished = state.steps_done(output) < recipe.steps
-    stage.take(cache, ahead=unfinished)
-    report(stage.title, output, recipe.steps)
-    if unfinished:
-        if _alone(workers):
-            train(stage, output)
-        else:
-            launch(_train, workers, recipe, source, output, cache)
-    check_done(output, recipe)
+    with owned(output, "run", TrainingError) as owner:
+        stage = prepare(recipe, source, output, workers, report, cache)
+        recipe = stage.config
+        unfinished = state.steps_done(output) < recipe.steps
+        stage.take(cache, ahead=unfinished)
+        report(stage.title, output, recipe.steps)
+        if unfinished:
+            if _alone(workers):
+                train(stage, output)
+            else:
+                launch(_train, workers, recipe, source, output, cache, owner)
+        check_done(output, recipe)
     return stage
 
 
@@ -122,9 +124,7 @@ def finish(stage: Stage, folder: Path, output: Path, report: Report = silent) ->
     for name, module in stage.modules.items():
         module.load_state_dict(saved["ema"][name])
     with stage.hooks:
-        made = stage.write(output, report)
-    clear_drafts(output)  # of a process that was killed here
-    return made
+        return stage.write(output, report)
 
 
 def estimate(recipe: Any, model: str | None = None, world: int = 1) -> Estimate:
@@ -149,7 +149,8 @@ def _encode(recipe: Any, source: Source, output: Path, cache: Path) -> None:
     recipe.stage.open(recipe, source, output).encode(cache)
 
 
-def _train(recipe: Any, source: Source, output: Path, cache: Path) -> None:
+def _train(recipe: Any, source: Source, output: Path, cache: Path, owner: Owner) -> None:
+    """A rank's part. With `owner` the run's folder stays owned until all ranks have left it."""
     stage: Stage = recipe.stage.open(recipe, source, output)
     stage.take(cache)
     train(stage, output)

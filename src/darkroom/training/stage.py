@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import TrainingError, visible
+from ..files import whole_file
 from .kinds import Report, Source, log
 from .memory import Estimate
 from .parallel import Rank
@@ -75,7 +76,8 @@ class Stage(ABC):
         if self.left_out is None:
             return
         lines = [visible(f"{path}: {why}") for path, why in self.left_out]
-        (output / LEFT_OUT).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        with whole_file(output / LEFT_OUT, TrainingError) as draft:
+            draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         if lines:
             log.warning("%d pictures are left out; %s says which, and why", len(lines), output / LEFT_OUT)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import TrainingError
-from ..files import sync_folder
+from ..files import replacing
 
 NAME = re.compile(r"step-(\d{9})\.pt")
 
@@ -42,18 +41,13 @@ def write(path: Path, state: dict[str, Any]) -> Path:
 
     Raises TrainingError, and leaves nothing, where the disk is full.
     """
-    temporary = path.parent / ".partial"
     try:
-        with temporary.open("wb") as f:
+        with replacing(path) as draft, draft.open("wb") as f:
             torch.save(state, f)
             f.flush()
             os.fsync(f.fileno())
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise TrainingError(f"checkpoint {path} could not be written: {_first_line(error)}") from error
-    temporary.rename(path)
-    sync_folder(path.parent)
     return path
 
 
@@ -70,14 +64,13 @@ def size(state: Mapping[str, Any]) -> int:
 
 def keep_best(folder: Path, step: int) -> None:
     """Keep the checkpoint of `step` as the best one, whatever becomes of it under its own name."""
-    path, temporary = folder / f"step-{step:09d}.pt", folder / ".best"
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, temporary)
-    temporary.rename(folder / BEST)
-    sync_folder(folder)
+    path = folder / f"step-{step:09d}.pt"
+    with replacing(folder / BEST) as draft:
+        draft.unlink()
+        try:
+            os.link(path, draft)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, draft)
 
 
 def checkpoints(folder: Path) -> list[Path]:

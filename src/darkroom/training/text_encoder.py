@@ -31,6 +31,7 @@ from ..data.captions import Captions
 from ..data.dataset import Dataset, SceneDataset, open_dataset
 from ..data.order import Order
 from ..errors import TrainingError
+from ..files import whole_file
 from ..formats.save import MEAN, STD, save_clip
 from ..models.clip import LARGEST, Clip, VisionEncoder, contrastive_loss
 from ..models.config import TextEncoderConfig, VisionEncoderConfig
@@ -246,7 +247,8 @@ class TextEncoderStage(Stage):
         if isinstance(self.dataset, SceneDataset):
             report("scoring", None, 0)
             scores = score_scenes(clip, self.tokenizer, TESTED, self.config.seed)
-            (output / SCORES).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+            with whole_file(output / SCORES, TrainingError) as draft:
+                draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         return made
 
     @classmethod
