@@ -98,9 +98,9 @@ def test_the_folder_of_a_living_writer_is_not_put_back(tmp_path: Path) -> None:
 
 def test_a_run_has_one_owner_who_is_named(tmp_path: Path) -> None:
     with process(tmp_path, OWNS) as owner:
-        with pytest.raises(TrainingError, match=rf"^run {tmp_path} is being written by process {owner.pid}; "):
-            with owned(tmp_path, "run", TrainingError):
-                pass
+        said = rf"^run {tmp_path} is being written by process {owner.pid}; "
+        with pytest.raises(TrainingError, match=said), owned(tmp_path, "run", TrainingError):
+            pass
         assert names(tmp_path) == [OWNER]
     with owned(tmp_path, "run", TrainingError):  # void: it was killed
         assert (tmp_path / OWNER).read_text() == f"{os.getpid()}\n"

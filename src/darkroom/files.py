@@ -274,8 +274,9 @@ class Owner:
     def __reduce__(self) -> tuple[Any, ...]:
         from multiprocessing import context, reduction
 
-        starting = self._handle is not None and context.get_spawning_popen() is not None
-        return _inherited, (reduction.DupFd(self._handle) if starting else None,)
+        if self._handle is None or context.get_spawning_popen() is None:
+            return Owner, (None,)
+        return _inherited, (reduction.DupFd(self._handle),)
 
     def close(self) -> None:
         """Leave the folder to others, once all that hold it have."""
@@ -285,7 +286,7 @@ class Owner:
 
 
 def _inherited(handle: Any) -> Owner:
-    return Owner(None if handle is None else handle.detach())
+    return Owner(handle.detach())
 
 
 @contextlib.contextmanager
@@ -332,10 +333,8 @@ def _claim(folder: Path, what: str, error: Fault) -> int:
             os.close(handle)
         gone = number.isdecimal() and not _is_running(int(number))
         if not gone or time.monotonic() - began > PATIENCE:
-            raise error(
-                f"{what} {folder} is being written by {f'process {number}' if number else 'another process'}; wait for its end, or "
-                "choose another folder"
-            )
+            who = f"process {number}" if number else "another process"
+            raise error(f"{what} {folder} is being written by {who}; wait for its end, or choose another folder")
         time.sleep(0.1)  # until the processes that it had started have noticed
 
 

@@ -20,7 +20,7 @@ from darkroom.errors import TrainingError
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 from darkroom.training import cache as caches
-from darkroom.training.cache import Cache, key_of
+from darkroom.training.cache import key_of
 from darkroom.training.latents import LatentStore, LiveLatents, TextStore, fill, keys, latents_of, place, stacked
 from darkroom.training.loop import Stopped
 from darkroom.training.parallel import Rank

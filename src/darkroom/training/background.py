@@ -15,11 +15,12 @@ from typing import Any
 PATIENCE = 1.0  # seconds after an interruption in which another one is the same
 
 
-def endings() -> list[int]:
-    """The signals that ask a process to end: SIGINT, SIGTERM, and SIGHUP unless it shall outlive its terminal (nohup)."""
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+def endings() -> list[signal.Signals]:
+    """The signals that ask a process to end: SIGINT, SIGTERM, and SIGHUP unless it shall outlive its terminal."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup; not on Windows
+        found.append(signal.SIGHUP)
+    return found
 
 
 @contextmanager
