@@ -56,6 +56,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
         "training": "adapters data diffusion embedded engine evaluate formats hints images kernels model models "
         "pipeline prompts request samplers toy",
+        "serve": "accelerate adapters arguments diffusion embedded engine formats hints images kernels loading "
+        "picture_headers pipeline prompts request samplers",
         "cli": "*",
         "__init__": "*",
         "__main__": "cli",

@@ -36,6 +36,8 @@ COMMANDS = {
     "train": "Train networks, or tune a model on pictures.",
     "evaluate": "Judge whether pictures show what the prompts say.",
     "data": "Scan, pack, encode or render training pictures.",
+    "serve": "Serve pictures over HTTP: a page, OpenAI's and A1111's dialects.",
+    "keys": "Make, list and remove a server's API keys.",
     "samplers": "List the samplers.",
     "bench": "Measure how fast this machine is.",
 }

@@ -157,24 +157,38 @@ def write_picture(
 
 
 def _write(image: Image.Image, path: Path, format: str, recipe: Mapping[str, Any], overwrite: bool) -> Path:
+    write_atomically(path, encoded(image, format, recipe, repr(str(path))), overwrite=overwrite)
+    return path
+
+
+def encoded(
+    image: Image.Image, format: str, recipe: Mapping[str, Any], what: str = "the picture", quality: int = 95
+) -> bytes:
+    """A picture's file with its recipe, as bytes.
+
+    Args:
+        format: "PNG", "JPEG" (4:4:4) or "WEBP" (lossless).
+        what: what an error's sentence calls it.
+        quality: of JPEG, 1 to 100.
+
+    Raises `ImageError` for a recipe that isn't plain, and a JPEG whose recipe passes the 64 KB that it has room for.
+    """
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGB")
     buffer = BytesIO()
     if format == "PNG":
         image.save(buffer, format, pnginfo=_png_texts(recipe))
-    else:
-        options = {"quality": 95, "subsampling": 0} if format == "JPEG" else {"lossless": True}
-        if format == "JPEG" and image.mode == "RGBA":
-            image = image.convert("RGB")
-        exif = _exif(recipe)
-        if format == "JPEG" and len(exif) > 65_527:
-            raise ImageError(
-                f"the recipe of {str(path)!r} takes {len(exif)} bytes and a JPEG has room for 65527: "
-                "write a PNG or a WebP file"
-            )
-        image.save(buffer, format, exif=exif, **options)
-    write_atomically(path, buffer.getvalue(), overwrite=overwrite)
-    return path
+        return buffer.getvalue()
+    options = {"quality": quality, "subsampling": 0} if format == "JPEG" else {"lossless": True}
+    if format == "JPEG" and image.mode == "RGBA":
+        image = image.convert("RGB")
+    exif = _exif(recipe)
+    if format == "JPEG" and len(exif) > 65_527:
+        raise ImageError(
+            f"the recipe of {what} takes {len(exif)} bytes and a JPEG has room for 65527: write a PNG or a WebP file"
+        )
+    image.save(buffer, format, exif=exif, **options)
+    return buffer.getvalue()
 
 
 def write_atomically(path: Path, data: bytes, *, overwrite: bool = False) -> None:

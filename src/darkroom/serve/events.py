@@ -1,0 +1,112 @@
+"""Who watches which jobs, and what they have not been told yet.
+
+State, not a log: a watcher learns that a job changed, or how far it is, and reads the present state; what happened in
+between it need not know. So nothing is kept for those who come back, and none can miss a job's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+CHANGED, PROGRESS, PREVIEW = "changed", "progress", "preview"
+
+
+@dataclass(eq=False)
+class Watcher:
+    """One connection's unread news: by job, the kinds of them."""
+
+    key: str | None  # whose jobs; None: everybody's
+    job: str | None  # one job; None: all
+    previews: bool
+    _news: dict[str, set[str]] = field(default_factory=dict)
+    _some: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self, job: str, kind: str) -> None:
+        """Note news; the same twice is once."""
+        self._news.setdefault(job, set()).add(kind)
+        self._some.set()
+
+    async def next(self, timeout: float | None) -> tuple[str, set[str]] | None:
+        """The next job with news, and which kinds; None after `timeout` seconds without."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._some.wait()
+        except TimeoutError:
+            return None
+        job = next(iter(self._news))
+        kinds = self._news.pop(job)
+        if not self._news:
+            self._some.clear()
+        return job, kinds
+
+
+@dataclass
+class Live:
+    """What is known of a job in progress beside its rows: how far each picture is, and how the newest one looks."""
+
+    key: str
+    steps: dict[int, tuple[int, int]] = field(default_factory=dict)  # index -> (step, steps)
+    preview: bytes | None = None  # JPEG
+    preview_index: int = 0
+    preview_count: int = 0
+
+    @property
+    def step(self) -> int:
+        """The steps that its pictures in progress have taken."""
+        return sum(step for step, _ in self.steps.values())
+
+
+class Hub:
+    """Brings news of jobs to those who watch them. Belongs to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Live] = {}
+        self._watchers: set[Watcher] = set()
+
+    def changed(self, job: str, key: str, ended: bool = False) -> None:
+        """A job is in another state, or has another picture."""
+        if ended:
+            self.live.pop(job, None)
+        self._tell(job, key, CHANGED)
+
+    def progress(self, job: str, key: str, index: int, step: int, steps: int) -> None:
+        """A picture has crossed another step."""
+        self.live.setdefault(job, Live(key)).steps[index] = (step, steps)
+        self._tell(job, key, PROGRESS)
+
+    def preview(self, job: str, key: str, index: int, jpeg: bytes) -> None:
+        """How a picture looks so far; replaces the one before."""
+        live = self.live.setdefault(job, Live(key))
+        live.preview, live.preview_index, live.preview_count = jpeg, index, live.preview_count + 1
+        self._tell(job, key, PREVIEW)
+
+    def landed(self, job: str, index: int) -> None:
+        """A picture is in progress no more: its row tells how far it is."""
+        if job in self.live:
+            self.live[job].steps.pop(index, None)
+
+    @contextmanager
+    def watching(self, key: str | None, job: str | None = None, previews: bool = True) -> Iterator[Watcher]:
+        """A watcher of one job, or of all of a key's."""
+        watcher = Watcher(key, job, previews)
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
+    def watched(self, job: str, key: str) -> bool:
+        """Whether somebody wants to see a job's previews."""
+        return any(watcher.previews and _concerns(watcher, job, key) for watcher in self._watchers)
+
+    def _tell(self, job: str, key: str, kind: str) -> None:
+        for watcher in self._watchers:
+            if _concerns(watcher, job, key) and (kind != PREVIEW or watcher.previews):
+                watcher.tell(job, kind)
+
+
+def _concerns(watcher: Watcher, job: str, key: str) -> bool:
+    return watcher.job == job if watcher.job is not None else watcher.key is None or watcher.key == key

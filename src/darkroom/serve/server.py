@@ -1,0 +1,332 @@
+"""A server's parts together, and what all dialects do with them: take a job in, wait for it, end it.
+
+Routes know the wire; this knows the work. Everything here runs in the event loop, and what takes long in `pool`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from .. import __version__
+from ..errors import RequestError
+from . import queue
+from .data import Data, DataError
+from .dispatcher import Dispatcher
+from .events import Hub
+from .jobs import Wanted, priced
+from .keys import Keys, Owner, Signer, new_key
+from .metrics import Metrics
+from .models import ModelIndex
+from .options import ServeOptions
+from .queue import Limits, NewJob
+from .retention import Retention
+from .store import Store, StoreFull
+from .tables import LIVE, inputs, pictures, preferences
+from .uploads import Upload, received
+
+RESCAN = 60.0  # seconds between looks into the models' folder
+SERVER = ""  # the key under which the server keeps its own preferences
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+
+
+class Closed(Exception):
+    """The server is stopping: nothing is taken in any more."""
+
+
+class Server:
+    """All of a server but HTTP. Raises Error where the data folder, the keys or the models can't be used."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self.options = options
+        self.index = ModelIndex(options.models, options.model)
+        open_to_others = options.host not in LOOPBACK and options.keys is None
+        self.keys = Keys(options.keys, new_key() if open_to_others else None)
+        self.data = Data(options.data)
+        try:
+            self.store = Store(options.data)
+        except BaseException:
+            self.data.close()
+            raise
+        self.hub = Hub()
+        self.metrics = Metrics()
+        self.dispatcher = Dispatcher(self.store, self.data, self.hub, self.index, options, self.metrics)
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self.retention = Retention(self.store, self.data, options)
+        self.closing = asyncio.Event()
+        self.signer = Signer(b"")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- from start to stop
+
+    async def start(self) -> None:
+        """Know the folder, put back what was in progress, start the engines. Raises DataError for another's folder."""
+        secret, identity = await self.store.write(lambda c: _own(c, self.data.identity()))
+        if identity != self.data.identity():
+            raise DataError(
+                f"{self.options.data} is not the folder that its database was begun with; "
+                "is a disk not mounted? (its darkroom.json is of another)"
+            )
+        self.signer = Signer(bytes.fromhex(secret))
+        await self.retention.sweep()
+        await self.dispatcher.start()
+        self._tasks = [asyncio.create_task(self._look_around())]
+
+    async def stop(self, seconds: float = 8.0) -> None:
+        """Close admission, let engines keep what they are at, put it back, and close."""
+        self.closing.set()
+        for task in self._tasks:
+            task.cancel()
+        await self.dispatcher.stop(seconds)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.get_running_loop().run_in_executor(None, self.store.close)
+        self.data.close()
+
+    async def _look_around(self) -> None:
+        while True:
+            await asyncio.sleep(RESCAN)
+            try:
+                await self.in_pool(self.index.scan)
+                await self.retention.apply()
+            except Exception as error:
+                log.warning("looking around failed: %s", error)
+
+    async def in_pool(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
+        """What takes long, away from the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
+
+    # --- pictures that people send
+
+    async def receive(self, name: str, data: bytes) -> Upload:
+        """Decode an upload and keep it; its row comes with the job's, or by `keep_input`."""
+        upload = await self.in_pool(received, data, name, self.options.max_pixels)
+        await self.in_pool(self.data.keep_input, upload.sha256, upload.png)
+        return upload
+
+    async def keep_input(self, owner: Owner, upload: Upload) -> None:
+        """Write an upload's row: from now on its key may name it."""
+        await self.store.write(lambda c: _write_input(c, owner.name, upload, time.time()))
+
+    async def input_size(self, owner: Owner, sha256: str) -> tuple[int, int]:
+        """The size of an input of a key. Raises RequestError for one that it doesn't have."""
+        wanted = select(inputs.c.width, inputs.c.height).where(inputs.c.key == owner.name, inputs.c.sha256 == sha256)
+        row = await self.store.read(lambda c: c.execute(wanted).first())
+        if row is None:
+            raise RequestError(f"there is no input {sha256[:12]}...; send it first (PUT /api/inputs/SHA256)")
+        return row.width, row.height
+
+    # --- jobs
+
+    async def submit(
+        self,
+        owner: Owner,
+        dialect: str,
+        wanted: Wanted,
+        *,
+        idempotency: str | None = None,
+        digest: str | None = None,
+        alias: str | None = None,
+    ) -> str:
+        """Take a job in: when this returns, its id is on disk.
+
+        Raises RequestError and ImageError, TooMuch and Conflict (`queue`), StoreFull, Closed.
+        """
+        if self.closing.is_set():
+            raise Closed
+        if self.dispatcher.full:
+            raise StoreFull("the disk is full; nothing is taken in until there is room")
+        found = self.index.default_model if wanted.model is None else self.index.get("model", wanted.model)
+        if len(wanted.pictures) > 8:
+            raise RequestError(f"{len(wanted.pictures)} pictures are sent; a job takes 8 at most")
+        uploads: dict[str, Upload] = {}
+        hashes: dict[str, str] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        for role, given in wanted.pictures.items():
+            if isinstance(given, str):
+                sizes[role], hashes[role] = await self.input_size(owner, given), given
+            else:
+                uploads[role] = upload = await self.receive(role, given)
+                sizes[role], hashes[role] = (upload.width, upload.height), upload.sha256
+        description = await self.dispatcher.describe(found)
+        job = await self.in_pool(priced, wanted, description, sizes, self.index)
+        if job.cost > self.options.max_cost:
+            raise RequestError(
+                f"this costs {job.cost:,.0f} (rows x megapixels x steps), and a job may cost "
+                f"{self.options.max_cost:,.0f}; ask for fewer pictures, fewer steps or a smaller size"
+            )
+        seconds = job.cost * self.seconds_per_unit(description)
+        limits = Limits(
+            cost=owner.cost or self.options.max_outstanding,
+            jobs=owner.queue or self.options.max_jobs,
+            queue=self.options.max_queue,
+        )
+        new = NewJob(
+            key=owner.name,
+            dialect=dialect,
+            version=__version__,
+            request=job.document,
+            model=found.name,
+            cost=job.cost,
+            seconds=seconds,
+            seeds=job.seeds,
+            steps=job.steps,
+            inputs=hashes,
+            idempotency=idempotency,
+            digest=digest,
+            alias=alias,
+        )
+        now = time.time()
+
+        def write(connection: Connection) -> str:
+            for upload in uploads.values():
+                _write_input(connection, owner.name, upload, now)
+            return queue.admit(connection, new, limits, now)
+
+        id = await self.store.write(write)
+        self.hub.changed(id, owner.name)
+        self.dispatcher.wake()
+        return id
+
+    def seconds_per_unit(self, description: Mapping[str, Any]) -> float:
+        """What a row of a megapixel takes, by what engines measured."""
+        told = [seat.link.stats.get("seconds_per_unit") for seat in self.dispatcher.seats]
+        known = [float(value) for value in told if value]
+        usual: float = 5e-8 * description["parameters"]  # about a core's speed
+        return (sum(known) / len(known) if known else usual) / max(len(self.dispatcher.seats), 1)
+
+    async def view(self, owner: Owner, job: str) -> dict[str, Any] | None:
+        """A job as it is told, with how far its pictures in progress are; None where the key has no such job."""
+
+        def read(connection: Connection) -> dict[str, Any] | None:
+            row = queue.find(connection, job, owner.reach)
+            return None if row is None else queue.view(connection, row)
+
+        return self._live(await self.store.read(read))
+
+    async def views(self, owner: Owner, states: Sequence[str], most: int = 1000) -> list[dict[str, Any]]:
+        """A key's jobs in these states, newest first."""
+        found = await self.store.read(lambda c: queue.listed(c, owner.reach, states, most))
+        return [view for view in map(self._live, found) if view is not None]
+
+    def _live(self, view: dict[str, Any] | None) -> dict[str, Any] | None:
+        if view is not None and view["state"] in LIVE and (live := self.hub.live.get(view["id"])) is not None:
+            done = {image["index"] for image in view["images"]}
+            view["step"] = view["step"] + sum(step for i, (step, _) in live.steps.items() if i not in done)
+            view["step"] = min(view["step"], view["steps"])
+        return view
+
+    async def wait(self, owner: Owner, job: str, gone: Callable[[], Awaitable[bool]] | None = None) -> dict[str, Any]:
+        """A job's view once it has ended. Raises Closed where the server stops first.
+
+        gone: whether whoever waits has gone; then the job goes on, or ends with `--cancel-when-client-goes`.
+        """
+        with self.hub.watching(owner.reach, job, previews=False) as watcher:
+            while True:
+                view = await self.view(owner, job)
+                assert view is not None
+                if view["state"] not in LIVE:
+                    return view
+                if self.closing.is_set():
+                    raise Closed
+                if gone is not None and await gone():
+                    if self.options.cancel_when_client_goes:
+                        await self.cancel(owner, job)
+                    raise Gone
+                await self._news(watcher)
+
+    async def _news(self, watcher: Any) -> None:
+        news = asyncio.create_task(watcher.next(1.0))
+        closing = asyncio.create_task(self.closing.wait())
+        try:
+            await asyncio.wait({news, closing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+            closing.cancel()
+
+    async def cancel(self, owner: Owner, job: str) -> bool:
+        """End a job's unfinished pictures; False where the key has no such job."""
+        now = time.time()
+
+        def write(connection: Connection) -> tuple[str, str, list[str]] | None:
+            row = queue.find(connection, job, owner.reach)
+            if row is None:
+                return None
+            running = queue.cancel(connection, row.id, now) if row.state in LIVE else []
+            return row.id, row.key, running
+
+        found = await self.store.write(write)
+        if found is None:
+            return False
+        id, key, running = found
+        self.dispatcher.cancel(running)
+        self.hub.changed(id, key, ended=True)
+        return True
+
+    async def file(self, picture: str) -> bytes | None:
+        """A finished picture's file; None where it is gone."""
+        return await self.in_pool(self.data.picture, picture)
+
+    async def picture_row(self, owner: Owner | None, picture: str) -> Any:
+        """A finished picture's row; None where the key has none such. owner None: whoever asks may see it."""
+        wanted = select(pictures).where(pictures.c.id == picture, pictures.c.state == "finished")
+        if owner is not None and owner.reach is not None:
+            wanted = wanted.where(pictures.c.key == owner.reach)
+        return await self.store.read(lambda c: c.execute(wanted).first())
+
+    # --- preferences
+
+    async def preference(self, owner: Owner, name: str) -> Any:
+        """A key's preference; None where it has none."""
+        return (await self.preferences(owner)).get(name)
+
+    async def preferences(self, owner: Owner) -> dict[str, Any]:
+        """All of a key's preferences."""
+        wanted = select(preferences.c.name, preferences.c.value).where(preferences.c.key == f"key:{owner.name}")
+        rows = await self.store.read(lambda c: c.execute(wanted).all())
+        return {name: json.loads(value) for name, value in rows}
+
+    async def prefer(self, owner: Owner, values: Mapping[str, Any]) -> None:
+        """Set a key's preferences; None removes one."""
+
+        def write(connection: Connection) -> None:
+            for name, value in values.items():
+                mine = (preferences.c.key == f"key:{owner.name}", preferences.c.name == name)
+                connection.execute(preferences.delete().where(*mine))
+                if value is not None:
+                    row = {"key": f"key:{owner.name}", "name": name, "value": json.dumps(value)}
+                    connection.execute(preferences.insert().values(**row))
+
+        await self.store.write(write)
+
+
+class Gone(Exception):
+    """Whoever asked has gone."""
+
+
+def _own(connection: Connection, identity: str) -> tuple[str, str]:
+    """The server's secret and its folder's id, made at the first start."""
+    wanted = select(preferences.c.name, preferences.c.value).where(preferences.c.key == SERVER)
+    known = {row.name: row.value for row in connection.execute(wanted)}
+    for name, value in (("secret", secrets.token_hex(32)), ("identity", identity)):
+        if name not in known:
+            known[name] = value
+            connection.execute(preferences.insert().values(key=SERVER, name=name, value=value))
+    return known["secret"], known["identity"]
+
+
+def _write_input(connection: Connection, key: str, upload: Upload, now: float) -> None:
+    row = {"width": upload.width, "height": upload.height, "bytes": len(upload.png), "created": now}
+    statement = upsert(inputs).values(key=key, sha256=upload.sha256, **row)
+    connection.execute(statement.on_conflict_do_update(index_elements=["key", "sha256"], set_={"created": now}))

@@ -1,0 +1,163 @@
+"""The server's database: its tables, and how an older one becomes a newer one. The statements suit SQLite and
+PostgreSQL alike.
+
+A finished row of `pictures` is the gallery's row. Times are seconds since 1970, ids begin with a time so that they sort
+as they came; texts hold no lone surrogates (requests are ASCII JSON).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    insert,
+    inspect,
+    select,
+    update,
+)
+
+from ..errors import Error
+
+QUEUED, RUNNING, FINISHED, FAILED, CANCELLED = "queued", "running", "finished", "failed", "cancelled"
+LIVE = (QUEUED, RUNNING)
+
+metadata = MetaData()
+
+schema = Table("schema", metadata, Column("version", Integer, nullable=False))
+
+# What engines told of models, so that requests are completed and priced without them. `fingerprint`: path, size, time.
+models = Table(
+    "models",
+    metadata,
+    Column("fingerprint", String(200), primary_key=True),
+    Column("description", Text, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("key", String(100), nullable=False),  # the name of the API key, "" where there are none
+    Column("dialect", String(20), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("rank", Float, nullable=False),  # lowest first (docs/serve.md)
+    Column("created", Float, nullable=False),
+    Column("finished", Float),
+    Column("version", String(40), nullable=False),  # the Darkroom that took it in
+    Column("request", Text, nullable=False),  # jobs.Wanted as JSON: with its pictures' hashes, a pure function
+    Column("model", String(300), nullable=False),
+    Column("cost", Float, nullable=False),  # rows x megapixels x evaluations of all its pictures
+    Column("seconds", Float, nullable=False),  # what they are expected to take
+    Column("n", Integer, nullable=False),
+    Column("idempotency", String(300)),  # an Idempotency-Key
+    Column("digest", String(64)),  # of what was asked, to know a repeat
+    Column("alias", String(300)),  # another name that its sender gave it
+    Column("error", Text),
+    Index("jobs_by_key", "key", "state", "created"),
+    Index("jobs_by_rank", "state", "rank"),
+    Index("jobs_by_digest", "key", "digest"),
+    Index("jobs_by_idempotency", "key", "idempotency"),
+    Index("jobs_by_alias", "key", "alias"),
+)
+
+pictures = Table(
+    "pictures",
+    metadata,
+    Column("id", String(48), primary_key=True),
+    Column("job", String(40), nullable=False),
+    Column("key", String(100), nullable=False),  # the job's
+    Column("number", Integer, nullable=False),  # 0 to n - 1, in its job
+    Column("seed", String(20), nullable=False),  # up to 2^64, which no integer column holds
+    Column("state", String(20), nullable=False),
+    Column("claim", Integer, nullable=False),  # rises with every claim: a fencing token
+    Column("deaths", Integer, nullable=False),  # of engines and servers with it aboard
+    Column("lease_owner", String(100)),
+    Column("lease_until", Float),
+    Column("step", Integer, nullable=False),  # of its newest snapshot
+    Column("steps", Integer, nullable=False),
+    Column("file", String(300)),  # below DATA; empty again when the file was let go
+    Column("bytes", BigInteger),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("sha256", String(64)),
+    Column("infotext", Text),  # what the gallery searches
+    Column("recipe", Text),  # the complete one, as JSON
+    Column("error", Text),
+    Column("pinned", Boolean, nullable=False),
+    Column("rating", Integer),
+    Column("tags", Text),
+    Column("created", Float),  # when it was finished
+    Column("deleted", Float),
+    Index("pictures_by_job", "job", "number"),
+    Index("pictures_by_state", "state"),
+    Index("pictures_by_time", "key", "state", "created", "id"),
+)
+
+inputs = Table(
+    "inputs",
+    metadata,
+    Column("key", String(100), primary_key=True),
+    Column("sha256", String(64), primary_key=True),  # of what was sent; the file is its re-encoding
+    Column("bytes", BigInteger, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+job_inputs = Table(
+    "job_inputs",
+    metadata,
+    Column("job", String(40), primary_key=True),
+    Column("role", String(40), primary_key=True),  # image, mask, depth, control.0, ...
+    Column("key", String(100), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Index("job_inputs_by_hash", "key", "sha256"),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("key", String(100), primary_key=True),
+    Column("name", String(100), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+
+class StoreError(Error):
+    """The database can't be used: of a newer version, broken, or held by another server."""
+
+
+def _first(connection: Connection) -> None:
+    metadata.create_all(connection)
+
+
+# A database is brought up by the functions behind its version, each in one transaction. Only ever append.
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first,)
+
+
+def migrate(connection: Connection) -> None:
+    """Bring a database to the newest version, in the transaction that is open. Raises StoreError for a newer one."""
+    found = 0
+    if inspect(connection).has_table("schema"):
+        found = connection.execute(select(schema.c.version)).scalar_one()
+    if found > len(MIGRATIONS):
+        raise StoreError(
+            f"the database is of version {found}, and this Darkroom knows {len(MIGRATIONS)}; use the newer Darkroom"
+        )
+    for step in MIGRATIONS[found:]:
+        step(connection)
+    if found == 0:
+        connection.execute(insert(schema).values(version=len(MIGRATIONS)))
+    elif found < len(MIGRATIONS):
+        connection.execute(update(schema).values(version=len(MIGRATIONS)))

@@ -1,0 +1,153 @@
+"""A real server in a process of its own, over real sockets, with the fake engine or the real one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+httpx = pytest.importorskip("httpx")
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = Path(__file__).with_name("fake_engine.py")
+
+START = """
+import sys, json
+from darkroom.serve.options import ServeOptions
+from darkroom.serve.run import run
+from pathlib import Path
+values = json.loads(sys.argv[1])
+for name in ("data", "models", "keys"):
+    if values.get(name) is not None:
+        values[name] = Path(values[name])
+sys.exit(run(ServeOptions(**values), lambda server: print(server.options.port, server.keys.made or "", flush=True)))
+"""
+
+
+class Running:
+    """A server's process and its address."""
+
+    def __init__(self, data: Path, options: dict[str, Any], environment: dict[str, str]) -> None:
+        values = {"data": str(data), "port": 0, "engines": 1, "max_body": 2**20} | options
+        self.data = data
+        self.log = open(data.parent / f"{data.name}.log", "ab")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, json.dumps(values)],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"} | environment,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().split()
+        if not line:
+            raise RuntimeError(f"the server did not start: {Path(self.log.name).read_text()[-3000:]}")
+        self.port = int(line[0])
+        self.key = line[1] if len(line) > 1 else None
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def ready(self, seconds: float = 60) -> Running:
+        """Wait until it is."""
+        self.until(lambda: self.client.get("/readyz").status_code == 200, seconds)
+        return self
+
+    def until(self, true: Callable[[], Any], seconds: float = 30) -> Any:
+        """Wait until something is true; its value."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(httpx.TransportError):
+                if (found := true()) is not None and found is not False:
+                    return found
+            time.sleep(0.03)
+        raise AssertionError(f"it did not come true in {seconds} s; the log ends: {self.told()[-3000:]}")
+
+    def told(self) -> str:
+        """What it wrote into its log."""
+        return Path(self.log.name).read_text()
+
+    def post(self, path: str = "/api/jobs", **fields: Any) -> Any:
+        """Send JSON; the answer's."""
+        answer = self.client.post(path, json=fields)
+        assert answer.status_code < 300, answer.text
+        return answer.json()
+
+    def job(self, id: str) -> Any:
+        """A job as it is."""
+        return self.client.get(f"/api/jobs/{id}").json()
+
+    def ended(self, id: str, seconds: float = 60) -> Any:
+        """A job once it has ended."""
+
+        def end() -> Any:
+            job = self.job(id)
+            return job if job["state"] not in ("queued", "running") else None
+
+        return self.until(end, seconds)
+
+    def engines(self) -> list[int]:
+        """The process ids of its engines."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(child) for child in children]
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait(10)
+        self.client.close()
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 15) -> int:
+        """End it in order; its exit code."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+            raise
+        finally:
+            self.log.close()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Start]:
+    """Start servers with the fake engine; those that still run at the end are stopped."""
+    running: list[Running] = []
+
+    def start(
+        data: str = "data", environment: dict[str, str] | None = None, real: bool = False, **options: Any
+    ) -> Running:
+        if not real:
+            options.setdefault("engine_command", [sys.executable, str(FAKE)])
+        server = Running(tmp_path / data, options, environment or {})
+        running.append(server)
+        return server.ready()
+
+    yield start
+    for server in running:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server with the fake engine for the tests of a file that leave it whole."""
+    folder = tmp_path_factory.mktemp("server")
+    server = Running(folder / "data", {"engine_command": [sys.executable, str(FAKE)]}, {}).ready()
+    yield server
+    server.stop()

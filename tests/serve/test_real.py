@@ -1,0 +1,50 @@
+"""The server with the real engine and the embedded model: the bytes that Pipeline.generate gives."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import darkroom
+
+from .conftest import Running
+
+
+def pixels(data: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_pictures_have_the_bytes_that_one_call_gives(serve: Callable[..., Running]) -> None:
+    server = serve(real=True, max_body=2**22)
+    picture = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    import base64
+
+    small: dict[str, Any] = {"width": 64, "height": 64, "steps": 4}
+    asked: list[dict[str, Any]] = [
+        {"prompt": "a large fox on a yellow background", "seed": 1, **small},
+        {"prompt": "a small owl", "seed": 2, "sampler": "dpmpp_2m", "schedule": "karras", **small},
+        {"prompt": "a <lora:sepia:1> fox", "seed": 3, **small},
+        {"prompt": "a cat", "seed": 4, "guidance_scale": 1, **small},
+        {
+            "prompt": "a dog",
+            "seed": 5,
+            "strength": 0.6,
+            "steps": 6,
+            "image": base64.b64encode(buffer.getvalue()).decode(),
+        },
+    ]
+    jobs = [server.post(**fields)["id"] for fields in asked]
+    pipe = darkroom.load(None, device="cpu")
+    for fields, id in zip(asked, jobs, strict=True):
+        ended = server.ended(id, 120)
+        assert ended["state"] == "finished", ended
+        data = server.client.get(f"/api/images/{ended['images'][0]['id']}/file").content
+        given = {**fields, "image": picture} if "image" in fields else fields
+        alone = pipe.generate(**given).images[0]
+        assert np.array_equal(pixels(data), np.asarray(alone)), fields["prompt"]
