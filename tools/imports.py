@@ -25,7 +25,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "errors": "",
         "files": "",
         "settings": "",
-        "request": "",
+        "request_kinds": "",
+        "request": "request_kinds",
         "arguments": "request",
         "picture_headers": "",
         "images": "picture_headers request",
@@ -72,7 +73,7 @@ ONLY = {
     ("formats", "diffusion"): ("sampler_names.py", "scheduler_config.py"),
 }
 # Libraries that tests compare with; the package never needs them.
-PEERS = frozenset({"accelerate", "diffusers", "peft", "scipy", "torchsde", "torchvision", "transformers"})
+PEERS = frozenset({"accelerate", "diffusers", "peft", "scipy", "torchvision", "transformers"})
 
 
 @dataclass(frozen=True, slots=True)

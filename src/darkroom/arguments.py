@@ -78,6 +78,20 @@ class Noise:
         variation_seed: the starting noise is led towards this seed's: other versions of one picture. Picture i of a
             call has the same seed and the variation seed + i. None: drawn, and reported in the requests.
         variation_strength: 0 to 1: how far, along the great circle between the two (A1111's variation strength).
+        source: whose random numbers the noise is made of: "cpu", torch's on a processor, which diffusers and ComfyUI
+            draw too; "nv", those of an NVIDIA GPU, which A1111 takes where it isn't told otherwise. The same on every
+            machine either way. `generate(noise="nv")` says this alone.
+        sampler_source: whose random numbers samplers draw on the way, beginning with the seed's first draw (as ComfyUI,
+            and stable-diffusion.cpp where it is asked); None: the source's that come after the starting noise.
+        brownian: the SDE samplers' noise is the increments of one Brownian path, as in A1111 and ComfyUI; needs the
+            extra `torchsde`. Pictures are as good without: it is for drawing theirs again.
+        ensd: added to the seed for what samplers draw on the way (A1111's eta noise seed delta).
+        seed_resize: (width, height) in pixels: the starting noise of a picture of that size stands in the middle of
+            this one's (A1111's "Resize seed from").
+        discard_penultimate: with a `schedule`: one noise level more is made, and the last but one left out; None: as
+            A1111 does for the sampler (DPM2, DPM2 a, DPM++ 3M SDE).
+        sgm_noise_multiplier: from the model's highest level on, pictures begin with noise times sqrt(1 + sigma^2), the
+            variance of training, as in ComfyUI, instead of times sigma; diffusers' samplers say themselves which.
     """
 
     start: float | None = None
@@ -86,6 +100,13 @@ class Noise:
     level: int | None = None
     variation_seed: int | None = None
     variation_strength: float | None = None
+    source: str = "cpu"
+    sampler_source: str | None = None
+    brownian: bool = False
+    ensd: int = 0
+    seed_resize: tuple[int, int] | None = None
+    discard_penultimate: bool | None = None
+    sgm_noise_multiplier: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,12 +176,15 @@ GROUPS: dict[str, type] = {
 def ungrouped(given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with the groups among them opened: all by the names of `Request`'s fields.
 
-    One that is in a group now may still be given by itself, in this version, with a warning. Raises RequestError for a
-    group that is none.
+    One that is in a group now may still be given by itself, in this version, with a warning. A group that is called as
+    one of its fields may be given as that one's value: noise="nv". Raises RequestError for a group that is none.
     """
     found: dict[str, Any] = {}
     for name, group in GROUPS.items():
         if (value := given.get(name)) is None:
+            continue
+        if name in _PLACES and isinstance(value, str):
+            found[name] = value
             continue
         if not isinstance(value, group):
             raise RequestError(f"{name} is {shown(value)}; it must be a darkroom.{group.__name__}")

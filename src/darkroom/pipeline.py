@@ -154,7 +154,7 @@ class Pipeline:
         prompt_style: str = "a1111",
         guidance: Guidance | None = None,
         inpaint: Inpaint | None = None,
-        noise: Noise | None = None,
+        noise: Noise | str | None = None,
         tiling: Tiling | None = None,
         speed: Speed | None = None,
         sizes: SizeConditioning | None = None,
@@ -198,7 +198,8 @@ class Pipeline:
                 how prompts guide, besides the scale.
             inpaint: darkroom.Inpaint(fill, only_masked, mask_padding, mask_blur, outpaint): how a masked part is drawn
                 anew, and what is added around the image.
-            noise: darkroom.Noise(start, stop, exact_steps, level): which noise levels are gone through.
+            noise: darkroom.Noise(start, stop, exact_steps, level, variation_seed, source, brownian, ...): which noise
+                levels are gone through, and what the noise is; "nv" alone is Noise(source="nv").
             tiling: darkroom.Tiling(tile, overlap): the U-Net sees overlapping windows, for large pictures.
             speed: darkroom.Speed(cache_interval, token_merging): faster, and lossy.
             sizes: darkroom.SizeConditioning(original_size, crop, target_size, ...): what SDXL is told of the picture.

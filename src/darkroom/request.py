@@ -11,8 +11,6 @@ from that (docs/adding-a-setting.md).
 from __future__ import annotations
 
 import functools
-import math
-import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
@@ -20,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 from . import settings as kind
 from .errors import RequestError, shown
+from .request_kinds import margins, noise_levels, unet_levels
 from .settings import Joint, Kind, Setting, SettingError, check, from_plain, setting, settings, to_plain
 
 MIN_SIDE, MAX_SIDE = 8, 8192  # pixels
@@ -35,6 +34,7 @@ SEEDS = 2**64
 PROMPT_STYLES = ("a1111", "comfy", "plain")
 OUTPUTS = ("pil", "pt", "latent")
 FILLS = ("original", "fill", "noise")
+NOISES = ("cpu", "nv")
 UPSCALERS = ("latent", "lanczos")
 MAX_SCALE = 16.0  # of a second pass
 MAX_MARGIN = 1024  # pixels around a mask, and of its edge
@@ -73,73 +73,7 @@ def _checked(wanted: Kind, name: str, value: object) -> Any:
         raise RequestError(str(wrong)) from None
 
 
-# --- kinds of values that only a request has
-
-_LEVEL = re.compile(r"mid|(down|up)\.\d{1,2}", re.ASCII)
-_SIDES = ("left", "top", "right", "bottom")
-
-
-def _noise_levels() -> Kind:
-    """(lowest sigma, highest sigma); the highest may be endless: None or infinity."""
-    sigma = kind.real(0.0, 1e6, "; guidance_interval is (lowest sigma, highest sigma)")
-
-    def check(name: str, value: Any) -> tuple[float, float]:
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise SettingError(f"{name} is {shown(value)}; it must be two noise levels, lowest and highest")
-        low = sigma.check(f"the lower end of {name}", value[0])
-        endless = value[1] in (None, math.inf)
-        high = math.inf if endless else sigma.check(f"the upper end of {name}", value[1])
-        if low >= high:
-            raise SettingError(f"{name} is {shown(value)}; its first number must be below its second")
-        return low, high
-
-    return Kind(check, kind.read_two("noise levels", "0.3,5"), "LOW,HIGH", "two noise levels", of=float, count=2)
-
-
-def _unet_levels() -> Kind:
-    def check(name: str, value: Any) -> tuple[str, ...]:
-        names = (value,) if isinstance(value, str) else value
-        if not isinstance(names, (tuple, list)) or not names:
-            raise SettingError(f"{name} is {shown(value)}; it must be a list of the U-Net's levels, such as ('mid',)")
-        for level in names:
-            if not isinstance(level, str) or not _LEVEL.fullmatch(level):
-                raise SettingError(
-                    f"{name} has {shown(level)}; a level is 'mid', 'down.0' (the finest) or 'up.0' (the coarsest)"
-                )
-        return tuple(dict.fromkeys(names))
-
-    return Kind(check, lambda name, text: tuple(text.split(",")), "LIST", "levels of the U-Net", count=0)
-
-
-def _margins() -> Kind:
-    """(left, top, right, bottom) in pixels, from a sequence of four or a mapping of those names."""
-    pixels = kind.whole(0, MAX_SIDE, " pixels")
-
-    def check(name: str, value: Any) -> tuple[int, ...]:
-        if isinstance(value, Mapping):
-            for side in value:
-                if side not in _SIDES:
-                    raise SettingError(f"{name} has no side {shown(side)}; there are {', '.join(_SIDES)}")
-            value = [value.get(side, 0) for side in _SIDES]
-        if not isinstance(value, (tuple, list)) or len(value) != 4:
-            raise SettingError(
-                f"{name} is {shown(value)}; give pixels for left, top, right and bottom, such as {{'left': 128}}"
-            )
-        found = tuple(pixels.check(f"{name} {side}", part) for side, part in zip(_SIDES, value, strict=True))
-        if not any(found):
-            raise SettingError(f"{name} is 0 pixels on every side; give one side or more, such as {{'left': 128}}")
-        return found
-
-    def read(name: str, text: str) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for part in text.split(","):
-            side, equals, number = (word.strip() for word in part.partition("="))
-            if not equals or not re.fullmatch(r"-?\d{1,9}", number, re.ASCII) or side in found:
-                raise SettingError(f"{name} is {text[:60]!r}; give sides and pixels, such as left=128,top=64")
-            found[side] = int(number)
-        return found
-
-    return Kind(check, read, "SIDES", "pixels for left, top, right and bottom", of=int, count=4)
+# --- kinds of values that only a request has (request_kinds has those of several parts)
 
 
 def _seed() -> Kind:
@@ -334,7 +268,7 @@ class Request:
     )
     guidance_interval: tuple[float, float] | None = _asked(
         None,
-        _noise_levels(),
+        noise_levels(),
         "Guide at noise levels (sigma) above LOW, up to HIGH. [default: all]",
         key="CFG interval",
         group="guidance.interval",
@@ -359,7 +293,7 @@ class Request:
     )
     pag_levels: tuple[str, ...] | None = _asked(
         None,
-        _unet_levels(),
+        unet_levels(),
         "With --pag: U-Net levels, such as mid,up.1. [default: mid]",
         key="PAG levels",
         group="guidance",
@@ -400,6 +334,57 @@ class Request:
     )
     variation_strength: float | None = _asked(
         None, _FRACTION, "0 to 1: how far it is led there.", key="Variation seed strength", group="noise"
+    )
+    noise: str = _asked(
+        "cpu",
+        kind.one_of(NOISES),
+        "Whose random numbers: cpu (torch's) or nv (a GPU's, A1111's usual).",
+        metavar="HOW",
+        key="RNG",
+        group="noise.source",
+    )
+    sampler_noise: str | None = _asked(
+        None,
+        kind.one_of(NOISES),
+        "Whose samplers draw on the way, from the seed's first. [default: --noise, the draws that come next]",
+        metavar="HOW",
+        key="Sampler RNG",
+        group="noise.sampler_source",
+    )
+    brownian: bool = _asked(
+        False,
+        kind.flag(),
+        "SDE samplers' noise is that of a Brownian tree, as A1111's (needs torchsde).",
+        key="Brownian noise",
+        group="noise",
+    )
+    ensd: int = _asked(
+        0,
+        kind.whole(-SEEDS // 2, SEEDS // 2),
+        "Samplers draw their noise from the seed plus N (A1111's eta noise seed delta).",
+        key="ENSD",
+        group="noise",
+    )
+    seed_resize: tuple[int, int] | None = _asked(
+        None,
+        _SIZE,
+        "Begin with this size's noise, in the middle of the picture's own.",
+        key="Seed resize from",
+        group="noise",
+    )
+    discard_penultimate: bool | None = _asked(
+        None,
+        kind.flag(),
+        "With --schedule: make one level more, and leave out the last but one. [default: as A1111]",
+        key="Discard penultimate sigma",
+        group="noise",
+    )
+    sgm_noise_multiplier: bool = _asked(
+        False,
+        kind.flag(),
+        "Begin with unit variance from the highest level, as ComfyUI, not with the level's noise alone.",
+        key="SGM noise multiplier",
+        group="noise",
     )
     clip_skip: int = _asked(0, kind.whole(0, MAX_CLIP_SKIP), "2: the text encoder's last layer but one.")
     prompt_style: str = _asked(
@@ -504,7 +489,7 @@ class Request:
         None, _MARGIN, "The mask's soft edge in pixels, inside it. [default: 4]", group="inpaint", of_image=True
     )
     outpaint: tuple[int, int, int, int] | None = _asked(
-        None, _margins(), "Extend --image: left=128,top=64,right=0,bottom=0.", group="inpaint", of_image=True
+        None, margins(MAX_SIDE), "Extend --image: left=128,top=64,right=0,bottom=0.", group="inpaint", of_image=True
     )
     tile: int | None = _asked(
         None, kind.whole(MIN_SIDE, MAX_SIDE), "Draw in overlapping windows of N pixels that agree.", group="tiling"
@@ -543,6 +528,9 @@ class Request:
                 f"{self.width}x{self.height} is {self.width * self.height:,} pixels; "
                 f"ask for {MAX_PIXELS:,} or fewer (such as 4096x4096)"
             )
+        if self.seed_resize is not None and self.seed_resize[0] * self.seed_resize[1] > MAX_PIXELS:
+            width, height = self.seed_resize
+            raise RequestError(f"seed_resize is {width}x{height}; ask for {MAX_PIXELS:,} pixels or fewer")
         for name, needed, usual in (
             ("pag_levels", "pag_scale", 3.0),
             ("pag_adaptive_scale", "pag_scale", 3.0),

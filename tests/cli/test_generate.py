@@ -183,12 +183,12 @@ def test_what_a_recipe_asks_and_is_not_followed_is_said_or_refused(generate: Com
     answer = generate("--recipe", "theirs.png")
     assert answer.code == 0
     assert answer.sentence == (
-        "of the recipe in 'theirs.png' this is not followed: RNG: NV, Tiling: True, Hires upscale: 2, "
+        "of the recipe in 'theirs.png' this is not followed: Tiling: True, Hires upscale: 2, "
         "Hires upscaler: R-ESRGAN 4x+"
     )
     refused = generate("--recipe", "theirs.png", "--strict")
     assert (refused.code, refused.out) == (2, "")
-    assert "can't be followed in full: RNG: NV, Tiling: True, Hires upscale: 2" in refused.sentence
+    assert "can't be followed in full: Tiling: True, Hires upscale: 2" in refused.sentence
     written("plain.png", line + "RNG: CPU, Model: tiny")
     answer = generate("--recipe", "plain.png", "--strict")
     assert (answer.code, answer.err) == (0, "")

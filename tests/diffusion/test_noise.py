@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.diffusion.noise import PhiloxNoise, SeededNoise, VariedNoise, _philox, slerp
+from darkroom.diffusion.noise import PhiloxNoise, SeededNoise, _philox, centred, slerp
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers and numpy 2
 SHAPE = (4, 8, 6)
@@ -158,9 +158,17 @@ def test_slerp_turns_each_column_along_the_great_circle() -> None:
     assert abs(float(slerp(0.5, wide[0], wide[1]).std()) - 1) < 0.02
 
 
-def test_only_the_starting_noise_varies() -> None:
-    noise, towards = SeededNoise(1, SHAPE), SeededNoise(2, SHAPE)
-    varied = pickle.loads(pickle.dumps(VariedNoise(noise, towards, 0.4)))
-    assert torch.equal(varied(0), slerp(0.4, noise(0), towards(0)))
-    assert torch.equal(varied(1), noise(1))
-    assert torch.equal(varied(0), slerp(0.4, noise(0), towards(0)))
+@pytest.mark.parametrize(("size", "inner"), [((6, 8), (3, 4)), ((6, 8), (9, 11)), ((6, 8), (3, 13)), ((5, 5), (5, 5))])
+def test_a_smaller_noise_stands_in_the_middle(size: tuple[int, int], inner: tuple[int, int]) -> None:
+    """By A1111's rule, place by place: a noise that is larger is cut instead."""
+    whole, small = SeededNoise(1, (2, *size))(0), SeededNoise(2, (2, *inner))(0)
+    got = centred(small, whole)
+    shift = [(outer - of) // 2 for outer, of in zip(size, inner, strict=True)]
+    expected = whole.clone()
+    for y in range(size[0]):
+        for x in range(size[1]):
+            v, u = y - shift[0], x - shift[1]
+            ends = [of + min(s, 0) for of, s in zip(inner, shift, strict=True)]
+            if 0 <= v < ends[0] and 0 <= u < ends[1]:
+                expected[:, y, x] = small[:, v, u]
+    assert torch.equal(got, expected)

@@ -158,6 +158,27 @@ def test_over_timesteps(sd):
     assert sigmas(sd, 3, "linspace")[1] == pytest.approx((a + b) / 2, rel=1e-7)
 
 
+def test_whole_timesteps_as_comfyui_has_them(sd):
+    """By ComfyUI's rules, with scipy's quantile."""
+    from scipy.stats import beta
+
+    def at(places):
+        return pytest.approx([*(sd.training_sigmas[t] for t in places), 0.0])
+
+    assert sigmas(sd, 20, "ddim_uniform") == at(range(951, 0, -50))
+    assert sigmas(sd, 30, "ddim_uniform") == at(range(991, 0, -33))  # 31 steps
+    rounded = [int(t) for t in np.rint(beta.ppf(1 - np.linspace(0, 1, 20, endpoint=False), 0.6, 0.6) * 999)]
+    assert sigmas(sd, 20, "beta_timesteps") == at(rounded)
+    assert len(sigmas(sd, 500, "beta_timesteps")) < 501  # two places in one timestep are one step
+
+
+def test_linear_quadratic_goes_on_as_steep_along_a_parabola(sd):
+    """A movie model's schedule: 2.5% of the way in the first half of the steps; the numbers are worked out by hand."""
+    way = 1 - np.array(sigmas(sd, 4, "linear_quadratic")) / sd.sigma_max
+    assert way == pytest.approx([0, 0.0125, 0.025, 0.025 + 0.0125 + 0.95 / 4, 1])
+    assert sigmas(sd, 1, "linear_quadratic") == (sd.sigma_max, 0.0)
+
+
 def test_drop_penultimate(sd):
     more, fewer = sigmas(sd, 11, "karras"), sigmas(sd, 10, "karras", drop_penultimate=True)
     assert fewer == (*more[:-2], 0.0)
@@ -177,8 +198,13 @@ def test_every_count_descends_to_zero(steps, spacing, kind, drop):
         assert steps == 1000
         assert drop
         return
-    assert len(levels) == steps + 1
-    assert len(ts) == steps
+    if spacing == "ddim_uniform":
+        assert len(levels) > steps
+    elif spacing == "beta_timesteps":
+        assert len(levels) <= steps + 1
+    else:
+        assert len(levels) == steps + 1
+    assert len(ts) == len(levels) - 1
     assert levels[-1] == 0.0
     assert all(a > b for a, b in itertools.pairwise(levels))
     assert all(a >= b >= 0 for a, b in itertools.pairwise(ts))

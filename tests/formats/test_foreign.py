@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darkroom.diffusion import has_torchsde
 from darkroom.formats.foreign import Found, recognise
 from darkroom.samplers import canonical
 from darkroom.samplers import names as samplers
@@ -202,6 +203,7 @@ def test_guiders() -> None:
         "model": "m.safetensors",
         "width": 64,
         "height": 64,
+        "sgm_noise_multiplier": True,
     }
     dual = {"model": ["4", 0], "cond1": ["6", 0], "cond2": ["8", 0], "negative": ["7", 0]}
     scales = {"cfg_conds": 7.5, "cfg_cond2_negative": 1.5, "style": "regular"}
@@ -276,6 +278,8 @@ def test_efficient_loader() -> None:
         "clip_skip": 2,
         "width": 96,
         "height": 128,
+        "sgm_noise_multiplier": True,
+        "sampler_noise": "nv",
     }
     assert found.ignored == {"batch_size": 2}
 
@@ -392,6 +396,7 @@ def test_a_workflow_with_what_only_the_editor_has() -> None:
         "model": "m.ckpt",
         "width": 512,
         "height": 768,
+        "sgm_noise_multiplier": True,
     }
     assert (found.ignored, found.warnings) == ({}, [])
 
@@ -440,6 +445,9 @@ def test_swarmui() -> None:
                 {"name": "ink", "hash": "", "scale": 0.8, "text_scale": 0.8},
                 {"name": "gold", "hash": "", "scale": 1.0, "text_scale": 1.0},
             ],
+            "sgm_noise_multiplier": True,
+            "sampler_noise": "nv",
+            **({"brownian": True} if has_torchsde() else {}),
         }
         assert found.ignored == {}
     params |= {"variationseedstrength": 0.2, "seamlesstileable": "x", "refinercontrolpercentage": 0.2}
@@ -635,13 +643,13 @@ def test_what_an_infotext_asks_and_is_not_followed() -> None:
     assert found.source == "a1111"
     assert (found.recipe["variation_seed"], found.recipe["variation_strength"]) == (3, 0.2)
     assert found.ignored == {
-        "RNG": "NV",
         "Tiling": "True",
         "Hires upscale": "2",
         "Hires upscaler": "R-ESRGAN 4x+",
     }
     plain = "a boat\nSteps: 20, Sampler: Euler a, Seed: 12, Size: 64x64, "
-    assert read(parameters=plain + "Version: v1.10.1").ignored == {"RNG": "GPU"}
+    assert read(parameters=plain + "Version: v1.10.1").ignored == {}
+    assert read(parameters=plain + "RNG: std_default, Version: v1.10.1").ignored == {"RNG": "std_default"}
     assert read(parameters=plain + "RNG: CPU, Version: v1.10.1").ignored == {}
     assert read(parameters=plain + "Model: m").ignored == {}
 

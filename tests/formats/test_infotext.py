@@ -105,6 +105,13 @@ FIELDS = {
     "original_size": ([1024, 768], 'Original size: "1024, 768"'),
     "negative_crop": ([0, 8], 'Negative crop: "0, 8"'),
     "aesthetic_score": (6.5, "Aesthetic score: 6.5"),
+    "noise": ("nv", "RNG: NV"),
+    "sampler_noise": ("nv", "Sampler RNG: NV"),
+    "brownian": (True, "Brownian noise: True"),
+    "ensd": (31337, "ENSD: 31337"),
+    "seed_resize": ([512, 768], "Seed resize from: 512x768"),
+    "discard_penultimate": (False, "Discard penultimate sigma: False"),
+    "sgm_noise_multiplier": (True, "SGM noise multiplier: True"),
     "hires": ({"scale": 2.0, "strength": 0.7, "steps": 10, "upscaler": "latent"}, "Denoising strength: 0.7"),
 }
 
@@ -114,7 +121,7 @@ def test_every_further_field_is_written_as_a1111_writes_it_and_read_back(field: 
     value, pair = FIELDS[field]
     text = to_infotext(RECIPE | {field: value})
     assert f", {pair}" in text
-    assert parse_infotext(text) == RECIPE | {field: value, "extra": {"RNG": "CPU"}}
+    assert parse_infotext(text) == RECIPE | {"noise": "cpu"} | {field: value}
 
 
 def test_every_field_of_a_request_has_a_row() -> None:
@@ -145,7 +152,7 @@ def test_loras_are_named_in_the_prompt_with_their_hashes() -> None:
     found = parse_infotext(text)
     assert found["loras"] == used
     tagged = RECIPE | {"prompt": "<lora:detail:0.8> a fox <lora:ink:0.25:0.5>", "loras": used}
-    assert parse_infotext(to_infotext(tagged)) == tagged | {"extra": {"RNG": "CPU"}}
+    assert parse_infotext(to_infotext(tagged)) == tagged | {"noise": "cpu"}
     plain = RECIPE | {"prompt_style": "plain", "loras": used}
     assert to_infotext(plain).startswith(f"{RECIPE['prompt']}\n")
     odd = RECIPE | {"loras": [lora("a:b, c", "7c6bad76eb54"), "nonsense", {"name": "x"}]}
@@ -315,10 +322,10 @@ def test_stable_diffusion_cpp() -> None:
         "height": 64,
         "sampler": "euler",
         "schedule": "normal",
+        "noise": "nv",
         "extra": {
             "Guidance": "3.500000",
             "Eta": "0.000000",
-            "RNG": "cuda",
             "Unet": "u.gguf",
             "Version": "stable-diffusion.cpp",
         },
@@ -386,8 +393,7 @@ def test_round_trip(prompt, negative, model, steps, seed, scale, rescale, low, h
         "prompt_style": "comfy",
     }
     found = parse_infotext(to_infotext(recipe))
-    assert found.pop("extra") == {"RNG": "CPU"}
-    assert found == recipe
+    assert found == recipe | {"noise": "cpu"}
 
 
 @given(st.text(alphabet=st.characters() | st.sampled_from(':,"\\{[\n Stepx1'), max_size=300))

@@ -5,11 +5,12 @@ A schedule's name is ours (ComfyUI's where there is one), A1111's, or one of its
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 from ..errors import RequestError, closest
 
-__all__ = ["SPACINGS", "Spacing", "spacing_name"]
+__all__ = ["SPACINGS", "Spacing", "has_torchsde", "spacing_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,24 @@ TABLE = (
     Spacing("simple", "Simple"),  # every (T / steps)-th training level, from the top down
     Spacing("karras", "Karras"),  # sigma^(1 / rho) evenly spaced (Karras et al. 2022, arXiv 2206.00364, eq. 5)
     Spacing("exponential", "Exponential", ("polyexponential",)),  # log sigma evenly spaced
+    # ComfyUI: training levels 1, 1 + T // steps, ... up to the top; more steps than asked where those don't divide T
+    Spacing("ddim_uniform", "DDIM"),
+    # half of the steps straight down to 0.975 of the highest level, then a parabola to 0 (arXiv 2410.13720, sec. 3.4)
+    Spacing("linear_quadratic"),
     # sigma at quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), as A1111 and diffusers
     Spacing("beta", "Beta"),
+    Spacing("beta_timesteps"),  # the same in whole timesteps, as ComfyUI
     Spacing("kl_optimal", "KL Optimal"),  # arctan sigma evenly spaced (Sabour et al. 2024, arXiv 2404.14507, eq. 21)
     # a table optimised for Stable Diffusion (the same paper)
     Spacing("align_your_steps", "Align Your Steps", ("ays",)),
 )
 SPACINGS = tuple(row.id for row in TABLE)
 _IDS = {name: row.id for row in TABLE for name in (row.id, *row.aliases)}
+
+
+def has_torchsde() -> bool:
+    """Whether torchsde is installed, which Brownian paths are made with (`brownian`)."""
+    return importlib.util.find_spec("torchsde") is not None
 
 
 def spacing_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """The k-th noise draw of a picture, as a function of (seed, k) alone.
 
-Independent draws are all that any sampler here needs, so there is no Brownian tree. Samplers that draw once an
+Independent draws are all that any sampler here needs; a Brownian tree (`brownian`) is for drawing other tools' pictures
+again. Samplers that draw once an
 interval (Euler a, DDIM, DPM2 a, DPM++ 2M SDE, 3M SDE, ...) look at increments of a Brownian path over disjoint
 intervals, which are independent. DPM++ SDE looks at two overlapping increments, over [sigma, mid] and over
 [sigma, next]; the second is the first plus an independent one over [mid, next]:
@@ -11,8 +12,6 @@ so two independent draws an interval give it the joint distribution a Brownian t
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -65,22 +64,6 @@ class SeededNoise:
         return f"SeededNoise(seed={self.seed}, shape={self.shape})"
 
 
-class VariedNoise:
-    """A noise whose draw 0 is led towards another's, to begin another version of one picture; the rest is its own.
-
-    Args:
-        noise, towards: k -> the k-th draw [C, H, W].
-        strength: 0 (the noise itself) to 1 (the other's draw 0).
-    """
-
-    def __init__(self, noise: Callable[[int], Tensor], towards: Callable[[int], Tensor], strength: float) -> None:
-        self.noise, self.towards, self.strength = noise, towards, strength
-
-    def __call__(self, k: int) -> Tensor:
-        """The k-th draw (k >= 0)."""
-        return slerp(self.strength, self.noise(0), self.towards(0)) if k == 0 else self.noise(k)
-
-
 def slerp(strength: float, low: Tensor, high: Tensor) -> Tensor:
     """Spherical interpolation (Shoemake 1985, eq. 1.1) from `low` to `high` [C, H, W], which keeps noise's variance.
 
@@ -93,6 +76,24 @@ def slerp(strength: float, low: Tensor, high: Tensor) -> Tensor:
     omega = torch.acos(dot)
     first, second = (torch.sin(part * omega) / torch.sin(omega) for part in (1 - strength, strength))
     return first[:, None] * low + second[:, None] * high
+
+
+def centred(small: Tensor, noise: Tensor) -> Tensor:
+    """`noise` [C, H, W] with another [C, h, w] in its middle, cut where that is larger (A1111's "Resize seed from")."""
+    into, of = [], []
+    for inner, outer in zip(small.shape[1:], noise.shape[1:], strict=True):
+        left = (outer - inner) // 2  # rounded down, as there
+        length = inner if left >= 0 else inner + 2 * left
+        into.append(slice(max(left, 0), max(left, 0) + length))
+        of.append(slice(max(-left, 0), max(-left, 0) + length))
+    whole = noise.clone()
+    whole[:, into[0], into[1]] = small[:, of[0], of[1]]
+    return whole
+
+
+def first_draw(kind: type[SeededNoise] | type[PhiloxNoise], seed: int, shape: tuple[int, ...]) -> Tensor:
+    """A seed's first draw of any shape."""
+    return kind(seed, shape)(0)
 
 
 class PhiloxNoise:

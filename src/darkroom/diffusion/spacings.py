@@ -1,8 +1,9 @@
 """Spacings: which noise levels a sampler visits. Their names are in the package's own module.
 
 Two kinds. Over timesteps: linspace, leading, trailing as diffusers writes them (Lin et al. 2023, arXiv 2305.08891,
-table 2), and normal, sgm_uniform, simple as A1111 and ComfyUI do. Over noise levels: karras, exponential, beta (by the
-beta distribution's quantile, in plain Python, at the end of the file), kl_optimal, align_your_steps.
+table 2), and normal, sgm_uniform, simple, ddim_uniform, beta_timesteps as A1111 and ComfyUI do. Over noise levels:
+karras, exponential, beta (by the beta distribution's quantile, in plain Python, at the end of the file), kl_optimal,
+linear_quadratic, align_your_steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _ALIGN_YOUR_STEPS = {
     "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
 }
 MAX_STEPS = 10_000
+_UNEVEN = ("ddim_uniform", "beta_timesteps")  # as ComfyUI has them: of whole timesteps, as many as come of the rule
 
 
 class Options(TypedDict, total=False):
@@ -42,7 +44,8 @@ class Options(TypedDict, total=False):
 
 
 def sigmas(schedule: Schedule, steps: int, spacing: str, **options: Unpack[Options]) -> tuple[float, ...]:
-    """steps + 1 noise levels, strictly descending (but for the last), the last 0 unless `final` says otherwise.
+    """steps + 1 noise levels, strictly descending (but for the last), the last 0 unless `final` says otherwise;
+    ddim_uniform has more where the steps don't divide the training's, beta_timesteps fewer where two are one.
 
     Raises RequestError for an unknown spacing, or a number of steps that the spacing can't take: those over whole
     timesteps can't have more steps than there are timesteps.
@@ -74,7 +77,12 @@ def spaced(
     if drop:
         levels, ts = levels[:-1], ts[:-1]
     final = options.get("final", 0.0)
-    if len(levels) != steps or not (np.diff(levels) < 0).all() or not levels[-1] >= final >= 0 or not levels[-1] > 0:
+    if (
+        (len(levels) != steps and name not in _UNEVEN)
+        or not (np.diff(levels) < 0).all()
+        or not levels[-1] >= final >= 0
+        or not levels[-1] > 0
+    ):
         raise RequestError(
             f"The schedule {name!r} can't place {steps} steps in {schedule.steps} training timesteps "
             f"from sigma {schedule.sigma_max:.4g} down to {final:.4g}; ask for fewer steps."
@@ -125,12 +133,41 @@ def _levels(schedule: Schedule, count: int, name: str, options: Options) -> Floa
     if name == "beta":
         a, b = _positive(options.get("alpha", 0.6), "alpha"), _positive(options.get("beta", 0.6), "beta")
         return np.array([low + beta_quantile(float(p), a, b) * (high - low) for p in 1 - ramp])
+    if name == "ddim_uniform":
+        return schedule.training_sigmas[1 :: max(schedule.steps // count, 1)][::-1]
+    if name == "beta_timesteps":
+        a, b = _positive(options.get("alpha", 0.6), "alpha"), _positive(options.get("beta", 0.6), "beta")
+        last = schedule.steps - 1
+        places = [round(beta_quantile(1 - i / count, a, b) * last) for i in range(count)]
+        return schedule.training_sigmas[list(dict.fromkeys(places))]
+    if name == "linear_quadratic":
+        way = _linear_quadratic(count)
+        if schedule.prediction_type != "flow":
+            return high * way
+        with np.errstate(divide="ignore"):
+            return np.minimum(way / (1 - way), high)
     if name == "kl_optimal":
         return np.asarray(np.tan(ramp * math.atan(low) + (1 - ramp) * math.atan(high)))
     table = options.get("table", "sd1")
     if table not in _ALIGN_YOUR_STEPS:
         raise RequestError(f"There is no Align Your Steps table {table!r}; there are {', '.join(_ALIGN_YOUR_STEPS)}.")
     return _log_linear(_ALIGN_YOUR_STEPS[table], count + 1)[:-1]
+
+
+_THRESHOLD = 0.025  # of the way, which the linear half goes
+
+
+def _linear_quadratic(count: int) -> Floats:
+    """What is left of the way before each step: it begins with straight ones, and goes on as steep along a parabola."""
+    if count == 1:
+        return np.ones(1)
+    straight = count // 2
+    slope = _THRESHOLD / straight
+    i = np.arange(count, dtype=np.float64)
+    bent = np.maximum(i - straight, 0)
+    curve = (1 - slope * count) / (count - straight) ** 2
+    left: Floats = 1 - slope * i - curve * bent**2
+    return left
 
 
 def _flow_levels(schedule: Schedule, count: int, name: str) -> Floats:

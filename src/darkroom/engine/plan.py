@@ -119,6 +119,7 @@ def plan(
     spacing: str | None = None,
     *,
     literal: bool = False,
+    drop_penultimate: bool | None = None,
 ) -> Plan:
     """The plan for a picture.
 
@@ -130,6 +131,8 @@ def plan(
         spacing: any name of `diffusion.spacings`, or None (or "automatic") for the configuration's.
         literal: take steps_offset and clip_sample as they are. Otherwise they are 1 and False, which is what diffusers'
             Stable Diffusion pipelines make of them.
+        drop_penultimate: for schedules that aren't diffusers': whether the last level but one is left out; None: as
+            A1111 does for the sampler.
 
     Raises RequestError for wishes that can't be met and CheckpointError for a configuration that can't be read.
     """
@@ -146,7 +149,7 @@ def plan(
             config |= {f"use_{flag}_sigmas": False for flag in ("karras", "exponential", "beta")}
         return _plan(class_layout(kind, config, schedule, count), name, wish)
     made = make_sampler(kind, config | {"final_sigmas_type": "sigma_min"}, schedule)
-    drop = entry(name).drops_penultimate
+    drop = entry(name).drops_penultimate if drop_penultimate is None else drop_penultimate
     return _plan(spaced_layout(kind, made, schedule, count, wish, drop), name, wish)
 
 

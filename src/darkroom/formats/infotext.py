@@ -255,6 +255,24 @@ def _nothing(text: str, pairs: Mapping[str, str], prompt: str) -> None:
     return None
 
 
+# A1111's and stable-diffusion.cpp's names -> ours; A1111's "GPU" is what it takes where it says nothing.
+_NOISES = {"cpu": "cpu", "nv": "nv", "gpu": "nv", "cuda": "nv"}
+
+
+def _read_noise(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    noise = _NOISES.get(text.casefold())
+    return None if noise is None else {"noise": noise}
+
+
+def _write_noise(recipe: Mapping[str, Any]) -> object:
+    return str(recipe.get("noise") or "cpu").upper() if recipe.get("seed") is not None else None
+
+
+def _pixels(text: str) -> list[int] | None:
+    match = _SIZE.match(text)
+    return [int(match[1]), int(match[2])] if match and int(match[1]) and int(match[2]) else None
+
+
 Read = Callable[[str, Mapping[str, str], str], Mapping[str, Any] | None]
 # Rows of more than a value that is written as it is: field -> (write, read), as in `Row`.
 _ROWS: Mapping[str, tuple[Callable[[Mapping[str, Any]], object], Read]] = {
@@ -264,6 +282,7 @@ _ROWS: Mapping[str, tuple[Callable[[Mapping[str, Any]], object], Read]] = {
         lambda text, pairs, prompt: {} if "Sampler" in pairs else None,  # read with the sampler
     ),
     "size": (_write_size, _read_size),
+    "noise": (_write_noise, _read_noise),
     "strength": (_write_strength, _read_strength),
     "loras": (_write_loras, _read_loras),
     "embeddings": (_write_words, _read_words),
@@ -275,22 +294,28 @@ _ROWS: Mapping[str, tuple[Callable[[Mapping[str, Any]], object], Read]] = {
 # Single values that A1111 writes in words of its own: field -> write. None: not worth a pair.
 _WRITERS: Mapping[str, Callable[[Any], object]] = {
     "clip_skip": lambda value: value if isinstance(value, int) and value > 1 else None,
+    "discard_penultimate": str,
     "fill": lambda value: None if value == "original" else _FILL_NAMES.get(value, value),
     "guidance_interval": _write_interval,
     "model_hash": lambda value: str(value)[:10] or None,
     "only_masked": lambda value: "Only masked" if value is True else None,
+    "sampler_noise": lambda value: str(value).upper(),
+    "seed_resize": lambda value: f"{value[0]}x{value[1]}",
     "vae_hash": lambda value: str(value)[:10] or None,
 }
 _READERS: Mapping[str, Callable[[str], object]] = {
     "fill": _FILLS.get,
     "guidance_interval": _interval,
     "only_masked": {"Only masked": True, "Whole picture": False}.get,
+    "sampler_noise": lambda text: _NOISES.get(text.casefold()),
+    "seed_resize": _pixels,
     "token_merging": _merging,
 }
 # The order of the line: A1111's own keys as it writes them, then ours. One that is not here comes after these.
 _ORDER = (
     "Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed", "Size", "Model hash", "Model",
-    "VAE hash", "VAE", "Denoising strength", "Clip skip", "Token merging ratio", "RNG", "Mask blur", "Masked content",
+    "VAE hash", "VAE", "Variation seed", "Variation seed strength", "Seed resize from", "Denoising strength",
+    "Clip skip", "ENSD", "Token merging ratio", "RNG", "Brownian noise", "Mask blur", "Masked content",
     "Inpaint area", "Masked area padding", "Hires upscale", "Hires steps", "Hires upscaler",
     *(f"ControlNet {i}" for i in range(10)), "Lora hashes", "TI hashes",
     "Cache interval", "CFG rescale", "CFG interval", "CFG projection", "PAG scale", "PAG adaptive scale", "PAG levels",
@@ -303,8 +328,7 @@ _ORDER = (
 
 def rows_of(owner: type = Request) -> tuple[Row, ...]:
     """The rows that a kind of request declares, in the order of the line."""
-    rows = [Row("RNG", (), lambda r: "CPU" if r.get("seed") is not None else None, _nothing)]
-    rows += [_control(i) for i in range(10)]
+    rows = [_control(i) for i in range(10)]
     for name, names, declared in joined(owner):
         if declared.kind.of is Hires:
             told = [(inner.key, _ROWS[f"{name}.{part}"]) for part, _, inner in joined(Hires) if inner.key]

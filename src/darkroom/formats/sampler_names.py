@@ -11,8 +11,19 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from ..diffusion import TABLE
-from ..samplers import entries
+from ..diffusion import TABLE, has_torchsde
+from ..samplers import Entry, entries
+
+__all__ = [
+    "OWN_WAY",
+    "SAMPLER_NAMES",
+    "SCHEDULE_NAMES",
+    "draws_of",
+    "has_torchsde",
+    "own_schedule",
+    "read_sampler",
+    "read_schedule",
+]
 
 # Samplers that we don't have, under ComfyUI's ids: a recipe names them all the same.
 _OTHERS = {
@@ -28,6 +39,8 @@ _MORE = {
     "dpmpp2s": "dpmpp_2s_ancestral",
     "eulerancestral": "euler_ancestral",
 }
+# Samplers whose name means different solvers in different tools; ours are diffusers'.
+OWN_WAY = ("deis", "uni_pc", "uni_pc_bh2")
 # A1111's name of a sampler and of a schedule, by our id.
 SAMPLER_NAMES = {row.id: row.label for row in entries()} | _OTHERS
 SCHEDULE_NAMES = {"automatic": "Automatic"} | {row.id: row.label for row in TABLE if row.label is not None}
@@ -63,6 +76,24 @@ def read_sampler(sampler: str, schedule: str | None = None) -> tuple[str, str | 
 def read_schedule(name: str) -> str:
     """Our id of a schedule; a name that we don't know comes back unchanged."""
     return _schedules().get(_key(name), name)
+
+
+def own_schedule(sampler: str) -> str | None:
+    """The schedule that A1111 takes for a sampler where none is asked for; None: the sampler's own.
+
+    Of one that we don't have, too, whose levels are evenly spaced timesteps there.
+    """
+    return _entries()[sampler].schedule if sampler in _entries() else "normal"
+
+
+def draws_of(sampler: str) -> str:
+    """How a sampler draws noise on the way: "ancestral", "brownian", or "" (`samplers.Entry.draws`)."""
+    return _entries()[sampler].draws if sampler in _entries() else ""
+
+
+@cache
+def _entries() -> dict[str, Entry]:
+    return {row.id: row for row in entries()}
 
 
 def _split(sampler: str) -> tuple[str, str | None]:

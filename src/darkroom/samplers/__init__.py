@@ -43,6 +43,8 @@ class Entry:
             whole timesteps of training.
         takes_sigmas: its class knows `use_karras_sigmas` and the like.
         drops_penultimate: with a spacing asked for, n + 1 levels are made and the last but one removed.
+        schedule: A1111's own for it, where none is asked for ("Automatic"); None: the class's.
+        draws: how k-diffusion draws noise on the way: "ancestral": independently; "brownian": along a path; "": none.
         steps: the number of steps where nothing is said.
     """
 
@@ -57,6 +59,8 @@ class Entry:
     levels: Literal["sigma", "solver", "whole"] = "sigma"
     takes_sigmas: bool = True
     drops_penultimate: bool = False
+    schedule: str | None = "normal"
+    draws: Literal["", "ancestral", "brownian"] = ""
     steps: int = STEPS
 
     @property
@@ -76,6 +80,7 @@ _TABLE = (
         aliases=("k_euler_a", "euler_a"),
         diffusers="EulerAncestralDiscreteScheduler",
         takes_sigmas=False,
+        draws="ancestral",
     ),
     Entry(id="heun", label="Heun", make="two_stage.Heun", aliases=("k_heun",), diffusers="HeunDiscreteScheduler"),
     Entry(
@@ -85,6 +90,7 @@ _TABLE = (
         aliases=("k_dpm_2", "dpm2"),
         diffusers="KDPM2DiscreteScheduler",
         drops_penultimate=True,
+        schedule="karras",
     ),
     Entry(
         id="dpm_2_ancestral",
@@ -93,6 +99,8 @@ _TABLE = (
         aliases=("k_dpm_2_a", "dpm2_a", "dpm_2_a"),
         diffusers="KDPM2AncestralDiscreteScheduler",
         drops_penultimate=True,
+        schedule="karras",
+        draws="ancestral",
     ),
     Entry(id="lms", label="LMS", make="multistep.LMS", aliases=("k_lms",), diffusers="LMSDiscreteScheduler"),
     Entry(
@@ -101,6 +109,8 @@ _TABLE = (
         make="two_stage.DPMpp2SAncestral",
         aliases=("k_dpmpp_2s_a", "dpmpp_2s_a"),
         takes_sigmas=False,
+        schedule="karras",
+        draws="ancestral",
     ),
     Entry(
         id="dpmpp_2m",
@@ -110,6 +120,7 @@ _TABLE = (
         diffusers=_DPM,
         flags=_SDE | {"algorithm_type": "dpmsolver++"},
         levels="solver",
+        schedule="karras",
     ),
     Entry(
         id="dpmpp_sde",
@@ -117,6 +128,8 @@ _TABLE = (
         make="two_stage.DPMppSDE",
         aliases=("k_dpmpp_sde",),
         diffusers="DPMSolverSDEScheduler",
+        schedule="karras",
+        draws="brownian",
     ),
     Entry(
         id="dpmpp_2m_sde",
@@ -127,6 +140,8 @@ _TABLE = (
         shares=_DPM,
         flags=_SDE,
         levels="solver",
+        schedule="exponential",
+        draws="brownian",
     ),
     Entry(
         id="dpmpp_2m_sde_heun",
@@ -137,6 +152,8 @@ _TABLE = (
         shares=_DPM,
         flags=_SDE | {"solver_type": "heun"},
         levels="solver",
+        schedule="exponential",
+        draws="brownian",
     ),
     Entry(
         id="dpmpp_3m_sde",
@@ -148,9 +165,11 @@ _TABLE = (
         flags=_SDE | {"solver_order": 3, "solver_type": "heun", "lower_order_final": False},
         levels="solver",
         drops_penultimate=True,
+        schedule="exponential",
+        draws="brownian",
     ),
-    Entry(id="ddim", label="DDIM", make="single.DDIM", diffusers="DDIMScheduler", levels="whole"),
-    Entry(id="ddpm", label="DDPM", make="single.DDPM", diffusers="DDPMScheduler", levels="whole"),
+    Entry(id="ddim", label="DDIM", make="single.DDIM", diffusers="DDIMScheduler", levels="whole", schedule="leading"),
+    Entry(id="ddpm", label="DDPM", make="single.DDPM", diffusers="DDPMScheduler", levels="whole", draws="ancestral"),
     Entry(
         id="plms",
         label="PLMS",
@@ -158,6 +177,7 @@ _TABLE = (
         diffusers="PNDMScheduler",
         flags={"skip_prk_steps": True},
         levels="whole",
+        schedule="leading",
     ),
     Entry(
         id="pndm",
@@ -177,6 +197,7 @@ _TABLE = (
         shares="UniPCMultistepScheduler",
         flags={"solver_type": "bh1"},
         levels="solver",
+        schedule="leading",
     ),
     Entry(
         id="uni_pc_bh2",
@@ -190,7 +211,16 @@ _TABLE = (
     Entry(id="deis", label="DEIS", make="multistep.DEIS", diffusers="DEISMultistepScheduler", levels="solver"),
     # diffusers' IPNDMScheduler has noise levels of its own, of audio models; here it runs on the checkpoint's.
     Entry(id="ipndm", label="iPNDM", make="multistep.IPNDM", diffusers="IPNDMScheduler", takes_sigmas=False),
-    Entry(id="lcm", label="LCM", make="single.LCM", diffusers="LCMScheduler", levels="whole", steps=4),
+    Entry(
+        id="lcm",
+        label="LCM",
+        make="single.LCM",
+        diffusers="LCMScheduler",
+        levels="whole",
+        steps=4,
+        schedule=None,
+        draws="ancestral",
+    ),
 )
 _BY_ID = {row.id: row for row in _TABLE}
 _BY_NAME = {

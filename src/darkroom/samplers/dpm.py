@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor
@@ -92,6 +93,10 @@ class DPMMultistep:
         else:
             x = self._in_eps(state, answer, d1, d2, after, h, noise)
         return arrive(state, x, sigmas, memory)
+
+    def spans(self, sigmas: Sequence[float]) -> list[tuple[float, float]]:
+        """`Stochastic`'s: one an interval; none for the ODE's algorithms."""
+        return [pair for pair in pairwise(sigmas) if pair[1] > 0] if self.algorithm.startswith("sde-") else []
 
     def _order(self, known: int, interval: int, sigmas: Sequence[float]) -> int:
         left = len(sigmas) - 1 - interval

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,14 @@ class Sampler(Protocol):
     """
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState: ...
+
+
+@runtime_checkable
+class Stochastic(Protocol):
+    """A sampler of a stochastic differential equation, whose draws are increments of one Brownian path."""
+
+    def spans(self, sigmas: Sequence[float]) -> list[tuple[float, float]]:
+        """(from, to): the noise levels between which its draws 1, 2, ... lie, from > to, on the way down `sigmas`."""
 
 
 @dataclass(frozen=True, slots=True)

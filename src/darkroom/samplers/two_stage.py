@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -106,19 +107,32 @@ class DPMppSDE:
 
     Its two noises are increments of one Brownian path over [sigma, middle] and [sigma, after], hence correlated; they
     are made here from two independent draws. diffusers' DPMSolverSDEScheduler follows the same formula with torchsde's
-    path, so single pictures differ and their distribution doesn't.
+    path, so single pictures differ and their distribution doesn't; `diffusion.brownian` has that path.
     """
 
     eta: float = 1.0
     s_noise: float = 1.0
     r: float = 0.5
 
+    def spans(self, sigmas: Sequence[float]) -> list[tuple[float, float]]:
+        """`Stochastic`'s: to the middle of an interval, and from there to its end."""
+        found = []
+        for start, end in pairwise(sigmas):
+            if end > 0:
+                middle = self._middle(start, end)
+                found += [(start, middle), (middle, end)]
+        return found
+
+    def _middle(self, sigma: float, after: float) -> float:
+        middle: float = sigma ** (1 - self.r) * after**self.r
+        return middle
+
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         after = sigmas[state.interval + 1]
         if not state.memory:
             if after == 0:
                 return arrive(state, denoised.clone(), sigmas)
-            middle = state.sigma ** (1 - self.r) * after**self.r
+            middle = self._middle(state.sigma, after)
             down, up = ancestral(state.sigma, middle, self.eta)
             x = denoised + (state.x - denoised) * (down / state.sigma)
             path = None

@@ -164,7 +164,7 @@ def test_the_known_latent_is_kept(tiny_pipe: Pipeline, sampler: str) -> None:
     assert places[1:3, 2].all()
     assert places.sum() == 2
     while not job.done:
-        engine._advance()
+        engine.tick()
         if sampler != "dpmpp_sde":
             expected = job.known.latent + job.state.sigma * job.noise(0)
             torch.testing.assert_close(job.state.x[:, places == 0], expected[:, places == 0], rtol=1e-3, atol=1e-3)

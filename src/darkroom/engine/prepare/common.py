@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,17 +12,18 @@ import torch
 from torch import Tensor
 
 from ...adapters import Adapter, Scaled
+from ...diffusion.brownian import BrownianNoise
 from ...diffusion.denoiser import Denoiser
 from ...diffusion.guidance import Guidance
-from ...diffusion.noise import SeededNoise, VariedNoise
+from ...diffusion.noise import PhiloxNoise, SeededNoise, centred, first_draw, slerp
 from ...diffusion.schedule import Schedule
 from ...errors import RequestError
 from ...models.autoencoder import Autoencoder
 from ...models.controlnet import ControlNet
 from ...models.unet import UNet
 from ...prompts.embeddings import LearnedWord
-from ...request import Request
-from ...samplers.state import Noise, SamplerState
+from ...request import SEEDS, Request
+from ...samplers.state import Noise, SamplerState, Stochastic
 from ..decode import Previewer
 from ..job import Job, LoadedControlNet, ParsedRequest
 from ..plan import Plan
@@ -111,8 +113,13 @@ class Later:
         return self.noise(k + self.taken)
 
 
+_KINDS: Mapping[str, type[SeededNoise] | type[PhiloxNoise]] = {"cpu": SeededNoise, "nv": PhiloxNoise}
+
+
 def noise_of(
+    model: LoadedModel,
     recipe: Request,
+    plan: Plan,
     latents: Tensor | None,
     shape: tuple[int, ...],
     taken: int = 0,
@@ -120,18 +127,47 @@ def noise_of(
 ) -> Noise:
     """A picture's noise [C, h, w]: its seed's, or the given latents first. `recipe` is complete.
 
-    taken: so many of the seed's draws are used already, for other things than noise.
+    taken: so many of the seed's draws are used already, for other things than noise; "nv" noise gives none of its own
+        to those (as A1111).
     before: the shape of another draw that comes before all of them.
     """
     assert recipe.seed is not None
-    noise: Noise = SeededNoise(recipe.seed, shape, before)
-    if taken:
-        noise = Later(noise, taken)
-    if recipe.variation_strength:
-        assert recipe.variation_seed is not None
-        towards: Noise = SeededNoise(recipe.variation_seed, shape, before)
-        noise = VariedNoise(noise, Later(towards, taken) if taken else towards, recipe.variation_strength)
-    return noise if latents is None else GivenNoise(_checked_latents(latents, shape), noise)
+    kind = _KINDS[recipe.noise]
+    taken = taken if recipe.noise == "cpu" else 0
+
+    def stream(seed: int, shape: tuple[int, ...] = shape) -> Noise:
+        noise = kind(seed, shape, before)
+        return Later(noise, taken) if taken else noise
+
+    noise = stream(recipe.seed)
+    if latents is not None:
+        first = _checked_latents(latents, shape)
+    else:
+        small = _small(model, recipe, shape)
+        first = stream(recipe.seed, small)(0)
+        if recipe.variation_strength:
+            assert recipe.variation_seed is not None
+            first = slerp(recipe.variation_strength, first, stream(recipe.variation_seed, small)(0))
+        if small != shape:
+            first = centred(first, noise(0))
+    on_the_way = _KINDS[recipe.sampler_noise or recipe.noise]
+    if recipe.ensd or recipe.sampler_noise:
+        noise = Later(on_the_way((recipe.seed + recipe.ensd) % SEEDS, shape), -1)  # the first on the way is its first
+    if recipe.brownian and isinstance(plan.sampler, Stochastic):
+        levels = [level for level in plan.sigmas if level > 0]
+        spans = plan.sampler.spans(plan.sigmas[plan.start :])
+        first_of = partial(first_draw, on_the_way)
+        noise = BrownianNoise(recipe.seed, shape, (min(levels), max(levels)), spans, noise, first_of)
+    return GivenNoise(first, noise)
+
+
+def _small(model: LoadedModel, recipe: Request, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the latent whose noise a picture begins with."""
+    if recipe.seed_resize is None:
+        return shape
+    width, height = recipe.seed_resize
+    grid = model.autoencoder.config.downscale
+    return (shape[0], max(height // grid, 1), max(width // grid, 1))
 
 
 def _checked_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:

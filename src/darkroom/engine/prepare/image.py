@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ...accelerate.exact import same_bits
 from ...diffusion.guidance import ClassifierFree
+from ...diffusion.noise import SeededNoise
 from ...errors import RequestError
 from ...images import latent_size, pad_to_grid, to_tensor
 from ...masks import Composite
@@ -50,7 +53,7 @@ def drawn(
     assert recipe.height is not None
     config = model.autoencoder.config
     height, width = latent_size(recipe.width, recipe.height, config.downscale)
-    noise = noise_of(recipe, parsed.inputs.latents, (config.latent_channels, height, width))
+    noise = noise_of(model, recipe, plan, parsed.inputs.latents, (config.latent_channels, height, width))
     # The latents of a picture that stopped are what it had come to; else they are noise of unit variance.
     x = noise(0) if recipe.start is not None else noise(0) * plan.init_scale
     state = SamplerState(x=x.to(model.device), sigma=plan.start_sigma, interval=plan.start)
@@ -72,7 +75,12 @@ def planned(
     config = model.scheduler_config if config is None else config
     as_is = literal or model.unet.config.size_conditioning  # diffusers' pipelines of SDXL take the flags as they are
     count = wanted_steps(model, request) if steps is None else steps
-    return plan(model.schedule, config, count, request.sampler, request.schedule, literal=as_is)
+    drop = request.discard_penultimate
+    made = plan(model.schedule, config, count, request.sampler, request.schedule, literal=as_is, drop_penultimate=drop)
+    top = made.sigmas[0]
+    if request.sgm_noise_multiplier and math.isclose(top, model.schedule.sigma_max, rel_tol=1e-5):
+        made = replace(made, init_scale=math.hypot(1.0, top))
+    return made
 
 
 def _check_draws_from_text(model: LoadedModel) -> None:
@@ -107,7 +115,7 @@ def redrawn(model: LoadedModel, parsed: ParsedRequest, channels: Channels | None
     plan = begun(model, parsed.asked, strength)
     recipe = complete(model, parsed, plan, width=picture.width, height=picture.height, strength=strength)
     latent = encoded(model, to_tensor(picture), recipe, 0)
-    noise = noise_of(recipe, parsed.inputs.latents, tuple(latent.shape), taken=1)
+    noise = noise_of(model, recipe, plan, parsed.inputs.latents, tuple(latent.shape), taken=1)
     beside = None if channels is None else channels(*latent.shape[-2:])
     guided = guidance(model, parsed, recipe, plan, channels=beside)
     job = assemble(parsed, recipe, plan, noised(model, plan, latent, noise), noise, guided)
@@ -212,7 +220,8 @@ def noised(model: LoadedModel, plan: Plan, latent: Tensor, noise: Noise) -> Samp
 
 
 def encoded(model: LoadedModel, picture: Tensor, recipe: Request, draw: int) -> Tensor:
-    """A picture [1, 3, H, W] in -1..1 as a scaled latent [C, h, w] float32 on the CPU, sampled with one of its draws.
+    """A picture [1, 3, H, W] in -1..1 as a scaled latent [C, h, w] float32 on the CPU, sampled with one of its seed's
+    draws.
 
     Raises RequestError where memory runs out, or the autoencoder's numbers do.
     """
@@ -220,7 +229,8 @@ def encoded(model: LoadedModel, picture: Tensor, recipe: Request, draw: int) -> 
     mean, log_variance = moments(model, picture).chunk(2, dim=1)
     height, width = picture.shape[-2:]
     shape = (config.latent_channels, *latent_size(width, height, config.downscale))
-    noise = noise_of(recipe, None, shape)(draw)
+    assert recipe.seed is not None
+    noise = SeededNoise(recipe.seed, shape)(draw)
     return model.autoencoder.scale(mean + torch.exp(log_variance.clamp(-30, 20) / 2) * noise)[0]
 
 

@@ -65,11 +65,11 @@ def inpaint(model: LoadedModel, parsed: ParsedRequest) -> Job:
     # The seed's draws are in diffusers' order: a sample of the picture if one is needed, noise, the masked picture.
     taken = 0 if nine and pure and strength == 1 else 1
     shape = (model.autoencoder.config.latent_channels, *latent_size(*work, grid))
-    noise = noise_of(recipe, parsed.inputs.latents, shape, taken)
+    noise = noise_of(model, recipe, plan, parsed.inputs.latents, shape, taken)
     first, places, beside = noise(0), on_latents(hidden, grid), None
     if nine:
         masked = encoded(model, seen * (1 - hidden), recipe, taken + 1)
-        noise = GivenNoise(first, noise_of(recipe, None, shape, taken + 1))
+        noise = GivenNoise(first, noise_of(model, recipe, plan, None, shape, taken + 1))
         beside = torch.cat([_nearest(hidden, grid), masked])
     x, known = first * (plan.start_sigma if plan.start else plan.init_scale), None
     if taken:

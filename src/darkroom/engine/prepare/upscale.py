@@ -76,7 +76,7 @@ def enlarge(model: LoadedModel, parsed: ParsedRequest) -> Job:
     kept = float(model.low_res_schedule.alphas_cumprod[level])  # the share of the variance that is the picture's
     small = kept**0.5 * small + (1 - kept) ** 0.5 * SeededNoise(recipe.seed, drawn)(0)
     shape = (model.autoencoder.config.latent_channels, *drawn[1:])
-    noise = noise_of(recipe, parsed.inputs.latents, shape, before=drawn)
+    noise = noise_of(model, recipe, plan, parsed.inputs.latents, shape, before=drawn)
     guided = guidance(model, parsed, recipe, plan, channels=small.to(model.device), class_label=level)
     state = SamplerState(x=(noise(0) * plan.init_scale).to(model.device), sigma=plan.sigmas[0])
     return assemble(parsed, recipe, plan, state, noise, guided)
@@ -170,6 +170,6 @@ def second_pass(model: LoadedModel, parsed: ParsedRequest, first: Image.Image | 
     recipe = complete(model, parsed, plan)
     size = latent_size(asked.width, asked.height, model.autoencoder.config.downscale)
     latent = F.interpolate(first[None].float(), size, mode="bilinear")[0]
-    noise = noise_of(recipe, None, tuple(latent.shape))
+    noise = noise_of(model, recipe, plan, None, tuple(latent.shape))
     guided = guidance(model, parsed, recipe, plan)
     return assemble(parsed, recipe, plan, noised(model, plan, latent, noise), noise, guided)

@@ -15,11 +15,12 @@ from typing import Any
 from ..infotext import holds_settings, parse_infotext
 from .comfyui import read_comfyui
 from .flat import read_draw_things, read_easy_diffusion, read_fooocus, read_novelai, read_swarmui
-from .found import Found, is_nothing, loads
+from .found import Found, loads
 from .graph import from_prompt, from_workflow
 from .invokeai import read_dream, read_invokeai
+from .webui import complete
 
-__all__ = ["Found", "not_followed", "recognise"]
+__all__ = ["Found", "recognise"]
 
 
 def recognise(texts: Mapping[str, str]) -> Found | None:
@@ -76,7 +77,7 @@ def _text(text: str, scheme: str | None, bare: bool) -> Found | None:
     found = Found("fooocus" if fooocus else "a1111", recipe)
     if fooocus:
         _fooocus_loras(recipe)
-    found.ignored = not_followed(recipe)
+    complete(found)
     return found
 
 
@@ -117,81 +118,3 @@ def _fooocus_loras(recipe: dict[str, Any]) -> None:
 def _pair(text: str) -> tuple[str, str]:
     name, _, value = text.rpartition(":")
     return name.strip(), value.strip()
-
-
-# Pairs of an infotext that say nothing of how the picture was drawn, or nothing that the prompt doesn't say.
-_NEUTRAL = frozenset(
-    {
-        *(
-            "Version",
-            "Hashes",
-            "TI hashes",
-            "TI",
-            "Lora hashes",
-            "Lora weights",
-            "Template",
-            "Negative Template",
-            "Text",
-        ),
-        *(
-            "User",
-            "Created Date",
-            "Created",
-            "Civitai resources",
-            "Civitai metadata",
-            "Time taken",
-            "Time",
-            "Batch size",
-        ),
-        *("Batch pos", "Wildcard prompt", "Wildcard negative prompt", "File includes", "Raw prompt", "Styles", "TE"),
-        *(
-            "Raw negative prompt",
-            "Performance",
-            "Refiner hash",
-            "Source Identifier",
-            "Guidance",
-            "Unet",
-            "Parser",
-            "App",
-        ),
-        *("Operations", "Pipeline", "Backend", "Batch", "Model type", "Index", "Date", "Software", "Negative prompt"),
-        *("Distilled CFG Scale", "Lora", "Vae", "Dimensions", "Workflow", "workflow", "Author", "Title", "Copyright"),
-    }
-)
-_USUAL = {  # and those that say what is so anyway
-    "RNG": ("CPU", "cpu"),
-    "Emphasis": ("Original",),
-    "VAE Encoder": ("Full",),
-    "VAE Decoder": ("Full",),
-    "Conditional mask weight": ("1", "1.0"),
-    "Seed resize from": ("-1x-1", "0x0"),
-    "Schedule max sigma": ("0", "0.0"),
-    "Schedule min sigma": ("0", "0.0"),
-    "Schedule rho": ("0", "0.0", "7", "7.0"),
-    "ADM Guidance": ("(1.0, 1.0, 0.0)",),
-    "Freeze": ("false",),
-}
-_WEBUI = re.compile(r"(v1\.|f\d|v\d+\.\d+\.\d+)")  # A1111's versions, Forge's, and forks' of them
-
-
-def not_followed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what an infotext says beyond the fields we follow, what changes the picture."""
-    extra = recipe.get("extra")
-    extra = extra if isinstance(extra, Mapping) else {}
-    found = {
-        key: value
-        for key, value in extra.items()
-        if key not in _NEUTRAL and value not in _USUAL.get(key, ()) and not is_nothing(value) and not _zero(value)
-    }
-    if "RNG" not in extra and _WEBUI.match(str(extra.get("Version", ""))):
-        found["RNG"] = "GPU"  # what A1111 and Forge take where they don't say
-    if "Hires upscaler" in found or "Hires upscale" in found:
-        found.pop("Denoising strength", None)  # the second pass's
-    return found
-
-
-def _zero(value: object) -> bool:
-    try:
-        return isinstance(value, str) and float(value) == 0
-    except ValueError:
-        return False

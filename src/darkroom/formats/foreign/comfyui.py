@@ -16,6 +16,7 @@ from ..infotext import number, whole
 from .comfy_texts import Texts
 from .found import Found, count, name, part, sampler, used_lora
 from .graph import MAX_INPUTS, MAX_VISITS, Graph, Node, follow, from_prompt, from_workflow, link, upstream
+from .webui import as_comfyui
 
 # What makes noise levels, and the schedule it is.
 _SIGMAS = {
@@ -112,6 +113,8 @@ class _Recipe:
         kept = {key: value for key, value in recipe.items() if value is not None}
         recipe.clear()
         recipe.update(kept)
+        on_gpu = str(self.chosen.inputs.get("noise_device")) == "gpu"
+        as_comfyui(self.found, "_gpu" if on_gpu else named, custom=self.sigmas is not self.drawing)
 
     def _guider(self) -> Node:
         """The node that is given the texts."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..infotext import number, whole
 from .found import MAX_ITEMS, Found, count, is_nothing, loads, name, numbers, part, sampler, size, take, text, used_lora
+from .webui import as_comfyui
 
 # SwarmUI -------------------------------------------------------------------------------------------------------------
 
@@ -61,6 +62,7 @@ def read_swarmui(data: object) -> Found:
     recipe = found.recipe
     named = data.get("sampler", data.get("comfyuisampler"))
     recipe |= sampler(named, data.get("scheduler", data.get("comfyuischeduler")))
+    as_comfyui(found, named)  # which draws its pictures
     names, scales = _several(data.get("loras")), _several(data.get("loraweights"))
     texts = _several(data.get("loratencweights"))
     loras = [

@@ -104,7 +104,9 @@ def _version_3(data: Mapping[str, Any], found: Found) -> None:
     for key, ours in (("positive_style_prompt", "prompt"), ("negative_style_prompt", "negative_prompt")):
         if name(data.get(key)) is not None and data[key] != recipe.get(ours):
             found.ignored[key] = data[key]
-    if data.get("rand_device") not in (None, "cpu"):
+    if data.get("rand_device") == "cuda":
+        found.recipe["noise"] = "nv"
+    elif data.get("rand_device") not in (None, "cpu"):
         found.ignored["rand_device"] = data["rand_device"]
     _compel(found)
 
