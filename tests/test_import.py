@@ -29,6 +29,18 @@ def test_nothing_of_the_peers_is_imported_with_the_engine() -> None:
     assert run(code).strip() == "[]"
 
 
+def test_pictures_hints_and_recipes_are_read_without_torch() -> None:
+    rooms = "images, hints, arguments, samplers, diffusion, prompts.explain, formats.infotext, formats.picture"
+    code = f"""
+import sys
+from importlib import import_module
+for room in {rooms!r}.split(", "):
+    import_module("darkroom." + room)
+print("torch" in sys.modules)
+"""
+    assert run(code).strip() == "False"
+
+
 @pytest.mark.parametrize("first", ["enable", "disable"])
 def test_first_use_leaves_the_garbage_collector_as_it_was(first: str) -> None:
     code = f"import gc; gc.{first}(); import darkroom; darkroom.Request; print(gc.isenabled())"

@@ -1,6 +1,7 @@
 """Pictures from outside, made safe and plain; tensors to pictures; any size to the latent grid and back.
 
-Tensors of pictures are [N, 3, H, W], float32, in -1..1 (what the autoencoder speaks) or 0..1 (where it says so).
+Tensors of pictures are [N, 3, H, W], float32, in -1..1 (what the autoencoder speaks) or 0..1 (where it says so). torch
+is imported where tensors are made: a server's web process reads pictures without it.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from . import picture_headers
 from .errors import ImageError
 from .request import MAX_PIXELS, MAX_SIDE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Picture = Image.Image | str | Path
 Opened = TypeVar("Opened")
@@ -61,6 +62,9 @@ def depth_map(source: Picture | NDArray[Any] | Tensor, name: str = "depth") -> T
 
     Raises ImageError for other shapes, for numbers that are not finite, and as `open_map` does.
     """
+    import torch
+    from torch import Tensor
+
     if not isinstance(source, (np.ndarray, Tensor)):
         return torch.from_numpy(open_map(source, name))
     if isinstance(source, np.ndarray):
@@ -150,6 +154,8 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 def from_pixels(pixels: NDArray[np.uint8]) -> Tensor:
     """Pixels [..., H, W, 3] of 0..255 as [..., 3, H, W] float32 in -1..1."""
+    import torch
+
     return torch.from_numpy(pixels).movedim(-1, -3).float() / 127.5 - 1.0
 
 
@@ -161,6 +167,8 @@ def to_pixels(pictures: Tensor) -> NDArray[np.uint8]:
 
 def pad_to_grid(pictures: Tensor, downscale: int) -> Tensor:
     """Repeat the last row and column until both sides are multiples of `downscale`: [N, 3, H, W] -> [N, 3, H', W']."""
+    import torch.nn.functional as F
+
     height, width = pictures.shape[-2:]
     return F.pad(pictures, (0, -width % downscale, 0, -height % downscale), mode="replicate")
 
@@ -172,6 +180,8 @@ def to_unit(pictures: Tensor) -> Tensor:
 
 def to_pil(picture: Tensor) -> Image.Image:
     """[3, H, W] in 0..1 to an 8-bit RGB picture, rounded to the nearest value."""
+    import torch
+
     values = (picture.detach().float() * 255).round().clamp(0, 255).to(device="cpu", dtype=torch.uint8)
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 

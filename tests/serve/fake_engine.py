@@ -152,8 +152,6 @@ class Fake:
         if message["name"] == "explain":
             prompt = message["arguments"]["prompt"]
             self.say("answer", call=message["call"], value={"prompt": prompt, "tokens": prompt.split()}, error=None)
-        elif message["name"] == "hint":
-            self.say("answer", message.blobs[0], call=message["call"], value={}, error=None)
         else:
             self.say("answer", call=message["call"], value=None, error=f"no call {message['name']}")
 

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
+import sys
 from typing import Any
 
 from PIL import Image
@@ -172,3 +174,15 @@ def test_the_recipe_in_a_dropped_picture_is_read_and_nothing_is_kept(fake: Runni
     assert found["source"] == "darkroom"
     assert found["recipe"]["seed"] == str(2**64 - 1)
     assert fake.client.post("/api/images/import", content=b"nothing").status_code == 422
+
+
+def test_a_hint_is_made_of_a_picture(fake: Running) -> None:
+    answer = fake.client.post("/api/hints", json={"kind": "canny", "image": text(png(32, 24))})
+    assert Image.open(io.BytesIO(answer.content)).size == (32, 24)
+    assert fake.client.post("/api/hints", json={"kind": "cany", "image": text(png())}).status_code == 422
+
+
+def test_the_web_process_needs_no_torch() -> None:
+    code = "import sys, darkroom.serve.run; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -35,7 +35,6 @@ from ..engine.scheduler import pick
 from ..errors import Error, RequestError
 from ..formats.infotext import to_infotext
 from ..formats.picture import dump_recipe, encoded
-from ..hints import make as make_hint
 from ..images import depth_map, open_picture
 from ..loading import load
 from ..pipeline import Pipeline
@@ -325,15 +324,11 @@ class Worker:
     def _call(self, message: Message) -> None:
         """Answer a question beside the pictures, in a thread of its own."""
         model = self.models.get(message.fields.get("model", "")) or next(iter(self.models.values()), None)
-        asked: Mapping[str, Callable[[], tuple[Any, tuple[bytes, ...]]]] = {
-            "explain": lambda: (_explained(model, message["arguments"]), ()),
-            "hint": lambda: ({}, (_hint(message["arguments"]["kind"], message.blobs[0]),)),
-        }
+        asked: Mapping[str, Callable[[], Any]] = {"explain": lambda: _explained(model, message["arguments"])}
 
         def work() -> None:
             try:
-                value, blobs = asked[message["name"]]()
-                self.say("answer", *blobs, call=message["call"], value=value, error=None)
+                self.say("answer", call=message["call"], value=asked[message["name"]](), error=None)
             except Exception as error:
                 sentence = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
                 self.say("answer", call=message["call"], value=None, error=sentence)
@@ -416,12 +411,6 @@ def _explained(model: Loaded | None, arguments: Mapping[str, Any]) -> Any:
     if model is None:
         raise RequestError("no model is loaded yet; try again in a moment")
     return model.pipe.explain(arguments["prompt"], arguments.get("style", "a1111")).to_dict()
-
-
-def _hint(kind: str, picture: bytes) -> bytes:
-    buffer = io.BytesIO()
-    make_hint(kind, Image.open(io.BytesIO(picture))).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _resident() -> int:

@@ -7,7 +7,7 @@ Both ends are of one version: the web process starts its engines itself.
 |----------------------------------------------------|------------------------------------------------------------|
 | start, load, unload, threads                       | ready, loaded, unloaded, failed_load                       |
 | submit (a picture), cancel, watch                  | progress, preview, snapshot, finished, failed              |
-| call (explain, hints, ...)                         | answer                                                     |
+| call (explain, ...)                                | answer                                                     |
 | stop                                               | phase (what it does, and the seconds it expects), stats    |
 """
 

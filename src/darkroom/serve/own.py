@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from PIL import Image
 from sqlalchemy import select
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -19,7 +21,7 @@ from starlette.responses import Response
 from .. import __version__
 from ..diffusion import SPACINGS
 from ..formats.picture import load_recipe, read_metadata
-from ..hints import HINTS
+from ..hints import HINTS, make
 from ..request import MAX_IMAGES, MAX_PIXELS, MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from ..samplers import entries
 from . import gallery, queue
@@ -461,8 +463,15 @@ async def make_hint(request: Request) -> Response:
         png = await server.in_pool(server.data.input, image)
     else:
         png = (await server.receive("image", image)).png
-    answer = await server.dispatcher.call("hint", png, kind=kind)
-    return Response(answer.blobs[0], media_type="image/png")
+    return Response(await server.in_pool(hint_of, kind, png), media_type="image/png")
+
+
+def hint_of(kind: str, picture: bytes) -> bytes:
+    """A hint of a picture, as PNG. Raises RequestError for a kind that isn't there."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as opened:
+        make(kind, opened).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @router.get("/preferences")
