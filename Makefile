@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Other people's clients, for the server's tests.
+CLIENTS ?= .venv-clients
 # Test processes; each computes with one thread.
 WORKERS ?= 2
 # Where `make demo` puts its picture.
@@ -14,7 +16,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs pictures bench bench-smoke embedded clean
+.PHONY: help demo test clients check format docs pictures bench bench-smoke embedded clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +27,8 @@ demo: $(VENV)/.installed  ## Draw a picture with the embedded model, and print i
 
 test: $(VENV)/.tested  ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+clients: $(CLIENTS)/.installed  ## Install other people's clients of the server, for its tests (without them, those are skipped)
 
 check: $(VENV)/.checked  ## Check format, lint, types, imports between rooms, and that the documentation's code runs
 	$(RUN) -m ruff format --check .
@@ -86,7 +90,7 @@ embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; i
 	$(RUN) -m darkroom train embedded --output runs/embedded
 
 clean:  ## Remove the environment and what tools left behind; runs/ and out/ stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -106,4 +110,11 @@ $(VENV)/.tested: $(VENV)/.installed
 
 $(VENV)/.checked: $(VENV)/.installed
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(CLIENTS)/.installed: $(addprefix tests/serve/clients/,requirements.txt package.json package-lock.json)
+	$(PYTHON) -m venv $(CLIENTS)
+	cp tests/serve/clients/package*.json $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -r tests/serve/clients/requirements.txt
+	npm ci --prefix $(CLIENTS) --silent --no-audit --no-fund
 	@touch $@
