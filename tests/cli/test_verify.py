@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,66 @@ def test_a_recipe_of_a1111_is_followed(command: Command, model: Path, tiny_pipe:
         "a fox", steps=2, sampler="euler_ancestral", schedule="karras", guidance_scale=7, seed=4
     )
     picture.images[0].save(tmp_path / "a.png", pnginfo=info)
-    assert command("verify", tmp_path / "a.png", "--model", model).out == "identical\n"
+    assert (
+        command("verify", tmp_path / "a.png", "--model", model).out == "drawn by A1111 with tiny: redrawn, identical\n"
+    )
+
+
+A1111 = "a fox\nSteps: 2, Sampler: Euler a, CFG scale: 7, Seed: 4, Size: 64x64, {}Version: v1.10.1"
+
+
+@pytest.fixture
+def theirs(tiny_pipe: Any, tmp_path: Path) -> Callable[..., Path]:
+    """A picture as A1111 would have drawn it: a GPU's noise, even timesteps; half precision stands for its rounding."""
+    from PIL.PngImagePlugin import PngInfo
+
+    result = tiny_pipe.generate(
+        "a fox", steps=2, sampler="euler_ancestral", schedule="normal", guidance_scale=7, seed=4, noise="nv"
+    )
+
+    def write(pairs: str = "", change: int = 0) -> Path:
+        info = PngInfo()
+        info.add_text("parameters", A1111.format(pairs))
+        pixels = np.asarray(result.images[0]).astype(np.int16)
+        pixels[::2] += np.where(pixels[::2] > 128, -change, change).astype(np.int16)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "theirs.png", pnginfo=info)
+        return tmp_path / "theirs.png"
+
+    return write
+
+
+def test_anyones_picture_is_redrawn_and_compared(command: Command, model: Path, theirs: Callable[..., Path]) -> None:
+    answer = command("verify", theirs(), "--model", model)
+    assert (answer.code, answer.out, answer.err) == (0, "drawn by A1111 with tiny: redrawn, identical\n", "")
+    near = theirs("Model: tiny, ", change=3)  # half of the pixels by 3: 10 log10(255^2 / 4.5) = 41.6 dB
+    answer = command("verify", near, "--model", model)
+    assert (answer.code, answer.out) == (0, "drawn by A1111 with tiny: redrawn, 42 dB\n")
+    found = command("verify", near, "--model", model, "--json")
+    assert (found.code, found.json["source"], found.json["identical"]) == (0, "a1111", False)
+    assert found.json["psnr"] == pytest.approx(41.6, abs=0.05)
+    assert command("verify", near, "--model", model, "--tolerance", 2).code == 1  # who says one is taken at the word
+    far = command("verify", theirs(change=100), "--model", model)
+    assert (far.code, far.out) == (1, "drawn by A1111 with tiny: redrawn as another picture, 11 dB\n")
+    said = command("verify", theirs("FreeU: True, "), "--model", model)
+    assert "this is not followed: FreeU: True" in said.err
+
+
+def test_the_model_is_found_by_its_hash(
+    command: Command, model: Path, tiny_pipe: Any, theirs: Callable[..., Path], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    (models / "sub").mkdir(parents=True)
+    (models / "v1-5.safetensors").write_bytes(b"of the name alone")
+    file = tiny_pipe.save(models / "sub" / "other name.safetensors")
+    digits = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    answer = command("verify", theirs(f"Model hash: {digits}, Model: v1-5, "), "--models", models)
+    assert (answer.code, answer.out, answer.err) == (0, "drawn by A1111 with v1-5: redrawn, identical\n", "")
+    answer = command("verify", theirs("Model hash: 0123456789, Model: v1-5, "), "--models", models)
+    assert (answer.code, answer.out) == (2, "")
+    assert "with the model 'v1-5' (hash 0123456789), which is not in" in answer.sentence
+    answer = command("verify", theirs("Model hash: 0123456789, Model: v1-5, "))
+    assert "say with --model where that is" in answer.sentence
+    assert "not a folder" in command("verify", theirs("Model: m, "), "--models", tmp_path / "none").sentence
 
 
 @pytest.mark.parametrize(
@@ -136,7 +196,9 @@ def test_compare_counts_pixels() -> None:
     a = Image.new("RGB", (4, 4), (10, 20, 30))
     b = a.copy()
     b.putpixel((1, 2), (10, 24, 29))
-    assert compare(a, b) == {"max_difference": 4, "mean_difference": 5 / 48, "different_pixels": 1 / 16}
+    psnr = pytest.approx(10 * np.log10(255**2 * 48 / 17))
+    assert compare(a, b) == {"max_difference": 4, "mean_difference": 5 / 48, "different_pixels": 1 / 16, "psnr": psnr}
+    assert compare(a, a)["psnr"] is None
 
 
 # Pictures made from other pictures -----------------------------------------------------------------------------------

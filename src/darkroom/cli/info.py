@@ -14,21 +14,12 @@ from ..formats.picture import Metadata, read_metadata
 from ..picture_headers import format_of
 from ..request import Hires, UsedControl, UsedLora
 from . import USER_ERROR, complain, new_app, options
+from .verify import TOOLS
 
 app = new_app()
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-_TOOLS = {
-    "darkroom": "Darkroom",
-    "a1111": "A1111 infotext",
-    "comfyui": "ComfyUI",
-    "drawthings": "Draw Things",
-    "easydiffusion": "Easy Diffusion",
-    "fooocus": "Fooocus",
-    "invokeai": "InvokeAI",
-    "novelai": "NovelAI",
-    "swarmui": "SwarmUI",
-}
+_TOOLS = TOOLS | {"darkroom": "Darkroom", "a1111": "A1111 infotext"}
 
 
 @app.command()

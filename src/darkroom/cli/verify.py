@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 app = new_app()
 
 DIFFERENT = 1
+TOLERANCE = 2  # of 255
+REDRAWN = 30.0  # dB from which on another tool's picture is the same one: other kernels and half precision round apart
+TOOLS = {
+    "a1111": "A1111",
+    "comfyui": "ComfyUI",
+    "drawthings": "Draw Things",
+    "easydiffusion": "Easy Diffusion",
+    "fooocus": "Fooocus",
+    "invokeai": "InvokeAI",
+    "novelai": "NovelAI",
+    "swarmui": "SwarmUI",
+}
 
 
 @app.command()
@@ -32,12 +45,18 @@ def verify(
     model: Annotated[
         str | None, typer.Option(metavar="M", help="The model that drew it. [default: the embedded one, if it did]")
     ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="A folder of models; the one is taken whose hash the recipe tells."),
+    ] = None,
     tolerance: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", parser=options.whole_number, help="Largest difference of a pixel that passes, of 255."
+            metavar="N",
+            parser=options.whole_number,
+            help="Largest difference of a pixel that passes, of 255. [default: 2, or 30 dB of others' pictures]",
         ),
-    ] = 2,
+    ] = None,
     *,
     inputs: options.Reader,
     lora_dir: options.LoraDir = None,
@@ -49,11 +68,12 @@ def verify(
 ) -> int:
     """Draw a picture again from its recipe and compare the pixels.
 
-    Exits with 0 if they are identical or within the tolerance, with 1 if not, and with 2 if the picture can't be drawn
-    again. One that was made from other pictures, LoRAs or embeddings needs the same ones again.
+    Any tool's picture will do whose recipe `darkroom info` reads; what of it isn't followed is said. Exits with 0 if
+    they are identical or within the tolerance, with 1 if not, and with 2 if the picture can't be drawn again. One that
+    was made from other pictures, LoRAs or embeddings needs the same ones again.
     """
     with options.named_as_options():
-        whole("tolerance", tolerance, 0, 255)
+        allowed = whole("tolerance", TOLERANCE if tolerance is None else tolerance, 0, 255)
     found = read_metadata(picture)
     recipe = recipe_of(found, picture)
     request = recipe.request
@@ -62,7 +82,7 @@ def verify(
     for sentence in recipe.warnings:
         complain(sentence)
     with Display("loading the model") as display:
-        source = model if model is not None else recorded_model(found, picture)
+        source = model if model is not None else recorded_model(found, picture, models)
         pipe = options.load(source, device, dtype, False, threads, lora_dir, vae)
         from ..engine import Engine
         from ..images import open_picture
@@ -70,26 +90,47 @@ def verify(
         theirs = open_picture(picture)
         ours = _draw(Engine(pipe, deterministic=True), request, inputs(pipe, [request]), display)
     result = compare(theirs, ours)
-    passed = result["max_difference"] is not None and result["max_difference"] <= tolerance
+    passed = result["max_difference"] is not None and result["max_difference"] <= allowed
+    foreign = found.source != "darkroom"
+    if foreign and tolerance is None:
+        passed = passed or (result["psnr"] or 0.0) >= REDRAWN
     lossy = found.format == "JPEG"
     if as_json:
         answer = {"path": picture, "identical": result["max_difference"] == 0, "within_tolerance": passed}
-        print(json.dumps(answer | result | {"tolerance": tolerance, "recipe": request.to_dict()}, indent=2))
+        told = {"source": found.source, "unfollowed": dict(recipe.unfollowed or {})}
+        print(json.dumps(answer | result | {"tolerance": allowed, **told, "recipe": request.to_dict()}, indent=2))
+    elif foreign:
+        by = f"drawn by {_tool(found)} with {visible((request.model or pipe.name or 'a model without a name')[:100])}"
+        print(f"{by}: {_redrawn(result, passed)}")
     else:
-        print(_sentence(result, tolerance, passed, lossy))
+        print(_sentence(result, allowed, passed, lossy))
     return 0 if passed else DIFFERENT
 
 
-def recorded_model(found: Metadata, image: str) -> str | None:
-    """None, for the embedded model, if that is what the recipe names.
+def recorded_model(found: Metadata, image: str, folder: str | None = None) -> str | None:
+    """None, for the embedded model, if that is what the recipe names; else the model of `folder` that it means.
 
-    A picture is data from anywhere: it may not choose files of this machine, or repositories on the hub, to load.
+    A picture is data from anywhere: it may not choose files of this machine, or repositories on the hub, to load; of a
+    folder that the user names, it may. Raises ImageError with what is missing.
     """
-    name = found.recipe.get("model")
+    name, digits = (found.recipe.get(key) for key in ("model", "model_hash"))
     if found.source == "darkroom" and name == EMBEDDED:
         return None
-    shown = f"the model {visible(name[:100])!r}" if isinstance(name, str) and name else "a model it doesn't name"
-    raise ImageError(f"{image!r} was drawn with {shown}: say with --model where that is")
+    name, digits = (value if isinstance(value, str) and value else None for value in (name, digits))
+    shown = f"the model {visible(name[:100])!r}" if name else "a model it doesn't name"
+    shown += f" (hash {visible(digits[:40])})" if digits else ""
+    if folder is None:
+        raise ImageError(
+            f"{image!r} was drawn with {shown}: say with --model where that is, or with --models in which folder"
+        )
+    from ..formats.at_hand import find_model
+
+    place = find_model(folder, name, digits)
+    if place is None:
+        raise ImageError(
+            f"{image!r} was drawn with {shown}, which is not in {folder!r}: say with --model where that is"
+        )
+    return str(place)
 
 
 EMBEDDED = "embedded"
@@ -144,20 +185,40 @@ def _listed(used: tuple[str | UsedLora | UsedControl, ...]) -> str:
 def compare(a: Image.Image, b: Image.Image) -> dict[str, Any]:
     """How far two RGB pictures are apart.
 
-    `max_difference` and `mean_difference` in 8-bit levels, `different_pixels` as a part (0..1) of all. For pictures of
-    different sizes these are None, and the sizes are in `sizes`.
+    `max_difference` and `mean_difference` in 8-bit levels, `different_pixels` as a part (0..1) of all, `psnr` in dB
+    (None where they are identical). For pictures of different sizes these are None, and the sizes are in `sizes`.
     """
     import numpy as np
 
     if a.size != b.size:
         sizes = [list(a.size), list(b.size)]
-        return {"max_difference": None, "mean_difference": None, "different_pixels": None, "sizes": sizes}
+        return dict.fromkeys(("max_difference", "mean_difference", "different_pixels", "psnr")) | {"sizes": sizes}
     apart = np.abs(np.asarray(a.convert("RGB"), np.int16) - np.asarray(b.convert("RGB"), np.int16))
+    error = float(np.square(apart, dtype=np.float64).mean())
     return {
         "max_difference": int(apart.max()),
         "mean_difference": float(apart.mean()),
         "different_pixels": float((apart.max(axis=-1) > 0).mean()),
+        "psnr": 10 * math.log10(255**2 / error) if error else None,
     }
+
+
+def _tool(found: Metadata) -> str:
+    """Who drew a picture, for people."""
+    extra = found.recipe.get("extra")
+    version = str(extra.get("Version", "")) if isinstance(extra, dict) else ""
+    if found.source != "a1111":
+        return TOOLS[str(found.source)]
+    others = {"stable-diffusion.cpp": "stable-diffusion.cpp", "ComfyUI": "ComfyUI", "f": "Forge"}
+    return next((tool for mark, tool in others.items() if version.startswith(mark)), "A1111")
+
+
+def _redrawn(result: dict[str, Any], passed: bool) -> str:
+    if result["max_difference"] is None:
+        return _sentence(result, 0, passed, lossy=False)
+    if result["max_difference"] == 0:
+        return "redrawn, identical"
+    return f"redrawn, {result['psnr']:.0f} dB" if passed else f"redrawn as another picture, {result['psnr']:.0f} dB"
 
 
 def _sentence(result: dict[str, Any], tolerance: int, passed: bool, lossy: bool) -> str:

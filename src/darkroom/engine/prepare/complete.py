@@ -6,7 +6,6 @@ Each happens once. Before the last a task decides what is its own to decide (a s
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from ... import __version__, hints
 from ...adapters import Adapter, Scaled
 from ...errors import RequestError, clip
+from ...formats.at_hand import hash_told, stem
 from ...images import open_mask, open_picture
 from ...prompts.embeddings import Finder, LearnedWord, fingerprints, names_in, normal
 from ...prompts.grammar import Prompt, Tag
@@ -64,10 +64,10 @@ def parse(model: LoadedModel, request: Request, id: str, inputs: Inputs, output:
 def _other_networks(model: LoadedModel, request: Request) -> Iterator[str]:
     """What a recipe names and this model isn't, one sentence each. Names count where there are no hashes to compare."""
     theirs, ours = request.model_hash, model.model_hash
-    if theirs and ours and len(theirs) >= 10:
-        other = theirs[:10] != ours[:10]
+    if (told := hash_told(theirs)) and ours:
+        other = told != ours[:10]
     else:
-        other = bool(request.model) and _stem(request.model or "") != _stem(model.name)
+        other = bool(request.model) and stem(request.model or "") != stem(model.name)
     if other:
         yield (
             f"the picture was drawn by the model {_named(request.model, theirs)}; "
@@ -76,19 +76,13 @@ def _other_networks(model: LoadedModel, request: Request) -> Iterator[str]:
     if request.vae_hash and request.vae_hash[:10] != (model.vae_hash or "")[:10]:
         own = f"this one has {model.vae!r} with {model.vae_hash}" if model.vae else "this model has its own"
         yield (f"the picture was decoded by the autoencoder {_named(request.vae, request.vae_hash)}; {own}")
-    elif request.vae and not request.vae_hash and _stem(request.vae) != _stem(model.vae or ""):
+    elif request.vae and not request.vae_hash and stem(request.vae) != stem(model.vae or ""):
         own = f"this one has {model.vae!r}" if model.vae else "this model has its own"
         yield f"the picture was decoded by the autoencoder {_named(request.vae)}; {own}"
 
 
 def _named(name: str | None, hash: str | None = None) -> str:
     return repr(clip(name or "without a name", 100)) + (f" with the hash {clip(hash)}" if hash else "")
-
-
-def _stem(name: str) -> str:
-    """What is the same in the names that tools have for one file: "SD1.5/v1-5.safetensors", "v1-5"."""
-    last = re.split(r"[/\\]", name.strip())[-1].casefold()
-    return re.sub(r"\.(safetensors|ckpt|pt|pth|bin|sft|gguf)\Z", "", last)
 
 
 def complete(model: LoadedModel, parsed: ParsedRequest, plan: Plan, **decided: Any) -> Request:
