@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -23,6 +24,22 @@ class ImageError(Error):
 
 class TrainingError(Error):
     """A training run can't start, or can't go on: data, recipe, disk, or a checkpoint of another run."""
+
+
+# What torch says when memory ran out: CUDA and MPS; its allocator on a processor; and oneDNN, whose objects need some
+# (a primitive's descriptor is another matter: what it describes can't be done).
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|DefaultCPUAllocator|can(no|')t allocate memory|bad_alloc|"
+    r"could not (create|execute) a primitive(?! descriptor)|could not create a memory",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on whatever device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
 
 
 # --- what sentences are made of

@@ -15,9 +15,8 @@ from .accelerate.graphs import record_calls
 from .accelerate.int8 import int8_problem, to_int8
 from .backends import BACKENDS, Networks, classes
 from .embedded import HOME, MODEL
-from .engine.advance import out_of_memory
 from .engine.decode import Previewer
-from .errors import CheckpointError, RequestError
+from .errors import CheckpointError, RequestError, out_of_memory
 from .files import cache_folder
 from .formats.checkpoint import Checkpoint, open_checkpoint
 from .formats.layouts import Part
@@ -85,7 +84,7 @@ def load(
         pipe = _build(checkpoint, place, numbers, kinds)
         if previewing is not None:
             pipe.previewer = _previewer(pipe, previewing, numbers)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise CheckpointError(

@@ -81,6 +81,14 @@ def test_a_u_net_from_the_command_line(command: Command, model: Path, tmp_path: 
     assert command(*arguments, "--steps", 3).code == 0
     rows = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [1, 2, 3]
+    newest = tmp_path / "step-000000003.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 8
+    newest.write_bytes(content)
+    assert "step-000000003.pt is damaged: " in command(*arguments, "--steps", 4).err
+    answer = command(*arguments, "--steps", 4, "--skip-damaged")
+    assert answer.code == 0
+    assert f"damaged, and left out: {newest}.damaged\ndarkroom: going on from step 2 in {tmp_path}\n" in answer.err
     assert "holds a run already" in command(*arguments, "--steps", 4, "--no-resume").sentence
     assert "was trained with lr=0.003, not 0.1" in command(*arguments, "--steps", 4, "--set", "lr=0.1").err
 

@@ -96,6 +96,56 @@ def test_a_signal_ends_the_step_and_saves(straight: tuple[str, Path], number: in
     assert_same(folder, tmp_path)
 
 
+def tampered(saved: dict[str, Any], what: str) -> None:
+    states, averages = saved["optimizer"]["state"], saved["ema"]["toy"]
+    match what:
+        case "a moment is missing":
+            states[0] = {"x": torch.ones(2)}
+        case "moments of another shape":
+            states[0] = dict.fromkeys(states[0], torch.ones(3, 5))
+        case "no moments":
+            states.clear()
+        case "more parameters":
+            states[99] = states[0]
+        case "an average of another network":
+            saved["ema"]["toy"] = {"w": torch.ones(2)}
+        case "an average of another shape":
+            averages["0.weight"] = torch.ones(1)
+        case "no weights":
+            saved["modules"] = {}
+        case "no such length":
+            saved["powers"] = {}
+
+
+TAMPERED = (
+    "a moment is missing", "moments of another shape", "no moments", "more parameters", "an average of another network",
+    "an average of another shape", "no weights", "no such length",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "adamw8bit", "adafactor"])
+def test_a_checkpoint_of_no_such_run_is_one_sentence(what: str, optimizer: str, tmp_path: Path) -> None:
+    config = toy_config(optimizer=optimizer, ema_lengths=(0.05, 0.1))
+    train(ToyStage(config), tmp_path, until=3)
+    path = tmp_path / "step-000000003.pt"
+    saved = state.read(path)
+    tampered(saved, what)
+    state.write(path, saved)
+    with pytest.raises(TrainingError, match=r"step-000000003\.pt is (none of this run|of another architecture)"):
+        train(ToyStage(config), tmp_path)
+
+
+def test_a_step_beyond_the_end_is_the_end(tmp_path: Path) -> None:
+    """Of a longer run; and where the file's name and its content disagree, that is said."""
+    train(ToyStage(toy_config(steps=12)), tmp_path)
+    assert train(ToyStage(toy_config(steps=10)), tmp_path) == 12
+    loop.check_done(tmp_path, toy_config(steps=10))
+    (tmp_path / "step-000000012.pt").rename(tmp_path / "step-000000007.pt")
+    with pytest.raises(TrainingError, match=r"step-000000007\.pt is none of ours: it is of step 12"):
+        train(ToyStage(toy_config(steps=10)), tmp_path)
+
+
 def test_a_run_outlives_its_terminal_where_it_was_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """As nohup says it."""
     assert signal.SIGHUP in background.endings()

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ..errors import Error, did_you_mean, visible
+from ..errors import Error, did_you_mean, out_of_memory, visible
 from ..training.background import PATIENCE, endings
 
 # Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
@@ -192,13 +192,10 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, _ClickException):
         complain(_usage_sentence(error))
         return USER_ERROR
-    text = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
-    ):
+    if out_of_memory(error):
         complain("memory ran out; use a smaller model or size, or --dtype bfloat16")
         return USER_ERROR
-    complain(f"internal error: {type(error).__name__}: {text} (DARKROOM_DEBUG=1 shows where; please report it)")
+    complain(f"internal error: {type(error).__name__}: {error} (DARKROOM_DEBUG=1 shows where; please report it)")
     return INTERNAL_ERROR
 
 

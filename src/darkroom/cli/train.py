@@ -75,6 +75,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with the run in DIR, if there is one.")
     ] = True,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="Go on from the newest checkpoint that is whole, and say which it is."),
+    ] = False,
     show: Annotated[
         bool, typer.Option("--show-recipe", help="Print the complete recipe as JSON, and train nothing.")
     ] = False,
@@ -118,6 +122,8 @@ def train(
         recipes.check(part, workers)
     if not resume:
         _refuse_old(folder)
+    if skip_damaged:
+        _skip_damaged(folder)
     _tell_memory(recipe, model, workers)
     try:
         with Line() as line:
@@ -160,9 +166,27 @@ def _folder(text: str) -> Path:
 def _refuse_old(folder: Path) -> None:
     from ..training.state import checkpoints
 
-    for run in (folder, folder / "autoencoder", folder / "unet"):
+    for run in _runs(folder):
         if checkpoints(run):
             raise TrainingError(f"{str(run)!r} holds a run already; leave --no-resume out, or choose another folder")
+
+
+def _skip_damaged(folder: Path) -> None:
+    from ..files import owned
+    from ..training.state import checkpoints, set_damaged_aside
+
+    for run in _runs(folder):
+        if checkpoints(run):
+            with owned(run, "run", TrainingError):
+                damaged, step = set_damaged_aside(run)
+            for path in damaged:
+                complain(f"damaged, and left out: {path}")
+            complain(f"going on from step {step} in {run}")
+
+
+def _runs(folder: Path) -> tuple[Path, ...]:
+    """Where a command's runs may be."""
+    return folder, folder / "autoencoder", folder / "unet"
 
 
 def _started(workers: int | None) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.condition import Condition, group_key
-from ..errors import Error, RequestError
+from ..errors import Error, RequestError, out_of_memory
 from ..kernels.heap import return_freed_memory
 from ..samplers.state import SamplerState
 from .job import Job, Kept
@@ -198,15 +198,6 @@ def _sentence(error: Exception, job: Job) -> Error:
 def default_rows(device: torch.device) -> int:
     """Rows of one U-Net call that suit a device, for a model and pictures of ordinary size."""
     return CPU_ROWS if device.type == "cpu" else ACCELERATOR_ROWS
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: CUDA's and MPS's own, the CPU allocator's RuntimeError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in str(error) or "out of memory" in str(error).lower()
-    )
 
 
 def release(device: torch.device) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..accelerate.exact import same_bits
 from ..diffusion.condition import Condition
-from ..errors import Error, RequestError
+from ..errors import Error, RequestError, out_of_memory
 from ..request import Request, whole
-from .advance import advance, default_rows, out_of_memory, release
+from .advance import advance, default_rows, release
 from .decode import Preview, finish
 from .job import Inputs, Job
 from .prepare import LoadedModel, prepare, prepare_next

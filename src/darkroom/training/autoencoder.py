@@ -37,7 +37,7 @@ from ..data.dataset import Dataset, FileDataset, open_dataset
 from ..data.order import Order
 from ..embedded import MODEL
 from ..errors import Error, TrainingError
-from ..files import owned, whole_file
+from ..files import owned, read_bytes, whole_file
 from ..formats.tensors import open_tensors
 from ..formats.vae import open_vae, save_vae
 from ..images import tiled, to_pixels
@@ -569,9 +569,12 @@ def finish(run: Path) -> Autoencoder:
     saved, before = result(run), noted(run)
     if set(saved["ema"]) != {"autoencoder"}:
         raise TrainingError(f"{run} is no autoencoder's run, but one of {', '.join(sorted(saved['ema']))}")
-    recipe = recipe_of(AutoencoderRecipe, saved["recipe"])
     given = before.get("network")
-    built = network(recipe) if given is None else Autoencoder(AutoencoderConfig.from_diffusers(given))
+    try:
+        recipe = recipe_of(AutoencoderRecipe, saved["recipe"])
+        built = network(recipe) if given is None else Autoencoder(AutoencoderConfig.from_diffusers(given))
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise TrainingError(f"{run} holds the recipe of no autoencoder that can be built: {error}") from error
     state.check_fit({"autoencoder": built}, saved["ema"], run)
     built.load_state_dict(saved["ema"]["autoencoder"])
     data = before.get("data")
@@ -643,7 +646,7 @@ def _with_others(run: Path, first: bool) -> bool:
     if first and not state.checkpoints(run):
         with whole_file(note, TrainingError) as draft:
             draft.write_text(json.dumps(there) + "\n")
-    wanted = json.loads(note.read_text()) if note.is_file() else there
+    wanted = read_bytes(note, error=TrainingError).strip() == b"true" if note.is_file() else there
     if wanted and not there:
         raise TrainingError(f"{run} began with the emoji font at hand; install fonts-noto-color-emoji to go on")
-    return bool(wanted)
+    return wanted

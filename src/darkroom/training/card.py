@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..files import whole_file, write_json
+from ..errors import TrainingError
+from ..files import read_json, whole_file, write_json
 from ..models.layers import parameter_count
 from ..toy.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
 from . import state
@@ -88,7 +89,7 @@ def scores_as_json(table: Mapping[str, Any]) -> dict[str, Any]:
 def run_facts(run: Path, workers: int = 1) -> dict[str, Any]:
     """What a run did: its recipe, steps, pictures seen, seconds, the last logged figures, and the machine."""
     found = state.checkpoints(run)
-    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    recipe = read_json(run / "recipe.json", error=TrainingError)
     steps = state.step_of(found[-1]) if found else 0
     rows = read_log(run)
     return {
@@ -114,7 +115,7 @@ def pictures_seen(recipe: Mapping[str, Any], steps: int) -> int:
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's log.jsonl; none if there is no log. A last line that is half written is left out."""
     try:
-        lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (run / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     rows = []

@@ -146,7 +146,7 @@ def average_of_length(run: Path, length: float, last: int) -> Weights:
             "set ema_lengths=0.05,0.1 and snapshot_every from the start"
         )
     # Files are mapped, not read: what is in memory at a time is one tensor of each.
-    opened = [state.read(path, mmap=True)["averages"] for path in files]
+    opened = [_averages(path) for path in files]
     saved = [(_time(path), s) for path, averages in zip(files, opened, strict=True) for s in averages]
     factors = mixture([(float(t), float(s)) for t, s in saved], (float(_time(files[-1])), length))
     parts = [averages[s] for averages in opened for s in averages]
@@ -162,6 +162,15 @@ def average_of_length(run: Path, length: float, last: int) -> Weights:
                 total.add_(part[name][key].float(), alpha=float(factor))
             made[name][key] = total
     return made
+
+
+def _averages(path: Path) -> Mapping[float, Weights]:
+    """What `save_snapshot` wrote. Raises TrainingError."""
+    found = state.read(path, mmap=True).get("averages")
+    if not found or not state.are_averages(found):
+        raise TrainingError(f"{path} is no snapshot of ours; delete it")
+    averages: Mapping[float, Weights] = found
+    return averages
 
 
 def result(run: Path, config: LoopConfig | None = None) -> dict[str, Any]:

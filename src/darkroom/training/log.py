@@ -90,7 +90,7 @@ def _rewind(path: Path, step: int) -> None:
     """Leave the whole rows up to `step` in a log."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if kept != lines:
         with replacing(path) as draft:

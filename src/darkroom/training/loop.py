@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import TrainingError
+from ..errors import TrainingError, out_of_memory
 from ..files import owned, replacing, whole_file
 from ..kernels.products import linear_layers, onednn_products
 from ..models.layers import set_checkpointing
@@ -178,7 +178,7 @@ class Trainer:
         self.step = 0
         self.skipped = torch.zeros((), device=self.device)  # steps that changed nothing; read when it is written
         self.best: dict[str, float] = {}  # the smallest held-out loss so far, "validation", and its "step"
-        self._saved = -1  # the step of the newest checkpoint
+        self._saved = self._resumed = -1  # the steps of the newest checkpoint, and of the one that goes on
         self._validation = stage.validation() if config.validate_every else ()
         if config.sample_every and type(stage).sheet is Stage.sheet:
             stage.sheet()  # which says that it can't be done
@@ -198,23 +198,36 @@ class Trainer:
             )
         check_recipe(saved["recipe"], self.config, self.folder)
         where = state.checkpoints(self.folder)[-1]
-        state.check_fit(self.stage.modules, saved["modules"], where)
+        try:
+            self._take(saved, where)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise _foreign(where, error) from error
+        self.best = saved.get("best", {})
+        self.step = self._saved = self._resumed = saved["step"]
+        self.skipped.fill_(saved["skipped"])
+        if self.rank.index == 0 and self.best.get("step") == self.step:
+            state.keep_best(self.folder, self.step)  # whoever killed the run may have come between
+
+    def _take(self, saved: Mapping[str, Any], where: Path) -> None:
+        """Go on from what a checkpoint holds, read from `where`."""
+        averages = {length: saved["powers"][length] for length in self.powers}
+        for weights in (saved["modules"], saved["ema"], *averages.values()):
+            state.check_fit(self.stage.modules, weights, where)
         self.spread.load(saved["modules"])
         # The settings of the optimizer are the recipe's, its state is the checkpoint's.
-        groups = self.optimizer.state_dict()["param_groups"]
-        values = self.spread.part_of_state(self.optimizer, saved["optimizer"]["state"])
+        groups, states = self.optimizer.state_dict()["param_groups"], saved["optimizer"]["state"]
+        if any(i >= sum(len(group["params"]) for group in groups) for i in states):
+            raise ValueError("its optimizer has more parameters")
+        if not states and saved["step"] > saved["skipped"]:
+            raise ValueError("its optimizer has no state")
+        values = self.spread.part_of_state(self.optimizer, states)
         self.optimizer.load_state_dict({"state": values, "param_groups": groups})
         self.discriminators.load(saved.get("opponents", {}))
         self.average.load(self.spread.part(saved["ema"]))
         for length, average in self.powers.items():
-            average.load(self.spread.part(saved["powers"][length]))
+            average.load(self.spread.part(averages[length]))
         if self.scale is not None:
             self.scale.load(saved["scale"])
-        self.best = saved.get("best", {})
-        self.step = self._saved = saved["step"]
-        self.skipped.fill_(saved["skipped"])
-        if self.rank.index == 0 and self.best.get("step") == self.step:
-            state.keep_best(self.folder, self.step)  # whoever killed the run may have come between
 
     def save(self, aside: Aside | None = None) -> None:
         """Write a checkpoint, unless this step has one; all ranks do so at one step. Raises TrainingError.
@@ -375,8 +388,17 @@ class Trainer:
         if self.discriminators.parameters:
             good &= torch.isfinite(self.discriminators.clip(config.clip))
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]  # see optim.py
-        self.optimizer.step()
-        self.discriminators.step(factor, good)
+        before = self._layout() if self.step == self._resumed else {}
+        try:
+            self.optimizer.step()
+            self.discriminators.step(factor, good)
+            after = self._layout() if before else {}
+            if any(after[p] != names for p, names in before.items()):
+                raise ValueError("its optimizer has the state of another")
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            if self.step != self._resumed or out_of_memory(error):
+                raise
+            raise _foreign(state.checkpoints(self.folder)[-1], error) from error
         for average in (self.average, *self.powers.values()):
             average.update(self.step, good)
         if self.scale is not None:
@@ -384,6 +406,10 @@ class Trainer:
         self.skipped += ~good
         self.step += 1
         return {"good": good, "norm": norm, **figures}, stopping, saving
+
+    def _layout(self) -> dict[Tensor, dict[str, Any]]:
+        """What the optimizer remembers of each parameter: names, and shapes."""
+        return {p: {k: getattr(v, "shape", None) for k, v in s.items()} for p, s in self.optimizer.state.items()}
 
     def _gradients(self, batches: Sequence[Any]) -> dict[str, Tensor]:
         """Add this rank's gradients of a step up, part by part; returns the loss and the stage's figures, averaged."""
@@ -415,6 +441,12 @@ class Trainer:
         self.spread.exchange(flags)
         stopping, saving = flags.tolist()
         return bool(stopping), bool(saving)
+
+
+def _foreign(path: Path, error: Exception) -> TrainingError:
+    """What is said where a checkpoint holds all that it must, and not of this run's networks and optimizer."""
+    why = " ".join(str(error).split())[:200]
+    return TrainingError(f"checkpoint {path} is none of this run ({why}); delete it, or use another folder")
 
 
 def compile_calls(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
-from ..files import Owner, owned, whole_file
+from ..files import Owner, owned, read_bytes, read_json, whole_file
 from . import state
 from .ema import result
 from .kinds import Report, Source, silent
@@ -52,6 +52,7 @@ def train_to_end(
     (default: in the output folder)."""
     cache = cache or output / CACHE
     with owned(output, "run", TrainingError) as owner:
+        state.load_last(output, mmap=True)  # what is wrong with it is told now, and once
         stage = prepare(recipe, source, output, workers, report, cache)
         recipe = stage.config
         unfinished = state.steps_done(output) < recipe.steps
@@ -109,9 +110,10 @@ def noted(output: Path) -> dict[str, Any]:
     """What `claim` has noted of a run; {} where it has not."""
     note, old = output / NOTE, output / OLD_NOTE
     if note.is_file():
-        return dict(json.loads(note.read_text(encoding="utf-8")))
+        return read_json(note, error=TrainingError)
     if old.is_file():
-        return dict(zip(("key", "model"), old.read_text(encoding="utf-8").split(), strict=False))
+        words = read_bytes(old, error=TrainingError).decode(errors="replace").split()
+        return dict(zip(("key", "model"), words, strict=False))
     return {}
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from ...accelerate.exact import same_bits
 from ...diffusion.guidance import ClassifierFree
 from ...diffusion.noise import SeededNoise
-from ...errors import RequestError
+from ...errors import RequestError, out_of_memory
 from ...images import latent_size, pad_to_grid, to_tensor
 from ...masks import Composite
 from ...models.autoencoder import Autoencoder
 from ...request import MAX_SIDE, MIN_SIDE, Request
 from ...samplers.state import Noise, SamplerState
-from ..advance import out_of_memory, release
+from ..advance import release
 from ..decode import finite
 from ..job import Job, ParsedRequest
 from ..plan import Plan, plan
