@@ -569,12 +569,9 @@ def finish(run: Path) -> Autoencoder:
     saved, before = result(run), noted(run)
     if set(saved["ema"]) != {"autoencoder"}:
         raise TrainingError(f"{run} is no autoencoder's run, but one of {', '.join(sorted(saved['ema']))}")
+    recipe = recipe_of(AutoencoderRecipe, saved["recipe"])
     given = before.get("network")
-    try:
-        recipe = recipe_of(AutoencoderRecipe, saved["recipe"])
-        built = network(recipe) if given is None else Autoencoder(AutoencoderConfig.from_diffusers(given))
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise TrainingError(f"{run} holds the recipe of no autoencoder that can be built: {error}") from error
+    built = network(recipe) if given is None else Autoencoder(AutoencoderConfig.from_diffusers(given))
     state.check_fit({"autoencoder": built}, saved["ema"], run)
     built.load_state_dict(saved["ema"]["autoencoder"])
     data = before.get("data")

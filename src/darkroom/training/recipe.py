@@ -281,10 +281,16 @@ def check_recipe(old: Mapping[str, Any], config: LoopConfig, folder: Any) -> Non
 
 
 def recipe_of(kind: type[Recipe], saved: Mapping[str, Any]) -> Recipe:
-    """A recipe from what a checkpoint or recipe.json holds; what this version doesn't know is left out."""
+    """A recipe from what a checkpoint or recipe.json holds; what this version doesn't know is left out.
+
+    Raises TrainingError where something is missing.
+    """
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known}
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise TrainingError(f"a run's recipe is incomplete: {error}") from None
 
 
 def parts(recipe: Any) -> Sequence[LoopConfig]:
