@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from darkroom.errors import CheckpointError
@@ -20,6 +21,7 @@ from darkroom.formats import folder
 from darkroom.formats.checkpoint import Checkpoint, native_state, open_checkpoint
 from darkroom.formats.layouts import ema_name, table
 from darkroom.formats.rules import native_shapes
+from darkroom.formats.tensors import open_tensors
 
 PARTS = ("unet", "autoencoder", "text_encoder")
 SUBFOLDERS = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
@@ -460,3 +462,40 @@ def test_forged_metadata(sd1: Any, sd1_file: Path) -> None:
     save_file(load_file(sd1_file), sd1_file, {"darkroom": '{"unet": {"in_channels": 9, "attention_head_dim": 8}}'})
     with pytest.raises(CheckpointError, match="does not fit its configuration"):
         native_state(open_checkpoint(sd1_file), "unet", native_shapes(open_checkpoint(sd1_file).unet_config))
+
+
+WRAPPED = ("module.{}", "model.module.{}", "_orig_mod.{}", "model._orig_mod.module.{}", "net.{}")
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_names_that_a_wrapper_prefixed(form: str, suffix: str, sd1: Any, tmp_path: Path) -> None:
+    """DataParallel's, torch.compile's and their like: the same model, whatever its tensors stand under."""
+    plain = sd1.save(tmp_path / "plain.safetensors")
+    wrapped = tmp_path / f"wrapped.{suffix}"
+    state = {form.format(name): tensor for name, tensor in load_file(plain).items()}
+    with safe_open(plain, "pt") as file:
+        notes = dict(file.metadata())
+    (save_file(state, wrapped, notes) if suffix == "safetensors" else torch.save({"state_dict": state}, wrapped))
+    if suffix == "ckpt":  # a pickle has no notes, so the networks are told by their shapes
+        save_file(load_file(plain), plain)
+    first, second = open_checkpoint(plain), open_checkpoint(wrapped)
+    assert first.configs == second.configs
+    for part, state in sd1.states.items():
+        found = native_state(second, part, {name: tensor.shape for name, tensor in state.items()})
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_a_wrapper_inside_the_names(sd1: Any, tmp_path: Path) -> None:
+    plain = sd1.save(tmp_path / "plain.safetensors")
+    state = {
+        name.replace("model.diffusion_model.", "model.module.diffusion_model._orig_mod."): tensor
+        for name, tensor in load_file(plain).items()
+    }
+    save_file(state, tmp_path / "wrapped.safetensors")
+    save_file(load_file(plain), plain)
+    assert open_checkpoint(tmp_path / "wrapped.safetensors").configs == open_checkpoint(plain).configs
+    both = {"module.weight": torch.ones(1), "weight": torch.zeros(1)}  # which of them was meant?
+    save_file(both, tmp_path / "both.safetensors")
+    with open_tensors(tmp_path / "both.safetensors") as file:
+        assert set(file.names()) == set(both)

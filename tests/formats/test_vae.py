@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import darkroom
 from darkroom.errors import CheckpointError
+from darkroom.formats.artifact import describe
 from darkroom.formats.picture import read_metadata
 from darkroom.formats.vae import open_vae
 from darkroom.models.autoencoder import Autoencoder, TinyAutoencoder
@@ -65,13 +66,18 @@ def places(other: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         ("published", published),
     ):
         save_file(state, root / f"{name}.safetensors")
+    attention = "mid_block.attentions.0."
+    matrices = [name for name in published if attention in name and published[name].ndim == 2]
+    assert len(matrices) == 8
+    convolutions = published | {name: published[name][..., None, None] for name in matrices}
+    save_file(convolutions, root / "convolutions.safetensors")
     torch.save({"state_dict": {**ldm, "loss.logvar": torch.zeros(())}}, root / "pickled.pt")
-    names = ("bare", "first", "short", "published", "model")
+    names = ("bare", "first", "short", "published", "convolutions", "model")
     files = {name: root / f"{name}.safetensors" for name in names}
     return files | {"folder": root / "model" / "vae", "model folder": root / "model", "pickled": root / "pickled.pt"}
 
 
-FORMS = ("bare", "first", "short", "published", "model", "folder", "model folder", "pickled")
+FORMS = ("bare", "first", "short", "published", "convolutions", "model", "folder", "model folder", "pickled")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -122,6 +128,10 @@ def tiny(tmp_path: Path) -> dict[str, Path]:
         halves[half][f"{int(number) + (half == 'decoder')}.{rest}"] = tensor
     save_file(halves["encoder"], tmp_path / "taesd_encoder.safetensors")
     save_file(halves["decoder"], tmp_path / "taesd_decoder.safetensors")
+    one = {f"{half}.{name}": tensor for half, state in halves.items() for name, tensor in state.items()}
+    save_file(one, tmp_path / "one.safetensors")
+    comfy = {f"taesd_{name}": tensor for name, tensor in one.items()}
+    save_file(comfy | {"vae_scale": torch.ones(()), "vae_shift": torch.zeros(())}, tmp_path / "comfy.safetensors")
     (tmp_path / "pth").mkdir()
     for half, state in halves.items():
         torch.save(state, tmp_path / "pth" / f"taesd_{half}.pth")
@@ -131,16 +141,19 @@ def tiny(tmp_path: Path) -> dict[str, Path]:
         "encoder": tmp_path / "taesd_encoder.safetensors",
         "decoder": tmp_path / "taesd_decoder.safetensors",
         "pickles": tmp_path / "pth",
+        "one": tmp_path / "one.safetensors",
+        "comfy": tmp_path / "comfy.safetensors",
     }
 
 
-@pytest.mark.parametrize("form", ["folder", "file", "encoder", "decoder", "pickles"])
+@pytest.mark.parametrize("form", ["folder", "file", "encoder", "decoder", "pickles", "one", "comfy"])
 def test_every_form_of_a_tiny_one(form: str, tiny: dict[str, Path], tiny_folder: Path) -> None:
     torch.manual_seed(1)
     expected = TinyAutoencoder(TINY).state_dict()
     pipe = darkroom.load(tiny_folder, vae=tiny[form])
     assert pipe.autoencoder.config == TINY
     assert isinstance(pipe.autoencoder, TinyAutoencoder)
+    assert describe(tiny[form])["kind"].startswith("autoencoder (VAE), tiny (TAESD), ")
     for name, tensor in pipe.autoencoder.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     result = pipe.generate("a fox", steps=1, seed=1, width=50, height=40)

@@ -171,7 +171,11 @@ _VAE_HALF = (
     Rule("down.{l}.resnets.{i}", "down_blocks.{l}.resnets.{i}", _VAE_RESNET),
     Rule("down.{l}.downsample", "down_blocks.{l}.downsamplers.0.conv"),
     Rule("mid.resnet1", "mid_block.resnets.0", _VAE_RESNET),
-    Rule("mid.attention", "mid_block.attentions.0", (Rule("norm", "group_norm"), *_ATTENTION)),
+    Rule(
+        "mid.attention",
+        "mid_block.attentions.0",
+        (Rule("norm", "group_norm"), *(replace(rule, pointwise=True) for rule in _ATTENTION)),
+    ),
     Rule("mid.resnet2", "mid_block.resnets.1", _VAE_RESNET),
     Rule("up.{l}.resnets.{i}", "up_blocks.{l}.resnets.{i}", _VAE_RESNET),
     Rule("up.{l}.upsample.conv", "up_blocks.{l}.upsamplers.0.conv"),
@@ -358,6 +362,7 @@ _ALIASES: Mapping[tuple[Part, Layout], tuple[tuple[str, str], ...]] = {
         (r"(\.mid\.attn_1\.)to_out\.0\.", r"\1proj_out."),
         (r"(\.mid\.attn_1\.)group_norm\.", r"\1norm."),
     ),
+    ("autoencoder", "taesd"): ((r"^taesd_((en|de)coder\.)", r"\1"),),  # ComfyUI's
     ("lpips", "torchvision"): ((r"^net\.slice\d\.", "features."),),  # the lpips package's own state
     ("text_encoder", "diffusers"): (_TEXT_MODEL,),
     ("text_encoder_2", "diffusers"): (_TEXT_MODEL,),
@@ -374,6 +379,7 @@ _CLIP_EXTRAS = r"(text_model\.)?embeddings\.position_ids|(text|visual)_projectio
 _CLIP_VISION_EXTRAS = r"vision_model\.embeddings\.position_ids|text_projection(\.weight)?|logit_scale|text_model\."
 _OPEN_CLIP_EXTRAS = r"(text_projection|logit_scale|logit_bias|attn_mask|visual\.)"
 _IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
+    ("autoencoder", "taesd"): re.compile(r"vae_(scale|shift)\Z"),  # ComfyUI's own constants
     ("autoencoder", "ldm"): re.compile(r"first_stage_model\.(loss|model_ema)\."),
     ("text_encoder", "diffusers"): re.compile(_CLIP_EXTRAS),
     ("text_encoder", "ldm"): re.compile(rf"cond_stage_model\.(transformer\.)?({_CLIP_EXTRAS})"),

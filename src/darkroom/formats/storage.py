@@ -19,10 +19,12 @@ The weight meant is float8 times scale. Source: ComfyUI's QUANTIZATION.md; the o
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -224,6 +226,24 @@ def check_name(path: Path, name: object) -> None:
 _SCALES = (".scale_weight", ".weight_scale")
 _BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
 _MARK = "scaled_fp8"
+
+
+# What wrappers of networks put into their names: DataParallel and DDP, torch.compile, FSDP, checkpointing.
+_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What the names of a whole file begin with; all may stand under something more (`model.module.model.diffusion_model.`).
+_ROOTS = re.compile(r"(?P<above>(?:\w+\.)+)(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.")
+
+
+def unwrapped(slots: Sequence[Slot]) -> list[Slot]:
+    """The tensors under the names that they had before a network was wrapped, if that leaves them all different."""
+    plain = [_WRAPPERS.sub("", slot.name) for slot in slots]
+    above = Counter(match["above"] for name in plain if (match := _ROOTS.match(name)))
+    if above:
+        start = above.most_common(1)[0][0]
+        plain = [name.removeprefix(start) for name in plain]
+    if len(set(plain)) < len(plain) or "" in plain:
+        return list(slots)
+    return [slot if slot.name == name else replace(slot, name=name) for slot, name in zip(slots, plain, strict=True)]
 
 
 def take_scales(slots: Mapping[str, Slot]) -> tuple[dict[str, Slot], dict[str, Slot]]:

@@ -35,7 +35,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, clip
 from ..files import read_json
-from .storage import MAX_TENSORS, SAFETENSORS, Slot, Source, check_finite, check_name, is_count, is_finite, take_scales
+from .storage import (
+    MAX_TENSORS,
+    SAFETENSORS,
+    Slot,
+    Source,
+    check_finite,
+    check_name,
+    is_count,
+    is_finite,
+    take_scales,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -385,7 +396,7 @@ def open_tensors(path: Path | str) -> TensorFile:
     except BaseException:
         source.close()
         raise
-    return TensorFile(source.path, slots, metadata)
+    return TensorFile(source.path, unwrapped(slots), metadata)
 
 
 class Glance:

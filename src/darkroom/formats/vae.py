@@ -6,6 +6,7 @@
 | diffusers file                   | `encoder.down_blocks...` or, tiny, `encoder.layers...`              |
 | LDM file                         | `encoder.down...`                                                   |
 | TAESD's own two files            | `taesd_encoder`, `taesd_decoder`: `0.weight`, `1.conv.0.weight`, ...  |
+| both in one                      | `encoder.0.weight` (or `taesd_encoder...`), `decoder.1.weight`, ...   |
 
 The keys of files may begin with `first_stage_model.` or `vae.`; a whole model's file gives its autoencoder.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +28,7 @@ from . import detect, folder
 from .checkpoint import Checkpoint
 from .folder import network_config, sentences
 from .hub import resolve
-from .layouts import Layout, Part
+from .layouts import Layout, Part, canonical
 from .save import State, entries_of
 from .tensors import Glance, open_tensors
 from .weights import Artifact, Weights
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 
 PART: Part = "autoencoder"
 _STARTS = ("first_stage_model.", "vae.", "")
-_MARKS = ("encoder.down", "decoder.up", "encoder.layers.", "decoder.layers.")  # that no other network has
+# that no other network has
+_MARKS = ("encoder.down", "decoder.up", "encoder.layers.", "decoder.layers.")
+_BOTH = ("encoder.0.weight", "decoder.1.weight")  # TAESD's halves in one file, as its author numbers their layers
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _HALVES = (("encoder", "decoder"), ("decoder", "encoder"))
 Shapes = Mapping[str, tuple[int, ...]]
@@ -62,6 +65,8 @@ class Vae(Artifact):
 
 
 def _found(path: Path, kind: str, config: AutoencoderConfig, weights: Weights, scaled: bool = True) -> Vae:
+    if isinstance(config, TinyAutoencoderConfig):
+        kind = f"tiny (TAESD), {kind}"
     return Vae(path=path, kind=kind, configs={PART: config}, weights={PART: weights}, scaled=scaled)
 
 
@@ -90,12 +95,23 @@ def is_vae(seen: Glance) -> bool:
     """Whether a folder or a file holds an autoencoder and nothing else, broken or not."""
     if seen.config.get("_class_name") in _CLASSES:
         return True
+    if seen.path.is_dir():
+        return not (seen.path / "model_index.json").exists() and bool(_encoders(seen.path))
     if seen.shapes and all(re.match(r"\d+\.", name) for name in seen.shapes):  # half of the original tiny one
+        return True
+    if _is_both(seen.shapes):
         return True
     return any(
         seen.has(*(start + mark for mark in _MARKS)) and all(name.startswith(start) for name in seen.shapes)
         for start in _STARTS
     )
+
+
+def _is_both(names: Collection[str]) -> bool:
+    """Whether both halves of the original tiny autoencoder lie in one file, and nothing else does."""
+    plain = {canonical(PART, "taesd", name) for name in names}
+    known = ("encoder.", "decoder.", "vae_s")
+    return plain.issuperset(_BOTH) and all(name.startswith(known) for name in plain)
 
 
 def open_vae(source: str | Path) -> Vae:
@@ -129,10 +145,17 @@ def _open_folder(path: Path) -> Vae:
     if (place / "config.json").is_file():
         weights = Weights(folder.weights_file(place), "diffusers")
         return _found(path, "diffusers folder", _published(place / "config.json"), weights)
-    halves = [file for file in sorted(path.iterdir()) if file.is_file() and re.search("taesd.*encoder", file.name)]
-    if halves:
+    if halves := _encoders(path):
         return _open_file(halves[0])
     raise CheckpointError(f"{path} holds no autoencoder: it has no config.json and no taesd_encoder file.")
+
+
+def _encoders(folder: Path) -> list[Path]:
+    """The files of a folder that are called as the original tiny autoencoder's encoder."""
+    try:
+        return [file for file in sorted(folder.iterdir()) if file.is_file() and re.search("taesd.*encoder", file.name)]
+    except OSError:  # whoever opens it says so
+        return []
 
 
 def _published(file: Path) -> AutoencoderConfig:
@@ -152,6 +175,10 @@ def _open_file(path: Path) -> Vae:
         shapes = {name.removeprefix(start): file.shape(name) for name in names if name.startswith(start)}
     if all(re.match(r"\d+\.", name) for name in shapes):
         return _open_halves(path)
+    if _is_both(shapes):
+        with sentences(str(path)):
+            tiny = _tiny_config({canonical(PART, "taesd", name): shape for name, shape in shapes.items()}, path)
+        return _found(path, "original file", tiny, Weights(path, "taesd"))
     beside = path.parent / "config.json"
     weights = Weights(path, "diffusers", start=start)
     if beside.is_file() and read_json(beside).get("_class_name") in _CLASSES:
