@@ -119,3 +119,24 @@ def test_a_pickle_is_looked_at_once(
     monkeypatch.setattr(tensors, "_ask", lambda *given: asked.append(given[1]) or ask(*given))  # type: ignore[func-returns-value]
     assert command("info", path).code == (0 if kind != "nothing" else 2)
     assert len(asked) == 1
+
+
+def test_a_file_of_another_model_is_called_by_its_name(command: Command, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "flux.safetensors"
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}, path)
+    answer = command("info", path)
+    assert (answer.code, answer.err) == (0, "")
+    assert "kind        Flux.1 model, " in answer.out
+    assert "runs in     ComfyUI, diffusers; not in Darkroom\n" in answer.out
+    assert command("info", path, "--json").json["kind"] == "Flux.1 model"
+    answer = command("generate", "a fox", "--model", path)
+    assert (answer.code, answer.out) == (2, "")
+    said = f"{path} is a Flux.1 model, which Darkroom does not load (ComfyUI, diffusers can)."
+    assert answer.err.strip().endswith(said)
+    path.write_bytes(path.read_bytes()[:-1])
+    answer = command("info", path)
+    assert answer.code == 2
+    assert "Flux.1 model" in answer.out
+    assert "is cut short" in answer.err

@@ -204,7 +204,7 @@ def test_faults_are_sentences(networks: Any, tmp_path: Path) -> None:
         ({f"{SELF}.lora_down.weight": rand(0, 16), f"{SELF}.lora_up.weight": rand(16, 0)}, "no factor"),
         (pair(SELF) | {f"{SELF}.dora_scale": torch.tensor(1.0)}, "no factor"),
         (pair(SELF) | {f"{SELF}.alpha": torch.ones(2)}, r"alpha is \[2\], not one number"),
-        (flux, "diffusion transformer"),
+        (flux, "is a LoRA for Flux.1, which Darkroom does not draw with"),
         ({"weight": rand(2)}, "is no LoRA: its tensors are called weight"),
         (pair(SELF) | pair("unet." + SELF[10:].replace("_", "."))
          | pair("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"), "twice"),

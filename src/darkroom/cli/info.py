@@ -123,6 +123,8 @@ def _lines(found: dict[str, Any]) -> str:
         return _model_lines(found)
     if "ranks" in found:
         return _lora_lines(found)
+    if "runs" in found or ("parameters" not in found and "fault" in found):
+        return _other_lines(found)
     return "\n".join(_table(found)) if "words" in found else _network_lines(found)
 
 
@@ -159,6 +161,17 @@ def _lora_lines(found: dict[str, Any]) -> str:
         **({"unknown keys": len(found["unknown"])} if found["unknown"] else {}),
         **{key: text if len(text) <= 200 else text[:197] + "..." for key, text in found["metadata"].items()},
     }
+    return "\n".join([visible(str(found["name"])), *_table(values)])
+
+
+def _other_lines(found: dict[str, Any]) -> str:
+    """A file that Darkroom doesn't load, or one that is damaged."""
+    values = {"path": found["path"], "kind": f"{found['kind']}, {_bytes(found['size'])}"}
+    if "runs" in found:
+        values |= {"made for": found["base"]} if found["base"] else {}
+        values |= {"runs in": f"{found['runs']}; not in Darkroom"}
+    if found.get("tensors"):
+        values["parameters"] = f"{_millions(found['parameters'])}, {', '.join(found['dtypes'])}"
     return "\n".join([visible(str(found["name"])), *_table(values)])
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ..errors import CheckpointError, RequestError
 from ..request import choice
 from .checkpoint import convert_checkpoint, open_checkpoint
-from .control import convert_controlnet, is_controlnet, open_controlnet
+from .control import WHOLE_MODEL, convert_controlnet, is_controlnet, open_controlnet
+from .ecosystem import open_other, tell
 from .embedding import FORMS, convert_embedding, is_embedding, read_embedding
 from .features import is_features, is_text_encoder, open_features, open_text_encoder
 from .hub import resolve
@@ -73,6 +74,10 @@ def _convert_embedding(source: Path, target: Path, wanted: Wanted) -> Path:
     return convert_embedding(source, target, wanted.form and choice("--form", wanted.form, FORMS))
 
 
+def _refuse(source: Path, target: Path, wanted: Wanted) -> Path:
+    raise CheckpointError(f"{source} is a {open_other(source).what}, which Darkroom does not convert.")
+
+
 def _convert_networks(write: Callable[[Path, Path, torch.dtype | None, str | None], Path]) -> Convert:
     def convert(source: Path, target: Path, wanted: Wanted) -> Path:
         if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
@@ -90,6 +95,7 @@ MODEL = Kind("model", lambda seen: True, open_checkpoint, _convert_networks(conv
 
 # The last takes whatever no other does, and says what else that may be.
 KINDS: list[Kind] = [
+    Kind("other", lambda seen: tell(seen) is not None, lambda path, variant: open_other(path), _refuse),
     Kind("LoRA", is_lora, lambda path, variant: open_lora(path), _convert_lora),
     Kind("embedding", is_embedding, lambda path, variant: read_embedding(path), _convert_embedding),
     Kind("ControlNet", is_controlnet, open_controlnet, _convert_networks(convert_controlnet)),
@@ -116,8 +122,20 @@ def open_artifact(source: str | Path, variant: str | None = None) -> Described:
 
 
 def describe(source: str | Path, variant: str | None = None, with_hash: bool = False) -> dict[str, Any]:
-    """What anything is and holds, ready for JSON, without loading it. Raises CheckpointError."""
-    return open_artifact(source, variant).describe(with_hash)
+    """What anything is and holds, ready for JSON, without loading it. Raises CheckpointError.
+
+    Of a file that is cut short but can be told: its name, path, kind and size, and the fault, in a sentence.
+    """
+    path = resolve(source)
+    seen = Glance(path)
+    kind = next(kind for kind in KINDS if kind.told_by(seen))
+    try:
+        return kind.open(path, variant).describe(with_hash)
+    except CheckpointError as error:
+        if seen.fault is None or (kind is MODEL and not seen.has(*WHOLE_MODEL)):
+            raise
+        about = {"name": path.stem, "path": str(path), "kind": kind.name, "size": path.stat().st_size}
+        return about | {"fault": str(error)}
 
 
 def convert(

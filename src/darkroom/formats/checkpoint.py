@@ -13,12 +13,13 @@ from ..errors import CheckpointError
 from ..files import read_json
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from . import detect, folder
+from .ecosystem import named, tell
 from .folder import network_config, sentences
 from .hub import resolve
 from .layouts import PARTS, Part
 from .rules import native_shapes
 from .save import Contents, TokenizerSource, save_folder, save_single_file
-from .tensors import open_tensors
+from .tensors import Glance, open_tensors
 from .weights import Artifact, PartTensors, Weights, native_state
 
 if TYPE_CHECKING:
@@ -139,7 +140,13 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
 
 
 def _open_single(path: Path) -> Checkpoint:
-    with open_tensors(path) as file:
+    try:
+        file = open_tensors(path)
+    except CheckpointError:
+        if (other := tell(Glance(path))) is not None and other.fault is None:
+            raise CheckpointError(f"{path} is {named(other.tensors) or other.what}.") from None
+        raise
+    with file:
         found = detect.examine(file, path)
     detect.require_whole(found, path)
     configs: dict[Part, Any] = dict(found.configs)

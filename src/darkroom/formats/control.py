@@ -21,6 +21,7 @@ from ..errors import CheckpointError
 from ..files import parse_json, read_json, whole_file, whole_folder, write_json
 from ..models.config import ControlNetConfig, UNetConfig
 from . import detect, folder
+from .ecosystem import foreign
 from .folder import network_config, sentences
 from .hub import resolve
 from .layouts import IGNORED_AT_TOP, Layout, Part
@@ -38,14 +39,10 @@ CLASS = "ControlNetModel"
 ORIGINAL = "control_model."
 _MOST_HINTS = 32  # convolutions of the hint embedding that are looked for; published ones have 8
 _FILE = "diffusion_pytorch_model.safetensors"
-_WHOLE_MODEL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+WHOLE_MODEL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 # What else a file may be, by the beginning of a key.
 _OTHERS = (
     ("model.diffusion_model.", "a whole model: give it with --model"),
-    ("lllite_", "a ControlNet-LLLite, which Darkroom does not load"),
-    ("adapter.", "a T2I-Adapter, which Darkroom does not load"),
-    ("body.", "a T2I-Adapter, which Darkroom does not load"),
-    ("lora_controlnet", "a Control-LoRA, which Darkroom does not load"),
     ("lora_", "a LoRA: give it with --lora"),
     ("up_blocks.", "a U-Net"),
     ("output_blocks.", "a U-Net"),
@@ -120,7 +117,8 @@ def _open_file(path: Path) -> ControlNetFile:
         names = file.names()
         start = _start(names)
         if start is None:
-            told = next((what for mark, what in _OTHERS if any(name.startswith(mark) for name in names)), None)
+            others = (what for mark, what in _OTHERS if any(name.startswith(mark) for name in names))
+            told = foreign(names) or next(others, None)
             first = ", ".join(names[:3]) or "nothing"
             raise CheckpointError(f"{path} is no ControlNet but {told or f'a file of tensors called {first}'}.")
         unknown = [name for name in names if start and not name.startswith(start) and not _along(name)]
@@ -145,7 +143,7 @@ def _start(names: list[str]) -> str | None:
 
 def _along(name: str) -> bool:
     """Whether a key is of the model that a ControlNet was trained with, whose file it may share."""
-    return name.startswith(_WHOLE_MODEL) or IGNORED_AT_TOP.match(name) is not None
+    return name.startswith(WHOLE_MODEL) or IGNORED_AT_TOP.match(name) is not None
 
 
 def _config(file: TensorFile, path: Path, shapes: detect.Shapes, layout: Layout) -> ControlNetConfig:

@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..files import parse_json
 from ..models.config import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from .ecosystem import named
 from .folder import checked_defaults, network_config, sentences
 from .layouts import IGNORED_AT_TOP, MARKS, TITLES, Layout, Part, native_names, prefix
 from .rules import Config
@@ -28,24 +29,6 @@ from .tensors import TensorFile
 from .weights import METADATA, part_keys
 
 Shapes = Mapping[str, tuple[int, ...]]  # tensor name, without its part's prefix -> shape
-
-# Keys (anywhere in a name) that tell what else a file is, and what to say about it.
-FOREIGN = (
-    ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which Darkroom does not load"),
-    ("double_blocks.", "a Flux checkpoint, which Darkroom does not load"),
-    ("lora_controlnet", "a Control-LoRA (a ControlNet as changes of a U-Net), which Darkroom does not load"),
-    ("lora_", "a LoRA, not a whole model: give it with --lora beside a model"),
-    (".lora", "a LoRA, not a whole model: give it with --lora beside a model"),
-    ("control_model.", "a ControlNet, not a whole model: give it with --control beside a model"),
-    ("controlnet_cond_embedding.", "a ControlNet, not a whole model: give it with --control beside a model"),
-    ("emb_params", "a textual-inversion embedding, not a whole model"),
-    ("string_to_param", "a textual-inversion embedding, not a whole model"),
-    ("down_blocks.0.attentions.", "one U-Net in diffusers' layout: put it as unet/ into a diffusers folder"),
-    ("encoder.down_blocks.", "one autoencoder in diffusers' layout: put it as vae/ into a diffusers folder"),
-    ("encoder.down.", "an autoencoder alone, not a whole model"),
-)
-# Those that tell even where there is an LDM U-Net too.
-DECISIVE = ("joint_blocks.", "double_blocks.", "control_model.")
 
 TASKS = {4: "text-to-image", 5: "depth-to-image", 7: "upscaling", 8: "instruction", 9: "inpainting"}
 
@@ -300,7 +283,8 @@ class SingleFile:
 def examine(file: TensorFile, path: Path) -> SingleFile:
     """Find out what a single file holds. CheckpointError if it is some other kind of file."""
     names = file.names()
-    _refuse_foreign(names, path)
+    if (other := named(names)) is not None:
+        raise CheckpointError(f"{path} is {other}.")
     ema = not any(name.startswith("model.diffusion_model.") for name in names)
     openclip = any(name.startswith("cond_stage_model.model.") for name in names)
     layouts: dict[Part, Layout] = {"unet": "ldm", "autoencoder": "ldm", **_text_layouts(names, openclip)}
@@ -375,14 +359,6 @@ def require_whole(found: SingleFile, path: Path) -> None:
     if found.unknown:
         first, count = ", ".join(found.unknown[:3]), len(found.unknown)
         raise CheckpointError(f"{path} has {count} unknown key{'s' * (count > 1)} ({first}{', ...' * (count > 3)}).")
-
-
-def _refuse_foreign(names: list[str], path: Path) -> None:
-    whole = any(name.startswith(("model.diffusion_model.", "model_ema.")) for name in names)
-    for mark, what in FOREIGN:
-        decisive = mark in DECISIVE
-        if (decisive or not whole) and any(mark in name for name in names):
-            raise CheckpointError(f"{path} is {what}.")
 
 
 def _told_scheduler(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..embedded import place_of
 from ..errors import CheckpointError, clip
 from ..files import read_json
+from .ecosystem import lora_base
 from .lora_names import BUNDLED, NUMBERED, UNDRAWN, Home, Homes, Key, bundled, numbered, read_keys
 from .tensors import Glance, TensorFile, open_tensors
 from .weights import content_hash
@@ -145,6 +146,8 @@ def scan_lora(file: TensorFile) -> LoraFile:
     slots: dict[str, dict[str, str]] = {}
     strangers = []
     names = file.names()
+    if (base := lora_base(names)) is not None:
+        raise CheckpointError(f"{file.path} is a LoRA for {base}, which Darkroom does not draw with.")
     for part, kind in UNDRAWN:
         if example := next((name for name in names if part in name), None):
             raise CheckpointError(

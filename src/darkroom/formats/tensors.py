@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, clip
 from ..files import read_json
+from .gguf import read_gguf
 from .storage import (
     MAX_TENSORS,
     SAFETENSORS,
@@ -411,12 +412,46 @@ class Glance:
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name -> shape of a weights file's tensors; nothing where it is none, or can't be read."""
+        """Name -> shape of a weights file's tensors, though the file may be cut short; nothing where it is none."""
+        return {} if self._loose else {name: shape for name, (shape, _) in self.tensors.items()}
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Name -> shape and type of whatever can be told of a file, of forms that can't be loaded, too."""
+        return self._all[0]
+
+    @property
+    def fault(self) -> str | None:
+        """How a file is damaged of which something can be told all the same, in a sentence."""
+        return self._all[1]
+
+    @cached_property
+    def is_gguf(self) -> bool:
+        try:
+            source = Source(self.path)
+        except CheckpointError:
+            return False
+        try:
+            return source.read(0, 4) == b"GGUF"
+        finally:
+            source.close()
+
+    @property
+    def _loose(self) -> bool:
+        """Whether it is of a form that no network is loaded from: GGUF, or tensors deep in a pickle."""
+        return self._all[2]
+
+    @cached_property
+    def _all(self) -> tuple[Mapping[str, tuple[tuple[int, ...], str]], str | None, bool]:
         try:
             with open_tensors(self.path) as file:
-                return {name: file.shape(name) for name in file.names()}
-        except CheckpointError:
-            return {}
+                return {name: (file.shape(name), file.dtype_name(name)) for name in file.names()}, None, False
+        except CheckpointError as error:
+            fault = str(error)
+        try:
+            return _loosely(self.path, fault)
+        except CheckpointError as error:
+            return {}, str(error), False
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -430,6 +465,37 @@ class Glance:
     def has(self, *starts: str) -> bool:
         """Whether a tensor's name begins with one of these."""
         return any(name.startswith(starts) for name in self.shapes)
+
+
+def _loosely(path: Path, fault: str) -> tuple[Mapping[str, tuple[tuple[int, ...], str]], str | None, bool]:
+    """What can be told of a file that `open_tensors` refuses; CheckpointError if nothing can. See `Glance._all`."""
+    source = Source(path)
+    try:
+        head = source.read(0, 512)
+        if head.startswith(b"GGUF"):
+            gguf = read_gguf(source)
+            return gguf.tensors, gguf.fault, True
+        if _is_safetensors(head):
+            length = int.from_bytes(head[:8], "little")
+            header = parse_json(path, source.read(8, length)) if length <= MAX_HEADER else {}
+            header.pop("__metadata__", None)
+            entries = [_entry(path, name, entry) for name, entry in header.items()]
+            return {name: (shape, dtype) for _, _, name, dtype, shape in entries}, fault, False
+        if is_pickle(head):
+            found = {slot.name: (slot.shape, slot.dtype) for slot in _planted(source, _answer(source, "tree")["tree"])}
+            return found, None, True
+        return {}, None, False
+    finally:
+        source.close()
+
+
+def _planted(source: Source, value: Any, name: str = "") -> Iterator[Slot]:
+    """The tensors of the value that the child's JSON stands for, named by the way to them."""
+    if isinstance(value, dict) and "tensor" in value:
+        yield _slot(source, name.removeprefix("."), value["tensor"])
+    elif isinstance(value, dict):
+        for key, item in value["dict"] if "dict" in value else enumerate(value["list"]):
+            yield from _planted(source, item, f"{name}.{key}")
 
 
 def _open_one(source: Source) -> tuple[list[Slot], dict[str, str]]:
