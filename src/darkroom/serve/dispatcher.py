@@ -185,7 +185,7 @@ class Dispatcher:
                     if seat.link.alive and not self.full and not self.stopping:
                         await self._fill(seat)
             except StoreFull:
-                self._disk_full()
+                self.disk_full()
             except Exception:
                 log.exception("handing out failed; trying again")
 
@@ -400,7 +400,7 @@ class Dispatcher:
             now = time.time()
             counted = await self.store.write(lambda c: queue.finish(c, picture.id, picture.claim, now, **facts))
         except (StoreFull, DataError):
-            self._disk_full()
+            self.disk_full()
             return
         seat.aboard.pop(picture.id, None)
         self.hub.landed(picture.job, picture.index)
@@ -424,7 +424,7 @@ class Dispatcher:
         try:
             await self.store.write(write)
         except StoreFull:
-            self._disk_full()
+            self.disk_full()
             return
         seat.aboard.pop(picture.id, None)
         self.hub.landed(picture.job, picture.index)
@@ -451,7 +451,7 @@ class Dispatcher:
             await self.store.write(lambda c: queue.died(c, link.name, now, reason))
         except StoreFull:
             self._owed.add(link.name)
-            self._disk_full()
+            self.disk_full()
         for picture in aboard.values():
             self.hub.landed(picture.job, picture.index)
             self._changed(picture)
@@ -462,7 +462,7 @@ class Dispatcher:
 
     # --- a full disk
 
-    def _disk_full(self) -> None:
+    def disk_full(self) -> None:
         """Nothing can be written: what is in progress goes back, and admission is closed."""
         if not self.full:
             log.warning("the disk is full: nothing is taken in until there is room")

@@ -58,7 +58,6 @@ class Guard:
         self.hosts = {"localhost", *(host.casefold() for host in options.allow_hosts)}
         self.hosts |= {public.hostname.casefold()} if public.hostname else set()
         self.origins = {f"{public.scheme}://{public.netloc}"} if public.hostname else set()
-        self.cookie = f"darkroom-{options.port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it in one sentence."""
@@ -189,7 +188,7 @@ class Guard:
         if key := _shown_key(headers.get("authorization", ""), headers.get("x-api-key", "")):
             return keys.owner(key), False
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
+            cookie = SimpleCookie(headers.get("cookie", "")).get(self.server.cookie)
         except CookieError:
             return None, False
         if cookie is None:

@@ -505,7 +505,7 @@ async def begin_session(request: Request) -> Response:
         raise Refused(401, "this is no key of the server")
     answer = Json({"key": owner.name})
     answer.set_cookie(
-        f"darkroom-{server.options.port}",
+        server.cookie,
         server.signer.session_cookie(owner, key, SESSION_DAYS),
         max_age=SESSION_DAYS * 86400,
         httponly=True,
@@ -519,5 +519,5 @@ async def begin_session(request: Request) -> Response:
 async def end_session(request: Request) -> Response:
     """Forget the cookie."""
     answer = Json({})
-    answer.delete_cookie(f"darkroom-{server_of(request).options.port}")
+    answer.delete_cookie(server_of(request).cookie)
     return answer

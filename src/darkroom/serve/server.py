@@ -69,6 +69,11 @@ class Server:
         self.signer = Signer(b"")
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def cookie(self) -> str:
+        """The name of a page's cookie: browsers share those of a host among its ports."""
+        return f"darkroom-{self.options.port}"
+
     # --- from start to stop
 
     async def start(self) -> None:
@@ -194,7 +199,11 @@ class Server:
                 _write_input(connection, owner.name, upload, now)
             return queue.admit(connection, new, limits, now)
 
-        id = await self.store.write(write)
+        try:
+            id = await self.store.write(write)
+        except StoreFull:
+            self.dispatcher.disk_full()
+            raise
         self.hub.changed(id, owner.name)
         self.dispatcher.wake()
         return id
