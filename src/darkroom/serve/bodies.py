@@ -62,6 +62,12 @@ async def form_body(request: Request) -> FormData:
         raise Refused(422, f"the body is not a multipart form of at most {MAX_PARTS} parts") from None
 
 
+async def gone(request: Request) -> None:
+    """Returns once the client of a request, whose body was read, has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def file_bytes(part: UploadFile | str) -> bytes:
     """What a form's file holds."""
     return part.encode() if isinstance(part, str) else await part.read()

@@ -7,9 +7,12 @@ between it need not know. So nothing is kept for those who come back, and none c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 CHANGED, PROGRESS, PREVIEW = "changed", "progress", "preview"
 
@@ -49,9 +52,18 @@ class Live:
 
     key: str
     steps: dict[int, tuple[int, int]] = field(default_factory=dict)  # index -> (step, steps)
-    preview: bytes | None = None  # JPEG
-    preview_index: int = 0
+    previews: dict[int, bytes] = field(default_factory=dict)  # index -> JPEG, the newest last
     preview_count: int = 0
+
+    @property
+    def preview(self) -> bytes | None:
+        """The newest preview."""
+        return self.previews[self.preview_index] if self.previews else None
+
+    @property
+    def preview_index(self) -> int:
+        """Whose it is."""
+        return next(reversed(self.previews), 0)
 
     @property
     def step(self) -> int:
@@ -80,13 +92,16 @@ class Hub:
     def preview(self, job: str, key: str, index: int, jpeg: bytes) -> None:
         """How a picture looks so far; replaces the one before."""
         live = self.live.setdefault(job, Live(key))
-        live.preview, live.preview_index, live.preview_count = jpeg, index, live.preview_count + 1
+        live.previews.pop(index, None)
+        live.previews[index] = jpeg
+        live.preview_count += 1
         self._tell(job, key, PREVIEW)
 
     def landed(self, job: str, index: int) -> None:
         """A picture is in progress no more: its row tells how far it is."""
         if job in self.live:
             self.live[job].steps.pop(index, None)
+            self.live[job].previews.pop(index, None)
 
     @contextmanager
     def watching(self, key: str | None, job: str | None = None, previews: bool = True) -> Iterator[Watcher]:
@@ -106,6 +121,35 @@ class Hub:
         for watcher in self._watchers:
             if _concerns(watcher, job, key) and (kind != PREVIEW or watcher.previews):
                 watcher.tell(job, kind)
+
+
+class Awaited:
+    """The jobs that live connections wait for, so that a repeated request takes up one whose connection broke.
+
+    A request's `state` (the guard's) notes its job. Written in the database's thread, where a job is admitted and must
+    be known as awaited before the next statement looks, and in the loop's.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def begin(self, state: MutableMapping[str, Any], job: str) -> None:
+        """A request waits for a job."""
+        with self._lock:
+            state["awaits"] = job
+            self._counts[job] += 1
+
+    def end(self, state: MutableMapping[str, Any]) -> None:
+        """A request is over."""
+        with self._lock:
+            if (job := state.pop("awaits", None)) is not None:
+                self._counts[job] -= 1
+                if not self._counts[job]:
+                    del self._counts[job]
+
+    def __contains__(self, job: object) -> bool:
+        return job in self._counts
 
 
 def _concerns(watcher: Watcher, job: str, key: str) -> bool:

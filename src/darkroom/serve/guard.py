@@ -86,6 +86,7 @@ class Guard:
         try:
             await self._pass(scope, receive, answer, headers)
         finally:
+            self.server.awaited.end(state)
             owner: Owner | None = state.get("owner")
             self.server.metrics.requests.labels(f"{status // 100}xx").inc()
             line = {

@@ -17,6 +17,7 @@ from ..formats.picture import dump_recipe
 from ..request import MAX_CONTROL, MAX_IMAGES, Request, real, whole
 from ..samplers import entry
 from .models import ModelIndex
+from .uploads import Upload
 
 GUIDANCE_SCALE = 7.5  # where neither the request nor the model says
 STRENGTH = 0.75
@@ -71,7 +72,8 @@ class Wanted:
         n: how many pictures.
         model: a name of the index; None: the default one.
         upscale: scale (None: 2, or the model's own) where the picture is to be made larger; None: it isn't.
-        pictures: role (image, mask, depth, control.0, ...) -> the bytes that were sent, or the SHA-256 of an input.
+        pictures: role (image, mask, depth, control.0, ...) -> what was sent, as bytes or received already, or the
+            SHA-256 of an input.
     """
 
     request: Request
@@ -80,7 +82,7 @@ class Wanted:
     controls: tuple[ControlAsked, ...] = ()
     loras: tuple[LoraAsked, ...] = ()
     upscale: Mapping[str, float | None] | None = None
-    pictures: Mapping[str, bytes | str] = field(default_factory=dict)
+    pictures: Mapping[str, bytes | str | Upload] = field(default_factory=dict)
 
 
 # --- the own dialect's JSON: the arguments of Pipeline.generate

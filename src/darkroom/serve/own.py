@@ -27,7 +27,7 @@ from ..samplers import entries
 from . import gallery, queue
 from .answers import Json, Refused
 from .bodies import event, event_stream, file_bytes, form_body, json_body, owner_of, parse, server_of
-from .events import CHANGED, PREVIEW, Watcher
+from .events import CHANGED, PREVIEW
 from .jobs import read_wanted
 from .keys import Owner
 from .server import Server
@@ -177,7 +177,7 @@ async def _events(server: Server, owner: Owner, job: str | None) -> AsyncIterato
         elif known[0] is None or known[0]["state"] not in LIVE:
             return
         while not server.closing.is_set():
-            news = await _next(server, watcher)
+            news = await server.news(watcher)
             if news is None:
                 for id in [id for id, state in told.items() if state[0] == QUEUED]:  # positions move by themselves
                     if (view := await server.view(owner, id)) is not None and _mark(view) != told[id]:
@@ -199,17 +199,6 @@ async def _events(server: Server, owner: Owner, job: str | None) -> AsyncIterato
                 server.hub.live.pop(id, None)
                 if job is not None:
                     return
-
-
-async def _next(server: Server, watcher: Watcher) -> tuple[str, set[str]] | None:
-    news = asyncio.create_task(watcher.next(1.0))
-    closing = asyncio.create_task(server.closing.wait())
-    try:
-        await asyncio.wait({news, closing}, return_when=asyncio.FIRST_COMPLETED)
-        return news.result() if news.done() else None
-    finally:
-        news.cancel()
-        closing.cancel()
 
 
 def _mark(view: dict[str, Any]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select,
 from ..errors import Error
 from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, job_inputs, jobs, pictures
 
+REPEATED = 900.0  # seconds after its end in which a job is still what a repeated request gets
+IDEMPOTENT = 86400.0  # seconds that an Idempotency-Key stands for its job
 LEASE = 60.0  # seconds that a worker's claim holds without a word from it
 DEATHS_ALONE = 3  # so many with nothing else aboard, and a picture is given up
 
@@ -362,28 +364,32 @@ def find(connection: Connection, job: str, key: str | None) -> Row[Any] | None:
     ).first()
 
 
-def repeated(connection: Connection, key: str, digest: str, since: float) -> str | None:
-    """The newest job of a key that asked the same, if it is unfinished, or ended after `since`."""
-    return connection.execute(
+def same(connection: Connection, new: NewJob, repeat: bool, awaited: Container[str], now: float) -> str | None:
+    """The job that a request is answered with instead of a new one, if any.
+
+    With an Idempotency-Key: the one that it stands for. Raises Conflict if that asked something else. Without, where
+    its sender says that it is a repeat: the newest that asked the same, that nobody waits for (`awaited`: who does),
+    and that is unfinished or was finished a short while ago.
+    """
+    if new.idempotency is not None:
+        row = connection.execute(
+            select(jobs.c.id, jobs.c.digest)
+            .where(jobs.c.key == new.key, jobs.c.idempotency == new.idempotency, jobs.c.created >= now - IDEMPOTENT)
+            .order_by(jobs.c.id.desc())
+            .limit(1)
+        ).first()
+        if row is not None and row.digest != new.digest:
+            raise Conflict("this Idempotency-Key was used with another request; use a new one")
+        return None if row is None else row.id
+    if not repeat:
+        return None
+    known = connection.execute(
         select(jobs.c.id)
-        .where(jobs.c.key == key, jobs.c.digest == digest)
-        .where(or_(jobs.c.state.in_(LIVE), and_(jobs.c.state == FINISHED, jobs.c.finished >= since)))
+        .where(jobs.c.key == new.key, jobs.c.digest == new.digest)
+        .where(or_(jobs.c.state.in_(LIVE), and_(jobs.c.state == FINISHED, jobs.c.finished >= now - REPEATED)))
         .order_by(jobs.c.id.desc())
-        .limit(1)
-    ).scalar_one_or_none()
-
-
-def idempotent(connection: Connection, key: str, idempotency: str, digest: str, since: float) -> str | None:
-    """The job that an Idempotency-Key stands for since a time, if any. Raises Conflict if that asked something else."""
-    row = connection.execute(
-        select(jobs.c.id, jobs.c.digest)
-        .where(jobs.c.key == key, jobs.c.idempotency == idempotency, jobs.c.created >= since)
-        .order_by(jobs.c.id.desc())
-        .limit(1)
-    ).first()
-    if row is not None and row.digest != digest:
-        raise Conflict("this Idempotency-Key was used with another request; use a new one")
-    return None if row is None else row.id
+    ).scalars()
+    return next((id for id in known if id not in awaited), None)
 
 
 def position(connection: Connection, rank: float) -> int:

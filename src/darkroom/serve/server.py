@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from ..errors import RequestError
 from . import queue
 from .data import Data, DataError
 from .dispatcher import Dispatcher
-from .events import Hub
+from .events import Awaited, Hub, Watcher
 from .jobs import Wanted, priced
 from .keys import Keys, Owner, Signer, new_key
 from .metrics import Metrics
@@ -61,6 +61,7 @@ class Server:
             self.data.close()
             raise
         self.hub = Hub()
+        self.awaited = Awaited()
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(self.store, self.data, self.hub, self.index, options, self.metrics)
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="pictures")
@@ -143,8 +144,16 @@ class Server:
         idempotency: str | None = None,
         digest: str | None = None,
         alias: str | None = None,
+        repeat: bool = False,
+        waits: MutableMapping[str, Any] | None = None,
     ) -> str:
-        """Take a job in: when this returns, its id is on disk.
+        """Take a job in: when this returns, its id is on disk. It may be one that was there already (`queue.same`).
+
+        Args:
+            idempotency, digest, repeat: an Idempotency-Key, what tells two requests apart, and whether its sender says
+                that it was sent before.
+            alias: another name for it.
+            waits: the state of the request that will wait for it (`events.Awaited`).
 
         Raises RequestError and ImageError, TooMuch and Conflict (`queue`), StoreFull, Closed.
         """
@@ -162,7 +171,8 @@ class Server:
             if isinstance(given, str):
                 sizes[role], hashes[role] = await self.input_size(owner, given), given
             else:
-                uploads[role] = upload = await self.receive(role, given)
+                upload = given if isinstance(given, Upload) else await self.receive(role, given)
+                uploads[role] = upload
                 sizes[role], hashes[role] = (upload.width, upload.height), upload.sha256
         description = await self.dispatcher.describe(found)
         job = await self.in_pool(priced, wanted, description, sizes, self.index)
@@ -195,9 +205,14 @@ class Server:
         now = time.time()
 
         def write(connection: Connection) -> str:
-            for upload in uploads.values():
-                _write_input(connection, owner.name, upload, now)
-            return queue.admit(connection, new, limits, now)
+            id = queue.same(connection, new, repeat, self.awaited, now)
+            if id is None:
+                for upload in uploads.values():
+                    _write_input(connection, owner.name, upload, now)
+                id = queue.admit(connection, new, limits, now)
+            if waits is not None:
+                self.awaited.begin(waits, id)
+            return id
 
         try:
             id = await self.store.write(write)
@@ -236,30 +251,43 @@ class Server:
             view["step"] = min(view["step"], view["steps"])
         return view
 
-    async def wait(self, owner: Owner, job: str, gone: Callable[[], Awaitable[bool]] | None = None) -> dict[str, Any]:
+    async def wait(self, owner: Owner, job: str, gone: Awaitable[None] | None = None) -> dict[str, Any]:
         """A job's view once it has ended. Raises Closed where the server stops first.
 
-        gone: whether whoever waits has gone; then the job goes on, or ends with `--cancel-when-client-goes`.
+        gone: returns when whoever waits has gone (`bodies.gone`); Gone is raised then, and the job goes on, or ends
+            with `--cancel-when-client-goes`.
         """
-        with self.hub.watching(owner.reach, job, previews=False) as watcher:
-            while True:
-                view = await self.view(owner, job)
-                assert view is not None
-                if view["state"] not in LIVE:
-                    return view
-                if self.closing.is_set():
-                    raise Closed
-                if gone is not None and await gone():
-                    if self.options.cancel_when_client_goes:
-                        await self.cancel(owner, job)
-                    raise Gone
-                await self._news(watcher)
+        left = None if gone is None else asyncio.ensure_future(gone)
+        try:
+            with self.hub.watching(owner.reach, job, previews=False) as watcher:
+                while True:
+                    view = await self.view(owner, job)
+                    assert view is not None
+                    if view["state"] not in LIVE:
+                        return view
+                    if self.closing.is_set():
+                        raise Closed
+                    if left is not None and left.done():
+                        await self.left_alone(owner, job)
+                        raise Gone
+                    await self.news(watcher, left)
+        finally:
+            if left is not None:
+                left.cancel()
 
-    async def _news(self, watcher: Any) -> None:
+    async def left_alone(self, owner: Owner, job: str) -> None:
+        """Whoever waited for a job has gone."""
+        if self.options.cancel_when_client_goes:
+            await self.cancel(owner, job)
+
+    async def news(self, watcher: Watcher, end: asyncio.Future[None] | None = None) -> tuple[str, set[str]] | None:
+        """A watcher's next news; None after a second without, and as soon as the server stops or `end` is done."""
         news = asyncio.create_task(watcher.next(1.0))
         closing = asyncio.create_task(self.closing.wait())
         try:
-            await asyncio.wait({news, closing}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {news, closing} | (set() if end is None else {end})
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return news.result() if news.done() else None
         finally:
             news.cancel()
             closing.cancel()
