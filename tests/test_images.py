@@ -125,3 +125,17 @@ def test_rows_of_pictures_on_one_sheet() -> None:
     assert [sheet.getpixel(at) for at in ((0, 0), (3, 3), (0, 7), (1, 7))] == [
         (255, 0, 0), (0, 0, 255), (0, 0, 255), (0, 0, 0)
     ]  # fmt: skip
+
+
+def test_the_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime")]
+    for name in ("a.gif", "a.tif", "a.avif", "a.webp", "a.png"):
+        caplog.clear()
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        opened = open_picture(tmp_path / name)
+        assert np.asarray(opened).astype(int)[0, 0] == pytest.approx([255, 0, 0], abs=4), name
+        assert f"{name}' is an animation: its first frame is taken" in caplog.text
+        caplog.clear()
+        frames[1].save(tmp_path / name)
+        assert np.asarray(open_picture(tmp_path / name)).astype(int)[0, 0] == pytest.approx([0, 255, 0], abs=4)
+        assert not caplog.text

@@ -34,7 +34,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "hints": "images request",
         "embedded": "",
         "toy": "images request",
-        "data": "images request toy",
+        "data": "images picture_headers request toy",
         "kernels": "",
         "models": "kernels",
         "accelerate": "kernels models",

@@ -6,6 +6,7 @@ is imported where tensors are made: a server's web process reads pictures withou
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 Picture = Image.Image | str | Path
 Opened = TypeVar("Opened")
-FORMATS = ("PNG", "JPEG", "WEBP")  # of training data
+FORMATS = picture_headers.FORMATS
+log = logging.getLogger(__name__)
 
 
 def latent_size(width: int, height: int, downscale: int) -> tuple[int, int]:
@@ -36,7 +38,8 @@ def latent_size(width: int, height: int, downscale: int) -> tuple[int, int]:
 def open_picture(source: Picture, name: str = "image") -> Image.Image:
     """A picture as 8-bit RGB, upright, transparency over white.
 
-    Files are of `picture_headers.FORMATS` (an animation's first frame), their size checked before they are decoded.
+    Files are of `picture_headers.FORMATS`, their size checked before they are decoded. Of an animation the first frame
+    is taken, and a warning logged.
     Raises ImageError for everything else; `name` is what the sentence calls the picture.
     """
     return _opened(source, name, normalise)
@@ -90,9 +93,11 @@ def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened])
             if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe or a device might never end
                 raise ImageError(f"{what} is not a file; give a picture")
             with open(source, "rb") as file:
-                picture_headers.check(file, what)
-            with Image.open(source, formats=picture_headers.FORMATS) as picture:
+                frames = picture_headers.check(file, what)
+            with Image.open(source, formats=FORMATS) as picture:
                 _check_size(picture, what)
+                if max(frames, getattr(picture, "n_frames", 1)) > 1:
+                    log.warning("%s is an animation: its first frame is taken", what)
                 return turned(picture)
         except ImageError:
             raise
@@ -100,7 +105,7 @@ def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened])
             raise ImageError(f"{name} {str(source)!r} does not exist; check the path") from error
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
             raise ImageError(
-                f"{name} {str(source)!r} can't be read as a PNG, JPEG or WebP picture ({error}); convert or replace it"
+                f"{name} {str(source)!r} can't be read as a picture ({error}); convert or replace it"
             ) from error
     if not isinstance(source, Image.Image):
         raise ImageError(f"{name} is of type {type(source).__name__}; give a PIL image or a path")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom.data.dataset import scan_any
+from darkroom.data.dataset import open_dataset, scan_any
 from darkroom.data.examples import Remembered, look
 from darkroom.data.folders import scan
 from darkroom.errors import TrainingError
@@ -46,15 +46,20 @@ def test_what_can_t_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None:
     )
     (tmp_path / "6.png").write_text("no picture at all")
     (tmp_path / "7.gif").write_text("nor this")
+    (tmp_path / "8.heic").write_text("nor that")
+    picture(tmp_path / "0_never" / "9.png", 44)
+    Image.new("F", (20, 20)).save(tmp_path / "10.tif")
     picture(tmp_path / ".hidden.png", 77)
     result = scan(tmp_path)
-    assert [e.path.name for e in result.examples] == ["1.png"]
+    assert [(e.path.name, e.frames) for e in result.examples] == [("1.png", 1), ("5.webp", 2)]
     reasons = {path.name: reason for path, reason in result.left_out}
-    assert set(reasons) == {"2.png", "3.png", "4.png", "5.webp", "6.png", "7.gif"}
-    assert "convert" in reasons["7.gif"]
+    assert set(reasons) == {"2.png", "3.png", "4.png", "6.png", "7.gif", "8.heic", "9.png", "10.tif"}
+    assert "can't be read" in reasons["7.gif"]
+    assert "convert" in reasons["8.heic"]
+    assert reasons["9.png"] == "its folder's name says 0 times"
+    assert "floating-point" in reasons["10.tif"]
     assert "1.png" in reasons["2.png"]
     assert "8x400" in reasons["4.png"]
-    assert "animation" in reasons["5.webp"]
 
 
 def test_sizes_are_upright(tmp_path: Path) -> None:
@@ -238,3 +243,42 @@ def test_metadata_that_names_a_picture_twice_loses_no_caption(name: str, tmp_pat
     write("x", "y")
     with pytest.raises(TrainingError, match="again, with another text"):
         scan(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["avif", "bmp", "gif", "tif", "tiff", "TIFF"])
+def test_more_formats_are_learned_from(ending: str, tmp_path: Path) -> None:
+    picture(tmp_path / f"x.{ending}", 90, (40, 32))
+    (tmp_path / "x.TXT").write_text("told in capitals")
+    (example,) = scan(tmp_path).examples
+    assert (example.caption, example.width, example.height, example.frames) == ("told in capitals", 40, 32, 1)
+    dataset = open_dataset(str(tmp_path), (32, 32))
+    mean = np.asarray(dataset.picture(0)).reshape(-1, 3).mean(axis=0)
+    assert mean == pytest.approx([90, 180, 7], abs=3)
+
+
+def test_the_first_frame_of_an_animation_is_learned_from_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:], duration=50)
+    frames[1].save(tmp_path / "pages.tif", save_all=True, append_images=frames[2:])
+    picture(tmp_path / "still.png")
+    found = {e.path.name: e.frames for e in scan(tmp_path).examples}
+    assert found["still.png"] == 1
+    assert min(found["moving.gif"], found["pages.tif"]) > 1
+    dataset = open_dataset(str(tmp_path), (32, 32))
+    assert "2 are animations, of which the first frame is learned from" in caplog.text
+    names = [Path(dataset.name(i)).name for i in range(len(dataset))]
+    assert dataset.picture(names.index("moving.gif")).astype(int)[0, 0] == pytest.approx([255, 0, 0], abs=3)
+    assert dataset.picture(names.index("pages.tif")).astype(int)[0, 0] == pytest.approx([0, 255, 0], abs=3)
+
+
+def test_captions_are_found_in_any_case_and_the_usual_spelling_first(tmp_path: Path) -> None:
+    for i, name in enumerate(("a.PNG", "b.png", "c.png", "C.jpg")):
+        picture(tmp_path / name, i + 1)
+    (tmp_path / "a.Caption").write_text("of a")
+    (tmp_path / "b.txt").write_text("small")
+    (tmp_path / "b.TXT").write_text("capital")
+    (tmp_path / "C.txt").write_text("of the large one")
+    found = {e.path.name: e.caption for e in scan(tmp_path).examples}
+    assert found == {"a.PNG": "of a", "b.png": "small", "c.png": "", "C.jpg": "of the large one"}

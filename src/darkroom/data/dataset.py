@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from .buckets import PLAIN, Crop, Cut, Size, nearest
 from .examples import Example, Remembered, Scan
 from .folders import scan
 from .shards import scan_shards, shard_files
+
+log = logging.getLogger(__name__)
 
 
 def scan_any(data: str, index: Path | None = None) -> Scan:
@@ -219,6 +222,8 @@ def open_dataset(
         sizes += [nearest((e.width, e.height), shared) if cut.buckets else size for e in others]
         examples += others
         classes += [True] * len(others)
+    if animations := [e.name for e in examples if e.frames > 1]:
+        log.warning("%d are animations, of which the first frame is learned from: %s", len(animations), animations[0])
     captions = [e.caption or (prior_caption if p else caption) for e, p in zip(examples, classes, strict=True)]
     told = [
         f"{e.digest} {e.repeats} {p} {s} {c}" for e, p, s, c in zip(examples, classes, sizes, captions, strict=True)

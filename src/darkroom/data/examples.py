@@ -17,10 +17,11 @@ from PIL import Image
 
 from ..errors import TrainingError
 from ..images import FORMATS
+from ..picture_headers import check
 from ..request import MAX_PIXELS, MAX_SIDE
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
-OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".tif", ".tiff")  # pictures that are not read
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+OTHER_SUFFIXES = (".heic", ".jp2", ".jxl")  # pictures that are not read
 CAPTIONS = (".txt", ".caption")
 MAX_CAPTION = 32_000  # characters
 MAX_BYTES = 256 << 20  # of a picture's file
@@ -43,6 +44,7 @@ class Example:
     member: str = ""  # in a shard: its name there,
     start: int = 0  # its first byte
     length: int = -1  # and its bytes; -1: the whole file
+    frames: int = 1  # more: an animation, of which the first frame is learned from
 
     @property
     def name(self) -> str:
@@ -67,27 +69,33 @@ class Scan:
     left_out: tuple[tuple[Path, str], ...]
 
 
-Look = tuple[int, int, str] | str  # (width, height, SHA-256), or why a picture can't be used
+Look = tuple[int, int, str, int] | str  # (width, height, SHA-256, frames), or why a picture can't be used
 
 
 def look(data: bytes) -> Look:
-    """(width, height, SHA-256) of a picture, upright, decoded to its end; or why it can't be used."""
+    """(width, height, SHA-256, frames) of a picture, upright, decoded to its end; or why it can't be used.
+
+    Of an animation the first frame is decoded; its frames are 2 where they aren't counted.
+    """
     try:
+        frames = check(io.BytesIO(data), "it")
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             width, height = picture.size
             if getattr(picture, "is_animated", False):
-                return "an animation"
+                frames = max(frames, 2)
             if width * height > 4 * MAX_PIXELS or max(width, height) > 4 * MAX_SIDE:
                 return f"{width}x{height} pixels are too many"
             if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned on its side
                 width, height = height, width
             if min(width, height) < SMALLEST:
                 return f"{width}x{height} pixels are too few"
+            if picture.mode == "F":
+                return "holds floating-point numbers, whose range nothing tells"
             picture.draft(picture.mode, (1, 1))  # a JPEG is read to its end all the same, in a fraction of the time
             picture.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
         return f"can't be read ({type(error).__name__})"
-    return width, height, hashlib.sha256(data).hexdigest()
+    return width, height, hashlib.sha256(data).hexdigest(), frames
 
 
 def in_threads(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
@@ -180,6 +188,9 @@ class Remembered:
 
 
 def stamp_of(path: Path) -> str:
-    """What changes when a file does: its size and the time of its last change. Raises OSError."""
+    """What changes when a file does: its size and the time of its last change; and when we look in another way, 2.
+
+    Raises OSError.
+    """
     found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{found.st_size} {found.st_mtime_ns} 2"

@@ -2,7 +2,8 @@
 
 What a picture's caption is, in this order: its entry in a metadata file of its folder or of one around it (`METADATA`),
 the text file beside it (`x.txt`, `x.caption`: kohya and others), the words of its folder's name (`10_a photo of a cat`,
-kohya; the number says how often a picture comes in one round), or the empty text.
+kohya; the number says how often a picture comes in one round, 0 never), or the empty text. A text file's ending is
+found in any case, as a picture's is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import TrainingError
+from ..images import FORMATS
 from .examples import (
     CAPTIONS,
     MAX_BYTES,
@@ -44,10 +46,10 @@ _REPEATS = re.compile(r"(\d{1,4})_(.*)")
 def scan(folder: str | Path, remembered: Remembered | None = None) -> Scan:
     """Look at every picture of a folder and of the folders in it, in the order of their names.
 
-    Left out, with the reason: files that are no PNG, JPEG or WebP picture or are broken, pictures with a side under
-    16 pixels or more than 67 million pixels, animations, copies of a picture that came before (by content), captions
-    over 32,000 characters, names in the metadata without a picture. Links that lead out of the folder are not followed;
-    a caption that is one stops everything.
+    Left out, with the reason: files that are no picture of `images.FORMATS` or are broken, pictures with a side under
+    16 pixels or more than 67 million pixels, copies of a picture that came before (by content), captions over 32,000
+    characters, pictures of a folder `0_name` (kohya's: never), names in the metadata without a picture. Links that lead
+    out of the folder are not followed; a caption that is one stops everything.
     Raises TrainingError where there is no folder, no picture to learn from, or a caption that can't be read.
     """
     root = Path(folder)
@@ -59,7 +61,7 @@ def scan(folder: str | Path, remembered: Remembered | None = None) -> Scan:
         files = list(_files(root))
     except OSError as error:
         raise TrainingError(f"{str(error.filename)[:200]!r} can't be read ({error.strerror})") from error
-    tables = _Tables(root)
+    tables, texts = _Tables(root), _Texts(root)
     examples: list[Example] = []
     left_out: list[tuple[Path, str]] = []
     copies = Duplicates()
@@ -68,19 +70,20 @@ def scan(folder: str | Path, remembered: Remembered | None = None) -> Scan:
         if isinstance(found, str):
             left_out.append((path, found))
             continue
-        width, height, digest = found
+        width, height, digest, frames = found
         repeats, words = _folder_words(path.parent) if path.parent != root else (1, "")
-        caption = named if named is not None else _beside(path, root)
+        caption = named if named is not None else texts.beside(path)
         caption = words if caption is None else caption
-        why = copies.of(digest, str(path.relative_to(root))) or fault_of(caption)
+        never = None if repeats else "its folder's name says 0 times"
+        why = never or copies.of(digest, str(path.relative_to(root))) or fault_of(caption)
         if why is not None:
             left_out.append((path, why))
         else:
-            examples.append(Example(path, caption, width, height, repeats, digest))
+            examples.append(Example(path, caption, width, height, repeats, digest, frames=frames))
     left_out += tables.not_there()
     if not examples:
         why = f"; {left_out[0][0].name}: {left_out[0][1]}" if left_out else ""
-        raise TrainingError(f"{str(root)[:200]!r} holds no picture to learn from (PNG, JPEG or WebP){why}")
+        raise TrainingError(f"{str(root)[:200]!r} holds no picture to learn from ({', '.join(FORMATS)}){why}")
     return Scan(tuple(examples), tuple(left_out))
 
 
@@ -109,12 +112,12 @@ def _looks(root: Path, files: Sequence[Path], remembered: Remembered) -> Iterato
                 return "", None, "is no file"
             stamp = stamp_of(path)
             if (known := remembered.find(str(path.absolute()), stamp)) is not None:
-                found: Look = known if isinstance(known, str) else (known[0], known[1], known[2])
+                found: Look = known if isinstance(known, str) else (known[0], known[1], known[2], known[3])
                 return stamp, found, found
             if not is_text(str(path)):
                 return "", None, "its name is not UTF-8; rename it"
             if path.suffix.lower() in OTHER_SUFFIXES:
-                return stamp, None, "is no PNG, JPEG or WebP; convert it"
+                return stamp, None, f"is none of {', '.join(FORMATS)}; convert it"
             size = path.stat().st_size
             return stamp, None, look(path.read_bytes()) if size <= MAX_BYTES else f"{size:,} bytes are too many"
         except OSError as error:
@@ -139,13 +142,36 @@ def _is_there(file: Path, root: Path) -> bool:
     return file.is_file()
 
 
-def _beside(path: Path, root: Path) -> str | None:
-    """The caption in the text file beside a picture, None if there is none."""
-    for suffix in CAPTIONS:
-        file = path.with_suffix(suffix)
-        if _is_there(file, root):
-            return _text(file, 4 * MAX_CAPTION + 4).strip()
-    return None
+class _Texts:
+    """The text files beside pictures, whatever the case of their endings; the usual spelling first."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folders: dict[Path, dict[str, str]] = {}
+
+    def beside(self, path: Path) -> str | None:
+        """A picture's caption, None if there is none. Raises TrainingError."""
+        names = self._names(path.parent)
+        for suffix in CAPTIONS:
+            name = names.get(path.stem + suffix)
+            if name is not None and _is_there(path.with_name(name), self.root):
+                return _text(path.with_name(name), 4 * MAX_CAPTION + 4).strip()
+        return None
+
+    def _names(self, folder: Path) -> Mapping[str, str]:
+        """A text file's name with its ending in small letters -> as it is."""
+        if folder not in self._folders:
+            found: dict[str, str] = {}
+            try:
+                names = sorted(os.listdir(folder))
+            except OSError as error:
+                raise TrainingError(f"{str(folder)[:200]!r} can't be read ({error.strerror})") from error
+            for name in names:
+                stem, ending = os.path.splitext(name)
+                if (usual := ending.lower()) in CAPTIONS:
+                    found[stem + usual] = name if ending == usual else found.get(stem + usual, name)
+            self._folders[folder] = found
+        return self._folders[folder]
 
 
 def _text(file: Path, most: int) -> str:
@@ -313,4 +339,4 @@ def _plain(name: str) -> str:
 def _folder_words(folder: Path) -> tuple[int, str]:
     """kohya's folder names: "10_a cat" says ten times, and "a cat" where a picture has no caption of its own."""
     match = _REPEATS.fullmatch(folder.name)
-    return (max(1, int(match[1])), match[2]) if match else (1, "")
+    return (int(match[1]), match[2]) if match else (1, "")

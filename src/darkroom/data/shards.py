@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..errors import TrainingError
+from ..images import FORMATS
 from .examples import (
     CAPTIONS,
     MAX_BYTES,
@@ -268,11 +269,11 @@ def scan_shards(files: Sequence[Path], remembered: Remembered | None = None) -> 
             if why is not None:
                 left_out.append((file / member, why))
             else:
-                width, height, digest = found
-                examples.append(Example(file, caption, width, height, repeats, digest, member, start, length))
+                width, height, digest, frames = found
+                examples.append(Example(file, caption, width, height, repeats, digest, member, start, length, frames))
     if not examples:
         why = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
-        raise TrainingError(f"{str(files[0])[:200]!r} holds no picture to learn from (PNG, JPEG or WebP){why}")
+        raise TrainingError(f"{str(files[0])[:200]!r} holds no picture to learn from ({', '.join(FORMATS)}){why}")
     return Scan(tuple(examples), tuple(left_out))
 
 
