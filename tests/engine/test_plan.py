@@ -157,7 +157,8 @@ def test_old_names_imply_a_schedule() -> None:
     assert made.schedule_name == "karras"
     assert made.sigmas == spaced_sigmas(SCHEDULE, 12, "karras")
     assert made.timesteps == {}  # fractional timesteps, as k-diffusion has them
-    assert made.init_scale == pytest.approx(math.hypot(1, made.sigmas[0]))
+    assert made.init_scale == made.sigmas[0]  # as k-diffusion starts; 2e-3 more is what diffusers' class starts with
+    assert plan(SCHEDULE, SD15, 12, "ddim", "Karras").init_scale == pytest.approx(math.hypot(1, made.sigmas[0]))
     assert plan(SCHEDULE, SD15, 12, "DPM++ 2M Karras", "exponential").schedule_name == "exponential"
 
 

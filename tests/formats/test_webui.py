@@ -115,6 +115,27 @@ def test_what_a1111_does_otherwise_is_told() -> None:
     assert "one step more of a given picture" in sentence
 
 
+@pytest.mark.parametrize(
+    ("prompt", "warned"),
+    [
+        ("a [boat:ship:5]", "one step later"),
+        ("a [boat:0.5]", "one step later"),
+        ("a [boat|ship] x", "one step later"),
+        ("(a BREAK b)", "between brackets"),
+        ("a [b BREAK c]", "between brackets"),
+        ("a BREAK b (c)", ""),
+        ("a [boat], (ship:1.2)", ""),
+        (r"a \(b BREAK c\)", ""),
+    ],
+)
+def test_what_a1111_reads_otherwise_in_a_prompt_is_told(prompt: str, warned: str) -> None:
+    text = f"{prompt}\nSteps: 20, CFG scale: 7, Seed: 12, Size: 64x64, Sampler: Euler a, Version: {A1111}"
+    found = recognise({"parameters": text})
+    assert found is not None
+    assert len(found.warnings) == bool(warned)
+    assert warned in "".join(found.warnings)
+
+
 def comfy(sampler: str, scheduler: str) -> Found:
     def node(kind: str, **inputs: object) -> dict[str, object]:
         return {"class_type": kind, "inputs": inputs}

@@ -58,7 +58,13 @@ def table(text, steps=10):
         ("[fe|]male", [(i, ["male", "female"][i % 2]) for i in range(1, 11)]),
         ("[fe|||]male", [(1, "female"), (4, "male"), (5, "female"), (8, "male"), (9, "female"), (10, "male")]),
         ("[a|a]", [(10, "a")]),
-        ("[a|b:2]", [(2, ""), (10, "a|b")]),  # a number after a colon: an edit, in which the bar is text
+        # a bar and a colon side by side are neither, in A1111's grammar too
+        ("[a|b:2]", [(10, "[a|b:2]")]),
+        ("[a|b:1.2]", [(10, "[a|b:1.2]")]),
+        ("[a|b:c]", [(10, "[a|b:c]")]),
+        ("[a:b|c:3]", [(10, "[a:b|c:3]")]),
+        ("[a|(b:1.2)]", [(i, ["(b:1.2)", "a"][i % 2]) for i in range(1, 11)]),
+        ("[a:[b|c]:3]", [(3, "a"), *[(i, "bc"[i % 2 == 0]) for i in range(4, 11)]]),
         # the weights' grammar is left alone, and its colons and bars are not ours
         ("(cat:1.3) [dog]", [(10, "(cat:1.3) [dog]")]),
         ("[(cat:1.3):(dog:0.5):4]", [(4, "(cat:1.3)"), (10, "(dog:0.5)")]),

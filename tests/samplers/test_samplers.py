@@ -247,3 +247,28 @@ def test_limits() -> None:
 def test_impossible_options(name, options) -> None:
     with pytest.raises(RequestError):
         get(name, **options)
+
+
+def test_ipndm_is_diffusers_on_diffusers_own_levels() -> None:
+    """diffusers' class has levels of its own (cos and sin, of audio models), and a network that answers with v."""
+    from diffusers import IPNDMScheduler
+
+    theirs = IPNDMScheduler()
+    theirs.set_timesteps(9)
+    alphas, betas = theirs.alphas.double(), theirs.betas.double()
+    theirs.alphas, theirs.betas = alphas, betas
+    theirs.set_begin_index(1)  # the first level is infinite
+    sigmas = tuple((betas / alphas)[1:].tolist())
+    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)).double() * sigmas[0]
+
+    def answer(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.tanh(x / math.hypot(1.0, sigma)) / (1 + sigma)
+
+    sampler, state, sample = get("ipndm"), SamplerState(x, sigmas[0]), x * alphas[1]
+    for i, sigma in enumerate(sigmas[:-1], start=1):
+        eps = (sample / alphas[i] - answer(sample / alphas[i], sigma)) / sigma
+        v = (eps - betas[i] * sample) / alphas[i]
+        sample = theirs.step(v, theirs.timesteps[i], sample).prev_sample
+        state = sampler.step(state, answer(state.x, state.sigma), sigmas, no_noise)
+    assert sigmas[-1] == 0.0
+    torch.testing.assert_close(state.x, sample, rtol=1e-6, atol=1e-6)  # its levels are float32's

@@ -30,6 +30,7 @@ _ROWS: Mapping[str, Entry] = {row.scheduler: row for row in entries() if row.sha
 _SIGMA_SPACE, _SOLVERS, _DISCRETE = (
     tuple(name for name, row in _ROWS.items() if row.levels == levels) for levels in ("sigma", "solver", "whole")
 )
+_OF_K_DIFFUSION = (*_SIGMA_SPACE, "DPMSolverMultistepScheduler")
 CLASSES = tuple(name for name in (*_SIGMA_SPACE, *_SOLVERS, *_DISCRETE) if _ROWS[name].diffusers)
 # EDM's classes step as these do, between levels of their own.
 _EDM = dict(zip(EDM_CLASSES, ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"), strict=True))
@@ -119,14 +120,14 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
 def spaced_layout(name: str, sampler: Sampler, schedule: Schedule, steps: int, spacing: str, drop: bool) -> Layout:
     """A sampler on a spacing asked for by name, without any class's rounding.
 
-    Noise starts at the first sigma (as k-diffusion and A1111 start it), or at unit variance for the samplers that
-    diffusers starts so.
+    Noise starts at the first sigma, as k-diffusion and A1111 start it, or at unit variance for samplers that
+    k-diffusion doesn't have and diffusers starts so.
     """
     levels = sigmas(schedule, steps, spacing, drop_penultimate=drop)
     if schedule.prediction_type == "flow":
         scale = 1.0 + levels[0]
     else:
-        scale = levels[0] if name in _SIGMA_SPACE else math.hypot(1.0, levels[0])
+        scale = levels[0] if name in _OF_K_DIFFUSION else math.hypot(1.0, levels[0])
     return Layout(sampler, levels, scale)
 
 

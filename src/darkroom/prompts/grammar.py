@@ -296,9 +296,9 @@ def _part(text: str) -> Part:
 # beyond, `from` to the end.
 #
 # Constructs nest. A pair of square brackets is one if all brackets inside are paired and it has, outside of brackets
-# within it, one or two colons with a number after the last, or else a bar; every other bracket, colon and bar is left
-# for the weights. A backslash makes the character after it an ordinary one. What stays of the text is left as it was
-# written, white space included. Time is linear in the text, for each of its distinct steps.
+# within it, one or two colons with a number after the last and no bar, or else bars and no colon; every other bracket,
+# colon and bar is left for the weights. A backslash makes the character after it an ordinary one. What stays of the
+# text is left as it was written, white space included. Time is linear in the text, for each of its distinct steps.
 
 
 MAX_TEXTS = 200  # distinct texts of one prompt: each is encoded
@@ -422,12 +422,13 @@ def _plain(left: str, inside: list[_Node], right: str) -> _Node:
 
 def _construct(inside: list[_Node]) -> _Node | None:
     """What square brackets with this between them are, or None."""
-    fields = _fields(inside, ":")
+    fields, options = _fields(inside, ":"), _fields(inside, "|")
+    if len(fields) > 1 and len(options) > 1:  # text in A1111's grammar, too
+        return None
     when = "".join(node for node in fields[-1] if isinstance(node, str))
     pure = all(isinstance(node, str) for node in fields[-1])
     if len(fields) in (2, 3) and pure and (number := _NUMBER.fullmatch(when)):
         return _Edit(fields[0] if len(fields) == 3 else (), fields[-2], number[1])
-    options = _fields(inside, "|")
     return _Alternation(tuple(options)) if len(options) > 1 else None
 
 

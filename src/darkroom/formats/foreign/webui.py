@@ -100,9 +100,28 @@ def _as_a1111(found: Found) -> None:
             found.ignored["Schedule type"] = _OTHER_LEVELS[told]
         _brownian(found, sampler)
         _own_way(found, sampler, "A1111")
+    _prompts(found)
     if "strength" in recipe or "hires" in recipe:
         what = "a second pass" if "hires" in recipe else "a given picture"
         found.warn(f"A1111 takes one step more of {what} than 'strength' says here")
+
+
+_SCHEDULE = re.compile(r"\[[^\[\]]*(?::\s*[+-]?[0-9.]+\s*|\|[^\[\]]*)\]")
+_BRACKET_OR_BREAK = re.compile(r"\\.|[()\[\]]|\bBREAK\b", re.DOTALL)
+
+
+def _prompts(found: Found) -> None:
+    """What A1111 reads otherwise in a prompt."""
+    texts = [str(found.recipe.get(name) or "") for name in ("prompt", "negative_prompt")]
+    if any(_SCHEDULE.search(text) for text in texts):
+        found.warn("A1111 changes the words of [from:to:when] and [a|b] one step later")
+    for text in texts:
+        depth = 0
+        for match in _BRACKET_OR_BREAK.finditer(text):
+            if match.group() == "BREAK" and depth:
+                found.warn("A1111 takes a BREAK between brackets for a word of the prompt")
+                break
+            depth = max(depth + {"(": 1, "[": 1, ")": -1, "]": -1}.get(match.group(), 0), 0)
 
 
 def _whole_steps(found: Found, sampler: str) -> None:
