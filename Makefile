@@ -16,7 +16,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clients check format docs pictures bench bench-smoke embedded clean
+.PHONY: help demo test soak clients check format docs pictures bench bench-smoke embedded clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(VENV)/.tested  ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 clients: $(CLIENTS)/.installed  ## Install other people's clients of the server, for its tests (without them, those are skipped)
+
+soak: $(VENV)/.tested  ## Run the long forms of tests (an hour and more)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m soak
 
 check: $(VENV)/.checked  ## Check format, lint, types, imports between rooms, and that the documentation's code runs
 	$(RUN) -m ruff format --check .

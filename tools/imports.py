@@ -40,7 +40,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "accelerate": "kernels models",
         "adapters": "accelerate kernels models request",
         "backends": "adapters kernels models",
-        "diffusion": "accelerate adapters models",
+        "diffusion": "accelerate adapters kernels models",
         "samplers": "",
         "bench": "diffusion kernels models",
         "prompts": "adapters models",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     def samplers() -> list[str]: ...  # the package of that name, which can be called: it gives the samplers' names
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "Control": "engine",

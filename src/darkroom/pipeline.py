@@ -205,8 +205,8 @@ class Pipeline:
             sizes: darkroom.SizeConditioning(original_size, crop, target_size, ...): what SDXL is told of the picture.
             on_progress: called with a Progress(step, steps, preview, index) after every step of every picture.
             output: "pil", "pt" (float32 [N, 3, H, W] in 0..1) or "latent" ([N, C, h, w], scaled as the U-Net sees it).
-            deterministic: one picture in a U-Net call, so that a seed gives the same bits in any company; None: on a
-                CPU, where that costs little.
+            deterministic: a seed gives the same bits in any company (docs/determinism.md); None: on a CPU, where that
+                costs little.
             moved: arguments that are in a group now: they work until the next version, with a DeprecationWarning.
 
         Raises RequestError, in one sentence, for anything that can't be done.

@@ -94,12 +94,6 @@ def test_calls_are_at_most_as_wide_as_allowed() -> None:
     assert set(tick.moved) == set("abc")
 
 
-def test_alone_means_one_picture_a_call() -> None:
-    network = Network()
-    advance([make_job("a"), make_job("b", guided=False), make_job("c")], network, largest=1, alone=True)
-    assert [shape[0] for shape in network.calls] == [2, 1, 2]
-
-
 def test_the_culprit_of_a_failing_call_fails_alone() -> None:
     jobs = [make_job(c) for c in "abc"]
     jobs[1].guidance = Unguided(condition(13.0))

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from darkroom.accelerate.exact import same_bits
 from darkroom.kernels import strips
+from darkroom.kernels.exact import same_bits
 from darkroom.models.autoencoder import Autoencoder
 from darkroom.models.config import AutoencoderConfig
 from darkroom.models.presets import SD15_AUTOENCODER, UPSCALER_AUTOENCODER
@@ -57,7 +57,9 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(answer):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:  # packed weights have no storage
+                continue
+            if (storage := tensor.untyped_storage())._cdata not in self.known:
                 self.known.add(storage._cdata)
                 self.now += storage.nbytes()
                 self.most = max(self.most, self.now)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..accelerate.fp8 import round_anew
 from ..errors import RequestError
+from ..kernels.exact import paired
 from ..request import MAX_LORA_SCALE, real
 from .updates import Update
 
@@ -146,7 +147,10 @@ def _added(uses: Sequence[Use], layer: nn.Module, x: Tensor, output: Tensor) -> 
         if rows is None:
             output = output + update(layer, x, scale)
         else:
-            output = output.index_add(0, rows, update(layer, x[rows], scale))
+            seen = x.index_select(0, paired(rows))
+            if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):  # convolutions look at that
+                seen = seen.contiguous(memory_format=torch.channels_last)
+            output = output.clone().index_add_(0, rows, update(layer, seen, scale)[: len(rows)])  # in its own layout
     return output
 
 
@@ -160,14 +164,17 @@ def combined(scaled: Sequence[Scaled], part: str) -> dict[Adapter, float]:
 
 
 def _groups(part: str, rows: Sequence[Sequence[Scaled]]) -> tuple[Group, ...]:
-    """Rows with the same adapter at the same scale are done together."""
-    groups: dict[tuple[Adapter, float], list[int]] = {}
+    """Rows with the same adapter at the same scale are done together, where it is as many-th of theirs.
+
+    So a row's are added in its own order: sums of floats depend on that.
+    """
+    groups: dict[tuple[int, Adapter, float], list[int]] = {}
     for number, row in enumerate(rows):
-        for use in combined(row, part).items():
-            groups.setdefault(use, []).append(number)
+        for place, (adapter, scale) in enumerate(combined(row, part).items()):
+            groups.setdefault((place, adapter, scale), []).append(number)
     return tuple(
         Group(adapter.parts[part], scale, None if len(numbers) == len(rows) else tuple(numbers))
-        for (adapter, scale), numbers in groups.items()
+        for (_, adapter, scale), numbers in sorted(groups.items(), key=lambda group: group[0][0])
     )
 
 

@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.packed import weight_of
+from ..kernels.exact import exact, normalised
+from ..kernels.packed import product, weight_of
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)  # what can be changed
 
@@ -139,11 +140,11 @@ class Update:
     def _through_factors(self, layer: nn.Module, x: Tensor) -> Tensor:
         down, up = self.factors["down"].to(x.dtype), self.factors["up"].to(x.dtype)
         if isinstance(layer, nn.Linear):
-            return F.linear(F.linear(x, down), up)
+            return product(product(x, down), up)
         mid = self.factors.get("mid")
         if mid is None:
-            return F.conv2d(run(layer, x, down), up)
-        return F.conv2d(run(layer, F.conv2d(x, down), mid.to(x.dtype)), up)
+            return pointwise(run(layer, x, down), up)
+        return pointwise(run(layer, pointwise(x, down), mid.to(x.dtype)), up)
 
     def product(self, weight: Tensor) -> Tensor:
         """dW of a weight [O, I, *k], float32, before any scale; perhaps with the last dimensions still joined."""
@@ -197,9 +198,18 @@ def _on_channels(values: Tensor, layer: nn.Module) -> Tensor:
 def run(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What a layer does, with another weight and bias."""
     if isinstance(layer, nn.Conv2d):
+        if (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1):
+            return pointwise(x, weight, bias)
         return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     if isinstance(layer, nn.LayerNorm):
         return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
     if isinstance(layer, nn.GroupNorm):
-        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
-    return F.linear(x, weight, bias)
+        return normalised(x, layer.num_groups, weight, bias, layer.eps)
+    return product(x, weight, bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution, by a linear layer where its bits are to be constant."""
+    if not exact():
+        return F.conv2d(x, weight, bias)
+    return product(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)

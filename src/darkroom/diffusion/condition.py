@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Scaled
+from ..kernels.exact import paired
 from ..models.controlnet import ControlNet
 from ..models.unet import CachedFeatures
 
@@ -185,10 +186,8 @@ def collate_controls(rows: Sequence[tuple[ControlInput, ...]]) -> tuple[ControlB
     """The controls of each row of a batch, as few calls of their networks as can be."""
     calls: dict[tuple[int, int], list[tuple[int, ControlInput]]] = {}
     for row, controls in enumerate(rows):
-        seen: dict[int, int] = {}
-        for control in controls:
-            nth = seen[id(control.net)] = seen.get(id(control.net), -1) + 1
-            calls.setdefault((id(control.net), nth), []).append((row, control))
+        for place, control in enumerate(controls):  # a row's are added in its own order
+            calls.setdefault((place, id(control.net)), []).append((row, control))
     return tuple(
         ControlBatch(
             net=members[0][1].net,
@@ -197,7 +196,7 @@ def collate_controls(rows: Sequence[tuple[ControlInput, ...]]) -> tuple[ControlB
             scales=tuple(control.scale for _, control in members),
             guesses=tuple(control.guess for _, control in members),
         )
-        for members in calls.values()
+        for _, members in sorted(calls.items(), key=lambda call: call[0][0])
     )
 
 
@@ -232,14 +231,17 @@ def residuals(batch: Batch, latent: Tensor, timesteps: Tensor) -> tuple[list[Ten
     for call in batch.controls:
         weight = call.net.conv_in.weight
         rows = torch.tensor(call.rows, device=weight.device)
+        count, rows = len(rows), paired(rows)
         # A control sees its own rows only; its answers are put back among all rows, zeros elsewhere.
         seen, at, text = (values.to(weight.device)[rows] for values in (latent, timesteps, batch.text))
         others = [
             None if values is None else values.to(weight.device)[rows]
             for values in (batch.class_labels, batch.pooled, batch.sizes)
         ]
-        down, middle = call.net(seen[:, : weight.shape[1]], at, text, call.hints.to(weight.device), *others)
-        answers = [*down, middle]
+        hints = call.hints.to(weight.device).expand(len(rows), -1, -1, -1)
+        down, middle = call.net(seen[:, : weight.shape[1]], at, text, hints, *others)
+        answers = [answer[:count] for answer in (*down, middle)]
+        rows = rows[:count]
         factors = _factors(call, len(answers)).to(weight)
         total = total or [answer.new_zeros(len(latent), *answer.shape[1:]) for answer in answers]
         for whole, answer, factor in zip(total, answers, factors, strict=True):

@@ -61,7 +61,7 @@ class Tick:
     rows_that_fit: int | None = None
 
 
-def advance(jobs: Sequence[Job], denoise: Denoise, largest: int, alone: bool = False) -> Tick:
+def advance(jobs: Sequence[Job], denoise: Denoise, largest: int) -> Tick:
     """Move every job by one network evaluation. Changes no job: the caller takes over the new states, or doesn't.
 
     A job whose step raises or turns non-finite fails alone. When a call of several jobs raises, each of them asks
@@ -70,15 +70,12 @@ def advance(jobs: Sequence[Job], denoise: Denoise, largest: int, alone: bool = F
     Args:
         denoise: the denoiser.
         largest: rows of one call at most.
-        alone: a call never holds rows of two jobs (or of two windows of one), so that a picture's bits can't depend on
-            its company.
     """
     tick = Tick()
     questions = {job.id: _questions(job) for job in jobs}
     rows = [question for asked in questions.values() for question in asked]
-    keys = [(question.job.id, question.place[0], question.key) if alone else question.key for question in rows]
-    for call in share(keys, max(len(asked) for asked in questions.values()) if alone else largest):
-        _ask([rows[i] for i in call], denoise, tick, alone)
+    for call in share([question.key for question in rows], largest):
+        _ask([rows[i] for i in call], denoise, tick)
     for job in jobs:
         if job.id not in tick.failed:
             try:
@@ -121,7 +118,7 @@ def _kept(questions: Sequence[_Question]) -> dict[tuple[int, int], Kept]:
     }
 
 
-def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bool) -> None:
+def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick) -> None:
     """One U-Net call for questions of one key, smaller ones when it fails. Fills in answers, or marks jobs failed."""
     questions = [q for q in questions if q.job.id not in tick.failed]
     if not questions:
@@ -137,16 +134,16 @@ def _ask(questions: Sequence[_Question], denoise: Denoise, tick: Tick, alone: bo
     except Exception as error:  # the except block ends before the retry, and with it what the traceback holds in memory
         failure = error.with_traceback(None)
     ids = list(dict.fromkeys(q.job.id for q in questions))
-    if out_of_memory(failure) and len(questions) > 1 and not alone:
+    if out_of_memory(failure) and len(questions) > 1:
         half = (len(questions) + 1) // 2
         log.warning("memory ran out with %d rows in a call; going on with %d", len(questions), half)
         tick.rows_that_fit = min(half, tick.rows_that_fit or half)
         release(questions[0].job.state.x.device)
-        _ask(questions[:half], denoise, tick, alone)
-        _ask(questions[half:], denoise, tick, alone)
+        _ask(questions[:half], denoise, tick)
+        _ask(questions[half:], denoise, tick)
     elif len(ids) > 1:
         for id in ids:
-            _ask([q for q in questions if q.job.id == id], denoise, tick, alone)
+            _ask([q for q in questions if q.job.id == id], denoise, tick)
     else:
         tick.failed[ids[0]] = _sentence(failure, questions[0].job)
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..accelerate.exact import same_bits
 from ..errors import RequestError
 from ..images import to_pil, to_unit
+from ..kernels.exact import same_bits
 from ..models.autoencoder import Autoencoder
 from .job import Job
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType
@@ -18,9 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..accelerate.exact import same_bits
+from ..accelerate.compiled import is_compiled
+from ..accelerate.fp8 import Float8Linear
+from ..accelerate.int8 import Int8Conv2d, Int8Linear
 from ..diffusion.condition import Condition
 from ..errors import Error, RequestError, out_of_memory
+from ..kernels.exact import same_bits
+from ..kernels.packed import available
+from ..models.unet import UNet
 from ..request import Request, whole
 from .advance import advance, default_rows, release
 from .decode import Preview, finish
@@ -69,8 +73,9 @@ class Engine:
     Args:
         model: a `darkroom.Pipeline` (anything with its networks will do).
         max_rows: U-Net rows of a tick, and of a call, at most; a guided picture is two rows. Less after memory ran out.
-        deterministic: no U-Net call holds rows of two pictures, so a picture has the same bits whatever else is
-            drawn with it (docs/determinism.md). Without it, kernels choose by batch size and the last digits vary.
+        deterministic: a picture has the same bits whatever else is drawn with it, where `bit_exact` says so: kernels of
+            constant bits, and no call of a single row (docs/determinism.md). Without it, kernels choose by the batch's
+            size and the number of threads, and the last digits vary.
     """
 
     def __init__(self, model: LoadedModel, *, max_rows: int | None = None, deterministic: bool = False) -> None:
@@ -79,6 +84,21 @@ class Engine:
         self.deterministic = deterministic
         self._jobs: dict[str, Job] = {}
         self._lock = Lock()  # around every look at `_jobs` that another thread could disturb; never around work
+
+    @property
+    def bit_exact(self) -> bool:
+        """Whether a picture's bytes are the same in any company and with 1, 2 or 4 threads, in this kind of processor.
+
+        It takes `deterministic`, and a U-Net in float32 on a processor with oneDNN: not compiled, not rounded to
+        8 bits, not run by another library. Elsewhere pictures differ in the last digits.
+        """
+        unet, rounded = self.model.unet, (Float8Linear, Int8Linear, Int8Conv2d)
+        if not self.deterministic or type(unet) is not UNet or is_compiled(unet):
+            return False
+        weight = next(unet.parameters())  # the first only: packed layers unpack when asked for theirs
+        if weight.device.type != "cpu" or weight.dtype != torch.float32 or not available(torch.float32):
+            return False
+        return not any(isinstance(layer, rounded) for layer in unet.modules())
 
     @property
     def jobs(self) -> Mapping[str, Job]:
@@ -141,7 +161,7 @@ class Engine:
         moving = pick(((job, job.rows) for job in waiting), self.max_rows)
         if not moving:
             return []
-        tick = advance(moving, self._denoise, self.max_rows, alone=self.deterministic)
+        tick = advance(moving, self._denoise, self.max_rows)
         if tick.rows_that_fit is not None:
             self.max_rows = min(self.max_rows, tick.rows_that_fit)
         events: list[Event] = []
@@ -206,8 +226,13 @@ class Engine:
         """One call of the denoiser, with each row's own timestep where its plan has one, else the schedule's."""
         t_of = self.model.schedule.sigma_to_t
         timesteps = [t_of(sigma) if t is None else t for sigma, t in zip(sigmas, told, strict=True)]
-        with same_bits(self.model.unet) if self.deterministic else nullcontext():
+        if not self.deterministic:
             return self.model.denoiser(x, sigmas, conditions, t=timesteps)
+        with same_bits(self.model.unet):
+            if len(x) > 1:
+                return self.model.denoiser(x, sigmas, conditions, t=timesteps)
+            # A single row goes with a copy of itself: kernels for one have other bits than those for two and more.
+            return self.model.denoiser(x.repeat(2, 1, 1, 1), [*sigmas] * 2, [*conditions] * 2, t=timesteps * 2)[:1]
 
     def _preview(self, job: Job, denoised: Tensor) -> Preview:
         return Preview(self.model.previewer, denoised, *job.size)

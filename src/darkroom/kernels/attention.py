@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .exact import FEW, exact
+from .exact import attention as by_sums
 from .packed import available, blocks_of, multiply
 
 SCORES = 2**21  # in a piece: what is found again in a processor's cache from one product to the next
@@ -36,8 +38,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, upcast: bool = False,
     y: Tensor | None = None
     if _plain_is_faster(q, k):
         y = _plain(q, k, v, causal)
+    elif not causal and length <= FEW and exact():
+        y = by_sums(q, k, v)
     elif not causal and _powers_are_faster(q, k):
-        y = by_powers(q, k, v)
+        y = _each_by_powers(q, k, v) if exact() else by_powers(q, k, v)
     if y is None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return y.to(dtype).transpose(1, 2).reshape(n, length, width)
@@ -72,6 +76,16 @@ def _powers_are_faster(q: Tensor, k: Tensor) -> bool:
     if not 0 < keys <= min(SHARE * length, LONG) or not q.numel() or not available(q.dtype):
         return False
     return length * keys >= (64 * 64 if q.dtype == torch.bfloat16 else MANY)
+
+
+def _each_by_powers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same of each row by itself: whether it has to be done the other way must not depend on another one."""
+    answers = []
+    for row in range(len(q)):
+        some = q[row : row + 1], k[row : row + 1], v[row : row + 1]
+        y = by_powers(*some)
+        answers.append(F.scaled_dot_product_attention(*some) if y is None else y)
+    return torch.cat(answers)
 
 
 def by_powers(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:

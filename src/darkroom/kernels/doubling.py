@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed import Geometry, blocks_of, convolve, packable, unsettled
+from .packed import Geometry, blocks_of, convolve, narrow, packable, unsettled
 
 CORNER: Geometry = ([1, 1], [1, 1], [1, 1], 1)
 # Of the two pixels that one becomes, down or across: which of the three weights fall on each of two sources.
@@ -37,7 +37,7 @@ class Doubling(nn.Conv2d):
         weight = self.weight
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
-        if not packable(weight) or unsettled(4 * weight.shape[0]) or x.dtype != weight.dtype:
+        if not packable(weight) or narrow(weight) or unsettled(4 * weight.shape[0]) or x.dtype != weight.dtype:
             return None
         if self._sums is None or self._sums[1]() is not weight or self._sums[2] != weight._version:
             self._sums = blocks_of(corners(weight), CORNER), ref(weight), weight._version

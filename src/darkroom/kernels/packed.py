@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from . import winograd
+from .exact import exact
 from .heap import keep_freed_memory
 
 ORDINARY = (nn.Linear, nn.Conv2d)  # and no class made of them: that has a form of its own
-NARROW = 16  # channels below which a layer is not worth packing
+NARROW = 16  # channels below which a convolution of several pixels is not worth packing
 SIZE = 64  # height and width for which convolutions are packed
 UNSETTLED = 48  # multiples of so many outputs: their blocks fit one size of picture, and are cut anew for others
 _lock = Lock()
@@ -177,6 +178,12 @@ def multiply(x: Tensor, blocks: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer of an ordinary weight [O, I], by a BLAS, or in a `SameBits` by oneDNN: its bits are constant."""
+    known = exact() and available(x.dtype) and x.dtype == weight.dtype and not torch.is_grad_enabled()
+    return multiply(x, weight, bias) if known else F.linear(x, weight, bias)
+
+
 def convolve(x: Tensor, blocks: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """A convolution: x [N, I, H, W] -> [N, O, H', W'], with the channels last in memory."""
     x = x.contiguous(memory_format=torch.channels_last)
@@ -219,12 +226,17 @@ def fast_bfloat16() -> bool:
 
 
 def packable(weight: Tensor) -> bool:
-    """Whether a weight is frozen, on a CPU, and of a dtype and width that gain."""
+    """Whether a weight is frozen, on a CPU, and of a dtype that gains."""
     if type(weight) not in (Tensor, nn.Parameter):  # without values, or a part of a sharded one
         return False
     if weight.requires_grad or weight.is_inference() or weight.device.type != "cpu":
         return False
-    return min(weight.shape[:2]) >= NARROW and available(weight.dtype)
+    return available(weight.dtype)
+
+
+def narrow(weight: Tensor) -> bool:
+    """Whether a convolution of several pixels has too few channels to gain."""
+    return min(weight.shape[:2]) < NARROW
 
 
 def unsettled(outputs: int) -> bool:
@@ -251,7 +263,9 @@ def _kind(layer: nn.Module) -> type[Packed] | None:
 def _pack(layer: Any) -> bool:
     """Pack one layer, if it gains by it; whether it did."""
     weight, kind = layer.weight, _kind(layer)
-    if kind is None or not packable(weight) or (kind is PackedConv2d and unsettled(weight.shape[0])):
+    if kind is None or not packable(weight):
+        return False
+    if kind is PackedConv2d and (narrow(weight) or unsettled(weight.shape[0])):
         return False
     keep_freed_memory()
     blocks = blocks_of(weight, _geometry(layer)) if kind is PackedConv2d else blocks_of(weight.flatten(1))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .doubling import Doubling, enlarged
+from .exact import GroupNorm
 from .heap import Bound
 from .packed import Hooks, unpadded
 
@@ -137,7 +138,7 @@ def _joined(strips: list[Tensor]) -> Tensor:
 class Affine:
     """A group normalisation whose statistics [C] are known."""
 
-    def __init__(self, norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> None:
+    def __init__(self, norm: GroupNorm, mean: Tensor, variance: Tensor) -> None:
         self.mean, self.variance, self.eps = mean, variance, norm.eps
         self.weight, self.bias = norm.weight.to(mean.dtype), norm.bias.to(mean.dtype)
 
@@ -151,7 +152,7 @@ class Moments:
     Sums over one row of pixels at a time, then over rows in float64: the same bits for any number of threads.
     """
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(self, norm: GroupNorm) -> None:
         self.norm = norm
         self.sums: Tensor | None = None  # [2, C]: of the numbers, and of their squares
         self.pixels = 0
@@ -236,9 +237,9 @@ class Convolution:
 class Residual(Protocol):
     """A residual block that takes no time: norm1, SiLU, conv1, norm2, SiLU, conv2, added to its (projected) input."""
 
-    norm1: nn.GroupNorm
+    norm1: GroupNorm
     conv1: nn.Conv2d
-    norm2: nn.GroupNorm
+    norm2: GroupNorm
     conv2: nn.Conv2d
     shortcut: nn.Conv2d | None
 
@@ -246,7 +247,7 @@ class Residual(Protocol):
 class SelfAttention(Protocol):
     """Self-attention between all pixels, of the normalised picture."""
 
-    norm: nn.GroupNorm
+    norm: GroupNorm
     q: nn.Linear
     k: nn.Linear
     v: nn.Linear
@@ -256,7 +257,7 @@ class SelfAttention(Protocol):
 class Step:
     """A part of a network that makes strips of strips; what looks at the whole picture is known before."""
 
-    norm: nn.GroupNorm | None = None  # of what it is given
+    norm: GroupNorm | None = None  # of what it is given
     pictures = 1  # that its answer is
     whole = False  # whether it has to see its whole picture at once, so that its answer had better be kept
 
@@ -275,7 +276,7 @@ class Convolve(Step):
     def __init__(
         self,
         conv: nn.Conv2d,
-        norm: nn.GroupNorm | None = None,
+        norm: GroupNorm | None = None,
         pad: tuple[int, int] | None = None,
         double: bool = False,
     ) -> None:

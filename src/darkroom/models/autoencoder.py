@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attend
+from ..kernels.exact import GroupNorm
 from ..kernels.packed import ready
 from ..kernels.strips import MEMORY, Attend, Convolve, Step, resnets, run_steps, use_strips
 from .config import AutoencoderConfig, TinyAutoencoderConfig
@@ -30,7 +31,7 @@ class PixelAttention(Block):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.norm = GroupNorm(groups, channels, eps=EPS)
         self.q = nn.Linear(channels, channels)
         self.k = nn.Linear(channels, channels)
         self.v = nn.Linear(channels, channels)
@@ -112,7 +113,7 @@ class Encoder(nn.Module):
             for level, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.mid = Middle(widths[-1], groups, config.mid_block_attention)
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.norm_out = GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class Decoder(nn.Module):
             UpLevel(c_in, c_out, config.layers_per_block + 1, groups, last=level == len(widths) - 1)
             for level, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.norm_out = GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attend
+from ..kernels.exact import GroupNorm
 from ..kernels.packed import ready
 from .config import UNetConfig
 from .layers import Block, ResnetBlock, Upsample
@@ -135,7 +136,7 @@ class SpatialTransformer(Block):
         super().__init__()
         c, heads = config.block_out_channels[level], config.heads[level]
         self.linear = config.use_linear_projection
-        self.norm = nn.GroupNorm(config.norm_num_groups, c, eps=EPS)
+        self.norm = GroupNorm(config.norm_num_groups, c, eps=EPS)
         self.proj_in = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
         self.blocks = nn.ModuleList(
             TransformerBlock(c, config.cross_attention_dim, heads, only_cross, config.upcast_attention)
@@ -367,7 +368,7 @@ class UNet(Encoder):
         super().__init__(config)
         widths = config.block_out_channels
         self.up = nn.ModuleList(UpLevel(config, level) for level in reversed(range(len(widths))))
-        self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.norm_out = GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(

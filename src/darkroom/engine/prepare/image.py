@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...accelerate.exact import same_bits
 from ...diffusion.guidance import ClassifierFree
 from ...diffusion.noise import SeededNoise
 from ...errors import RequestError, out_of_memory
 from ...images import latent_size, pad_to_grid, to_tensor
+from ...kernels.exact import same_bits
 from ...masks import Composite
 from ...models.autoencoder import Autoencoder
 from ...request import MAX_SIDE, MIN_SIDE, Request
