@@ -195,3 +195,35 @@ def test_what_can_t_be_is_one_sentence(arguments: list[str], said: str, command:
     answer = command("evaluate", *([model] if arguments[0].startswith("-") else []), *arguments)
     assert (answer.code, answer.out) == (2, "")
     assert said in answer.sentence
+
+
+def test_what_else_was_measured_as_lines() -> None:
+    from darkroom.cli.evaluate import as_text
+
+    copies = {
+        "suspicious": 0.25, "pictures": 8, "training_pictures": 20, "threshold": 0.125, "seen_by": "clip",
+        "closest": [{"distance": 0.0625, "picture": f"{i}.png", "training": "t.png"} for i in range(7)],
+    }  # fmt: skip
+    scores = {
+        "reconstruction": {"pictures": 3, "psnr": 30.456, "ssim": 0.91236, "lpips": 0.05},
+        "pictures": 8, "compared_with": "24 of data/", "fid": 12.3456, "kid": {"mean": 0.012344, "deviation": 0.001},
+        "cmmd": 0.5, "clip": 27.126, "memorisation": copies,
+    }  # fmt: skip
+    few = " (of few pictures: it says more about their number than about them)"
+    lines = as_text(scores).splitlines()
+    assert lines[:6] == [
+        "reconstruction of 3 pictures: PSNR 30.46 dB, SSIM 0.9124, LPIPS 0.0500",
+        "8 pictures, compared with 24 of data/",
+        f"FID 12.346{few}",
+        "KID 0.01234 +- 0.00100",
+        "CMMD 0.5000",
+        "CLIP score 27.13 (100 cos)",
+    ]
+    assert lines[6].startswith(
+        "memorisation: 25.0% of 8 pictures are nearer to one of 20 training pictures than 0.1250"
+    )
+    assert lines[7:] == [f"  0.0625  {i}.png  t.png" for i in range(5)]
+    assert as_text({"pictures": 10_000, "compared_with": "x", "fid": 1.0}).splitlines()[1] == "FID 1.000"
+    assert as_text({"reconstruction": {"pictures": 1, "psnr": 1.0, "ssim": 0.5}}) == (
+        "reconstruction of 1 pictures: PSNR 1.00 dB, SSIM 0.5000"
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +116,20 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1].startswith("darkroom: stopped at step ")
     assert err.endswith("; the same command goes on\n")
-    assert len(list(tmp_path.glob("step-*.pt"))) == 1
+    (checkpoint,) = tmp_path.glob("step-*.pt")
+    stopped = int(checkpoint.stem.removeprefix("step-"))
+    process = subprocess.Popen(
+        [*arguments, *settings(*SMALL, "steps=100000")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while json.loads(log.read_text().splitlines()[-1])["step"] <= stopped:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("; the same command goes on\n")
+    rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert rows == list(range(1, len(rows) + 1))
 
 
 def test_warnings_of_a_training_are_told_in_a_pipe_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,3 +156,37 @@ def test_the_progress_line(tmp_path: Path) -> None:
         "unet  step 30 of 100  loss 0.4000  held out 0.5000  31.3 dB  4.2 samples/s  38% of the device  3 skipped  "
         "1:00 left"
     )
+
+
+def test_the_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is cut to the terminal's width, a shorter one covers a longer one, and a warning stands on a line alone."""
+    from darkroom.cli import progress
+    from darkroom.training.kinds import log
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, shown = Terminal(), threading.Event()
+    show = progress.Line._show
+
+    def noticed(self: progress.Line, text: str) -> None:
+        show(self, text)
+        if text:
+            shown.set()
+
+    monkeypatch.setattr(progress.Line, "_show", noticed)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((12, 24)))
+    with progress.Line() as line:
+        line.stage("encoding scenes", None, 0)
+        assert shown.wait(60)
+        line.stage("", None, 0)  # so that the thread shows nothing more
+        log.warning("odd")
+    text = terminal.getvalue()
+    assert text.startswith("\rencoding sc")
+    assert "\r" + " " * 11 + "\r" + "darkroom: odd\n" in text
+    assert text.endswith("\r")
+    line._show("encoding")
+    line._show("unet")
+    assert terminal.getvalue().endswith("\rencoding\runet    ")

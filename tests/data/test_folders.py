@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darkroom.data.buckets import Cut
 from darkroom.data.dataset import open_dataset, scan_any
-from darkroom.data.examples import Remembered, look
+from darkroom.data.examples import Remembered, look, stamp_of
 from darkroom.data.folders import scan
 from darkroom.errors import TrainingError
 
@@ -282,3 +283,28 @@ def test_captions_are_found_in_any_case_and_the_usual_spelling_first(tmp_path: P
     (tmp_path / "C.txt").write_text("of the large one")
     found = {e.path.name: e.caption for e in scan(tmp_path).examples}
     assert found == {"a.PNG": "of a", "b.png": "small", "c.png": "", "C.jpg": "of the large one"}
+
+
+def test_class_pictures_that_can_t_be_used_are_told(tmp_path: Path) -> None:
+    picture(tmp_path / "subject" / "1.png", 1, (32, 32))
+    picture(tmp_path / "class" / "2.png", 2, (32, 32))
+    (tmp_path / "class" / "3.png").write_text("no picture")
+    picture(tmp_path / "class" / "4.png", 4, (20, 20))
+    dataset = open_dataset(
+        str(tmp_path / "subject"), (32, 32), Cut(enlarge=False), prior=str(tmp_path / "class"), prior_caption="a cat"
+    )
+    assert (list(dataset.prior), list(dataset.captions)) == ([False, True], ["", "a cat"])
+    assert {path.name: why for path, why in dataset.left_out} == {
+        "3.png": "can't be read (UnidentifiedImageError)",
+        "4.png": "20x20 pixels are too few without being enlarged",
+    }
+
+
+def test_an_index_makes_its_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "1.png", 1)
+    index = tmp_path / "new" / "deep" / "index.sqlite"
+    first = scan(tmp_path / "data", Remembered(index))
+    assert index.is_file()
+    remembered = Remembered(index)
+    assert remembered.find(str((tmp_path / "data" / "1.png").absolute()), stamp_of(tmp_path / "data" / "1.png"))
+    assert scan(tmp_path / "data", remembered) == first

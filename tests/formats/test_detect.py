@@ -201,3 +201,51 @@ def test_any_layout_tells_the_same_in_native_names(family: str, layout: Any) -> 
         assert all(names[theirs] == ours for ours, theirs in found.items())
         lost = {name for name in native if name not in found}
         assert all("up." in name for name in lost) if layout == "ldm" else not lost
+
+
+# The scheduler_config.json of the published diffusers folders, without what only the library's version says.
+_STABLE = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+_V = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+_EULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "interpolation_type": "linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+}
+PUBLISHED = {
+    ("sd1", "epsilon"): {"_class_name": "PNDMScheduler", **_STABLE},
+    ("sd2", "epsilon"): {"_class_name": "PNDMScheduler", "prediction_type": "epsilon", **_STABLE},
+    ("sd2", "v_prediction"): _STABLE | _V,
+    ("sdxl", "epsilon"): _STABLE | _EULER,
+    ("sdxl_refiner", "epsilon"): _STABLE | _EULER,
+    ("upscaler", "v_prediction"): _STABLE | _V | {"beta_start": 0.0001, "beta_end": 0.02},
+}
+
+
+@pytest.mark.parametrize(("family", "prediction"), PUBLISHED)
+def test_each_familys_scheduler_is_the_published_one(family: str, prediction: str) -> None:
+    """So that a single file draws what the folder draws; no latent of theirs is clipped."""
+    config = detect.scheduler_config(family, prediction)
+    assert config == {"prediction_type": "epsilon"} | PUBLISHED[family, prediction]
+    assert detect.LOW_RES_SCHEDULER == {
+        "_class_name": "DDPMScheduler",
+        "beta_end": 0.02,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.0001,
+        "clip_sample": True,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "trained_betas": None,
+        "variance_type": "fixed_small",
+    }

@@ -149,6 +149,7 @@ def test_full_differences_of_weights_biases_and_norms(networks: Any, tmp_path: P
     }
     adapter = read_lora(write(tmp_path / "a.safetensors", tensors), networks)
     x = rand(2, 16, 8, 8)
+    assert set(adapter.parts["unet"]) == {"down.0.resnets.0.conv1", "down.0.resnets.0.norm1"}
     for path, update in adapter.parts["unet"].items():
         layer = networks["unet"].get_submodule(path)
         delta = update.difference(layer.weight, 0.5)

@@ -161,3 +161,10 @@ def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(before)
     assert torch.equal(answers[0], answers[1])
     assert torch.equal(answers[0], answers[2])
+
+
+def test_a_strip_is_a_share_of_the_memory_and_fits_a_processors_cache() -> None:
+    assert strips.strip_of("cuda", 9e9, 2) == 50_000_000  # a ninetieth of the bytes
+    assert strips.strip_of("cuda", 9e9, 4) == 25_000_000
+    assert strips.strip_of("cpu", 9e9, 4) == 2**21
+    assert strips.strip_of("cpu", 9e6, 4) == 25_000

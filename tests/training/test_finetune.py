@@ -238,3 +238,21 @@ def test_models_that_don_t_fit_are_told(tiny_pipe: Pipeline, pictures: Path, tin
     with pytest.raises(TrainingError, match="held_out is 6, and there are 6 pictures"):
         tune(recipe, Source(str(tiny_model), str(pictures)), tmp_path / "run")
     assert not (tmp_path / "run" / "cache").exists()  # nothing was encoded for it
+
+
+def test_an_inpainting_sheet_shows_the_first_picture_in_its_own_bucket(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size in (("a", (128, 64)), ("b", (64, 128))):
+        Image.new("RGB", size, "red" if name == "a" else "blue").save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(name)
+    recipe = InpaintingRecipe(**SETTINGS, buckets=True)
+    stage = InpaintingStage.open(recipe, Source(str(tiny_model), str(folder)), tmp_path)
+    (width, height), other = stage.dataset.sizes
+    assert (width, height) == other[::-1]
+    assert width > height
+    with stage.drawing() as told:
+        assert told["image"].size == told["mask"].size == (width, height)
+        assert told["image"].getpixel((width // 2, height // 2))[0] > 200  # the first: red
+        assert told["mask"].getbbox() == (width // 4, height // 4, width * 3 // 4 + 1, height * 3 // 4 + 1)
+    assert draw_sheet(stage).size == (2 * width, height)

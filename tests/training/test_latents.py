@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import darkroom
 from darkroom.data.buckets import Cut
 from darkroom.data.dataset import Dataset, open_dataset
 from darkroom.errors import TrainingError
@@ -208,7 +209,8 @@ fill(Path(sys.argv[2]), open_dataset(sys.argv[1], (24, 24), Cut(buckets=True, gr
 
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     data, folder = folder_of(tmp_path / "data", 12), tmp_path / "cache"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    source = Path(darkroom.__file__).parents[1]  # this tree's, not what may be installed
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(source)])}
     worker = subprocess.Popen([sys.executable, "-c", WORK, str(data), str(folder)], env=environment)
     end = time.monotonic() + 120
     while len(files(folder)) < 2 and worker.poll() is None and time.monotonic() < end:

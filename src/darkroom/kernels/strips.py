@@ -69,9 +69,7 @@ def run_steps(steps: Sequence[Step], x: Tensor, memory: float = MEMORY) -> Tenso
     Equal to what its layers would make of it up to the rounding of sums.
     """
     size = x.element_size()
-    strip = int(STRIP * memory / size)
-    if x.device.type == "cpu":
-        strip = min(strip, CACHED)
+    strip = strip_of(x.device.type, memory, size)
     kept: deque[tuple[Tensor, ...]] = deque([(x,)])
     pending: list[Callable[[Strips], Strips]] = []  # what leads from there to the picture now reached
     shape: Shape = (x.shape[1], x.shape[2], x.shape[3])
@@ -101,6 +99,12 @@ def run_steps(steps: Sequence[Step], x: Tensor, memory: float = MEMORY) -> Tenso
                 bound.keep()
         norm = None if moments is None else moments.affine()
     return torch.cat([rows for (rows,) in kept], dim=2)
+
+
+def strip_of(device: str, memory: float, size: int) -> int:
+    """Numbers of one strip, of `size` bytes each: a share of the memory, and on a processor what its cache holds."""
+    strip = int(STRIP * memory / size)
+    return min(strip, CACHED) if device == "cpu" else strip
 
 
 def _largest(steps: Sequence[Step], shape: Shape) -> int:

@@ -33,6 +33,7 @@ CASES = [
     ("PNDMScheduler", {"skip_prk_steps": False}, {"strength": 0.8}),
     ("DDIMScheduler", {}, {"strength": 1.0, "guidance_scale": 1.0}),
     ("DDIMScheduler", {"prediction_type": "v_prediction"}, {"strength": 0.5}),
+    ("DDIMScheduler", {"clip_sample": True}, {"strength": 1.0}),
     ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, {"strength": 1.0}),
     ("EulerAncestralDiscreteScheduler", {}, {"strength": 0.99, "seed": 5}),
     ("EulerAncestralDiscreteScheduler", {}, {"strength": 1.0, "seed": 5}),
@@ -141,6 +142,19 @@ def test_known_pixels_come_back_byte_by_byte(
         assert torch.equal(result[0][known], original[known])
         result = [Image.fromarray((result[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())]
     assert kept(result[0], picture, mask)
+
+
+def test_a_configuration_that_says_nothing_of_clipping_clips_nothing(nine_pipe: Pipeline) -> None:
+    """As the published ones, and as diffusers corrects it for pictures from texts; its class's default would clip."""
+    silent = {**nine_pipe.scheduler_config, "_class_name": "DDIMScheduler"}
+    silent.pop("clip_sample", None)
+    drawn = []
+    for told in ({}, {"clip_sample": False}, {"clip_sample": True}):
+        pipe = with_parts(nine_pipe, scheduler_config=silent | told)
+        given = {"image": colours(64, 64), "mask": blob(64, 64), "steps": 4, "seed": 1, "output": "latent"}
+        drawn.append(pipe.generate("a fox", **given).images)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.allclose(drawn[0], drawn[2])
 
 
 def test_nine_channels_keep_known_pixels_of_any_size(nine_pipe: Pipeline) -> None:

@@ -104,7 +104,8 @@ def _nine_channels(model: LoadedModel) -> bool:
 
 def _corrected(model: LoadedModel) -> dict[str, Any]:
     """The scheduler configuration as diffusers' inpainting pipeline corrects it; other than for its other pipelines, a
-    clip_sample that is written there stays.
+    clip_sample that is written there stays. One that isn't is False, as in all published configurations, though the
+    class's default is True: a clipped latent is wrong, as diffusers itself says where it corrects it.
     """
     config = model.scheduler_config
     return {"clip_sample": False, **config, "steps_offset": 1, "skip_prk_steps": True}
