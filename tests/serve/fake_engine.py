@@ -58,12 +58,15 @@ def description(name: str) -> dict[str, Any]:
     }
 
 
-def drawn(wanted: dict[str, Any], index: int, model: str, pictures: list[bytes]) -> tuple[Image.Image, dict[str, Any]]:
+def drawn(
+    wanted: dict[str, Any], index: int, model: str, pictures: dict[str, bytes]
+) -> tuple[Image.Image, dict[str, Any]]:
     """The picture and recipe of a request: a function of what is asked and nothing else."""
     request = Request.from_dict(wanted["request"]).numbered(index)
-    width, height = request.width or 64, request.height or 64
+    size = Image.open(io.BytesIO(pictures["image"])).size if "image" in pictures else (64, 64)
+    width, height = request.width or size[0], request.height or size[1]
     digest = hashlib.sha256(dump_recipe(request.to_dict()).encode())
-    for picture in pictures:
+    for picture in pictures.values():
         digest.update(picture)
     side = Image.frombytes("RGB", (2, 2), digest.digest()[:12])
     recipe = request.to_dict() | {
@@ -188,7 +191,8 @@ class Fake:
         self.say("progress", items=items)
 
     def finish(self, id: str, message: Message, blobs: list[bytes]) -> None:
-        image, recipe = drawn(message["wanted"], message["index"], message["model"], blobs)
+        pictures = dict(zip(message["roles"], blobs, strict=True))
+        image, recipe = drawn(message["wanted"], message["index"], message["model"], pictures)
         data = encoded(image, "PNG", recipe)
         self.say(
             "finished",

@@ -162,14 +162,14 @@ def _write(image: Image.Image, path: Path, format: str, recipe: Mapping[str, Any
 
 
 def encoded(
-    image: Image.Image, format: str, recipe: Mapping[str, Any], what: str = "the picture", quality: int = 95
+    image: Image.Image, format: str, recipe: Mapping[str, Any], what: str = "the picture", quality: int | None = None
 ) -> bytes:
     """A picture's file with its recipe, as bytes.
 
     Args:
-        format: "PNG", "JPEG" (4:4:4) or "WEBP" (lossless).
+        format: "PNG", "JPEG" (4:4:4) or "WEBP".
         what: what an error's sentence calls it.
-        quality: of JPEG, 1 to 100.
+        quality: of JPEG, 1 to 100 (None: 95), and of WebP (None and 100: without loss).
 
     Raises `ImageError` for a recipe that isn't plain, and a JPEG whose recipe passes the 64 KB that it has room for.
     """
@@ -179,7 +179,10 @@ def encoded(
     if format == "PNG":
         image.save(buffer, format, pnginfo=_png_texts(recipe))
         return buffer.getvalue()
-    options = {"quality": quality, "subsampling": 0} if format == "JPEG" else {"lossless": True}
+    if format == "JPEG":
+        options: dict[str, Any] = {"quality": 95 if quality is None else quality, "subsampling": 0}
+    else:
+        options = {"lossless": True} if quality in (None, 100) else {"quality": quality}
     if format == "JPEG" and image.mode == "RGBA":
         image = image.convert("RGB")
     exif = _exif(recipe)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..errors import Error
-from . import own, queue
+from . import openai, own, queue
 from .answers import Json, Refused, refusal
 from .guard import Guard
 from .queue import Conflict, TooMuch
@@ -40,6 +40,9 @@ def make_app(server: Server) -> ASGIApp:
     app = FastAPI(title="Darkroom", version=__version__, docs_url=None, redoc_url=None)
     app.state.server = server
     app.include_router(own.router)
+    app.include_router(openai.router, prefix="/v1")
+    app.include_router(openai.router, include_in_schema=False)  # some clients are given an address without /v1
+    app.include_router(openai.files)
     app.add_api_route("/healthz", healthz, include_in_schema=False)
     app.add_api_route("/readyz", readyz, include_in_schema=False)
     app.add_api_route("/metrics", metrics, include_in_schema=False)

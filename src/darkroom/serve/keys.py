@@ -186,6 +186,13 @@ def _write(path: Path, text: str) -> None:
         raise KeyFileError(f"{path} can't be written: {error.strerror}") from None
 
 
+def _hash_of(keys: Keys, name: str) -> str | None:
+    """The hash of an owner's key: "" where none is needed, None where there is none of that name."""
+    if not keys.needed:
+        return ""
+    return next((key_hash for key_hash, owner in keys.hashes() if owner.name == name), None)
+
+
 # --- what stands in for a key: the page's cookie, and addresses of pictures
 
 
@@ -218,6 +225,15 @@ class Signer:
             ):
                 return owner
         return None
+
+    def address(self, keys: Keys, name: str, *words: str) -> str:
+        """A signature of words that holds as long as a key's owner of this name has that key."""
+        return self.sign("address", *words, name, _hash_of(keys, name) or "")
+
+    def addressed(self, signature: str, keys: Keys, name: str, *words: str) -> bool:
+        """Whether a signature is `address`'s, and the key still there."""
+        key_hash = _hash_of(keys, name)
+        return key_hash is not None and self.valid(signature, "address", *words, name, key_hash)
 
     def valid(self, signature: str, *words: str) -> bool:
         """Whether a signature is of these words."""
