@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -81,7 +87,10 @@ def test_whoever_asks_finds_the_weights(dtype: torch.dtype) -> None:
         assert network.linear.bias is not None
         assert type(network.linear) is PackedLinear
         assert torch.equal(network.conv.weight, before["conv.weight"])
-        assert type(network.conv) is nn.Conv2d
+        assert network.conv.weight is network.conv.weight is network.get_parameter("conv.weight")
+        assert dict(network.conv._parameters).keys() == {"weight", "bias"}
+        assert {**network.conv._parameters}["weight"] is network.conv.weight
+        assert type(network.conv) is PackedConv2d
         pack(network)
         after = network.state_dict()
         assert list(after) == list(before)
@@ -90,7 +99,10 @@ def test_whoever_asks_finds_the_weights(dtype: torch.dtype) -> None:
         assert [p.shape for p in network.parameters()] == [before[name].shape for name in before]
         for twin in (lambda n: copy.deepcopy(n), lambda n: pickle.loads(pickle.dumps(n))):
             pack(network)
-            assert all(torch.equal(tensor, before[name]) for name, tensor in twin(network).state_dict().items())
+            other = twin(network)
+            assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+            assert type(other.conv) is nn.Conv2d
+            assert type(network.conv) is PackedConv2d
         pack(network)
         assert network.to(torch.float64).conv.weight.dtype == torch.float64
 
@@ -111,7 +123,11 @@ def test_weights_are_held_once() -> None:
     network = net()
     with torch.no_grad():
         pack(network)
-    assert "weight" not in network.conv.__dict__["_parameters"]
+    kept = ref(network.conv.weight)
+    assert kept() is not None  # until the next call
+    with torch.no_grad():
+        pack(network)
+    assert kept() is None
 
 
 def test_gradients_go_through_ordinary_layers() -> None:
@@ -122,6 +138,11 @@ def test_gradients_go_through_ordinary_layers() -> None:
     network(ready(network, x)).square().sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+    network.requires_grad_(True)  # frozen no more
+    network(ready(network, x)).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert network.conv.weight.grad is not None
+    with torch.no_grad():
+        network(ready(network, x))
     assert type(network.conv) is nn.Conv2d
 
 
@@ -162,6 +183,112 @@ def test_a_weight_can_be_looked_at_and_answers_do_not_depend_on_who_looked() -> 
         for _ in range(20):
             network.state_dict()
             assert torch.equal(network(ready(network, x)), first)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda layer, new: layer.weight.copy_(new),
+        lambda layer, new: setattr(layer, "weight", nn.Parameter(new, requires_grad=False)),
+        lambda layer, new: setattr(layer.weight, "data", new),
+        lambda layer, new: layer._parameters.update(weight=nn.Parameter(new, requires_grad=False)),
+        lambda layer, new: layer.load_state_dict({"weight": new, "bias": layer.bias}),
+        lambda layer, new: layer.load_state_dict({"weight": new, "bias": layer.bias}, assign=True),
+        lambda layer, new: layer.state_dict()["weight"].copy_(new),
+    ],
+)
+def test_whoever_writes_is_heard(write: Callable[[Any, torch.Tensor], object]) -> None:
+    """At once by the layer itself, and by the next call, which packs anew."""
+    network, x = net(), torch.randn(1, 4, 8, 8)
+    new = torch.randn_like(network.conv.weight)
+    with torch.no_grad():
+        network(ready(network, x))
+        write(network.conv, new)
+        seen = torch.randn(1, 32, 5, 5)
+        expected = F.conv2d(seen, new, network.conv.bias, padding=1)
+        assert apart(network.conv(seen), expected) < 1e-6
+        network(ready(network, x))
+        assert type(network.conv) is PackedConv2d
+        assert apart(network.conv(seen), expected) < 1e-6
+        assert torch.equal(network.conv.weight, new)
+
+
+# --- threads
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Threads take turns as often as Python can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def together(works: list[Callable[[], object]]) -> list[BaseException]:
+    """Do all at once, each in a thread; what they raised."""
+    raised: list[BaseException] = []
+    gate = threading.Barrier(len(works))
+
+    def run(work: Callable[[], object]) -> None:
+        gate.wait()
+        try:
+            with torch.no_grad():
+                work()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    with hurried():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return raised
+
+
+def test_first_calls_and_looks_of_many_threads() -> None:
+    x = torch.randn(1, 4, 8, 8)
+    for _ in range(8):
+        network, answers = net(), list[torch.Tensor]()
+        weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        with torch.no_grad():
+            twin = net()
+            expected = twin(ready(twin, x))
+
+        def draw(network: Net = network, answers: list[torch.Tensor] = answers) -> None:
+            for _ in range(5):
+                answers.append(network(ready(network, x)))
+
+        def look(network: Net = network, weights: dict[str, torch.Tensor] = weights) -> None:
+            for _ in range(10):
+                assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+                assert all(torch.equal(p, weights[name]) for name, p in network.named_parameters())
+
+        assert together([*[draw] * 8, *[look] * 3]) == []
+        assert all(torch.equal(answer, expected) for answer in answers)
+
+
+def test_a_layer_answers_between_any_two_steps_of_packing() -> None:
+    """What a thread has begun when another one packs or unpacks: a plain layer's call, a packed one's, and a look."""
+    network, x = net(), torch.randn(1, 32, 5, 5)
+    with torch.no_grad():
+        expected = network.conv(x)
+        looking = iter(network.conv._parameters.items())
+        assert next(looking)[0] == "weight"
+        pack(network)
+        assert next(looking)[0] == "bias"
+        assert apart(nn.Conv2d.forward(network.conv, x), expected) < 1e-6
+        layer: Any = network.conv
+        form = packed.form_for(layer, x)
+        assert form is not None
+        begun = layer.forward
+        packed.unpack(layer)
+        assert type(layer) is nn.Conv2d
+        assert apart(begun(x), expected) < 1e-6
+        assert apart(packed._convolved(layer, x, (1, 1), form), expected) < 1e-6
 
 
 def test_hooks_see_the_layers() -> None:

@@ -48,7 +48,7 @@ def test_wide_layers_in_float32_are_done_so(size: tuple[int, int]) -> None:
         assert pack(layer)
         y = layer(x)
         assert isinstance(layer[0], PackedConv2d)
-        assert layer[0]._squares is not None
+        assert layer[0]._form.squares is not None
         assert y.shape == (2, 256, *size)
         assert apart(y, plain(x.double())) < 6e-7  # the plain one: 7e-7
         assert apart(unpadded(layer[0], x), plain(x.double())[:, :, 1:-1, 1:-1]) < 6e-7
@@ -64,7 +64,7 @@ def test_small_ones_are_not() -> None:
     with torch.no_grad():
         pack(layer)
         layer(torch.randn(1, 256, 8, 8))
-        assert layer[0]._squares is None  # type: ignore[union-attr]
+        assert layer[0]._form.squares is None  # type: ignore[union-attr]
 
 
 @needs_packing

@@ -39,10 +39,12 @@ class Doubling(nn.Conv2d):
             return None
         if not packable(weight) or narrow(weight) or unsettled(4 * weight.shape[0]) or x.dtype != weight.dtype:
             return None
-        if self._sums is None or self._sums[1]() is not weight or self._sums[2] != weight._version:
-            self._sums = blocks_of(corners(weight), CORNER), ref(weight), weight._version
+        sums = self._sums  # once: another thread may find them at the same time
+        if sums is None or sums[1]() is not weight or sums[2] != weight._version:
+            version = weight._version
+            sums = self._sums = blocks_of(corners(weight), CORNER), ref(weight), version
         bias = None if self.bias is None else self.bias.repeat(4)
-        y = interleaved(convolve(x, self._sums[0], bias, ([0, 0], *CORNER[1:]) if padded else CORNER))
+        y = interleaved(convolve(x, sums[0], bias, ([0, 0], *CORNER[1:]) if padded else CORNER))
         # A LoRA's hook belongs to the layer's call, which is not made here.
         for hook in list(self._forward_hooks.values()):  # an adapter's, which adds to what it sees the layer answer
             changed = hook(self, (enlarged(x),), y)

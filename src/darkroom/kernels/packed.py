@@ -2,18 +2,22 @@
 
 oneDNN multiplies by blocks of its own. An ordinary layer's weights are cut into them anew in every call, or go to a
 BLAS that is slow on some processors. Here they are cut once. A packed layer holds its weight in that form only; whoever
-asks for its parameters finds an ordinary layer again, with the same bits:
+asks for its parameters is given one made of the blocks, with the same bits, until the next call:
 
     unet(x, t, text)        # packs what it can, see `ready`
     unet.mid.resnet1.conv1  # a PackedConv2d
-    unet.state_dict()       # of ordinary layers, until the next call
+    unet.state_dict()       # all weights; the layer stays packed
+    unet.mid.resnet1.conv1.weight.mul_(2)  # the blocks are of no use any more: the weight answers, and is packed anew
+
+Any number of threads may call a network, look at it and copy it at once, from its first call on: at every moment a
+layer has blocks that are its weight's, or its weight. To change weights is no thread's right while others draw.
 
 Shapes: N pictures, H W height and width, I O a layer's inputs and outputs, k its kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from threading import Lock
 from typing import Any
@@ -32,72 +36,169 @@ ORDINARY = (nn.Linear, nn.Conv2d)  # and no class made of them: that has a form 
 NARROW = 16  # channels below which a convolution of several pixels is not worth packing
 SIZE = 64  # height and width for which convolutions are packed
 UNSETTLED = 48  # multiples of so many outputs: their blocks fit one size of picture, and are cut anew for others
-_lock = Lock()
+_lock, _packing = Lock(), Lock()  # what a layer is, for a moment; what is packed
 
 Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
 
 
-class Packed(nn.Module):
-    """What packed layers share: their weight lies in `_blocks`, and in no parameter."""
+class Form:
+    """What a packed layer's weight has become."""
 
-    _blocks: Tensor
-    _origin: ReferenceType[Tensor]  # the weight as it was, if somebody has kept it
-    _version: int  # how often it had been changed in place
+    __slots__ = ("_known", "blocks", "squares")
 
-    @property
-    def weight(self) -> Any:
-        """The weight [O, I, *k]; asking for it makes the layer an ordinary one again."""
-        unpack(self)
-        return self.weight  # the parameter
+    def __init__(self, blocks: Tensor, weight: Tensor) -> None:
+        self.blocks = blocks
+        self.squares: Any = None  # what `winograd` multiplies by, from the first picture on for which it is faster
+        self.know(weight)
 
-    @property
-    def _parameters(self) -> Any:  # type: ignore[override]  # what every way to a module's parameters goes through
-        unpack(self)
-        return self.__dict__["_parameters"]
+    def know(self, weight: Tensor) -> None:
+        """These are the blocks of a weight as it is now. One assignment: other threads see all of it or nothing."""
+        self._known: tuple[ReferenceType[Tensor], tuple[object, ...]] = ref(weight), _stamp(weight)
+
+    def weight(self) -> Tensor | None:
+        """The weight itself, while anybody keeps it."""
+        return self._known[0]()
+
+    def holds(self) -> bool:
+        """Whether the weight is still what was packed."""
+        origin, stamp = self._known
+        weight = origin()
+        return weight is None or _stamp(weight) == stamp
+
+
+def _stamp(weight: Tensor) -> tuple[object, ...]:
+    """What changes when a weight does."""
+    return weight._version, weight.data_ptr(), weight.dtype, weight.device, weight.requires_grad
+
+
+class _Parameters(dict[str, Any]):
+    """A packed layer's `_parameters`: the weight is made when somebody looks, and whoever writes finds an ordinary
+    layer. What torch asks of such a dictionary, and so every way to a module's parameters, goes through here."""
+
+    def __init__(self, layer: nn.Module, others: Mapping[str, Any]) -> None:
+        super().__init__({"weight": None, **others})
+        self._layer = ref(layer)
+
+    def _plain(self) -> dict[str, Any]:
+        """The dictionary of the layer made ordinary."""
+        layer = self._layer()
+        if layer is None:
+            return dict(super().items())
+        unpack(layer)
+        found: dict[str, Any] = layer.__dict__["_parameters"]
+        return found
+
+    def __getitem__(self, name: str) -> Any:
+        layer = self._layer()
+        return super().__getitem__(name) if name != "weight" or layer is None else _shown(layer)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def __iter__(self) -> Iterator[str]:  # which also tells dict() and ** not to pass us by
+        return iter(list(super().keys()))
+
+    def copy(self) -> dict[str, Any]:
+        return {name: self[name] for name in self}
+
+    def items(self) -> Any:
+        return self.copy().items()
+
+    def values(self) -> Any:
+        return self.copy().values()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        unpack(self)
-        return self.__reduce_ex__(protocol)  # the ordinary layer's
+        return dict, (self.copy(),)
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether the blocks can answer x; else the weight has to."""
-        return not torch.is_grad_enabled() and x.dtype == self._blocks.dtype
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._plain()[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._plain()[name]
+
+    def pop(self, *arguments: Any) -> Any:
+        return self._plain().pop(*arguments)
+
+    def popitem(self) -> Any:
+        return self._plain().popitem()
+
+    def clear(self) -> None:
+        self._plain().clear()
+
+    def update(self, *arguments: Any, **others: Any) -> None:
+        self._plain().update(*arguments, **others)
+
+    def setdefault(self, *arguments: Any) -> Any:
+        return self._plain().setdefault(*arguments)
 
 
-class PackedLinear(Packed, nn.Linear):  # type: ignore[override]
+class Packed(nn.Module):
+    """What packed layers share: their weight lies in `_form`, and in no parameter."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy is an ordinary layer."""
+        state = self.__dict__.copy()
+        for name in ("_form", "_kept"):
+            state.pop(name, None)
+        state["_parameters"] = dict(state["_parameters"].items())
+        return _empty, (_PLAIN.get(type(self), type(self)),), state
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
+def form_for(layer: nn.Module, x: Tensor) -> Form | None:
+    """What of a packed layer can answer x; None: its weight has to.
+
+    No method, and no attribute: another thread may have made the layer an ordinary one a moment ago.
+    """
+    form: Form | None = layer.__dict__.get("_form")
+    if form is None or torch.is_grad_enabled() or x.dtype != form.blocks.dtype or _written_down():
+        return None
+    return form if form.holds() else None
+
+
+class PackedLinear(Packed, nn.Linear):
     """`nn.Linear` on blocks: [..., I] -> [..., O]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return multiply(x, self._blocks, self.bias) if self.takes(x) else nn.Linear.forward(self, x)
+        form = form_for(self, x)
+        return nn.Linear.forward(self, x) if form is None else multiply(x, form.blocks, self.bias)
 
 
-class PackedPointwise(Packed, nn.Conv2d):  # type: ignore[override]
+class PackedPointwise(Packed, nn.Conv2d):
     """A convolution that is a linear layer on every pixel; oneDNN is slow to see that. [N, I, H, W] -> [N, O, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.takes(x):
+        form = form_for(self, x)
+        if form is None:
             return nn.Conv2d.forward(self, x)
-        return multiply(x.permute(0, 2, 3, 1), self._blocks, self.bias).permute(0, 3, 1, 2)
+        return multiply(x.permute(0, 2, 3, 1), form.blocks, self.bias).permute(0, 3, 1, 2)
 
 
-class PackedConv2d(Packed, nn.Conv2d):  # type: ignore[override]
+class PackedConv2d(Packed, nn.Conv2d):
     """`nn.Conv2d` on blocks: [N, I, H, W] -> [N, O, H', W'], with the channels last in memory."""
 
-    _squares: Any = None  # what `winograd` multiplies by, from the first picture on for which it is faster
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.padded(x, self.padding) if self.takes(x) else nn.Conv2d.forward(self, x)
+        form = form_for(self, x)
+        return nn.Conv2d.forward(self, x) if form is None else _convolved(self, x, self.padding, form)
 
-    def padded(self, x: Tensor, padding: Any) -> Tensor:
-        """The answer to x with so many zeros around it, down and across."""
-        geometry = _geometry(self)
-        usual = self.kernel_size == (3, 3) and geometry[1:] == ([1, 1], [1, 1], 1) and padding in ((0, 0), (1, 1))
-        if not usual or not winograd.is_faster(x, self.out_channels):
-            return convolve(x, self._blocks, self.bias, (list(padding), *geometry[1:]))
-        if self._squares is None:
-            squares = winograd.transformed(self._blocks.to_dense())
-            self._squares = [[partial(multiply, blocks=blocks_of(weight)) for weight in column] for column in squares]
-        return winograd.convolve(x, self._squares, self.out_channels, self.bias, padding[0])
+
+def _convolved(layer: nn.Conv2d, x: Tensor, padding: Any, form: Form) -> Tensor:
+    """A convolution's answer to x with so many zeros around it, down and across."""
+    geometry = _geometry(layer)
+    usual = layer.kernel_size == (3, 3) and geometry[1:] == ([1, 1], [1, 1], 1) and padding in ((0, 0), (1, 1))
+    if not usual or not winograd.is_faster(x, layer.out_channels):
+        return convolve(x, form.blocks, layer.bias, (list(padding), *geometry[1:]))
+    squares = form.squares
+    if squares is None:
+        parts = winograd.transformed(form.blocks.to_dense())
+        squares = form.squares = [[partial(multiply, blocks=blocks_of(w)) for w in column] for column in parts]
+    return winograd.convolve(x, squares, layer.out_channels, layer.bias, padding[0])
 
 
 _PLAIN: dict[type[Any], type[nn.Module]] = {
@@ -114,15 +215,21 @@ def ready(network: nn.Module, x: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or network.training:
         return x
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return x  # what is written down should hold the weights
+    if _written_down():
+        return x
     return x.contiguous(memory_format=torch.channels_last) if pack(network) and x.ndim == 4 else x
+
+
+def _written_down() -> bool:
+    """Whether somebody writes down what is computed, which should hold the weights."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def pack(network: nn.Module) -> bool:
     """Pack all layers of a network that gain by it; whether there are any. Quick where nothing has changed.
 
-    A layer that was unpacked, or whose weight somebody has changed in place, is packed anew.
+    A layer that was unpacked, or whose weight somebody has changed in place, is packed anew; one whose weight somebody
+    has only looked at keeps it no longer.
     """
     layers: list[Any] | None = network.__dict__.get("_packable")
     if layers is None:
@@ -131,8 +238,11 @@ def pack(network: nn.Module) -> bool:
         network.__dict__["_packable"] = layers  # torch's compiler packs by itself
     done = False
     for layer in layers:
-        if _packed(layer) and (weight := layer._origin()) is not None and weight._version != layer._version:
+        form = layer.__dict__.get("_form")
+        if form is not None and not form.holds():
             unpack(layer)
+        elif form is not None:
+            layer.__dict__.pop("_kept", None)
         done = _packed(layer) or (type(layer) in ORDINARY and _pack(layer)) or done
     return done
 
@@ -140,35 +250,54 @@ def pack(network: nn.Module) -> bool:
 def unpadded(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """What a convolution answers to x that is padded already; packed or not."""
     if isinstance(layer, PackedPointwise):
-        return layer.forward(x)
-    if isinstance(layer, PackedConv2d) and layer.takes(x):
-        return layer.padded(x, (0, 0))
+        return PackedPointwise.forward(layer, x)
+    if isinstance(layer, PackedConv2d) and (form := form_for(layer, x)) is not None:
+        return _convolved(layer, x, (0, 0), form)
     return F.conv2d(x, layer.weight, layer.bias, layer.stride)
 
 
 def weight_of(layer: Any) -> Tensor:
-    """A layer's weight [O, I, *k], to look at only: of a packed layer a copy, and it stays packed."""
-    if not _packed(layer) or torch.is_grad_enabled():
+    """A layer's weight [O, I, *k], to look at only: of a packed layer a copy that nobody keeps."""
+    form = layer.__dict__.get("_form")
+    if form is None or form.weight() is not None or torch.is_grad_enabled():
         return layer.weight  # type: ignore[no-any-return]
-    weight: Tensor = layer._blocks.to_dense()
-    return weight[:, :, None, None] if isinstance(layer, PackedPointwise) else weight
+    return _dense(layer, form)
+
+
+def _dense(layer: Any, form: Form) -> Tensor:
+    weight: Tensor = form.blocks.to_dense()
+    return weight[:, :, None, None] if weight.ndim == 2 and isinstance(layer, nn.Conv2d) else weight
+
+
+def _shown(layer: Any) -> Any:
+    """A layer's weight: the one that somebody has kept, else one of equal bits, which is kept to the next call."""
+    with _lock:
+        form = layer.__dict__.get("_form")
+        if form is None:
+            return layer.__dict__["_parameters"]["weight"]
+        weight = form.weight()
+        if weight is None:
+            with torch.inference_mode(False):  # whatever the caller is in, the weight is to be used everywhere
+                weight = nn.Parameter(_dense(layer, form), requires_grad=False)
+            form.know(weight)
+        layer.__dict__["_kept"] = weight
+        return weight
 
 
 def unpack(layer: Any) -> None:
     """Make a packed layer an ordinary one: with the same parameter if somebody has kept it, else one of equal bits."""
+    if not _packed(layer):
+        return
+    weight = _shown(layer)
     with _lock:
         if not _packed(layer):
             return
-        weight = layer._origin()
-        if weight is None:
-            with torch.inference_mode(False):  # whatever the caller is in, the weight is to be used everywhere
-                dense = layer._blocks.to_dense()
-                dense = dense[:, :, None, None] if isinstance(layer, PackedPointwise) else dense
-                weight = nn.Parameter(dense, requires_grad=False)
-        # Weight first, then the class: another thread that is calling the layer finds one or the other at every moment.
-        layer.__dict__["_parameters"] = {"weight": weight, **layer.__dict__["_parameters"]}
+        others = layer.__dict__["_parameters"]
+        # The weight first: another thread that is calling the layer finds it, or blocks, at every moment. For its sake
+        # dictionaries are exchanged whole, too.
+        layer.__dict__["_parameters"] = {name: weight if name == "weight" else others[name] for name in others}
         layer.__class__ = _PLAIN[type(layer)]
-        for name in ("_blocks", "_origin", "_version", "_squares"):
+        for name in ("_form", "_kept"):
             layer.__dict__.pop(name, None)
 
 
@@ -268,12 +397,19 @@ def _pack(layer: Any) -> bool:
     if kind is PackedConv2d and (narrow(weight) or unsettled(weight.shape[0])):
         return False
     keep_freed_memory()
-    blocks = blocks_of(weight, _geometry(layer)) if kind is PackedConv2d else blocks_of(weight.flatten(1))
-    with _lock:
-        if not _packed(layer):
-            layer._blocks, layer._origin, layer._version = blocks, ref(weight), weight._version
-            layer.__class__ = kind  # first: another thread that is calling the layer finds a weight at every moment
-            del layer.__dict__["_parameters"]["weight"]
+    with _packing:  # threads that come to a new network at once: one packs, and the others find that done
+        if _packed(layer):
+            return True
+        before = _stamp(weight)
+        blocks = blocks_of(weight, _geometry(layer)) if kind is PackedConv2d else blocks_of(weight.flatten(1))
+        with _lock:
+            own = layer.__dict__["_parameters"]
+            if own.get("weight") is not weight or _stamp(weight) != before:
+                return False  # somebody has changed it meanwhile; the next call looks again
+            layer.__dict__["_form"] = Form(blocks, weight)
+            # First: another thread that is calling the layer finds a weight at every moment.
+            layer.__class__ = kind
+            layer.__dict__["_parameters"] = _Parameters(layer, {name: p for name, p in own.items() if name != "weight"})
     return True
 
 
