@@ -582,6 +582,34 @@ def test_draw_things() -> None:
     assert found.ignored == {"seed_mode": "Scale Alike", "hiresFix": True}
 
 
+def test_draw_things_in_words() -> None:
+    line = (
+        "Steps: 20, Sampler: DPM++ 2M Karras, Guidance Scale: 7.0, Seed: 12, Size: 64x96, Model: sd_v1.5_f16.ckpt, "
+        "Strength: 0.5, Seed Mode: {}, LoRA Model: ink_f16.ckpt, LoRA Weight: 0.6, LoRA Model: gold.ckpt, LoRA Weight: "
+        "1.0, LoRA Model: , LoRA Weight: 1.0, Upscaler: x4.ckpt"
+    )
+    for key in ("XMP", "Description", "parameters"):
+        found = read(**{key: "a boat\n-fog\n" + line.format("NVIDIA GPU Compatible")})
+        assert found.source == "drawthings"
+        assert found.recipe == BOAT | {
+            "model": "sd_v1.5_f16.ckpt",
+            "width": 64,
+            "height": 96,
+            "sampler": "dpmpp_2m",
+            "schedule": "karras",
+            "strength": 0.5,
+            "noise": "nv",
+            "loras": [
+                {"name": "ink_f16", "hash": "", "scale": 0.6, "text_scale": 0.6},
+                {"name": "gold", "hash": "", "scale": 1.0, "text_scale": 1.0},
+            ],
+        }
+        assert found.ignored == {"Upscaler": "x4.ckpt"}
+    found = read(XMP="a boat,\n-1 on the sail\n" + line.format("Scale Alike").replace("2M Karras", "2M Trailing"))
+    assert (found.recipe["prompt"], found.recipe["schedule"]) == ("a boat,", "trailing")
+    assert found.ignored["seed_mode"] == "Scale Alike"
+
+
 NOVELAI = {
     **{
         "prompt": "a boat",

@@ -138,6 +138,16 @@ def test_draw_things_in_xmp(tmp_path: Path, form: str) -> None:
         assert (found.source, found.recipe["prompt"]) == ("drawthings", 'a "boat" & <lake>')
 
 
+def test_draw_things_words_in_xmps_description(tmp_path: Path) -> None:
+    words = "a &lt;boat&gt;&#xA;-fog&#xA;Steps: 8, Sampler: Euler A, Guidance Scale: 7.0, Seed: 5, Seed Mode: Legacy"
+    inner = f"<dc:description><rdf:Alt><rdf:li xml:lang='x-default'>{words}</rdf:li></rdf:Alt></dc:description>"
+    packet = f"<x:xmpmeta><rdf:RDF>{inner}</rdf:RDF></x:xmpmeta>".encode()
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", xmp=packet)
+    found = read_metadata(tmp_path / "a.jpg")
+    assert (found.source, found.recipe["prompt"], found.recipe["negative_prompt"]) == ("drawthings", "a <boat>", "fog")
+    assert found.ignored == {"seed_mode": "Legacy"}
+
+
 # Formats -------------------------------------------------------------------------------------------------------------
 
 

@@ -452,9 +452,15 @@ def parse_infotext(text: str, rows: Sequence[Row] = ROWS) -> dict[str, Any]:
 
 def holds_settings(text: str) -> bool:
     """Whether a text has the line that makes it an infotext: a picture's comment is any text otherwise."""
-    lines = text.replace("\r\n", "\n").rstrip().split("\n")
-    pairs = _find_settings(lines)[1]
+    pairs = settings_of(text)[1]
     return len(pairs) >= 3 and "Steps" in pairs and not _STRONG.isdisjoint(pairs)
+
+
+def settings_of(text: str) -> tuple[str, dict[str, str]]:
+    """What stands before the line of settings, and that line's pairs; (all of it, {}) where there is none."""
+    lines = text.replace("\r\n", "\n").rstrip().split("\n")
+    at, pairs, _ = _find_settings(lines)
+    return "\n".join(lines[:at]), pairs
 
 
 _STRONG = frozenset({"Sampler", "CFG scale", "Guidance Scale", "Seed", "Size", "Model", "Model hash"})  # beside Steps

@@ -200,16 +200,19 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-_COMMENT = re.compile(
-    r"<exif:UserComment\b[^>]*>\s*(?:<rdf:(?:Alt|Seq|Bag)\b[^>]*>\s*<rdf:li\b[^>]*>)?([^<]*)<|\bexif:UserComment=\"([^\"]*)\""
+_LIST = r"\s*(?:<rdf:(?:Alt|Seq|Bag)\b[^>]*>\s*<rdf:li\b[^>]*>)?([^<]*)<"
+_XMP_TEXTS = tuple(
+    re.compile(rf'<{name}\b[^>]*>{_LIST}|\b{name}="([^"]*)"') for name in ("exif:UserComment", "dc:description")
 )
 
 
 def _read_xmp(data: bytes | str) -> str | None:
-    """The user's comment in an XMP packet, where Draw Things keeps its recipe."""
+    """The user's comment in an XMP packet, where Draw Things keeps its recipe, or else the description, where it keeps
+    it in words."""
     text = plain_text(data[:_MAX_TEXTS]) if isinstance(data, bytes) else data
-    match = _COMMENT.search(text)
-    return html.unescape(match[1] or match[2] or "").strip() or None if match else None
+    found = (match for pattern in _XMP_TEXTS if (match := pattern.search(text)))
+    told = (html.unescape(match[1] or match[2] or "").strip() for match in found)
+    return next((one for one in told if one), None)
 
 
 # Lowest bits ---------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ _ENDINGS = {
     "kl optimal": "kl_optimal",
     "polyexponential": "exponential",
     "exponential": "exponential",
+    "trailing": "trailing",  # Draw Things
     "discrete": "normal",
     "uniform": "normal",
     "normal": "normal",

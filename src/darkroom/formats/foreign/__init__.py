@@ -14,7 +14,14 @@ from typing import Any
 
 from ..infotext import holds_settings, parse_infotext
 from .comfyui import read_comfyui
-from .flat import read_draw_things, read_easy_diffusion, read_fooocus, read_novelai, read_swarmui
+from .flat import (
+    read_draw_things,
+    read_draw_things_words,
+    read_easy_diffusion,
+    read_fooocus,
+    read_novelai,
+    read_swarmui,
+)
 from .found import Found, loads
 from .graph import from_prompt, from_workflow
 from .invokeai import read_dream, read_invokeai
@@ -72,6 +79,8 @@ def _text(text: str, scheme: str | None, bare: bool) -> Found | None:
     if not holds_settings(text):
         told = bare and text.strip() and not _JSON.match(text)
         return Found("a1111", parse_infotext(text)) if told else None
+    if draw_things := _filled(read_draw_things_words(text)):
+        return draw_things
     recipe = parse_infotext(text)
     fooocus = scheme is not None or "Fooocus" in str(recipe.get("extra", {}).get("Version"))
     found = Found("fooocus" if fooocus else "a1111", recipe)

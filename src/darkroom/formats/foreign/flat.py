@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..infotext import number, whole
+from ..infotext import number, settings_of, whole
 from .found import MAX_ITEMS, Found, count, is_nothing, loads, name, numbers, part, sampler, size, take, text, used_lora
 from .webui import as_comfyui
 
@@ -306,7 +306,9 @@ def read_draw_things(data: object) -> Found:
     strength = part(data.get("strength"))
     if strength is not None and strength < 1:
         recipe["strength"] = strength
-    if data.get("seed_mode") not in (None, "Torch CPU Compatible"):
+    if data.get("seed_mode") == "NVIDIA GPU Compatible":
+        recipe["noise"] = "nv"
+    elif data.get("seed_mode") not in (None, "Torch CPU Compatible"):
         found.ignored["seed_mode"] = data["seed_mode"]
     config = data.get("v2")
     if isinstance(config, Mapping):
@@ -320,6 +322,37 @@ def read_draw_things(data: object) -> Found:
     ]
     _finish(found, loras)
     return found
+
+
+_DRAW_WORDS = {  # the same in words, for people
+    "Steps": "steps",
+    "Sampler": "sampler",
+    "Guidance Scale": "scale",
+    "Seed": "seed",
+    "Size": "size",
+    "Model": "model",
+    "Strength": "strength",
+    "Seed Mode": "seed_mode",
+    "Shift": "shift",
+    "CLIP Skip": "clip_skip",
+    "Mask Blur": "mask_blur",
+}
+_DRAW_LORAS = re.compile(r"LoRA Model: ([^,\n]*), LoRA Weight: ([^,\n]*)")
+
+
+def read_draw_things_words(text: str) -> Found:
+    """Draw Things' description of a picture: the prompt, "-" and the negative one, and a line of pairs."""
+    head, pairs = settings_of(text)
+    if not {"Guidance Scale", "Seed Mode"} <= pairs.keys():
+        return Found("drawthings")
+    prompt, _, negative = head.partition("\n-")
+    loras = [
+        {"model": model.strip(), "weight": number(weight.strip())}
+        for model, weight in _DRAW_LORAS.findall(text)[:MAX_ITEMS]
+        if model.strip()
+    ]
+    told = {_DRAW_WORDS.get(key, key): value for key, value in pairs.items() if not key.startswith("LoRA ")}
+    return read_draw_things({"c": prompt, "uc": negative, "lora": loras} | told)
 
 
 # NovelAI -------------------------------------------------------------------------------------------------------------
