@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType
@@ -31,6 +32,7 @@ from .decode import Preview, finish
 from .job import Inputs, Job
 from .prepare import LoadedModel, prepare, prepare_next
 from .scheduler import pick
+from .snapshot import bit_class, dump, restore
 
 log = logging.getLogger(__name__)
 
@@ -105,20 +107,44 @@ class Engine:
         """The jobs in progress by id, in order of arrival. Pickle one at any time between steps, and `resume` it."""
         return MappingProxyType(self._jobs)
 
-    def add(self, request: Request, inputs: Inputs | None = None, *, id: str | None = None, output: str = "pil") -> str:
+    def add(
+        self,
+        request: Request,
+        inputs: Inputs | None = None,
+        *,
+        id: str | None = None,
+        output: str = "pil",
+        snapshot: bytes | None = None,
+    ) -> str:
         """Take a request in; its id comes back. Encodes its texts and pictures.
 
         Args:
             inputs: what the picture is made from beside its request: starting noise, pictures, adapters.
             id: what its events shall call it, such as a queue's own number; None: one is drawn.
             output: "pil", "pt" (float32 [3, H, W] in 0..1) or "latent" ([C, h, w], scaled as the U-Net sees it).
+            snapshot: how far it was somewhere else (`snapshot`); it goes on from there if all fits, else starts over.
 
         Raises RequestError where the model can't do what is asked, and for an id that is in progress.
         """
         id = secrets.token_hex(8) if id is None else id
         self._check_new(id)
         with torch.no_grad():
-            return self.resume(prepare(self.model, request, id, inputs, output))
+            job = prepare(self.model, request, id, inputs, output)
+        if snapshot is not None:
+            job = restore(self.model, copy(job), snapshot, self._bit_class) or job
+        return self.resume(job)
+
+    def snapshot(self, id: str) -> bytes | None:
+        """How far a job is, for `add` in this or another process; None where it would have to start over, or is gone.
+
+        Its size is the latent's and what the sampler remembers: 66 kB for 512 x 512. Between steps, as for `jobs`.
+        """
+        job = self._jobs.get(id)
+        return None if job is None else dump(job, self._bit_class)
+
+    @property
+    def _bit_class(self) -> str:
+        return bit_class(self.model.device, self.bit_exact)
 
     def resume(self, job: Job) -> str:
         """Take in a job that was made, or begun, elsewhere (with the same model)."""

@@ -160,6 +160,7 @@ class Job:
     composite: Composite | None = None  # where in which picture the result belongs
     output: str = "pil"  # what becomes of the latent: "pil", "pt" or "latent"
     next: Next | None = None  # the pass that its result goes into
+    first: Tensor | None = None  # in a second pass: where the first one ended, from which it was made
     before: int = 0  # the steps of the passes before it,
     enlarged: tuple[int, int] | None = None  # and (width, height) in pixels if it draws larger than its request says
     warnings: tuple[str, ...] = ()  # what a user should know of it, one sentence each

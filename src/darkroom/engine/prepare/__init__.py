@@ -49,6 +49,7 @@ def prepare_next(model: LoadedModel, job: Job, result: Image.Image | Tensor) -> 
     assert coming is not None
     after = second_pass(model, coming.parsed, result)
     after = steered(model, windowed(model, after), coming.parsed.controls)
+    after.first = job.state.x
     after.enlarged, after.before, after.request = after.size, job.before + job.steps, job.request
     after.warnings = job.warnings
     return after
