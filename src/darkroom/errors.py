@@ -26,10 +26,13 @@ class TrainingError(Error):
     """A training run can't start, or can't go on: data, recipe, disk, or a checkpoint of another run."""
 
 
+ROOM = 64 << 20  # bytes: a few threads' stacks, and what they need to begin
+
+
 # What torch says when memory ran out: CUDA and MPS; its allocator on a processor; and oneDNN, whose objects need some
 # (a primitive's descriptor is another matter: what it describes can't be done).
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|DefaultCPUAllocator|can(no|')t allocate memory|bad_alloc|"
+    r"out of memory|DefaultCPUAllocator|can(no|')t allocate memory|bad_alloc|failed to map segment|"
     r"could not (create|execute) a primitive(?! descriptor)|could not create a memory",
     re.IGNORECASE,
 )
@@ -38,8 +41,19 @@ _OUT_OF_MEMORY = re.compile(
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on whatever device."""
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and _OUT_OF_MEMORY.search(str(error)) is not None
+        isinstance(error, RuntimeError | OSError | ImportError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )
+
+
+def check_room(size: int = ROOM) -> None:
+    """Raise MemoryError unless `size` more bytes can be had. To be called before threads are started: one that has no
+    memory to begin with never says that it has begun, and whoever started it waits for ever."""
+    import mmap
+
+    try:
+        mmap.mmap(-1, size).close()  # no page of it is touched
+    except (OSError, ValueError, OverflowError):
+        raise MemoryError(f"less than {size:,} bytes are left") from None
 
 
 # --- what sentences are made of

@@ -16,7 +16,7 @@ from .accelerate.int8 import int8_problem, to_int8
 from .backends import BACKENDS, Networks, classes
 from .embedded import HOME, MODEL
 from .engine.decode import Previewer
-from .errors import CheckpointError, RequestError, out_of_memory
+from .errors import CheckpointError, RequestError, check_room, out_of_memory
 from .files import cache_folder
 from .formats.checkpoint import Checkpoint, open_checkpoint
 from .formats.layouts import Part
@@ -125,6 +125,7 @@ def _compile(pipe: Pipeline) -> None:
 
 
 def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kinds: Networks) -> Pipeline:
+    check_room()
     # Weights are read, by threads that need no interpreter, while the next networks and the tokenizers are made.
     with ThreadPoolExecutor(1, "darkroom-load") as aside:
         filling: list[Future[None]] = []

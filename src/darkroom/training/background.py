@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from ..errors import check_room
+
 PATIENCE = 1.0  # seconds after an interruption in which another one is the same
 
 
@@ -82,6 +84,7 @@ def prefetch(make: Callable[[int], Any], start: int, end: int, depth: int = 3) -
                 raise error
             yield item
 
+    check_room()
     thread = threading.Thread(target=work, daemon=True, name="darkroom-data")
     thread.start()
     try:
