@@ -111,8 +111,26 @@ def test_what_a1111_does_otherwise_is_told() -> None:
     found = recognise({"parameters": text})
     assert found is not None
     assert found.warnings == ["A1111 takes 31 steps where its ddim is asked for 30"]
-    (sentence,) = read("Sampler: Euler, Denoising strength: 0.5", A1111).warnings
-    assert "one step more of a given picture" in sentence
+    assert "other steps of a given picture" in read("Sampler: DDIM, Denoising strength: 0.5", A1111).warnings[0]
+    (sentence,) = read("Sampler: Euler, Denoising strength: 0.5, RNG: CPU", A1111).warnings
+    assert sentence.startswith("A1111 gives a given picture the seed's first noise")
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 30, 49, 150])
+@pytest.mark.parametrize("strength", [0.0, 0.29, 0.5, 0.57, 0.75, 1.0])
+def test_as_many_steps_of_a_picture_as_a1111_takes(steps: int, strength: float) -> None:
+    text = (
+        f"a boat\nSteps: {steps}, Sampler: Euler, CFG scale: 7, Seed: 12, Size: 64x64, Denoising strength: {strength}"
+    )
+    found = recognise({"parameters": text})
+    assert found is not None
+    assert int(steps * found.recipe["strength"]) == int(min(strength, 0.999) * steps) + 1
+    assert found.warnings == []
+    found = recognise({"parameters": f"{text}, Hires upscale: 2, Hires steps: 10, Hires upscaler: Latent, RNG: CPU"})
+    assert found is not None
+    assert int(10 * found.recipe["hires"]["strength"]) == int(min(strength, 0.999) * 10) + 1
+    assert "strength" not in found.recipe
+    assert found.warnings == []
 
 
 @pytest.mark.parametrize(

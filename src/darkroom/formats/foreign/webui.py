@@ -101,9 +101,27 @@ def _as_a1111(found: Found) -> None:
         _brownian(found, sampler)
         _own_way(found, sampler, "A1111")
     _prompts(found)
-    if "strength" in recipe or "hires" in recipe:
-        what = "a second pass" if "hires" in recipe else "a given picture"
-        found.warn(f"A1111 takes one step more of {what} than 'strength' says here")
+    _strength(found)
+
+
+def _strength(found: Found) -> None:
+    """A1111 takes int(strength * steps) + 1 steps of a given picture and of a second pass, one more than we do: the
+    strength is told that means as many here."""
+    recipe = found.recipe
+    hires = recipe.get("hires")
+    holder = hires if isinstance(hires, dict) else recipe
+    what = "a second pass" if holder is hires else "a given picture"
+    strength, steps = holder.get("strength"), holder.get("steps") or recipe.get("steps")
+    if not isinstance(strength, float):
+        return
+    if recipe.get("schedule") == "leading" or not isinstance(steps, int) or not 0 < steps <= 1000:
+        found.warn(f"A1111 takes other steps of {what} than 'strength' says here")
+        return
+    taken = int(min(strength, 0.999) * steps) + 1
+    told = taken / steps
+    holder["strength"] = told if int(told * steps) == taken else math.nextafter(told, 2.0)
+    if recipe.get("noise") == "cpu" and not (holder is hires and hires.get("upscaler") == "latent"):
+        found.warn(f"A1111 gives {what} the seed's first noise, which here goes into reading it")
 
 
 _SCHEDULE = re.compile(r"\[[^\[\]]*(?::\s*[+-]?[0-9.]+\s*|\|[^\[\]]*)\]")
