@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, Running
+from darkroom.serve.keys import add_key
+
+from ..conftest import FAKE, ROOT, Running
 
 HERE = Path(__file__).parent
 PLACE = Path(os.environ.get("DARKROOM_CLIENTS", ROOT / ".venv-clients")).absolute()
@@ -31,6 +34,21 @@ def _ran(command: list[str], stdin: str | None, cwd: Path, address: str, key: st
     )
     assert ended.returncode == 0, f"{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
     return ended.stdout
+
+
+@pytest.fixture(scope="module", params=["open", "keys"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that asks for no key, and one that does."""
+    folder = tmp_path_factory.mktemp("server")
+    options: dict[str, object] = {"engine_command": [sys.executable, str(FAKE)], "max_body": 2**22}
+    key = None
+    if request.param == "keys":
+        key = add_key(folder / "keys", "ann", {}, admin=False)
+        options["keys"] = str(folder / "keys")
+    server = Running(folder / "data", options, {}).ready()
+    server.key = key
+    yield server
+    server.stop()
 
 
 @pytest.fixture
