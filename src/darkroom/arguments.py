@@ -86,6 +86,8 @@ class Noise:
         brownian: the SDE samplers' noise is the increments of one Brownian path, as in A1111 and ComfyUI; needs the
             extra `torchsde`. Pictures are as good without: it is for drawing theirs again.
         ensd: added to the seed for what samplers draw on the way (A1111's eta noise seed delta).
+        eta: 0 to 1: how much of their noise ancestral and SDE samplers and DDIM draw on the way; None: all of it, and
+            DDIM none.
         seed_resize: (width, height) in pixels: the starting noise of a picture of that size stands in the middle of
             this one's (A1111's "Resize seed from").
         discard_penultimate: with a `schedule`: one noise level more is made, and the last but one left out; None: as
@@ -104,6 +106,7 @@ class Noise:
     sampler_source: str | None = None
     brownian: bool = False
     ensd: int = 0
+    eta: float | None = None
     seed_resize: tuple[int, int] | None = None
     discard_penultimate: bool | None = None
     sgm_noise_multiplier: bool = False

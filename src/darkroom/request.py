@@ -365,6 +365,12 @@ class Request:
         key="ENSD",
         group="noise",
     )
+    eta: float | None = _asked(
+        None,
+        _FRACTION,
+        "0 to 1: the share of noise that ancestral and SDE samplers and DDIM add on the way. [default: the sampler's]",
+        group="noise",
+    )
     seed_resize: tuple[int, int] | None = _asked(
         None,
         _SIZE,

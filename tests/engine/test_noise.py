@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import darkroom
-from darkroom import Engine, Hires, Inputs, Noise, Pipeline, Request
+from darkroom import Engine, Finished, Hires, Inputs, Noise, Pipeline, Request
 from darkroom.diffusion.noise import PhiloxNoise, SeededNoise, centred, slerp
 from darkroom.engine.job import Job
 
@@ -125,6 +125,25 @@ def test_brownian_noise_is_along_the_pictures_levels(tiny_pipe: Pipeline) -> Non
     assert float(path.std()) == pytest.approx(length**0.5, rel=0.2)
     assert not torch.equal(job.noise(1), free.noise(1))
     assert same(job_of(tiny_pipe, brownian=True, sampler="euler").noise, SeededNoise(7, SHAPE)(0))
+
+
+def test_eta_is_the_share_of_noise_on_the_way(tiny_pipe: Pipeline) -> None:
+    """At 0 an ancestral step is Euler's (Karras et al. 2022, algorithm 2 without noise); at its own it is as it was."""
+
+    def drawn(**fields: Any) -> Tensor:
+        engine = Engine(tiny_pipe)
+        engine.add(Request(prompt="a fox", steps=3, seed=7, schedule="karras", **fields), output="latent")
+        (result,) = [event.result for event in engine.run() if isinstance(event, Finished)]
+        assert isinstance(result, Tensor)
+        return result
+
+    still = drawn(sampler="euler_ancestral", eta=0.0)
+    torch.testing.assert_close(still, drawn(sampler="euler"))
+    own = drawn(sampler="euler_ancestral")
+    assert torch.equal(drawn(sampler="euler_ancestral", eta=1.0), own)
+    assert not torch.equal(still, own)
+    with pytest.raises(darkroom.RequestError, match=r"eta is 0\.5, and the sampler euler has none"):
+        drawn(sampler="euler", eta=0.5)
 
 
 def test_what_is_no_noise_is_said(tiny_pipe: Pipeline) -> None:

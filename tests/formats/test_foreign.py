@@ -670,6 +670,7 @@ def test_what_an_infotext_asks_and_is_not_followed() -> None:
     found = read(parameters=text)
     assert found.source == "a1111"
     assert (found.recipe["variation_seed"], found.recipe["variation_strength"]) == (3, 0.2)
+    assert found.recipe["eta"] == 0
     assert found.ignored == {
         "Tiling": "True",
         "Hires upscale": "2",

@@ -109,6 +109,7 @@ FIELDS = {
     "sampler_noise": ("nv", "Sampler RNG: NV"),
     "brownian": (True, "Brownian noise: True"),
     "ensd": (31337, "ENSD: 31337"),
+    "eta": (0.5, "Eta: 0.5"),
     "seed_resize": ([512, 768], "Seed resize from: 512x768"),
     "discard_penultimate": (False, "Discard penultimate sigma: False"),
     "sgm_noise_multiplier": (True, "SGM noise multiplier: True"),
@@ -323,9 +324,9 @@ def test_stable_diffusion_cpp() -> None:
         "sampler": "euler",
         "schedule": "normal",
         "noise": "nv",
+        "eta": 0.0,
         "extra": {
             "Guidance": "3.500000",
-            "Eta": "0.000000",
             "Unet": "u.gguf",
             "Version": "stable-diffusion.cpp",
         },

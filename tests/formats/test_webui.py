@@ -59,6 +59,21 @@ def test_the_schedule(line: str, version: str | None, schedule: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "version", "eta"),
+    [
+        ("Sampler: Euler a, Eta: 0.5", A1111, 0.5),
+        ("Sampler: DDIM, Eta: 1", FORGE, 1.0),
+        ("Sampler: Euler, Eta: 0.5", A1111, None),  # which draws nothing
+        ("Sampler: euler_a, Eta: 0.000000", "stable-diffusion.cpp", None),  # written with every picture
+    ],
+)
+def test_the_share_of_noise(line: str, version: str, eta: float | None) -> None:
+    found = read(line, version)
+    assert found.recipe.get("eta") == eta
+    assert "Eta" not in found.ignored
+
+
+@pytest.mark.parametrize(
     ("line", "version", "noise"),
     [
         ("Sampler: Euler", None, "nv"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 import darkroom.samplers as samplers
 from darkroom.errors import RequestError
-from darkroom.samplers import canonical, entry, get, names
+from darkroom.samplers import canonical, entries, entry, get, names
 
 # conventions.md, section 3: A1111 name, alias, ComfyUI id, diffusers class
 TABLE = [
@@ -83,3 +84,9 @@ def test_names_cost_no_torch_and_the_package_is_callable() -> None:
     code = "import sys, darkroom.samplers as s; s.canonical('lms'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert samplers() == names()
+
+
+def test_the_table_says_what_share_of_noise_a_sampler_draws() -> None:
+    shares = {row.id: row.eta for row in entries() if row.eta is not None}
+    assert {id: asdict(get(id))["eta"] for id in shares} == shares
+    assert {id for id in names() if hasattr(get(id), "eta")} - shares.keys() == {"dpmpp_2m"}  # its ODE draws none

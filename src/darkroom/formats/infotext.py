@@ -245,6 +245,11 @@ def _write_interval(value: object) -> object:
     return ", ".join("inf" if end is None else plain(end) for end in value) if isinstance(value, list | tuple) else None
 
 
+def _share(text: str) -> float | None:
+    value = number(text)
+    return value if value is not None and 0 <= value <= 1 else None
+
+
 def _merging(text: str) -> float | None:
     """A1111 goes on to 0.9, where it merges no more than at 0.75."""
     value = number(text)
@@ -304,6 +309,7 @@ _WRITERS: Mapping[str, Callable[[Any], object]] = {
     "vae_hash": lambda value: str(value)[:10] or None,
 }
 _READERS: Mapping[str, Callable[[str], object]] = {
+    "eta": _share,
     "fill": _FILLS.get,
     "guidance_interval": _interval,
     "only_masked": {"Only masked": True, "Whole picture": False}.get,
@@ -315,7 +321,7 @@ _READERS: Mapping[str, Callable[[str], object]] = {
 _ORDER = (
     "Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed", "Size", "Model hash", "Model",
     "VAE hash", "VAE", "Variation seed", "Variation seed strength", "Seed resize from", "Denoising strength",
-    "Clip skip", "ENSD", "Token merging ratio", "RNG", "Brownian noise", "Mask blur", "Masked content",
+    "Clip skip", "Eta", "ENSD", "Token merging ratio", "RNG", "Brownian noise", "Mask blur", "Masked content",
     "Inpaint area", "Masked area padding", "Hires upscale", "Hires steps", "Hires upscaler",
     *(f"ControlNet {i}" for i in range(10)), "Lora hashes", "TI hashes",
     "Cache interval", "CFG rescale", "CFG interval", "CFG projection", "PAG scale", "PAG adaptive scale", "PAG levels",

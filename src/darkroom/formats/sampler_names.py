@@ -19,6 +19,7 @@ __all__ = [
     "SAMPLER_NAMES",
     "SCHEDULE_NAMES",
     "draws_of",
+    "eta_of",
     "has_torchsde",
     "own_schedule",
     "read_sampler",
@@ -90,6 +91,11 @@ def own_schedule(sampler: str) -> str | None:
 def draws_of(sampler: str) -> str:
     """How a sampler draws noise on the way: "ancestral", "brownian", or "" (`samplers.Entry.draws`)."""
     return _entries()[sampler].draws if sampler in _entries() else ""
+
+
+def eta_of(sampler: str) -> float | None:
+    """The share of noise that a sampler draws on the way; None: it draws none, or all (`samplers.Entry.eta`)."""
+    return _entries()[sampler].eta if sampler in _entries() else None
 
 
 @cache

@@ -45,6 +45,7 @@ class Entry:
         drops_penultimate: with a spacing asked for, n + 1 levels are made and the last but one removed.
         schedule: A1111's own for it, where none is asked for ("Automatic"); None: the class's.
         draws: how k-diffusion draws noise on the way: "ancestral": independently; "brownian": along a path; "": none.
+        eta: the share of noise that it draws on the way, where another may be asked for; None: there is none to ask.
         steps: the number of steps where nothing is said.
     """
 
@@ -61,6 +62,7 @@ class Entry:
     drops_penultimate: bool = False
     schedule: str | None = "normal"
     draws: Literal["", "ancestral", "brownian"] = ""
+    eta: float | None = None
     steps: int = STEPS
 
     @property
@@ -81,6 +83,7 @@ _TABLE = (
         diffusers="EulerAncestralDiscreteScheduler",
         takes_sigmas=False,
         draws="ancestral",
+        eta=1.0,
     ),
     Entry(id="heun", label="Heun", make="two_stage.Heun", aliases=("k_heun",), diffusers="HeunDiscreteScheduler"),
     Entry(
@@ -101,6 +104,7 @@ _TABLE = (
         drops_penultimate=True,
         schedule="karras",
         draws="ancestral",
+        eta=1.0,
     ),
     Entry(id="lms", label="LMS", make="multistep.LMS", aliases=("k_lms",), diffusers="LMSDiscreteScheduler"),
     Entry(
@@ -111,6 +115,7 @@ _TABLE = (
         takes_sigmas=False,
         schedule="karras",
         draws="ancestral",
+        eta=1.0,
     ),
     Entry(
         id="dpmpp_2m",
@@ -130,6 +135,7 @@ _TABLE = (
         diffusers="DPMSolverSDEScheduler",
         schedule="karras",
         draws="brownian",
+        eta=1.0,
     ),
     Entry(
         id="dpmpp_2m_sde",
@@ -142,6 +148,7 @@ _TABLE = (
         levels="solver",
         schedule="exponential",
         draws="brownian",
+        eta=1.0,
     ),
     Entry(
         id="dpmpp_2m_sde_heun",
@@ -154,6 +161,7 @@ _TABLE = (
         levels="solver",
         schedule="exponential",
         draws="brownian",
+        eta=1.0,
     ),
     Entry(
         id="dpmpp_3m_sde",
@@ -167,8 +175,17 @@ _TABLE = (
         drops_penultimate=True,
         schedule="exponential",
         draws="brownian",
+        eta=1.0,
     ),
-    Entry(id="ddim", label="DDIM", make="single.DDIM", diffusers="DDIMScheduler", levels="whole", schedule="leading"),
+    Entry(
+        id="ddim",
+        label="DDIM",
+        make="single.DDIM",
+        diffusers="DDIMScheduler",
+        levels="whole",
+        schedule="leading",
+        eta=0.0,
+    ),
     Entry(id="ddpm", label="DDPM", make="single.DDPM", diffusers="DDPMScheduler", levels="whole", draws="ancestral"),
     Entry(
         id="plms",

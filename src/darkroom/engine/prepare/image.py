@@ -19,6 +19,7 @@ from ...kernels.exact import same_bits
 from ...masks import Composite
 from ...models.autoencoder import Autoencoder
 from ...request import MAX_SIDE, MIN_SIDE, Request
+from ...samplers import entries, entry
 from ...samplers.state import Noise, SamplerState
 from ..advance import release
 from ..decode import finite
@@ -77,10 +78,22 @@ def planned(
     count = wanted_steps(model, request) if steps is None else steps
     drop = request.discard_penultimate
     made = plan(model.schedule, config, count, request.sampler, request.schedule, literal=as_is, drop_penultimate=drop)
+    if request.eta is not None:
+        made = _with_eta(made, request.eta)
     top = made.sigmas[0]
     if request.sgm_noise_multiplier and math.isclose(top, model.schedule.sigma_max, rel_tol=1e-5):
         made = replace(made, init_scale=math.hypot(1.0, top))
     return made
+
+
+def _with_eta(made: Plan, eta: float) -> Plan:
+    """A plan whose sampler draws that share of its noise. Raises RequestError for one that has no eta."""
+    if entry(made.sampler_name).eta is None:
+        able = ", ".join(row.id for row in entries() if row.eta is not None)
+        raise RequestError(
+            f"eta is {eta:g}, and the sampler {made.sampler_name} has none; leave it out, or take {able}"
+        )
+    return replace(made, sampler=replace(made.sampler, eta=eta))  # type: ignore[type-var]  # they all have it
 
 
 def _check_draws_from_text(model: LoadedModel) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..sampler_names import OWN_WAY, draws_of, has_torchsde, own_schedule
+from ..sampler_names import OWN_WAY, draws_of, eta_of, has_torchsde, own_schedule
 from .found import Found, is_nothing
 
 # Pairs that say nothing of how the picture was drawn, or nothing that the prompt doesn't say.
@@ -52,6 +52,9 @@ def complete(found: Found) -> None:
     extra = found.recipe.get("extra")
     extra = extra if isinstance(extra, Mapping) else {}
     version = str(extra.get("Version", ""))
+    eta = found.recipe.get("eta")
+    if eta is not None and eta_of(str(found.recipe.get("sampler"))) is None:
+        del found.recipe["eta"]  # it says nothing of this sampler
     if "stable-diffusion.cpp" in version:
         _as_cpp(found)
     elif "ComfyUI" in version:
@@ -154,6 +157,8 @@ def _as_cpp(found: Found) -> None:
     if "seed" in recipe and "RNG" not in recipe.get("extra", {}):
         recipe.setdefault("noise", "nv")
     sampler = recipe.get("sampler")
+    if sampler != "ddim":
+        recipe.pop("eta", None)  # 0 is written whatever the sampler does
     if isinstance(sampler, str):
         if recipe.get("schedule") in (None, "automatic", "default"):
             recipe["schedule"] = "automatic" if own_schedule(sampler) is None else "normal"
