@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ class Hub:
     def __init__(self) -> None:
         self.live: dict[str, Live] = {}
         self._watchers: set[Watcher] = set()
+        self._looks: dict[str, float] = {}  # key -> until when previews of its jobs are wanted
 
     def changed(self, job: str, key: str, ended: bool = False) -> None:
         """A job is in another state, or has another picture."""
@@ -113,8 +115,14 @@ class Hub:
         finally:
             self._watchers.discard(watcher)
 
+    def look(self, key: str, seconds: float) -> None:
+        """Somebody asks now and then how a key's jobs look, instead of watching: previews are wanted for a while."""
+        self._looks[key] = max(self._looks.get(key, 0.0), time.monotonic() + seconds)
+
     def watched(self, job: str, key: str) -> bool:
         """Whether somebody wants to see a job's previews."""
+        if self._looks.get(key, 0.0) > time.monotonic():
+            return True
         return any(watcher.previews and _concerns(watcher, job, key) for watcher in self._watchers)
 
     def _tell(self, job: str, key: str, kind: str) -> None:

@@ -6,9 +6,7 @@ import asyncio
 import base64
 import io
 import json
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,7 +18,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..diffusion import SPACINGS
-from ..formats.picture import load_recipe, read_metadata
+from ..formats.picture import load_recipe
 from ..hints import HINTS, make
 from ..request import MAX_IMAGES, MAX_PIXELS, MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from ..samplers import entries
@@ -32,7 +30,7 @@ from .jobs import read_wanted
 from .keys import Owner
 from .server import Server
 from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, jobs
-from .uploads import from_text
+from .uploads import from_text, read_picture
 
 router = APIRouter(prefix="/api")
 
@@ -351,10 +349,7 @@ async def import_image(request: Request) -> Response:
 
 
 def _recipe_of(data: bytes) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "picture")
-        path.write_bytes(data)
-        found = read_metadata(path)
+    found = read_picture(data)
     recipe = {k: str(v) if k in ("seed", "variation_seed") and v is not None else v for k, v in found.recipe.items()}
     return {
         "source": found.source,

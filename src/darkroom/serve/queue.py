@@ -319,14 +319,15 @@ def released(connection: Connection, owner: str | None, now: float) -> list[str]
 # --- what people do
 
 
-def cancel(connection: Connection, job: str, now: float) -> list[str]:
-    """End a job's unfinished pictures; those that were running come back, so that their worker can be told."""
+def cancel(connection: Connection, job: str, now: float, waiting: bool = True) -> list[str]:
+    """End a job's unfinished pictures, those that wait too unless told otherwise; those that were running come back,
+    so that their worker can be told."""
     running = list(
         connection.execute(select(pictures.c.id).where(pictures.c.job == job, pictures.c.state == RUNNING)).scalars()
     )
     connection.execute(
         update(pictures)
-        .where(pictures.c.job == job, pictures.c.state.in_(LIVE))
+        .where(pictures.c.job == job, pictures.c.state.in_(LIVE if waiting else (RUNNING,)))
         .values(state=CANCELLED, lease_owner=None, lease_until=None)
     )
     settle(connection, job, now)
@@ -411,11 +412,12 @@ def inputs_of(connection: Connection, job: str) -> dict[str, str]:
 
 
 def view(connection: Connection, row: Row[Any]) -> dict[str, Any]:
-    """A job as it is told: `{id, state, position, step, steps, request, images, error}` and when."""
+    """A job as it is told: `{id, state, alias, position, step, steps, request, images, error}` and when."""
     shown = pictures_of(connection, row.id)
     return {
         "id": row.id,
         "state": row.state,
+        "alias": row.alias,
         "position": position(connection, row.rank) if row.state == QUEUED else None,
         "step": sum(p.steps if p.state == FINISHED else p.step for p in shown),
         "steps": sum(p.steps for p in shown),
@@ -440,6 +442,16 @@ def listed(connection: Connection, key: str | None, states: Sequence[str], most:
     if key is not None:
         wanted = wanted.where(jobs.c.key == key)
     return [view(connection, row) for row in connection.execute(wanted.order_by(jobs.c.id.desc()).limit(most)).all()]
+
+
+def oldest_of(connection: Connection, key: str) -> str | None:
+    """A key's oldest job that runs, else that waits."""
+    mine = select(jobs.c.id).where(jobs.c.key == key)
+    for state in (RUNNING, QUEUED):
+        found = connection.execute(mine.where(jobs.c.state == state).order_by(jobs.c.id).limit(1)).scalar_one_or_none()
+        if found is not None:
+            return str(found)
+    return None
 
 
 def counts(connection: Connection) -> dict[str, int]:

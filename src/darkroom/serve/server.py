@@ -292,15 +292,16 @@ class Server:
             news.cancel()
             closing.cancel()
 
-    async def cancel(self, owner: Owner, job: str) -> bool:
-        """End a job's unfinished pictures; False where the key has no such job."""
+    async def cancel(self, owner: Owner, job: str, waiting: bool = True) -> bool:
+        """End a job's unfinished pictures, or (waiting False) those that are being drawn; False where the key has no
+        such job."""
         now = time.time()
 
         def write(connection: Connection) -> tuple[str, str, list[str]] | None:
             row = queue.find(connection, job, owner.reach)
             if row is None:
                 return None
-            running = queue.cancel(connection, row.id, now) if row.state in LIVE else []
+            running = queue.cancel(connection, row.id, now, waiting) if row.state in LIVE else []
             return row.id, row.key, running
 
         found = await self.store.write(write)
@@ -308,7 +309,7 @@ class Server:
             return False
         id, key, running = found
         self.dispatcher.cancel(running)
-        self.hub.changed(id, key, ended=True)
+        self.hub.changed(id, key, ended=waiting)
         return True
 
     async def file(self, picture: str) -> bytes | None:

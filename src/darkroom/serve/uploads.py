@@ -7,12 +7,15 @@ import binascii
 import hashlib
 import io
 import re
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from .. import picture_headers
 from ..errors import ImageError, RequestError
+from ..formats.picture import Metadata, read_metadata
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
@@ -87,3 +90,11 @@ def _plain(picture: Image.Image) -> Image.Image:
         kept = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     kept.info.clear()
     return kept
+
+
+def read_picture(data: bytes) -> Metadata:
+    """What a picture's file says of how it was made; nothing is kept. Raises ImageError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "picture")
+        path.write_bytes(data)
+        return read_metadata(path)
