@@ -36,6 +36,7 @@ MODULES = {
     "LCMScheduler": "lcm",
     "LMSDiscreteScheduler": "lms_discrete",
     "PNDMScheduler": "pndm",
+    "TCDScheduler": "tcd",
     "UniPCMultistepScheduler": "unipc_multistep",
 }
 
@@ -242,6 +243,13 @@ def test_lcm(prediction: str) -> None:
     for flags in ({}, {"original_inference_steps": 100}, {"clip_sample": True}, {"timestep_scaling": 0.01}):
         for steps in (1, 2, 4, 7, 50):
             compare(config("LCMScheduler", prediction_type=prediction, **flags), steps)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("flags", [{}, {"original_inference_steps": 100}])
+def test_tcd(prediction: str, flags: dict) -> None:
+    for steps in (1, 4, 8):
+        compare(config("TCDScheduler", prediction_type=prediction, **flags), steps)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])

@@ -30,6 +30,7 @@ TABLE = [
     ("UniPC", "unipc", "uni_pc", None),
     ("UniPC bh2", "unipc_bh2", "uni_pc_bh2", "UniPCMultistepScheduler"),
     ("LCM", "lcm", "lcm", "LCMScheduler"),
+    ("TCD", "tcd", "tcd", "TCDScheduler"),
     ("DDPM", "ddpm", "ddpm", "DDPMScheduler"),
     ("DEIS", "deis", "deis", "DEISMultistepScheduler"),
     ("iPNDM", "ipndm", "ipndm", "IPNDMScheduler"),

@@ -19,7 +19,7 @@ from ..errors import CheckpointError, RequestError
 from ..samplers import Entry, entries, get
 from ..samplers.dpm import DPMMultistep
 from ..samplers.multistep import DEIS, PNDM
-from ..samplers.single import DDIM, DDPM, LCM
+from ..samplers.single import DDIM, DDPM, LCM, TCD
 from ..samplers.state import Clip, Limit, Sampler, Threshold
 from ..samplers.two_stage import Heun
 from ..samplers.unipc import UniPC
@@ -109,6 +109,8 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
         raise CheckpointError(f"The checkpoint's scheduler can't be: {error}") from error
     if name == "DDIMScheduler":
         return DDIM(limit=limit)
+    if name == "TCDScheduler":
+        return TCD()
     if name == "DDPMScheduler":
         return DDPM(_variance(config), limit)
     if name == "LCMScheduler":
@@ -139,8 +141,8 @@ def class_layout(name: str, config: Mapping[str, Any], schedule: Schedule, steps
     sampler = make_sampler(name, config, schedule)
     if schedule.sigma_data is not None:
         return _edm_layout(sampler, config, schedule, steps)
-    if name == "LCMScheduler":
-        return _lcm_layout(sampler, config, schedule, steps)
+    if name in ("LCMScheduler", "TCDScheduler"):
+        return _distilled_layout(sampler, config, schedule, steps)
     if name in _DISCRETE:
         return _discrete_layout(name, sampler, config, schedule, steps)
     spacing = _spacing(config, "linspace")
@@ -254,13 +256,16 @@ def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], sch
     return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), by_level)
 
 
-def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
-    """LCM's timesteps: a subset of the grid of original_inference_steps that it was distilled on."""
+def _distilled_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
+    """LCM's and TCD's timesteps: a subset of the grid of original_inference_steps that it was distilled on."""
     original = _whole(config, "original_inference_steps", 50)
     if not 1 <= original <= schedule.steps:
         raise CheckpointError(f"The scheduler's original_inference_steps {original} is not from 1 to {schedule.steps}.")
     if not 1 <= steps <= original:
-        raise RequestError(f"LCM takes from 1 to {original} steps with this checkpoint, not {steps}; 4 to 8 are usual.")
+        name = "TCD" if isinstance(sampler, TCD) else "LCM"
+        raise RequestError(
+            f"{name} takes from 1 to {original} steps with this checkpoint, not {steps}; 4 to 8 are usual."
+        )
     top = _top(config, schedule)
     grid = (np.arange(1, original + 1) * (schedule.steps // original) - 1)[::-1]
     timesteps = grid[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)].tolist()
@@ -268,6 +273,11 @@ def _lcm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule,
     if isinstance(sampler, LCM):
         sampler = LCM(sampler.limit, tuple(map(float, timesteps)), sampler.timestep_scaling, sampler.sigma_data)
     by_level = dict(zip(levels, map(float, timesteps), strict=True))
+    if isinstance(sampler, TCD):  # the last step ends at the lowest level of training, not at none
+        final = schedule.sigma_min
+        targets = [float(schedule.training_sigmas[math.floor((1 - sampler.eta) * t)]) for t in (*timesteps[1:], 0)]
+        sampler = TCD(sampler.eta, tuple(targets))
+        return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), by_level)
     return Layout(sampler, (*levels, 0.0), math.hypot(1.0, levels[0]), 1.0, by_level)
 
 

@@ -229,6 +229,16 @@ _TABLE = (
     # diffusers' IPNDMScheduler has noise levels of its own, of audio models; here it runs on the checkpoint's.
     Entry(id="ipndm", label="iPNDM", make="multistep.IPNDM", diffusers="IPNDMScheduler", takes_sigmas=False),
     Entry(
+        id="tcd",
+        label="TCD",
+        make="single.TCD",
+        diffusers="TCDScheduler",
+        levels="whole",
+        steps=4,
+        schedule=None,
+        draws="ancestral",
+    ),
+    Entry(
         id="lcm",
         label="LCM",
         make="single.LCM",

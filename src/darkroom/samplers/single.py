@@ -1,4 +1,4 @@
-"""Samplers that ask the network once an interval and remember nothing: Euler, Euler ancestral, DDIM, DDPM, LCM.
+"""Samplers that ask the network once an interval and remember nothing: Euler, Euler ancestral, DDIM, DDPM, LCM, TCD.
 
 In the coordinates x = x0 + sigma * noise, with eps = (x - D) / sigma, the probability-flow ODE is dx/dsigma = eps
 (Karras et al. 2022, arXiv 2206.00364, eq. 1), DDIM with eta = 0 is Euler's method, and DDPM is an ancestral step.
@@ -149,4 +149,26 @@ class LCM:
             x = x * (scaled / total) + state.x * ((self.sigma_data / total) ** 2 / math.hypot(1.0, state.sigma))
         if after > 0:
             x = x + draw(noise, state.evaluations + 1, x) * after
+        return arrive(state, x, sigmas)
+
+
+@dataclass(frozen=True, slots=True)
+class TCD:
+    """Strategic stochastic sampling of a trajectory consistency model (Zheng et al. 2024, arXiv 2402.19159, alg. 4).
+
+    Args:
+        eta: the paper's gamma, 0 to 1: how far below the next level each step lands, before noise leads up to it.
+        targets: the level each interval lands at: that of (1 - eta) times the next timestep; None: (1 - eta) times the
+            next level, where no timesteps are known.
+    """
+
+    eta: float = 0.3
+    targets: tuple[float, ...] | None = None
+
+    def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
+        after = sigmas[state.interval + 1]
+        down = after * (1 - self.eta) if self.targets is None else self.targets[state.interval]
+        x = denoised + (state.x - denoised) * (down / state.sigma)
+        if after > down:
+            x = x + draw(noise, state.evaluations + 1, x) * math.sqrt(after * after - down * down)
         return arrive(state, x, sigmas)
