@@ -82,6 +82,7 @@ def _draw(
 
     crossed, code = 0, 0
     total = 0
+    told = set[str]()
     try:
         for cell, event in grid.draw(engine, inputs):
             if isinstance(event, Progress):
@@ -92,15 +93,21 @@ def _draw(
             elif isinstance(event, Failed):
                 code = USER_ERROR
                 display.complain(f"the cell {cell.words} failed: {event.error}")
-            elif isinstance(event, Finished) and save_cells:
+            elif isinstance(event, Finished):
+                for sentence in event.warnings:
+                    if sentence not in told:
+                        told.add(sentence)
+                        display.complain(sentence)
+                if not save_cells:
+                    continue
                 with uninterrupted():
                     folder = sheet.with_suffix("")
                     _make(folder)
                     grid.save_cell(cell.place, folder, overwrite=overwrite)
     except KeyboardInterrupt:
         display.close()
-        told = ", and the sheet shows those" if grid.images else ""
-        complain(f"interrupted; {len(grid.images)} of {len(grid.cells)} pictures are drawn{told}")
+        noted = ", and the sheet shows those" if grid.images else ""
+        complain(f"interrupted; {len(grid.images)} of {len(grid.cells)} pictures are drawn{noted}")
         code = INTERRUPTED
     return code
 
