@@ -7,18 +7,21 @@ import hashlib
 import io
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from darkroom.formats.picture import read_metadata
+from darkroom.serve.answers import refusal
 from darkroom.serve.keys import add_key, remove_key
 
-from .conftest import Running
+from .conftest import Running, httpx
 
 TWO = ("generations", "edits")
 
@@ -372,6 +375,30 @@ def test_a_picture_that_fails_is_not_asked_for_again(fake: Running) -> None:
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_a_full_disk_and_a_stop_in_openais_words() -> None:
+    full = refusal("/v1/images/edits", 507, "no room")
+    assert (full.status_code, full.headers["x-should-retry"]) == (503, "false")
+    assert json.loads(full.body)["error"]["code"] == "insufficient_storage"
+
+
+def test_who_waits_while_the_server_stops_gets_the_picture_from_the_next(serve: Callable[..., Running]) -> None:
+    first, asked = serve(), {"prompt": "a fox, slow", "steps": 100, "size": "64x64"}
+    found: list[Any] = []
+    waiting = threading.Thread(
+        target=lambda: found.append(httpx.post(f"{first.url}/v1/images/generations", json=asked, timeout=60))
+    )
+    waiting.start()
+    first.until(lambda: rows(first) == 1)
+    assert first.stop() == 0
+    waiting.join(20)
+    assert (found[0].status_code, found[0].headers["retry-after"]) == (503, "5")
+    second = serve()
+    headers = {"x-stainless-retry-count": "1"}
+    answer = second.client.post("/v1/images/generations", json=asked, headers=headers)
+    assert answer.status_code == 200
+    assert rows(second) == 1
+
+
 # --- streams
 
 
@@ -469,3 +496,23 @@ def test_the_job_goes_on_when_its_client_goes(serve: Callable[..., Running]) -> 
                 server.client.post("/v1/images/generations", json=asked, timeout=0.3)
             (job,) = server.client.get("/api/jobs", params={"state": "queued,running"}).json()["jobs"]
             assert server.ended(job["id"])["state"] == state
+
+
+# --- with the real engine
+
+
+def test_real_pictures_are_those_of_their_seeds_and_edits_keep_what_is_not_masked(
+    serve: Callable[..., Running],
+) -> None:
+    server = serve(real=True)
+    small = {"steps": 2, "size": "32x32"}
+    two = generate(server, n=2, seed=6, **small)["data"]
+    assert two[1]["b64_json"] == generate(server, seed=7, **small)["data"][0]["b64_json"]
+    picture = base64.b64decode(two[0]["b64_json"])
+    box = (8, 8, 24, 24)
+    files = [("image", ("a.png", picture, "image/png")), ("mask", ("m.png", hole((32, 32), box), "image/png"))]
+    edited = np.asarray(opened(edit(server, files, seed=1, steps=2)["data"][0]["b64_json"])).astype(int)
+    changes = np.abs(edited - np.asarray(Image.open(io.BytesIO(picture)))).max(axis=2)
+    assert changes[8:24, 8:24].any()
+    changes[8:24, 8:24] = 0
+    assert not changes.any()

@@ -10,7 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import Error
+from ..settings import changed
 from .answers import Json, Refused, refusal
 from .bodies import event, event_stream, file_bytes, form_body, gone, json_body, owner_of, server_of
 from .events import CHANGED, PREVIEW
@@ -159,15 +160,15 @@ async def _take_in(request: Request, what: str) -> _Call:
     idempotency = request.headers.get("idempotency-key")
     if idempotency is not None and not 0 < len(idempotency) <= MAX_IDEMPOTENCY:
         raise Refused(422, f"an Idempotency-Key has 1 to {MAX_IDEMPOTENCY} characters", field="Idempotency-Key")
-    same = [what, values, {name: upload.sha256 for name, upload in pictures.items()}]
-    digest = await server.in_pool(lambda: hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest())
+    same = [what, changed(fields), own, {name: upload.sha256 for name, upload in pictures.items()}]
+    digest = hashlib.sha256(json.dumps(same, sort_keys=True, default=asdict).encode()).hexdigest()
     job = await server.submit(
         owner,
         "openai",
         asked.wanted,
         idempotency=idempotency,
         digest=digest,
-        repeat=request.headers.get("x-stainless-retry-count", "0") != "0",
+        repeat=request.headers.get("x-stainless-retry-count", "").lstrip("0").isdecimal(),
         waits=state,
     )
     state["job"] = job
