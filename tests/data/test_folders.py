@@ -115,7 +115,30 @@ def test_names_without_a_picture_are_told_and_lead_nowhere(tmp_path: Path) -> No
     (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     found = scan(tmp_path / "in")
     assert [e.path.name for e in found.examples] == ["a.png"]
-    assert [path.name for path, _ in found.left_out] == ["gone.png"]
+    assert [(path.name, why) for path, why in found.left_out] == [
+        ("gone.png", "is named in metadata.jsonl, and is not there"),
+        ("secret.png", "is named in metadata.jsonl, and leads out of the folder"),
+        ("passwd", "is named in metadata.jsonl, and leads out of the folder"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("metadata.json", 75_000_000, r"has 75,000,000 bytes, and at most 67,108,864 are read; use metadata\.jsonl"),
+        ("metadata.jsonl", 2_000_000_000, r"has 2,000,000,000 bytes, and at most 1,073,741,824 are read$"),
+    ],
+)
+def test_endless_metadata_is_refused_before_it_is_understood(name: str, size: int, said: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(size)  # zeros, which take no place on the disk
+    with pytest.raises(TrainingError, match=said):
+        scan(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / "metadata.jsonl").write_text("\n" + "[" * 2_000_000)
+    with pytest.raises(TrainingError, match=r"line 2 of .* has 2,000,000 characters; at most 1,048,576 are read"):
+        scan(tmp_path)
 
 
 def test_long_captions_are_left_out(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_defaults_are_those_of_the_peers(peer):
         ({"in_channels": 10**12}, "in_channels is 1000000000000"),
         ({"layers_per_block": 100_000}, "at most 64"),
         ({"transformer_layers_per_block": [[1, 2], 1, 1, 1]}, r"transformer_layers is \(\[1, 2\], 1, 1, 1\)"),
-        ({"norm_eps": float("nan")}, "norm_eps is nan; it is a finite number"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan; it is a number from 0 to 1"),
         ({"use_linear_projection": "yes"}, "use_linear_projection is 'yes'; it is true or false"),
         ({"freq_shift": 160}, "freq_shift is 160"),
         ({"sample_size": [64, "64"]}, "sample_size is"),
@@ -251,8 +251,16 @@ def test_other_networks_are_refused_too():
         AutoencoderConfig.from_diffusers({"block_out_channels": [48]})
     with pytest.raises(ValueError, match="down_block_types has 2 blocks for 1 levels"):
         AutoencoderConfig.from_diffusers({"block_out_channels": [64], "down_block_types": ["DownEncoderBlock2D"] * 2})
-    with pytest.raises(ValueError, match="scaling_factor is 0"):
-        AutoencoderConfig(scaling_factor=0.0)
+    for name, value in (
+        ("scaling_factor", 0.0), ("scaling_factor", 1e30), ("scaling_factor", 10**400), ("shift_factor", -1e30),
+        ("shift_factor", float("inf")),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is .*; it is a number"):
+            AutoencoderConfig.from_diffusers({name: value})
+    with pytest.raises(ValueError, match=r"latents_std is .*; it is a number whose size is from 0.0001 to 10000"):
+        AutoencoderConfig.from_diffusers({"latents_mean": [0.0] * 4, "latents_std": [1, 1, 0, 1]})
+    with pytest.raises(ValueError, match="layer_norm_eps is 1e\\+30; it is a number from 0 to 1"):
+        TextEncoderConfig.from_diffusers({"layer_norm_eps": 1e30})
     with pytest.raises(ValueError, match="hidden_act is 'relu'"):
         TextEncoderConfig.from_diffusers({"hidden_act": "relu"})
     with pytest.raises(ValueError, match="num_attention_heads is 7; it must divide the width 768"):

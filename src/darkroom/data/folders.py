@@ -38,7 +38,9 @@ from .examples import (
     stamp_of,
 )
 
-MAX_METADATA = 1 << 30  # bytes
+MAX_METADATA = 1 << 30  # bytes of a file that has a line for each picture
+MAX_OBJECT = 1 << 26  # of one that is a single value, which has to be in memory whole: some 300,000 captions
+MAX_LINE = 1 << 20  # characters
 WORDS = ("text", "caption", "prompt")  # what tools call a caption
 _REPEATS = re.compile(r"(\d{1,4})_(.*)")
 
@@ -186,6 +188,18 @@ def _text(file: Path, most: int) -> str:
     return decoded(data, str(file))
 
 
+def _table(file: Path, most: int) -> str:
+    """The text of a metadata file. Raises TrainingError where it can't be read, or has more than `most` bytes."""
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise TrainingError(f"{str(file)[:200]!r} can't be read ({error.strerror})") from error
+    if size > most:
+        other = "; use metadata.jsonl, which has a line for each picture" if most == MAX_OBJECT else ""
+        raise TrainingError(f"{str(file)[:200]!r} has {size:,} bytes, and at most {most:,} are read{other}")
+    return _text(file, most)
+
+
 class _Tables:
     """The metadata files of a folder and of the folders in it."""
 
@@ -208,7 +222,9 @@ class _Tables:
         """The pictures that metadata files name and that were not asked for."""
         found = []
         for place, table in self._tables.items():
-            found += [(place / name, f"is named in {table.file}, and is not there") for name in table.untaken()]
+            for name in table.untaken():
+                why = "leads out of the folder" if _outside(name) else "is not there"
+                found.append((place / name[:200], f"is named in {table.file}, and {why}"))
         return found
 
 
@@ -240,7 +256,7 @@ class _Table:
         return None
 
     def untaken(self) -> list[str]:
-        return [name for name in self.captions if name not in self.taken and not _outside(name)]
+        return [name for name in self.captions if name not in self.taken]
 
 
 def _outside(name: str) -> bool:
@@ -250,7 +266,11 @@ def _outside(name: str) -> bool:
 def _lines(file: Path) -> Mapping[str, str]:
     """`metadata.jsonl` of Hugging Face's imagefolder: {"file_name": ..., "text": ...} in each line."""
     captions: dict[str, str] = {}
-    for number, line in enumerate(_text(file, MAX_METADATA).split("\n"), 1):
+    for number, line in enumerate(_table(file, MAX_METADATA).split("\n"), 1):
+        if len(line) > MAX_LINE:
+            raise TrainingError(
+                f"line {number} of {str(file)[:200]!r} has {len(line):,} characters; at most {MAX_LINE:,} are read"
+            )
         if line.strip():
             try:
                 row = json.loads(line)
@@ -277,7 +297,7 @@ def _columns(file: Path) -> Mapping[str, str]:
     """`metadata.csv` of Hugging Face's imagefolder: a column file_name and a column text."""
     captions: dict[str, str] = {}
     try:
-        rows = csv.DictReader(io.StringIO(_text(file, MAX_METADATA), newline=""), strict=True)
+        rows = csv.DictReader(io.StringIO(_table(file, MAX_METADATA), newline=""), strict=True)
         column = next((word for word in WORDS if word in (rows.fieldnames or ())), None)
         if "file_name" not in (rows.fieldnames or ()) or column is None:
             raise TrainingError(
@@ -303,7 +323,7 @@ def _entries(file: Path) -> Mapping[str, str]:
     Tags follow the caption after a comma, as kohya's tools have it.
     """
     try:
-        found = json.loads(_text(file, MAX_METADATA))
+        found = json.loads(_table(file, MAX_OBJECT))
         captions: dict[str, str] = {}
         for key, row in found.items():
             texts = [row[word] for word in ("caption", "tags") if row.get(word)]

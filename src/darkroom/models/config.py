@@ -13,7 +13,6 @@ that. Beside `settings.setting`'s arguments a field may say
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Self
@@ -47,9 +46,15 @@ def _not_depth(value: Any) -> str:
     return _not_whole(value) or ("" if value <= DEEPEST else f"at most {DEEPEST} are built")
 
 
-def _not_number(value: Any) -> str:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return "" if good else "it is a finite number"
+def _number(low: float, high: float, signed: bool = False) -> Callable[[Any], str]:
+    """A number from low to high; `signed`: its size is, whatever its sign."""
+
+    def wrong(value: Any) -> str:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good = good and low <= (abs(value) if signed else value) <= high  # false for NaN
+        return "" if good else f"it is a number {'whose size is ' if signed else ''}from {low:g} to {high:g}"
+
+    return wrong
 
 
 def _not_flag(value: Any) -> str:
@@ -74,7 +79,10 @@ def _one_of(*words: str) -> Kind:
 SIZE, SIZES = _kind(_not_whole), _each(_not_whole)
 INDEX = _kind(lambda value: _not_whole(value, 0))
 DEPTH, DEPTHS = _kind(_not_depth), _each(_not_depth)
-NUMBER, NUMBERS = _kind(_not_number), _each(_not_number)
+# What latents are scaled and shifted by: published ones have 0.08 to 8, and float16 and noise want sizes near 1.
+SCALE, SHIFT = _kind(_number(1e-4, 1e4, signed=True)), _kind(_number(-1e4, 1e4))
+SCALES, SHIFTS = _each(_number(1e-4, 1e4, signed=True)), _each(_number(-1e4, 1e4))
+EPSILON = _kind(_number(0, 1))  # what keeps a deviation from being zero
 FLAG, FLAGS = _kind(_not_flag), _each(_not_flag)
 ACTIVATION = _one_of("quick_gelu", "gelu")
 
@@ -171,29 +179,25 @@ class AutoencoderConfig(Config):
         absent=(64,))
     layers_per_block: int = setting(2, DEPTH, "resnets a level (the decoder has one more)", absent=1)
     norm_num_groups: int = setting(32, SIZE, "groups of every GroupNorm")
-    scaling_factor: float = setting(0.18215, NUMBER, "latent = scaling_factor * encoder mean")
-    shift_factor: float = setting(0.0, NUMBER, "subtracted before scaling", empty=True, write=lambda v: v or None)
+    scaling_factor: float = setting(0.18215, SCALE, "latent = scaling_factor * encoder mean")
+    shift_factor: float = setting(0.0, SHIFT, "subtracted before scaling", empty=True, write=lambda v: v or None)
     sample_size: int = setting(512, SIZE, "the picture size it was trained at", absent=32, empty=True, read=_side)
     mid_block_attention: bool = setting(True, FLAG, "one self-attention in the middle", file="mid_block_add_attention")
     use_quant_conv: bool = setting(True, FLAG, "1x1 convolution after the encoder")
     use_post_quant_conv: bool = setting(True, FLAG, "1x1 convolution before the decoder")
     force_upcast: bool = setting(True, FLAG, "half precision overflows in the original weights")
-    latents_mean: tuple[float, ...] | None = setting(None, NUMBERS, "of each channel, before scaling; with")
-    latents_std: tuple[float, ...] | None = setting(None, NUMBERS, "this, its deviation")
+    latents_mean: tuple[float, ...] | None = setting(None, SHIFTS, "of each channel, before scaling; with")
+    latents_std: tuple[float, ...] | None = setting(None, SCALES, "this, its deviation")
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
         for width in self.block_out_channels:
             _check_divides("norm_num_groups", self.norm_num_groups, width)
-        if self.scaling_factor == 0:
-            raise ValueError("scaling_factor is 0; latents can't be scaled by it and back")
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.latent_channels:
                 channels = self.latent_channels
                 raise ValueError(f"{name} is {values!r}; it needs one value for each of {channels} channels")
-        if self.latents_std is not None and 0 in self.latents_std:
-            raise ValueError(f"latents_std is {self.latents_std!r}; a deviation of 0 can't be scaled by and back")
 
     @property
     def downscale(self) -> int:
@@ -243,8 +247,8 @@ class TinyAutoencoderConfig(AutoencoderConfig):
         file="num_encoder_blocks", per_level=True)
     decoder_blocks: tuple[int, ...] = setting((3, 3, 3, 1), DEPTHS, file="num_decoder_blocks", per_level=True)
     norm_num_groups: int = setting(1, SIZE, "there are no norms")
-    scaling_factor: float = setting(1.0, NUMBER, "it was made for scaled latents")
-    shift_factor: float = setting(0.0, NUMBER, "subtracted before scaling", empty=True)
+    scaling_factor: float = setting(1.0, SCALE, "it was made for scaled latents")
+    shift_factor: float = setting(0.0, SHIFT, "subtracted before scaling", empty=True)
     force_upcast: bool = setting(False, FLAG)
 
     def __post_init__(self) -> None:
@@ -304,7 +308,7 @@ class UNetConfig(Config):
     mid_block: bool = setting(True, FLAG, "False: no middle at all (some distilled models)", file="")
     mid_block_attention: bool = setting(True, FLAG, "False: the middle is one resnet, no transformer", file="")
     norm_num_groups: int = setting(32, SIZE, "groups of every GroupNorm")
-    norm_eps: float = setting(1e-5, NUMBER, "of the resnets' GroupNorms")
+    norm_eps: float = setting(1e-5, EPSILON, "of the resnets' GroupNorms")
     flip_sin_to_cos: bool = setting(True, FLAG, "timestep embedding: cosines first")
     freq_shift: int = setting(0, INDEX, "timestep embedding: taken from the number of frequencies")
     num_class_embeds: int | None = setting(None, SIZE, "classes of the class embedding (1000: upscaler)")
@@ -465,7 +469,7 @@ class ClipConfig(Config):
     num_hidden_layers: int = setting(12, DEPTH, "transformer layers")
     num_attention_heads: int = setting(12, SIZE, "attention heads a layer")
     hidden_act: str = setting("quick_gelu", ACTIVATION, '"quick_gelu" (OpenAI) or "gelu" (OpenCLIP)')
-    layer_norm_eps: float = setting(1e-5, NUMBER, "of every LayerNorm")
+    layer_norm_eps: float = setting(1e-5, EPSILON, "of every LayerNorm")
     hidden_size: int = setting(768, SIZE, "D, the width of a token or patch")
 
     def __post_init__(self) -> None:
