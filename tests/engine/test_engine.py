@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from darkroom.engine import Engine, Failed, Finished, Job, Progress
+from darkroom.engine.scheduler import Width
 from darkroom.errors import RequestError
 from darkroom.pipeline import Pipeline
 from darkroom.request import Request
@@ -135,6 +136,60 @@ def test_a_caller_names_jobs_and_interleaves_ticks_with_decoding(tiny_pipe: Pipe
     ]  # fmt: skip
 
 
+def test_few_of_many_are_prepared_and_nothing_is_kept_of_aborted_ones(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe, max_rows=2)  # one guided picture a tick, so two are prepared
+    ids = [engine.add(request(seed=seed, steps=1), id=str(seed), output="latent") for seed in range(6)]
+    with pytest.raises(RequestError, match="no sampler"):  # at once, though it would have to wait
+        engine.add(request(sampler="none such"))
+    assert [id for id in ids if isinstance(engine._queue.get(id), Job)] == ["0", "1"]
+    assert list(engine.jobs) == ids
+    assert engine.jobs["4"].request.seed == 4
+    engine.abort("3")
+    engine.add(request(seed=9, steps=1), id="first", output="latent", rank=-1.0)
+    results = run(engine)
+    assert list(results) == ["0", "first", "1", "2", "4", "5"]
+    for id in ("2", "5"):
+        torch.testing.assert_close(results[id], solo(tiny_pipe, request(seed=int(id), steps=1)), rtol=1e-5, atol=1e-4)
+    for number in range(100):
+        engine.add(request(), id=str(number))
+        engine.abort(str(number))
+    assert not engine._queue._places
+    assert len(engine._queue._heap) < 70
+
+
+def test_what_became_impossible_fails_when_its_turn_comes(tiny_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    from darkroom.engine import engine as module
+
+    engine = Engine(tiny_pipe, max_rows=2)
+    ids = [engine.add(request(steps=1), id=str(number)) for number in range(4)]
+
+    def gone(*_: object) -> Job:
+        raise RequestError("the file is gone")
+
+    monkeypatch.setattr(module, "prepare", gone)
+    events = list(engine.run())
+    assert [event.id for event in events if isinstance(event, Finished)] == ids[:2]
+    assert [str(event.error) for event in events if isinstance(event, Failed)] == ["the file is gone"] * 2
+
+
+def test_a_tick_takes_as_many_as_its_time_allows(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe, tick_seconds=1.0)
+    for seed in range(8):
+        engine.add(request(seed=seed))
+    assert len(engine.moving()) == 8
+    engine._rate = 1 / (2.5 * 2 * 64)  # two and a half pictures of two rows of 8x8 a second
+    assert len(engine.moving()) == 2
+    engine._rate = 1e3
+    assert len(engine.moving()) == 1
+
+
+def test_large_pictures_are_fewer_at_once(tiny_pipe: Pipeline) -> None:
+    engine = Engine(tiny_pipe)
+    for seed in range(6):
+        engine.add(request(seed=seed, width=256, height=256, steps=1))
+    assert len(engine.moving()) == 4  # of two rows of 32x32: 8,192 units
+
+
 def test_aborted_jobs_are_gone(tiny_pipe: Pipeline) -> None:
     engine = Engine(tiny_pipe)
     first, second = engine.add(request()), engine.add(request(seed=2), output="latent")
@@ -189,15 +244,23 @@ def test_a_failing_job_fails_alone(tiny_pipe: Pipeline, exception: Exception | N
     torch.testing.assert_close(results[ids[2]], solo(tiny_pipe, request(seed=3)), rtol=1e-5, atol=1e-4)
 
 
-def test_memory_running_out_narrows_the_batch_for_good(tiny_pipe: Pipeline) -> None:
+def test_memory_running_out_narrows_the_batch_for_a_while(tiny_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    monkeypatch.setattr(Width, "PATIENCE", 5)
     engine = Engine(tiny_pipe, max_rows=8)
-    ids = [engine.add(request(seed=seed), output="latent") for seed in (1, 2, 3, 4)]
+    ids = [engine.add(request(seed=seed, steps=8), output="latent") for seed in (1, 2, 3, 4)]
+    widest: list[int] = []
+    watch = tiny_pipe.unet.register_forward_pre_hook(lambda _, inputs: widest.append(len(inputs[0])))
     with failing_denoiser(tiny_pipe, error, lambda x, sigma: len(x) > 3):
-        results = run(engine)
-    assert engine.max_rows == 2
+        results = {event.id: event.result for _ in range(8) for event in engine.step() if isinstance(event, Finished)}
+    assert widest[-1] == 2
+    assert len(engine.moving()) == 1
+    widest.clear()
+    results |= run(engine)
+    watch.remove()
+    assert max(widest) == 4
     for id, seed in zip(ids, (1, 2, 3, 4), strict=True):
-        torch.testing.assert_close(results[id], solo(tiny_pipe, request(seed=seed)), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(results[id], solo(tiny_pipe, request(seed=seed, steps=8)), rtol=1e-5, atol=1e-4)
 
 
 def test_an_interrupt_leaves_the_engine_whole(tiny_pipe: Pipeline) -> None:

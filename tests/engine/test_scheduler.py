@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.engine.scheduler import pick, share
+from darkroom.engine.scheduler import Width, pick, rank, share
 
 
 def test_jobs_move_in_order_of_arrival_within_the_budget() -> None:
@@ -51,3 +54,41 @@ def test_rows_of_equal_key_share_calls(keys: list[str], largest: int) -> None:
         assert call == sorted(call)
     for key in set(keys):
         assert len([c for c in calls if keys[c[0]] == key]) == -(-keys.count(key) // largest)
+
+
+def test_short_jobs_and_people_with_little_unfinished_work_go_first() -> None:
+    long, short = rank(100.0, 60.0, 0.0), rank(101.0, 2.0, 0.0)
+    assert short < long
+    busy, new = rank(100.0, 2.0, 300.0), rank(150.0, 2.0, 0.0)
+    assert new < busy
+
+
+def test_nobody_is_overtaken_for_ever() -> None:
+    """Whoever comes later than the bound goes behind, however short it is."""
+    mine = rank(100.0, 60.0, 30.0)
+    assert all(rank(100.0 + 2 * 60 + 30 + later, 0.0, 0.0) >= mine for later in (0.0, 1.0, 1e6))
+
+
+def test_a_width_comes_back_by_and_by() -> None:
+    width = Width(32)
+    width.ticked(5)
+    assert width.rows == 5
+    for _ in range(Width.PATIENCE - 1):
+        width.ticked(None)
+    assert width.rows == 5
+    width.ticked(None)
+    assert width.rows == 10
+    width.ticked(4)  # too early: now it waits twice as long
+    for _ in range(2 * Width.PATIENCE):
+        assert width.rows == 4
+        width.ticked(None)
+    assert width.rows == 8
+    for _ in range(20 * Width.PATIENCE):
+        width.ticked(None)
+    assert width.rows == 32
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, darkroom.engine.scheduler; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "False"

@@ -22,9 +22,6 @@ from .scheduler import share
 Denoise = Callable[[Tensor, Sequence[float], Sequence[Condition], Sequence[float | None]], Tensor]
 """x [N, C, H, W]; of each row: sigma, condition, timestep (None: the schedule's) -> denoised [N, C, H, W] float32."""
 
-CPU_ROWS = 8  # beyond this a CPU gains nothing from a wider batch
-ACCELERATOR_ROWS = 16
-
 log = logging.getLogger(__name__)
 
 
@@ -190,11 +187,6 @@ def _sentence(error: Exception, job: Job) -> Error:
 
 
 # --- memory
-
-
-def default_rows(device: torch.device) -> int:
-    """Rows of one U-Net call that suit a device, for a model and pictures of ordinary size."""
-    return CPU_ROWS if device.type == "cpu" else ACCELERATOR_ROWS
 
 
 def release(device: torch.device) -> None:

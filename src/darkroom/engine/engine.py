@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from threading import Lock
-from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -27,11 +26,12 @@ from ..kernels.exact import same_bits
 from ..kernels.packed import available
 from ..models.unet import UNet
 from ..request import Request, whole
-from .advance import advance, default_rows, release
+from .advance import advance, release
 from .decode import Preview, finish
 from .job import Inputs, Job
 from .prepare import LoadedModel, prepare, prepare_next
-from .scheduler import pick
+from .queue import Asked, Jobs, Queue
+from .scheduler import ACCELERATOR_ROWS, ACCELERATOR_UNITS, ADMITTED, CPU_ROWS, CPU_UNITS, Width, pick
 from .snapshot import bit_class, dump, restore
 
 log = logging.getLogger(__name__)
@@ -74,18 +74,35 @@ class Engine:
 
     Args:
         model: a `darkroom.Pipeline` (anything with its networks will do).
-        max_rows: U-Net rows of a tick, and of a call, at most; a guided picture is two rows. Less after memory ran out.
+        max_rows: U-Net rows of a tick, and of a call, at most; a guided picture is two rows. None: what suits the
+            device, fewer for large pictures. Less for a while after memory ran out.
+        tick_seconds: what a tick takes at most, where one job alone allows it: so that others needn't wait long for
+            their turn, or a server for its next look. None: no limit.
         deterministic: a picture has the same bits whatever else is drawn with it, where `bit_exact` says so: kernels of
             constant bits, and no call of a single row (docs/determinism.md). Without it, kernels choose by the batch's
             size and the number of threads, and the last digits vary.
     """
 
-    def __init__(self, model: LoadedModel, *, max_rows: int | None = None, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_rows: int | None = None,
+        deterministic: bool = False,
+        tick_seconds: float | None = None,
+    ) -> None:
         self.model = model
-        self.max_rows = default_rows(model.device) if max_rows is None else whole("max_rows", max_rows, 1, 100_000)
+        on_cpu = model.device.type == "cpu"
+        if max_rows is None:
+            self.max_rows, self.budget = (CPU_ROWS, CPU_UNITS) if on_cpu else (ACCELERATOR_ROWS, ACCELERATOR_UNITS)
+        else:
+            self.max_rows = whole("max_rows", max_rows, 1, 100_000)
+            self.budget = self.max_rows * model.unet.config.sample_size**2
         self.deterministic = deterministic
-        self._jobs: dict[str, Job] = {}
-        self._lock = Lock()  # around every look at `_jobs` that another thread could disturb; never around work
+        self.tick_seconds = tick_seconds
+        self._queue = Queue()
+        self._width = Width(self.max_rows)
+        self._rate: float | None = None  # seconds of a unit, as of late
 
     @property
     def bit_exact(self) -> bool:
@@ -104,8 +121,11 @@ class Engine:
 
     @property
     def jobs(self) -> Mapping[str, Job]:
-        """The jobs in progress by id, in order of arrival. Pickle one at any time between steps, and `resume` it."""
-        return MappingProxyType(self._jobs)
+        """The jobs in progress by id, in order. Pickle one at any time between steps, and `resume` it.
+
+        Those for which there is no room yet are held as requests, and prepared when they are looked at.
+        """
+        return Jobs(self._queue, self._prepared)
 
     def add(
         self,
@@ -114,6 +134,7 @@ class Engine:
         *,
         id: str | None = None,
         output: str = "pil",
+        rank: float | None = None,
         snapshot: bytes | None = None,
     ) -> str:
         """Take a request in; its id comes back. Encodes its texts and pictures.
@@ -122,45 +143,55 @@ class Engine:
             inputs: what the picture is made from beside its request: starting noise, pictures, adapters.
             id: what its events shall call it, such as a queue's own number; None: one is drawn.
             output: "pil", "pt" (float32 [3, H, W] in 0..1) or "latent" ([C, h, w], scaled as the U-Net sees it).
+            rank: its place in the order, the lowest first (`scheduler.rank`); None: by arrival. All have one, or none.
             snapshot: how far it was somewhere else (`snapshot`); it goes on from there if all fits, else starts over.
 
         Raises RequestError where the model can't do what is asked, and for an id that is in progress.
         """
         id = secrets.token_hex(8) if id is None else id
-        self._check_new(id)
-        with torch.no_grad():
-            job = prepare(self.model, request, id, inputs, output)
-        if snapshot is not None:
-            job = restore(self.model, copy(job), snapshot, self._bit_class) or job
-        return self.resume(job)
+        if id in self._queue:
+            raise RequestError(f"job {id!r} is already in progress; abort it first")
+        asked = Asked(id, request.seeded(), inputs or Inputs(), output, snapshot)
+        job = self._prepared(asked)  # also where it has to wait: what can't be done is refused now
+        room = self._room(job)
+        self._queue.add(job if room else asked, rank, room)
+        return id
+
+    @torch.no_grad()
+    def _prepared(self, asked: Asked) -> Job:
+        job = prepare(self.model, asked.request, asked.id, asked.inputs, asked.output)
+        if asked.snapshot is None:
+            return job
+        return restore(self.model, copy(job), asked.snapshot, self._bit_class) or job
+
+    def _room(self, more: Job | None = None) -> bool:
+        """Whether one more job (None: any) may be prepared beside those that are."""
+        held = sum(_weight(job) for job in self._queue.admitted())
+        return not held or held + (1 if more is None else _weight(more)) <= ADMITTED * self.budget
+
+    def resume(self, job: Job, rank: float | None = None) -> str:
+        """Take in a job that was made, or begun, elsewhere (with the same model)."""
+        self._queue.add(job, rank, self._room(job))
+        return job.id
 
     def snapshot(self, id: str) -> bytes | None:
         """How far a job is, for `add` in this or another process; None where it would have to start over, or is gone.
 
         Its size is the latent's and what the sampler remembers: 66 kB for 512 x 512. Between steps, as for `jobs`.
         """
-        job = self._jobs.get(id)
+        job = self._queue.get(id)
+        if isinstance(job, Asked):
+            return job.snapshot
         return None if job is None else dump(job, self._bit_class)
 
     @property
     def _bit_class(self) -> str:
         return bit_class(self.model.device, self.bit_exact)
 
-    def resume(self, job: Job) -> str:
-        """Take in a job that was made, or begun, elsewhere (with the same model)."""
-        with self._lock:
-            self._check_new(job.id)
-            self._jobs[job.id] = job
-        return job.id
-
-    def _check_new(self, id: str) -> None:
-        if id in self._jobs:
-            raise RequestError(f"job {id!r} is already in progress; abort it first")
-
     def abort(self, id: str) -> None:
         """Forget a job; no event tells of it any more. Nothing happens if it has already finished or failed."""
-        with self._lock:
-            self._jobs.pop(id, None)
+        if self._queue.remove(id):
+            self._rest()
 
     def run(self, refill: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """The loop over `step`: all events, as they come, until no job is left.
@@ -169,7 +200,7 @@ class Engine:
         """
         while True:
             refill()
-            if not self._jobs:
+            if not len(self._queue):
                 return
             yield from self.step()
 
@@ -183,19 +214,20 @@ class Engine:
 
         Interrupted at any point (KeyboardInterrupt), the engine stays whole, and the next tick goes on from there.
         """
-        waiting = [job for job in self._now() if not job.done]
-        moving = pick(((job, job.rows) for job in waiting), self.max_rows)
+        events = self._admit()
+        moving = self.moving()
         if not moving:
-            return []
-        tick = advance(moving, self._denoise, self.max_rows)
-        if tick.rows_that_fit is not None:
-            self.max_rows = min(self.max_rows, tick.rows_that_fit)
-        events: list[Event] = []
+            return events
+        began, units = time.perf_counter(), sum(job.units for job in moving)
+        tick = advance(moving, self._denoise, self._width.rows)
+        self._width.ticked(tick.rows_that_fit)
+        rate = (time.perf_counter() - began) / units
+        self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
         for job in moving:
             if (error := tick.failed.get(job.id)) is not None:
-                events += self._failure(job, error)
+                events += self._failure(job.id, error)
                 continue
-            if job.id not in self._jobs:
+            if job.id not in self._queue:
                 continue  # aborted meanwhile
             before, moved = job.state.interval, tick.moved[job.id]
             job.state, job.kept = moved.state, moved.kept
@@ -210,7 +242,7 @@ class Engine:
 
         Pictures are decoded one at a time: eight at once take no less time, and a picture's bits are its own.
         """
-        job = next((job for job in self._now() if job.done), None)
+        job = next((job for job in self._queue.admitted() if job.done), None)
         if job is None:
             return []
         try:
@@ -226,25 +258,41 @@ class Engine:
                 told = RequestError(f"decoding the picture failed: {type(error).__name__}: {error}")
                 told.__cause__ = error
                 error = told
-            return self._failure(job, error)
-        with self._lock:
-            if job.id not in self._jobs:
-                return []  # aborted meanwhile: neither a picture nor a second pass
-            if after is not None:
-                self._jobs[job.id] = after
-                return []
-            del self._jobs[job.id]
+            return self._failure(job.id, error)
+        if after is not None:
+            self._queue.replace(after)  # aborted meanwhile: neither a picture nor a second pass
+            return []
+        if not self._queue.remove(job.id):
+            return []
         self._rest()
         return [Finished(job.id, result, job.request, job.warnings)]
 
     def _rest(self) -> None:
         """Give memory back when nothing is left to do."""
-        if not self._jobs and self.model.device.type == "cpu":
+        if not len(self._queue) and self.model.device.type == "cpu":
             release(self.model.device)
 
-    def _now(self) -> list[Job]:
-        with self._lock:
-            return list(self._jobs.values())
+    def _admit(self) -> list[Event]:
+        """Prepare the jobs that wait while there is room for them; events of those that turn out impossible."""
+        events: list[Event] = []
+        while self._room() and (given := self._queue.next_waiting()) is not None:
+            try:
+                job = given if isinstance(given, Job) else self._prepared(given)
+            except Exception as error:  # it was possible when it was taken in: a file may be gone
+                told = error if isinstance(error, Error) else RequestError(f"{type(error).__name__}: {error}")
+                events += self._failure(given.id, told)
+                continue
+            self._queue.replace(job)
+        return events
+
+    def moving(self) -> list[Job]:
+        """The jobs that the next tick moves, of those that are prepared: the first in order, within the budget."""
+        allowed = float(self.budget)
+        if self.tick_seconds is not None and self._rate:
+            allowed = min(allowed, self.tick_seconds / self._rate)
+        waiting = [job for job in self._queue.admitted() if not job.done]
+        picked = pick(((job, job.units) for job in waiting), allowed)
+        return pick(((job, job.rows) for job in picked), self._width.rows)
 
     def _denoise(
         self, x: Tensor, sigmas: Sequence[float], conditions: Sequence[Condition], told: Sequence[float | None]
@@ -263,11 +311,15 @@ class Engine:
     def _preview(self, job: Job, denoised: Tensor) -> Preview:
         return Preview(self.model.previewer, denoised, *job.size)
 
-    def _failure(self, job: Job, error: Error) -> list[Event]:
+    def _failure(self, id: str, error: Error) -> list[Event]:
         """The event of a job that is given up; none where it was aborted meanwhile."""
-        with self._lock:
-            if self._jobs.pop(job.id, None) is None:
-                return []
-        log.warning("job %s failed: %s", job.id, error, exc_info=error.__cause__)
+        if not self._queue.remove(id):
+            return []
+        log.warning("job %s failed: %s", id, error, exc_info=error.__cause__)
         self._rest()
-        return [Failed(job.id, error)]
+        return [Failed(id, error)]
+
+
+def _weight(job: Job) -> int:
+    """What a prepared job holds, in units: those of its next question, or of its latent if only decoding is left."""
+    return job.state.x[0].numel() if job.done else job.units

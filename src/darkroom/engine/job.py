@@ -210,6 +210,14 @@ class Job:
         return len(self.branches()) * (1 if self.windows is None else self.windows.count)
 
     @property
+    def units(self) -> int:
+        """What that costs: rows times the pixels of their latents."""
+        height, width = self.state.x.shape[-2:]
+        if self.windows is not None:
+            height, width = min(height, self.windows.side), min(width, self.windows.side)
+        return self.rows * height * width
+
+    @property
     def done(self) -> bool:
         """True when all intervals are crossed, and only decoding is left."""
         return self.crossed >= self.steps

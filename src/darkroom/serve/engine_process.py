@@ -31,7 +31,7 @@ from ..engine.job import Control, Inputs
 from ..engine.plan import plan
 from ..engine.prepare.extra_channels import is_editor, takes_depth
 from ..engine.prepare.upscale import is_upscaler, upscaling
-from ..engine.scheduler import pick
+from ..engine.scheduler import TICK
 from ..errors import Error, RequestError
 from ..formats.infotext import to_infotext
 from ..formats.picture import dump_recipe, encoded
@@ -198,10 +198,9 @@ class Worker:
 
     def _take_in(self, message: Message) -> None:
         pipe, described = self._loading.pop(0)
-        engine = Engine(pipe, max_rows=self.max_rows, deterministic=True)
-        width, height = pipe.size
-        described["bit_exact"] = pipe.device.type == "cpu" and pipe.dtype == torch.float32
-        described["budget"] = engine.max_rows * width * height / 1e6
+        engine = Engine(pipe, max_rows=self.max_rows, deterministic=True, tick_seconds=TICK)
+        described["bit_exact"] = engine.bit_exact
+        described["budget"] = engine.budget * pipe.autoencoder.config.downscale**2 / 1e6
         self.models[described["name"]] = Loaded(described["name"], pipe, engine, described)
         self.say("loaded", name=described["name"], description=described)
 
@@ -245,7 +244,7 @@ class Worker:
     def _tick(self, model: Loaded) -> None:
         began = time.monotonic()
         engine = model.engine
-        moving = pick(((job, job.rows) for job in engine.jobs.values() if not job.done), engine.max_rows)
+        moving = engine.moving()
         rows = [(job.rows, job.rows * job.size[0] * job.size[1] / 1e6) for job in moving]
         units = sum(unit for _, unit in rows)
         self.say("phase", name="ticking", seconds=60 + 10 * units * (self.rate.seconds or 60.0))
