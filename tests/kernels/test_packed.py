@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -289,6 +291,26 @@ def test_a_layer_answers_between_any_two_steps_of_packing() -> None:
         assert type(layer) is nn.Conv2d
         assert apart(begun(x), expected) < 1e-6
         assert apart(packed._convolved(layer, x, (1, 1), form), expected) < 1e-6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fork_of_a_process_whose_threads_computed_is_told(threads: int) -> None:
+    code = (
+        f"import os, torch\ntorch.set_num_threads({threads})\n"
+        "from darkroom.errors import RequestError\nfrom darkroom.kernels.packed import ready\n"
+        "layer, x = torch.nn.Linear(64, 64).eval().requires_grad_(False), torch.randn(3, 64)\n"
+        "with torch.no_grad():\n"
+        "    layer(ready(layer, x))\n"
+        "    if os.fork() == 0:\n"
+        "        try:\n            ready(layer, x)\n            os._exit(1)\n"
+        "        except RequestError as error:\n            os._exit(2 if 'spawn' in str(error) else 3)\n"
+        "    code = os.waitstatus_to_exitcode(os.wait()[1])\n"
+        "    layer(ready(layer, x))\n"  # here nothing has changed
+        "print(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == (f"{threads}\n", "")
 
 
 def test_hooks_see_the_layers() -> None:

@@ -17,6 +17,7 @@ Shapes: N pictures, H W height and width, I O a layer's inputs and outputs, k it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from threading import Lock
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from ..errors import RequestError
 from . import winograd
 from .exact import exact
 from .heap import keep_freed_memory
@@ -37,6 +39,7 @@ NARROW = 16  # channels below which a convolution of several pixels is not worth
 SIZE = 64  # height and width for which convolutions are packed
 UNSETTLED = 48  # multiples of so many outputs: their blocks fit one size of picture, and are cut anew for others
 _lock, _packing = Lock(), Lock()  # what a layer is, for a moment; what is packed
+_forked = False  # whether threads have been lost
 
 Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilation, groups
 
@@ -211,13 +214,32 @@ _PLAIN: dict[type[Any], type[nn.Module]] = {
 def ready(network: nn.Module, x: Tensor) -> Tensor:
     """Pack a network that is to answer x [N, I, H, W] or [N, ...], where that is faster; x as it will best read it.
 
-    It is without gradients, on a CPU with oneDNN, for weights in float32 or bfloat16 that are frozen.
+    It is without gradients, on a CPU with oneDNN, for weights in float32 or bfloat16 that are frozen. Raises
+    RequestError in a process that was forked from one whose threads have computed: it would wait for them for ever.
     """
+    if _forked:
+        raise RequestError(
+            "this process was forked from one that had drawn with several threads, which are not here; start it with "
+            'multiprocessing.get_context("spawn"), or fork before the first picture'
+        )
+    _watch_forks()
     if torch.is_grad_enabled() or x.device.type != "cpu" or network.training:
         return x
     if _written_down():
         return x
     return x.contiguous(memory_format=torch.channels_last) if pack(network) and x.ndim == 4 else x
+
+
+@cache
+def _watch_forks() -> None:
+    """From now on, notice a fork: networks have been used in this process."""
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=_lose_threads)
+
+
+def _lose_threads() -> None:
+    global _forked
+    _forked = torch.get_num_threads() > 1
 
 
 def _written_down() -> bool:
