@@ -249,3 +249,11 @@ def test_each_familys_scheduler_is_the_published_one(family: str, prediction: st
         "trained_betas": None,
         "variance_type": "fixed_small",
     }
+
+
+def test_a_guidance_embedding_is_told(tmp_path: Path) -> None:
+    """Of a distilled model (LCM) in one file: its width is that of the sinusoids, not of what they become."""
+    told = {"model.diffusion_model.time_embed.cond_proj.weight": (320, 256)}
+    result = found(Described(whole("sd1") | told))
+    require_whole(result, PATH)
+    assert result.configs["unet"] == replace(presets.SD15_UNET, time_cond_proj_dim=256)

@@ -41,7 +41,8 @@ class Mark:
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?m){pattern}" if pattern.startswith((r"\A", "^")) else rf"(?m)(?:^|[._])(?:{pattern})")
+    # Every line of a text begins with a dot (`_text`): a class of characters first is searched for quickly.
+    return re.compile(rf"(?m){pattern}" if pattern.startswith((r"\A", "^")) else rf"(?m)[._](?:{pattern})")
 
 
 # Models that are no Stable Diffusion 1, 2 or XL; LoRAs for them have the same layers in their names. The first counts.
@@ -92,7 +93,7 @@ ADAPTERS = (
 KINDS = (
     Mark("upscaler (ESRGAN, older names)", (r"model\.1\.sub\.\d+\.(RDB1\.conv1|weight)",), _UPSCALERS),
     Mark("upscaler (ESRGAN)", (r"(RRDB_trunk|body)[._]\d+[._](RDB|rdb)1[._]conv1", r"conv_first"), _UPSCALERS),
-    Mark("upscaler (Compact)", (r"\A(?:(?:params(?:_ema)?\.)?body\.\d+\.(?:weight|bias)\n?)+\Z",), _UPSCALERS),
+    Mark("upscaler (Compact)", (r"\A(?:\.(?:params(?:_ema)?\.)?body\.\d+\.(?:weight|bias)\n?)+\Z",), _UPSCALERS),
     Mark("upscaler (SPAN)", (r"block_1[._]c1_r[._]",), _UPSCALERS),
     Mark(
         "upscaler (HAT)", (r"layers[._]0[._]residual_group[._](overlap_attn|blocks[._]\d+[._]conv_block)",), _UPSCALERS
@@ -150,7 +151,7 @@ OURS = (
     Mark("an autoencoder alone, not a whole model: give it with --vae beside a model", (r"encoder[._]down[._]\d",)),
     Mark(
         "a tiny autoencoder (TAESD), not a whole model: give it with --vae or --preview beside a model",
-        (r"^(taesd_)?(en|de)coder\.(layers\.)?\d+\.(weight|conv)",),
+        (r"^\.(taesd_)?(en|de)coder\.(layers\.)?\d+\.(weight|conv)",),
     ),
 )
 
@@ -236,7 +237,7 @@ def named(names: Iterable[str]) -> str | None:
     if (told := foreign(names)) is not None:
         return told
     text = _text(names)
-    if re.search(rf"(?m)^{_STABLE_DIFFUSION}", text):
+    if re.search(rf"(?m)^\.(?:{_STABLE_DIFFUSION})", text):
         return None
     return next((mark.what for mark in OURS if mark.found(text)), None)
 
@@ -257,11 +258,11 @@ def lora_base(names: Iterable[str]) -> str | None:
 
 
 def _text(names: Iterable[str]) -> str:
-    """The names, one a line; of those that differ by numbers above 1 only the first, so that there are few."""
+    """The names, one a line after a dot; of those that differ by numbers above 1 alone, the first."""
     first: dict[str, str] = {}
     for name in names:
         first.setdefault(re.sub(r"(?<=[._])(?:[2-9]|\d\d+)(?=[._]|\Z)", "#", name), name)
-    return "\n".join(first.values())
+    return "\n".join(f".{name}" for name in first.values())
 
 
 def _mark(names: Iterable[str]) -> Mark | None:
@@ -275,7 +276,7 @@ def _mark(names: Iterable[str]) -> Mark | None:
         kinds = ((OURS[0].patterns[0], "LoRA"), (_CONTROLNET, "ControlNet"))
         kind = next((kind for pattern, kind in kinds if _compiled(pattern).search(text)), None)
         return replace(base, what=f"{base.what} model" if kind is None else f"{kind} for {base.what}")
-    if re.search(rf"(?m)^{_STABLE_DIFFUSION}", text):
+    if re.search(rf"(?m)^\.(?:{_STABLE_DIFFUSION})", text):
         return None
     return next((mark for mark in KINDS if mark.found(text)), None)
 
