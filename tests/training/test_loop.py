@@ -509,3 +509,11 @@ def test_the_seeds_of_steps_are_all_different() -> None:
     seeds = [step_seed(seed, step) for seed in range(30) for step in range(-1, 300)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= s < 2**63 for s in [*seeds, step_seed(2**63 - 1, 10**9)])
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 2)])
+def test_a_process_counts_the_work_of_its_own_rows(world: int, accumulate: int, tmp_path: Path) -> None:
+    """Two layers of 6 x 11 and 11 x 4: a product is 2 operations, a step makes 3 of each weight a row, of 8 rows."""
+    trainer = loop.Trainer(ToyStage(toy_config(accumulate=accumulate)), tmp_path)
+    trainer.rank = Rank(0, world)
+    assert trainer._measure()[0] == 3 * 2 * (6 * 11 + 11 * 4) * 8 / world
