@@ -67,7 +67,7 @@ class Running:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with contextlib.suppress(httpx.TransportError):
-                if (found := true()) is not None and found is not False:
+                if found := true():
                     return found
             time.sleep(0.03)
         raise AssertionError(f"it did not come true in {seconds} s; the log ends: {self.told()[-3000:]}")

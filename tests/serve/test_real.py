@@ -48,3 +48,31 @@ def test_pictures_have_the_bytes_that_one_call_gives(serve: Callable[..., Runnin
         given = {**fields, "image": picture} if "image" in fields else fields
         alone = pipe.generate(**given).images[0]
         assert np.array_equal(pixels(data), np.asarray(alone)), fields["prompt"]
+
+
+def test_a_long_picture_goes_on_where_a_killed_server_left_it(serve: Callable[..., Running]) -> None:
+    fields: dict[str, Any] = {"prompt": "a large fox", "seed": 9, "width": 64, "height": 64, "steps": 40}
+    server = serve(real=True, snapshot_every=0.05)
+    job = server.post(**fields)["id"]
+    kept = server.until(lambda: list((server.data / "snapshots").glob(f"{job}-0")), 120)
+    assert kept
+    server.kill()
+    server = serve(real=True, snapshot_every=0.05)
+    begun = server.until(lambda: server.job(job)["step"], 60)
+    assert begun > 0
+    ended = server.ended(job, 120)
+    data = server.client.get(f"/api/images/{ended['images'][0]['id']}/file").content
+    alone = darkroom.load(None, device="cpu").generate(**fields).images[0]
+    assert np.array_equal(pixels(data), np.asarray(alone))
+    assert not list((server.data / "snapshots").iterdir())
+
+
+def test_an_end_in_order_loses_no_step(serve: Callable[..., Running]) -> None:
+    server = serve(real=True)
+    job = server.post(prompt="a small owl", seed=2, width=64, height=64, steps=300)["id"]
+    server.until(lambda: server.job(job)["step"] > 5, 60)
+    assert server.stop() == 0
+    assert list((server.data / "snapshots").glob(f"{job}-0"))
+    server = serve(real=True)
+    assert server.until(lambda: server.job(job)["step"], 60) >= 5
+    assert server.client.delete(f"/api/jobs/{job}").json()["state"] == "cancelled"

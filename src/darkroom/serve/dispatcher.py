@@ -331,9 +331,9 @@ class Dispatcher:
         seat = next(seat for seat in self.seats if seat.link is link)
         kind = message.kind
         if kind == "progress":
-            for id, claim, step, steps in message["items"]:
+            for id, claim, step in message["items"]:
                 if (picture := seat.aboard.get(id)) is not None and picture.claim == claim:
-                    self.hub.progress(picture.job, picture.key, picture.index, step, steps)
+                    self.hub.progress(picture.job, picture.key, picture.index, step)
         elif kind == "preview":
             if (picture := seat.aboard.get(message["id"])) is not None:
                 self.metrics.previews.inc()
@@ -394,6 +394,7 @@ class Dispatcher:
     async def _finish(self, seat: Seat, picture: Claimed, message: Message) -> None:
         loop = asyncio.get_running_loop()
         facts = {name: message[name] for name in ("width", "height", "sha256", "infotext", "recipe")}
+        facts["warnings"] = json.dumps(message.fields.get("warnings", []))
         try:
             name = await loop.run_in_executor(None, self.data.keep_picture, picture.id, message.blobs[0])
             facts |= {"file": name, "bytes": len(message.blobs[0])}

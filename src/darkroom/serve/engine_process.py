@@ -32,6 +32,7 @@ from ..engine.plan import plan
 from ..engine.prepare.extra_channels import is_editor, takes_depth
 from ..engine.prepare.upscale import is_upscaler, upscaling
 from ..engine.scheduler import TICK
+from ..engine.snapshot import bit_class
 from ..errors import Error, RequestError
 from ..formats.infotext import to_infotext
 from ..formats.picture import dump_recipe, encoded
@@ -200,6 +201,7 @@ class Worker:
         pipe, described = self._loading.pop(0)
         engine = Engine(pipe, max_rows=self.max_rows, deterministic=True, tick_seconds=TICK)
         described["bit_exact"] = engine.bit_exact
+        described["bit_class"] = bit_class(pipe.device, engine.bit_exact)
         described["budget"] = engine.budget * pipe.autoencoder.config.downscale**2 / 1e6
         self.models[described["name"]] = Loaded(described["name"], pipe, engine, described)
         self.say("loaded", name=described["name"], description=described)
@@ -223,12 +225,12 @@ class Worker:
         self.say("phase", name="encoding", seconds=60)
         try:
             request, inputs = _opened(model.pipe, message)
-            model.engine.add(request, inputs, id=id)
+            kept = message.blobs[-1] if message["snapshot"] else None
+            model.engine.add(request, inputs, id=id, rank=message["rank"], snapshot=kept)
         except Exception as error:
             return self._failed(id, claim, error)
-        job = model.engine.jobs[id]
         now = time.monotonic()
-        self.aboard[id] = Aboard(model, claim, message["job"], message["watched"], now, kept=now, steps=job.total)
+        self.aboard[id] = Aboard(model, claim, message["job"], message["watched"], now, kept=now)
 
     def _cancel(self, message: Message) -> None:
         picture = self.aboard.get(message["id"])
@@ -260,9 +262,7 @@ class Worker:
             self.say("progress", items=[[e.id, self.aboard[e.id].claim, e.step, e.steps] for e in steps])
         for step in steps:
             self._look(step)
-        if any(job.done for job in engine.jobs.values()):
-            self.say("phase", name="decoding", seconds=60)
-            events += engine.decode_one()
+        events += engine.decode_one()
         for event in events:
             if isinstance(event, Finished):
                 self._finished(event)
@@ -289,6 +289,9 @@ class Worker:
 
     def _keep(self, id: str, picture: Aboard) -> None:
         """Tell how far a picture is, so that another process can go on from there."""
+        state = picture.model.engine.snapshot(id)
+        if state is not None and picture.step:
+            self.say("snapshot", state, id=id, claim=picture.claim, step=picture.step)
 
     def _finished(self, event: Finished) -> None:
         picture = self.aboard.pop(event.id)
@@ -308,6 +311,7 @@ class Worker:
                 sha256=sha256(data).hexdigest(),
                 infotext=to_infotext(recipe).encode("utf-8", "replace").decode(),
                 recipe=dump_recipe(recipe),
+                warnings=list(event.warnings),
             )
 
         self.encoders.submit(work)
@@ -355,7 +359,6 @@ def _describe(name: str, pipe: Pipeline, max_rows: int | None) -> dict[str, Any]
         "bytes": sum(p.numel() * p.element_size() for network in networks for p in network.parameters()),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "device": str(pipe.device),
-        "bit_class": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
     }
 
 

@@ -52,7 +52,7 @@ class Live:
     """What is known of a job in progress beside its rows: how far each picture is, and how the newest one looks."""
 
     key: str
-    steps: dict[int, tuple[int, int]] = field(default_factory=dict)  # index -> (step, steps)
+    steps: dict[int, int] = field(default_factory=dict)  # by picture
     previews: dict[int, bytes] = field(default_factory=dict)  # index -> JPEG, the newest last
     preview_count: int = 0
 
@@ -65,11 +65,6 @@ class Live:
     def preview_index(self) -> int:
         """Whose it is."""
         return next(reversed(self.previews), 0)
-
-    @property
-    def step(self) -> int:
-        """The steps that its pictures in progress have taken."""
-        return sum(step for step, _ in self.steps.values())
 
 
 class Hub:
@@ -86,9 +81,13 @@ class Hub:
             self.live.pop(job, None)
         self._tell(job, key, CHANGED)
 
-    def progress(self, job: str, key: str, index: int, step: int, steps: int) -> None:
+    def steps(self) -> dict[str, dict[int, int]]:
+        """How far pictures in progress are: job -> picture -> step."""
+        return {job: dict(live.steps) for job, live in self.live.items()}
+
+    def progress(self, job: str, key: str, index: int, step: int) -> None:
         """A picture has crossed another step."""
-        self.live.setdefault(job, Live(key)).steps[index] = (step, steps)
+        self.live.setdefault(job, Live(key)).steps[index] = step
         self._tell(job, key, PROGRESS)
 
     def preview(self, job: str, key: str, index: int, jpeg: bytes) -> None:

@@ -31,6 +31,7 @@ def shown(row: Row[Any]) -> dict[str, Any]:
         "height": row.height,
         "bytes": row.bytes,
         "sha256": row.sha256,
+        "warnings": json.loads(row.warnings or "[]"),
         "prompt": recipe.get("prompt", "") if isinstance(recipe.get("prompt", ""), str) else "",
         "model": recipe.get("model"),
         "created": row.created,

@@ -411,20 +411,25 @@ def inputs_of(connection: Connection, job: str) -> dict[str, str]:
     return {row.role: row.sha256 for row in rows}
 
 
-def view(connection: Connection, row: Row[Any]) -> dict[str, Any]:
-    """A job as it is told: `{id, state, alias, position, step, steps, request, images, error}` and when."""
+def view(connection: Connection, row: Row[Any], live: Mapping[int, int]) -> dict[str, Any]:
+    """A job as it is told: `{id, state, alias, position, step, steps, request, images, error}` and when.
+
+    live: how far its pictures in progress are, by their numbers, where that is known better than rows say.
+    """
     shown = pictures_of(connection, row.id)
+    steps = [p.steps if p.state == FINISHED else min(max(p.step, live.get(p.number, 0)), p.steps) for p in shown]
     return {
         "id": row.id,
         "state": row.state,
         "alias": row.alias,
         "position": position(connection, row.rank) if row.state == QUEUED else None,
-        "step": sum(p.steps if p.state == FINISHED else p.step for p in shown),
+        "step": sum(steps),
         "steps": sum(p.steps for p in shown),
         "request": json.loads(row.request)["request"],
         "model": row.model,
         "images": [
             {"id": p.id, "index": p.number, "seed": p.seed, "width": p.width, "height": p.height, "sha256": p.sha256}
+            | {"warnings": json.loads(p.warnings or "[]")}
             for p in shown
             if p.state == FINISHED
         ],
@@ -436,12 +441,15 @@ def view(connection: Connection, row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def listed(connection: Connection, key: str | None, states: Sequence[str], most: int) -> list[dict[str, Any]]:
-    """Jobs of a key (None: all) in these states, newest first."""
+def listed(
+    connection: Connection, key: str | None, states: Sequence[str], most: int, live: Mapping[str, Mapping[int, int]]
+) -> list[dict[str, Any]]:
+    """Jobs of a key (None: all) in these states, newest first; `live`: as in `view`, by job."""
     wanted = select(jobs).where(jobs.c.state.in_(list(states)))
     if key is not None:
         wanted = wanted.where(jobs.c.key == key)
-    return [view(connection, row) for row in connection.execute(wanted.order_by(jobs.c.id.desc()).limit(most)).all()]
+    rows = connection.execute(wanted.order_by(jobs.c.id.desc()).limit(most)).all()
+    return [view(connection, row, live.get(row.id, {})) for row in rows]
 
 
 def oldest_of(connection: Connection, key: str) -> str | None:

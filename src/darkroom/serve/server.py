@@ -232,24 +232,18 @@ class Server:
 
     async def view(self, owner: Owner, job: str) -> dict[str, Any] | None:
         """A job as it is told, with how far its pictures in progress are; None where the key has no such job."""
+        live = self.hub.steps()
 
         def read(connection: Connection) -> dict[str, Any] | None:
             row = queue.find(connection, job, owner.reach)
-            return None if row is None else queue.view(connection, row)
+            return None if row is None else queue.view(connection, row, live.get(row.id, {}))
 
-        return self._live(await self.store.read(read))
+        return await self.store.read(read)
 
     async def views(self, owner: Owner, states: Sequence[str], most: int = 1000) -> list[dict[str, Any]]:
         """A key's jobs in these states, newest first."""
-        found = await self.store.read(lambda c: queue.listed(c, owner.reach, states, most))
-        return [view for view in map(self._live, found) if view is not None]
-
-    def _live(self, view: dict[str, Any] | None) -> dict[str, Any] | None:
-        if view is not None and view["state"] in LIVE and (live := self.hub.live.get(view["id"])) is not None:
-            done = {image["index"] for image in view["images"]}
-            view["step"] = view["step"] + sum(step for i, (step, _) in live.steps.items() if i not in done)
-            view["step"] = min(view["step"], view["steps"])
-        return view
+        live = self.hub.steps()
+        return await self.store.read(lambda c: queue.listed(c, owner.reach, states, most, live))
 
     async def wait(self, owner: Owner, job: str, gone: Awaitable[None] | None = None) -> dict[str, Any]:
         """A job's view once it has ended. Raises Closed where the server stops first.

@@ -93,6 +93,7 @@ pictures = Table(
     Column("sha256", String(64)),
     Column("infotext", Text),  # what the gallery searches
     Column("recipe", Text),  # the complete one, as JSON
+    Column("warnings", Text),  # sentences, as JSON: what was asked and not followed
     Column("error", Text),
     Column("pinned", Boolean, nullable=False),
     Column("rating", Integer),
