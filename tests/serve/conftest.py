@@ -38,7 +38,7 @@ class Running:
     """A server's process and its address."""
 
     def __init__(self, data: Path, options: dict[str, Any], environment: dict[str, str]) -> None:
-        values = {"data": str(data), "port": 0, "engines": 1, "max_body": 2**20} | options
+        values = {"data": str(data), "port": 0, "engines": 1, "cores": 1, "max_body": 2**20} | options
         self.data = data
         self.log = open(data.parent / f"{data.name}.log", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(

@@ -178,7 +178,7 @@ class Fake:
                 del self.pictures[id]
                 self.say("failed", id=id, claim=message["claim"], error="it came out as NaN", retry=False)
                 continue
-            items.append([id, message["claim"], picture["step"]])
+            items.append([id, message["claim"], picture["step"], picture["steps"]])
             if message["watched"] or picture.get("watched"):
                 buffer = io.BytesIO()
                 Image.new("RGB", (32, 32), (picture["step"] * 20 % 256, 0, 0)).save(buffer, "JPEG")

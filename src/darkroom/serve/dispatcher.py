@@ -331,9 +331,9 @@ class Dispatcher:
         seat = next(seat for seat in self.seats if seat.link is link)
         kind = message.kind
         if kind == "progress":
-            for id, claim, step in message["items"]:
+            for id, claim, step, steps in message["items"]:
                 if (picture := seat.aboard.get(id)) is not None and picture.claim == claim:
-                    self.hub.progress(picture.job, picture.key, picture.index, step)
+                    self.hub.progress(picture.job, picture.key, picture.index, step, steps)
         elif kind == "preview":
             if (picture := seat.aboard.get(message["id"])) is not None:
                 self.metrics.previews.inc()

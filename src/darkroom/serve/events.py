@@ -52,7 +52,7 @@ class Live:
     """What is known of a job in progress beside its rows: how far each picture is, and how the newest one looks."""
 
     key: str
-    steps: dict[int, int] = field(default_factory=dict)  # by picture
+    steps: dict[int, tuple[int, int]] = field(default_factory=dict)  # picture -> (step, steps)
     previews: dict[int, bytes] = field(default_factory=dict)  # index -> JPEG, the newest last
     preview_count: int = 0
 
@@ -83,11 +83,11 @@ class Hub:
 
     def steps(self) -> dict[str, dict[int, int]]:
         """How far pictures in progress are: job -> picture -> step."""
-        return {job: dict(live.steps) for job, live in self.live.items()}
+        return {job: {i: step for i, (step, _) in live.steps.items()} for job, live in self.live.items()}
 
-    def progress(self, job: str, key: str, index: int, step: int) -> None:
+    def progress(self, job: str, key: str, index: int, step: int, steps: int) -> None:
         """A picture has crossed another step."""
-        self.live.setdefault(job, Live(key)).steps[index] = step
+        self.live.setdefault(job, Live(key)).steps[index] = (step, steps)
         self._tell(job, key, PROGRESS)
 
     def preview(self, job: str, key: str, index: int, jpeg: bytes) -> None:
