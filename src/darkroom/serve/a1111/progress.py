@@ -91,7 +91,7 @@ async def internal_progress(request: Request) -> Response:
 async def pending_tasks(request: Request) -> Response:
     """The caller's jobs that wait, oldest first."""
     server, owner = server_of(request), owner_of(request)
-    waiting = await server.store.read(lambda c: queue.listed(c, owner.name, (QUEUED,), 1000))
+    waiting = await server.store.read(lambda c: queue.listed(c, owner.name, (QUEUED,), 1000, {}))
     tasks = [view["alias"] or view["id"] for view in reversed(waiting)]
     return Json({"size": len(tasks), "tasks": tasks})
 
