@@ -67,6 +67,8 @@ bench: $(VENV)/.tested  ## Measure this machine, side by side with diffusers (mi
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/lossy.py --architecture sd15 --dtype bfloat16
 	$(RUN) benchmarks/throughput.py
+	$(RUN) benchmarks/together.py
+	$(RUN) benchmarks/simulate.py
 
 bench-smoke: export OMP_NUM_THREADS := 1
 bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, not what they say
@@ -87,6 +89,8 @@ bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, n
 	$(RUN) benchmarks/memory.py --architecture tiny --size 64
 	$(RUN) benchmarks/edges.py --count 1
 	$(RUN) benchmarks/throughput.py --smoke
+	$(RUN) benchmarks/together.py --smoke
+	$(RUN) benchmarks/simulate.py --smoke
 	$(RUN) benchmarks/gpu.py --smoke
 
 embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; interrupt and call again to go on)
