@@ -330,8 +330,10 @@ def test_wrong_pictures_are_refused_by_name(fake: Running) -> None:
     assert told([image, ("mask", ("m.png", png(colour=(0, 0, 0, 1)), "image/png"))])[0] == "mask"
     assert told([image, ("markup", ("m.png", hole(), "image/png"))])[0] == "markup"
     assert "PNG" in told([("image", ("a.png", b"GIF89a...", "image/gif"))])[1]
+    assert told([image, ("mask", ("a.png", b"\x89PNG\r\n\x1a\n....", "image/png"))])[0] == "mask"
     body = {"prompt": "a fox", "image": "https://example.org/a.png"}
-    assert "address" in fake.client.post("/v1/images/edits", json=body).json()["error"]["message"]
+    error = fake.client.post("/v1/images/edits", json=body).json()["error"]
+    assert (error["param"], "address" in error["message"]) == ("image", True)
 
 
 # --- refusals
@@ -350,8 +352,9 @@ def test_what_is_wrong_is_told_with_its_field(fake: Running) -> None:
     assert refused(fake, prompt=None)["param"] == "prompt"
     assert refused(fake, output_compression=50)["param"] == "output_compression"  # of PNG
     assert "LoRA" in refused(fake, loras=["nothing"])["message"]
-    assert "sampler" in refused(fake, sampler="eular")["message"]
-    assert "strength" in refused(fake, strength=0.5)["message"]
+    for name, value in (("sampler", "eular"), ("schedule", "kerras"), ("strength", 0.5)):
+        assert refused(fake, **{name: value})["param"] == name
+    generate(fake, schedule="Automatic")
     answer = fake.client.post("/v1/images/generations", content=b"{", headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert fake.client.get("/v1/nothing").json()["error"]["type"] == "not_found_error"

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..arguments import GROUPS, ungrouped
+from ..diffusion import spacing_name
 from ..errors import RequestError, did_you_mean, shown
 from ..formats.picture import dump_recipe
 from ..request import MAX_CONTROL, MAX_IMAGES, Request, real, whole
@@ -21,6 +22,7 @@ from .uploads import Upload
 
 GUIDANCE_SCALE = 7.5  # where neither the request nor the model says
 STRENGTH = 0.75
+AUTOMATIC = "automatic"  # a schedule: the model's own
 ROLES = ("image", "mask", "depth")
 
 
@@ -216,6 +218,8 @@ def complete(request: Request, description: Mapping[str, Any], sizes: Mapping[st
         filled["width"] = request.width or description["size"][0]
         filled["height"] = request.height or description["size"][1]
     entry(sampler)
+    if request.schedule is not None and request.schedule.strip().casefold() not in (AUTOMATIC, ""):
+        spacing_name(request.schedule)
     return replace(request.seeded(), **filled)
 
 

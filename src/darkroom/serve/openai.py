@@ -19,14 +19,24 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import Error
+from ..errors import Error, ImageError, RequestError
 from ..settings import changed
 from .answers import Json, Refused, refusal
 from .bodies import event, event_stream, file_bytes, form_body, gone, json_body, owner_of, server_of
 from .events import CHANGED, PREVIEW
 from .keys import Owner
 from .models import Found
-from .openai_fields import QUALITIES, Asked, Delivery, Fields, find_model, make_job, read_fields, read_mask
+from .openai_fields import (
+    QUALITIES,
+    Asked,
+    Delivery,
+    Fields,
+    field_in,
+    find_model,
+    make_job,
+    read_fields,
+    read_mask,
+)
 from .server import Server
 from .tables import CANCELLED, FINISHED, LIVE
 from .uploads import Upload, from_text
@@ -149,7 +159,16 @@ async def _images(request: Request, what: str) -> Response:
 
 
 async def _take_in(request: Request, what: str) -> _Call:
-    """Read a request and admit its job, or find the one that was admitted for it before."""
+    """Read a request and admit its job, or find the one that was admitted for it before. What is wrong in it is told
+    with the field that the sentence names.
+    """
+    try:
+        return await _admitted(request, what)
+    except (RequestError, ImageError) as error:
+        raise Refused(422, str(error), field=field_in(str(error))) from None
+
+
+async def _admitted(request: Request, what: str) -> _Call:
     server, owner, state = server_of(request), owner_of(request), request.scope["state"]
     values, sent = await _body(request)
     fields, own = read_fields(values, what != "variations")

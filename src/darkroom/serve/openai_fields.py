@@ -41,6 +41,7 @@ REFUSED = {
 }
 ALIASES = {"num_inference_steps": "steps", "true_cfg_scale": "guidance_scale"}  # vLLM-Omni's names
 OURS = {name: s for name, s in settings(Request).items() if s.axis and s.joint is None}
+_NAMES = {*settings(Request), "size", "loras", "n"}  # image, mask and model are among a request's
 _FOREIGN = re.compile(r"(dall-e|gpt-image|chatgpt-image)\b.*")
 
 
@@ -172,6 +173,11 @@ def _loras(given: Any) -> Any:
     if not isinstance(given, list):
         raise Refused(422, f"loras is {shown(given)}; give a list of names, or of objects with name and scale")
     return [{"name": one} if isinstance(one, str) else one for one in given]
+
+
+def field_in(sentence: str) -> str | None:
+    """The field that a sentence about a request names first, if any."""
+    return next((word for word in re.findall(r"[a-z_]+", sentence) if word in _NAMES), None)
 
 
 def find_model(index: ModelIndex, name: str | None) -> Found:
