@@ -17,7 +17,9 @@ assert drawn.info["all_seeds"] == [7, 8]
 picture = Image.new("RGB", (64, 64), "red")
 changed = api.img2img(IMG2IMG(prompt="a fox", init_images=[picture], steps=4, width=64, height=64, resize_mode=1))
 assert changed.images[0].size == (64, 64)
-assert api.extra_single_image(ExtrasSingleImage(image=picture, upscaler_1="Lanczos", upscaling_resize=3)).image.size == (
+assert api.extra_single_image(
+    ExtrasSingleImage(image=picture, upscaler_1="Lanczos", upscaling_resize=3)
+).image.size == (
     192,
     192,
 )

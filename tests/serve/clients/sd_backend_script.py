@@ -1,5 +1,6 @@
 """What a user of `sd-backend-client` does."""
 
+import contextlib
 import os
 import time
 
@@ -63,18 +64,17 @@ while slow.poll().preview is None:
     time.sleep(0.05)
 assert 0 < (slow.poll().progress or 0) < 1
 assert slow.cancel()
-try:
+with contextlib.suppress(GenerationError):
     slow.wait(60)
-    raise AssertionError("it was cancelled")
-except GenerationError as error:
-    assert error.status is GenerationStatus.CANCELLED, error
+assert slow.poll().status is GenerationStatus.CANCELLED
 assert api.progress_check().state.job_count == 0
 
 api.set_config({"CLIP_stop_at_last_layers": 2})
 assert api.get_config()["CLIP_stop_at_last_layers"] == 2
 api.set_config({"CLIP_stop_at_last_layers": 1})
+status = 200
 try:
     api.txt2img(DiffusionParams(prompt="a fox", sampler="nothing", **SMALL))
-    raise AssertionError("there is no such sampler")
 except ServerError as error:
-    assert error.status_code == 400, error
+    status = error.status_code
+assert status == 400
