@@ -135,6 +135,12 @@ class Dispatcher:
         """What is known of a model; it is loaded where that isn't known yet. Raises RequestError."""
         if (known := self.descriptions.get(found.fingerprint)) is not None:
             return known
+        room = self.options.model_memory / max(len(self.seats), 1)
+        if found.bytes > room:
+            raise RequestError(
+                f"the model {found.name!r} takes {found.bytes / 1e9:.1f} GB, and an engine's models may take "
+                f"{room / 1e9:.1f}; start the server with more --model-memory, or fewer --engines"
+            )
         event = self._known.setdefault(found.name, asyncio.Event())
         for seat in self.seats:
             seat.link.failed_loads.pop(found.name, None)
@@ -277,6 +283,7 @@ class Dispatcher:
             seat.wanted = next((name for name in missing if name not in elsewhere or not seat.aboard), None)
         wanted = seat.wanted
         if wanted is None or link.loading:
+            self._make_room(seat, 0.0)
             return
         if wanted in link.models or wanted in link.failed_loads:
             seat.wanted = None
@@ -288,23 +295,27 @@ class Dispatcher:
             seat.wanted = None
             self._spawn(self._fail_model(wanted, link.failed_loads[wanted]))
             return
-        need = self.descriptions.get(found.fingerprint, {}).get("bytes", found.bytes)
-        held = {name: d["bytes"] for name, d in link.models.items()}
-        busy = {picture.model for picture in seat.aboard.values()}
-        room = self.options.model_memory / max(len(self.seats), 1)
-        for name in sorted(held, key=lambda name: seat.used.get(name, 0.0)):
-            if sum(held.values()) + need <= room:
-                break
-            if name not in busy:
-                del held[name]
-                link.models.pop(name)
-                link.send("unload", name=name)
-        if held and sum(held.values()) + need > room:
+        if not self._make_room(seat, self.descriptions.get(found.fingerprint, {}).get("bytes", found.bytes)):
             return  # what is in progress ends first
         link.loading[wanted] = time.monotonic()
         seat.turn = time.monotonic()
         link.send("load", name=wanted, path=_source(found), lora_dir=self.index.path("lora"))
         seat.wanted = None
+
+    def _make_room(self, seat: Seat, need: float) -> bool:
+        """Let models go that have nothing in progress, the least recently needed first, until `need` bytes fit; whether
+        they do. The last model stays while nothing else is needed, and a single one is tried whatever it takes."""
+        held = {name: told["bytes"] for name, told in seat.link.models.items()}
+        busy = {picture.model for picture in seat.aboard.values()}
+        room = self.options.model_memory / max(len(self.seats), 1)
+        for name in sorted(held, key=lambda name: seat.used.get(name, 0.0)):
+            if sum(held.values()) + need <= room or (len(held) == 1 and not need):
+                return True
+            if name not in busy:
+                del held[name]
+                seat.link.models.pop(name)
+                seat.link.send("unload", name=name)
+        return not held or sum(held.values()) + need <= room
 
     def _may_stay(self, seat: Seat, rows: list[Any]) -> bool:
         """Whether the models that an engine holds go on being given work while another waits for their place."""

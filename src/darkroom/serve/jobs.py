@@ -17,6 +17,7 @@ from ..errors import RequestError, did_you_mean, shown
 from ..formats.picture import dump_recipe
 from ..request import MAX_CONTROL, MAX_IMAGES, Request, real, whole
 from ..samplers import entry
+from ..settings import settings
 from .models import ModelIndex
 from .uploads import Upload
 
@@ -91,6 +92,36 @@ class Wanted:
 
 
 _BESIDE = ("n", "num_images", "model", "controls", "loras", "upscale", *ROLES)
+
+
+_JSON = {int: "integer", float: "number", str: "string", bool: "boolean"}
+
+
+def body_schema() -> dict[str, Any]:
+    """JSON Schema of a job, for `/openapi.json`: from where a request's settings are declared."""
+    picture = {"type": "string", "description": "A picture as base64, a data URL, or input:SHA256."}
+    beside: dict[str, Any] = {
+        "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES, "description": "How many pictures."},
+        "model": {"type": "string", "description": "A model's name; absent: the default one."},
+        "controls": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "ControlNets: net, image, scale, ...",
+        },
+        "loras": {"type": "array", "description": "Names, or objects of name, scale, text_scale."},
+        "upscale": {"type": "number", "description": "Make `image` so many times as large."},
+        **dict.fromkeys(ROLES, picture),
+    }
+    asked = {
+        name: one for name, one in settings(Request).items() if one.option is not None or name in ("prompt", "hires")
+    }
+    own = {
+        name: {"description": one.help}
+        | ({"type": _JSON[one.kind.of]} if one.kind.of in _JSON and one.kind.count == 1 else {})
+        for name, one in asked.items()
+        if name not in beside
+    }
+    return {"type": "object", "required": ["prompt"], "properties": own | beside}
 
 
 def read_wanted(values: Mapping[str, Any], decode: Any) -> Wanted:

@@ -26,7 +26,7 @@ from . import gallery, queue
 from .answers import Json, Refused
 from .bodies import event, event_stream, file_bytes, form_body, json_body, owner_of, parse, server_of
 from .events import CHANGED, PREVIEW
-from .jobs import read_wanted
+from .jobs import body_schema, read_wanted
 from .keys import Owner
 from .server import Server
 from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, jobs
@@ -46,7 +46,14 @@ def _missing(what: str = "job") -> Refused:
 # --- jobs
 
 
-@router.post("/jobs", status_code=202)
+def _takes(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+@router.post("/jobs", status_code=202, openapi_extra=_takes(body_schema()))
 async def new_job(request: Request) -> Response:
     """Take a job in: the arguments of `Pipeline.generate` as JSON, or a form of `request` and files by their roles."""
     server, owner = server_of(request), owner_of(request)
@@ -120,7 +127,7 @@ async def cancel_jobs(request: Request, state: str) -> Response:
     return Json({"cancelled": len(ids)})
 
 
-@router.post("/jobs/{id}/rerun", status_code=202)
+@router.post("/jobs/{id}/rerun", status_code=202, openapi_extra=_takes(_OBJECT))
 async def rerun_job(request: Request, id: str) -> Response:
     """A job once more, with `changes` to its request (a new seed: null)."""
     server, owner = server_of(request), owner_of(request)
@@ -305,7 +312,7 @@ async def image_thumb(request: Request, id: str) -> Response:
     return Response(small, media_type="image/webp", headers=headers)
 
 
-@router.patch("/images/{id}")
+@router.patch("/images/{id}", openapi_extra=_takes(_OBJECT))
 async def change_image(request: Request, id: str) -> Response:
     """Pin, rate (0 to 5) or tag a picture; `deleted: false` brings one back."""
     server, row, body = server_of(request), await _row(request, id), await json_body(request)
@@ -422,7 +429,7 @@ async def adapters(request: Request) -> Response:
     )
 
 
-@router.post("/explain")
+@router.post("/explain", openapi_extra=_takes(_OBJECT))
 async def explain(request: Request) -> Response:
     """What the model will read of a prompt: tokens, weights, chunks."""
     body = await json_body(request)
@@ -435,7 +442,7 @@ async def explain(request: Request) -> Response:
     return Json(answer["value"])
 
 
-@router.post("/hints")
+@router.post("/hints", openapi_extra=_takes(_OBJECT))
 async def make_hint(request: Request) -> Response:
     """A ControlNet's hint of a picture: {"kind": "canny", "image": base64}, answered as PNG."""
     server, owner, body = server_of(request), owner_of(request), await json_body(request)
@@ -465,7 +472,7 @@ async def get_preferences(request: Request) -> Response:
     return Json(found or {})
 
 
-@router.put("/preferences")
+@router.put("/preferences", openapi_extra=_takes(_OBJECT))
 async def put_preferences(request: Request) -> Response:
     """Keep the caller's preferences: any JSON object of at most 64 kB."""
     body = await json_body(request)
@@ -478,7 +485,7 @@ async def put_preferences(request: Request) -> Response:
 # --- a page's session
 
 
-@router.post("/session")
+@router.post("/session", openapi_extra=_takes(_OBJECT))
 async def begin_session(request: Request) -> Response:
     """Exchange a key for a cookie, which pictures and events can send."""
     server, body = server_of(request), await json_body(request)
