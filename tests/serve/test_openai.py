@@ -15,11 +15,16 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.formats.picture import read_metadata
 from darkroom.serve.answers import refusal
 from darkroom.serve.keys import add_key, remove_key
+from darkroom.serve.openai_fields import OURS, REFUSED, Fields
+from darkroom.settings import settings
 
 from .conftest import Running, httpx
 
@@ -358,6 +363,23 @@ def test_what_is_wrong_is_told_with_its_field(fake: Running) -> None:
     answer = fake.client.post("/v1/images/generations", content=b"{", headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert fake.client.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+
+
+ODD: list[Any] = [
+    None, True, -1, 0, 3, 1.5, 1e308, 2**70, "", "3", "auto", "64x64", "high", "true", "\ud800", "a" * 40_000, [],
+    ["a"], [[[]]], {}, {"name": "a"}, {"scale": 2}, "[1", "[1]", "input:" + "0" * 64, base64.b64encode(png()).decode(),
+]  # fmt: skip
+NAMES = [*settings(Fields), *OURS, *REFUSED, "loras", "image", "mask", "num_inference_steps"]
+
+
+@settings_of_hypothesis(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from(["generations", "edits"]), st.dictionaries(st.sampled_from(NAMES), st.sampled_from(ODD)))
+def test_odd_values_are_refused_or_drawn_and_break_nothing(fake: Running, what: str, body: dict[str, Any]) -> None:
+    sent = json.dumps({"prompt": "a fox", "size": "8x8", **body})
+    answer = fake.client.post(f"/v1/images/{what}", content=sent, headers={"content-type": "application/json"})
+    assert answer.status_code in (200, 400, 404), (body, answer.text)
+    if answer.status_code != 200:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_limits_in_openais_words(serve: Callable[..., Running]) -> None:

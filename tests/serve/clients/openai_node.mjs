@@ -49,5 +49,7 @@ await assert.rejects(
 
 await assert.rejects(client.images.generate({ prompt: "a fox", size: "huge" }), { status: 400, param: "size" });
 await assert.rejects(client.images.generate({ prompt: "a fox", model: "nothing" }), { code: "model_not_found" });
+const large = await toFile(Buffer.alloc(10_000_000), "a.png", { type: "image/png" });
+await assert.rejects(client.images.edit({ image: large, prompt: "a fox" }), { status: 413 });
 const bare = new OpenAI({ baseURL: SERVER, apiKey: KEY });
 assert.equal((await bare.images.generate({ prompt: "a fox", ...small })).data.length, 1);

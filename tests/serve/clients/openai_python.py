@@ -116,6 +116,11 @@ assert (error.param, error.type) == ("size", "invalid_request_error")
 assert fails(openai.NotFoundError, model="nothing").code == "model_not_found"
 assert fails(openai.BadRequestError, output_format="gif").param == "output_format"
 assert fails(openai.BadRequestError, frame_count=3).param == "frame_count"
+try:
+    client.images.edit(image=("a.png", bytes(10_000_000)), prompt="a fox")
+except openai.APIStatusError as error:
+    status = error.status_code
+assert status == 413  # and not a connection that broke
 if KEY != "none":
     client = openai.OpenAI(base_url=f"{SERVER}/v1", api_key="dk-of-nobody")
     assert fails(openai.AuthenticationError).code == "invalid_api_key"
