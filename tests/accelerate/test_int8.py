@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import darkroom
+from darkroom.accelerate import int8
 from darkroom.accelerate.int8 import Int8Conv2d, Int8Linear, _rounded, int8_problem, to_int8
 from darkroom.adapters import Adapter, Scaled
 from darkroom.adapters.adapter import Merged
@@ -65,6 +66,19 @@ def test_activations_are_rounded_to_the_nearest_of_256(of: Callable[[Tensor], Te
     assert scale == pytest.approx(max((max(float(x.max()), 0) - min(float(x.min()), 0)) / 254, 1e-12))
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(256, 16), nn.Conv2d(64, 16, 3), nn.Conv2d(64, 16, 1)])
+@torch.no_grad()
+def test_the_largest_products_add_up_to_the_whole_sum_on_every_processor(layer: nn.Linear | nn.Conv2d) -> None:
+    """Where pairs of products are added in 16 bits, 2 * 255 * 127 would be cut off at 32,767."""
+    layer.weight.data.fill_(1.0)
+    layer.bias.data.zero_()  # type: ignore[union-attr]
+    x = torch.ones(64, 256) if isinstance(layer, nn.Linear) else torch.ones(1, 64, 12, 12)
+    layer.__class__ = Int8Linear if isinstance(layer, nn.Linear) else Int8Conv2d
+    inputs = layer.weight[0].numel()
+    torch.testing.assert_close(layer(x), torch.full_like(layer(x), inputs), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("largest", [64, 127])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("layer", "shape"),
@@ -77,15 +91,22 @@ def test_activations_are_rounded_to_the_nearest_of_256(of: Callable[[Tensor], Te
     ],
 )
 def test_a_layer_answers_as_sums_of_what_was_rounded_say(
-    layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...], dtype: torch.dtype
+    layer: nn.Linear | nn.Conv2d,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    largest: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if largest > int8.largest():
+        pytest.skip("this processor adds products in 16 bits")
+    monkeypatch.setattr(int8, "largest", lambda: largest)
     torch.manual_seed(3)
     layer = layer.to(dtype).requires_grad_(False)
     x = (torch.randn(shape) + 0.5).to(dtype)
     weight = layer.weight.float()
     plain = layer(x).float()
     rounded, scale, zero = _rounded(x)
-    scales = weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1)) / 127
+    scales = weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1)) / largest
     layer.weight.data = ((weight / scales).round() * scales).float()  # the same, written out in float32
     bias = None if layer.bias is None else layer.bias.float()
     seen = scale * (rounded.float() - zero)

@@ -2,12 +2,14 @@
 
 Weights are rounded once, symmetrically, with a scale for each output channel; activations in each call, with the scale
 and the zero point of all that comes in (dynamic quantization; Jacob et al. 2018, arXiv 1712.05877, sec. 2.1). Products
-add up in 32 bits. oneDNN does them; the answer has the type of the input.
+add up in 32 bits. oneDNN does them; the answer has the type of the input. Processors without VNNI add products in
+pairs of 16 bits first, and cut off what is larger: there weights are rounded to 7 bits (see `largest`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,9 +19,28 @@ from ..kernels.packed import unpack
 from ..models.unet import UNet
 
 LEVELS = 254  # steps of an activation in 0..255; one less, so that the largest never goes over when it is rounded
-LARGEST = 127  # of a weight, -127..127
 PIECE = 2**20  # activations that are rounded at a time: fewer are not faster, and wait for each other's threads more
 FEW = 64  # positions below which rounding costs more than the products
+
+
+@cache
+def largest() -> int:
+    """Rounded weights are -largest..largest: 127 where sums are exact, else 64, whose pairs fit 16 bits (2 * 255 * 64).
+
+    Asked of oneDNN, which may have been told to use less than the processor can.
+    """
+    ops, count = torch.ops.onednn, 64
+    ones, zeros = torch.ones(count), torch.zeros(count, dtype=torch.int32)
+    weight = torch.full((count, count), 127, dtype=torch.int8)
+    inputs = torch.full((count, count), 255, dtype=torch.uint8)
+    rest = (ones, zeros, None)
+    last: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
+    linear = ops.qlinear_pointwise(inputs, 1.0, 0, ops.qlinear_prepack(weight, None), *rest, *last)
+    shape = [[1, 1], [0, 0], [1, 1], 1]
+    packed = ops.qconv_prepack(weight[:, :, None, None], ones, 1.0, 0, *shape, None)
+    convolved = ops.qconv_pointwise(inputs.view(1, count, 8, 8), 1.0, 0, packed, *rest, *shape, *last)
+    exact = count * 255 * 127
+    return 127 if bool((linear == exact).all()) and bool((convolved == exact).all()) else 64
 
 
 class _Rounded:
@@ -39,7 +60,7 @@ def _int8(
     state = (weight.data_ptr(), weight._version, None if bias is None else bias._version)
     if layer._made is None or layer._made[0] != state:
         plain = weight.detach().float()
-        scales = plain.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / LARGEST
+        scales = plain.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / largest()
         rounded = (plain / scales.view(-1, *[1] * (plain.ndim - 1))).round().to(torch.int8)
         zeros = torch.zeros(len(scales), dtype=torch.int32)
         layer._made = state, (pack(rounded, scales), scales, zeros, None if bias is None else bias.detach().float())
