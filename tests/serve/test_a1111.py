@@ -222,6 +222,8 @@ def test_jobs_that_wait_keep_their_model(serve: Start, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("one", "two"):
         (folder / f"{name}.safetensors").write_bytes(b"x")
+    (tmp_path / "models" / "VAE").mkdir()
+    (tmp_path / "models" / "VAE" / "soft.safetensors").write_bytes(b"x")
     server = serve(models=str(tmp_path / "models"))
     titles = {one["model_name"]: one["title"] for one in server.client.get("/sdapi/v1/sd-models").json()}
     assert titles.keys() == {"one", "two"}
@@ -234,8 +236,17 @@ def test_jobs_that_wait_keep_their_model(serve: Start, tmp_path: Path) -> None:
     assert json.loads(drawn(server, **override)["info"])["sd_model_name"] == "one"
     title = server.client.get("/sdapi/v1/options").json()["sd_model_checkpoint"]
     assert title.startswith("two [")  # its hash is known once it was loaded
+    answer = drawn(server, override_settings={"sd_vae": "soft.safetensors", "sd_model_checkpoint": "one"})
+    info = json.loads(answer["info"])
+    assert (info["sd_model_name"], info["sd_vae_name"]) == ("one", "soft")
+    assert answer["parameters"]["ignored"] == {}
+    assert [one["model_name"] for one in server.client.get("/sdapi/v1/sd-vae").json()] == ["soft"]
     by_hash = {"override_settings": {"sd_model_checkpoint": title.split("[")[1][:-1]}}
     assert json.loads(drawn(server, **by_hash)["info"])["sd_model_name"] == "two"
+    (folder / "two.safetensors").unlink()  # which was preferred
+    server.client.post("/sdapi/v1/refresh-checkpoints")
+    assert server.client.get("/sdapi/v1/options").json()["sd_model_checkpoint"].startswith("one")
+    assert json.loads(drawn(server)["info"])["sd_model_name"] == "one"
 
 
 # --- progress

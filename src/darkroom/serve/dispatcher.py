@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..embedded import MODEL
 from ..errors import Error, RequestError
 from . import queue
 from .data import Data, DataError
@@ -24,7 +25,7 @@ from .events import Hub
 from .jobs import roles_in_order, wanted_for_engine
 from .messages import Message
 from .metrics import Metrics
-from .models import EMBEDDED, Found, ModelIndex
+from .models import Found, ModelIndex
 from .options import ServeOptions
 from .queue import Claimed
 from .store import Store, StoreFull
@@ -299,7 +300,8 @@ class Dispatcher:
             return  # what is in progress ends first
         link.loading[wanted] = time.monotonic()
         seat.turn = time.monotonic()
-        link.send("load", name=wanted, path=_source(found), lora_dir=self.index.path("lora"))
+        vae = None if found.vae is None else found.vae.path
+        link.send("load", name=wanted, path=_source(found), vae=vae, lora_dir=self.index.path("lora"))
         seat.wanted = None
 
     def _make_room(self, seat: Seat, need: float) -> bool:
@@ -535,4 +537,4 @@ class Dispatcher:
 
 def _source(found: Found) -> str | None:
     """What `darkroom.load` is given; None: the embedded model, with what comes with it."""
-    return None if found.name == EMBEDDED else found.path
+    return None if found.path == str(MODEL) else found.path

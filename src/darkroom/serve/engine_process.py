@@ -183,7 +183,8 @@ class Worker:
 
         def work() -> None:
             try:
-                pipe = load(path, device=self.device, dtype=self.dtype, lora_dir=message.fields.get("lora_dir"))
+                vae, lora_dir = message.fields.get("vae"), message.fields.get("lora_dir")
+                pipe = load(path, device=self.device, dtype=self.dtype, vae=vae, lora_dir=lora_dir)
                 described = _describe(name, pipe, self.max_rows)
                 self._loading.append((pipe, described))
                 self.inbox.put(Message("loaded", {"name": name}))

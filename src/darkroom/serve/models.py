@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 from ..embedded import HOME, MODEL
@@ -25,6 +26,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> A1111's and ComfyUI's names 
 }
 MOST = 20_000  # files
 EMBEDDED = "darkroom-embedded"
+WITH = " + "  # between the names of a model and of an autoencoder in place of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,17 @@ class Found:
     path: str
     bytes: int
     modified: int  # nanoseconds
+    vae: Found | None = None  # in place of a model's own
 
     @property
     def fingerprint(self) -> str:
         """Changes when the file does."""
-        return f"{self.path[-120:]}:{self.bytes}:{self.modified}"
+        own = f"{self.path[-120:]}:{self.bytes}:{self.modified}"
+        return own if self.vae is None else f"{own}+{sha256(self.vae.fingerprint.encode()).hexdigest()[:16]}"
+
+    def with_vae(self, vae: Found) -> Found:
+        """A model with another autoencoder: a model of its own, called "MODEL + VAE"."""
+        return replace(self, name=f"{self.name}{WITH}{vae.name}", vae=vae)
 
 
 @dataclass
@@ -89,6 +97,9 @@ class ModelIndex:
     def get(self, kind: str, name: str) -> Found:
         """What is called `name`, in any case, with or without its ending, or as "name [hash]". Raises RequestError."""
         known = self.found[kind]
+        if kind == "model" and WITH in name and name not in known:
+            model, _, vae = name.rpartition(WITH)
+            return self.get("model", model).with_vae(self.get("vae", vae))
         plain = name.rsplit(" [", 1)[0] if name.endswith("]") else name
         for wanted in (name, plain):
             if wanted in known:

@@ -21,6 +21,7 @@ from ...formats.sampler_names import SAMPLER_NAMES
 from .. import queue
 from ..answers import Json, Refused
 from ..bodies import gone, json_body, owner_of, server_of
+from ..models import WITH
 from ..tables import FAILED, FINISHED
 from .asked import Asked, read, settings_of, with_infotext
 from .options import model_of, preferred
@@ -50,7 +51,7 @@ async def _draw(request: Request, kind: str) -> Response:
     if task is not None and (not isinstance(task, str) or len(task) > MAX_TASK):
         raise Refused(422, f"force_task_id must be a text of at most {MAX_TASK} characters", field="force_task_id")
     settings = settings_of(given, await preferred(server, owner))
-    found = model_of(server, settings, ignored)
+    found = model_of(server, settings)
     description = {**await server.dispatcher.describe(found), "name": found.name}
     asked = await server.in_pool(
         read, kind, given, settings, description, server.index, server.options.max_pixels, ignored
@@ -116,6 +117,7 @@ def _info(asked: Asked, view: Mapping[str, Any], rows: Sequence[Any], descriptio
     subseeds = [recipe.get("variation_seed", -1) for recipe in recipes]
     request = view["request"]
     prompts, negative = [request["prompt"]] * len(rows), [request.get("negative_prompt", "")] * len(rows)
+    model, _, vae = description["name"].partition(WITH)
     return {
         "prompt": request["prompt"],
         "all_prompts": prompts,
@@ -134,9 +136,9 @@ def _info(asked: Asked, view: Mapping[str, Any], rows: Sequence[Any], descriptio
         "batch_size": f.whole("batch_size"),
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": description["name"],
+        "sd_model_name": model,
         "sd_model_hash": (description.get("hash") or "")[:10],
-        "sd_vae_name": None,
+        "sd_vae_name": vae or None,
         "sd_vae_hash": None,
         "seed_resize_from_w": f.whole("seed_resize_from_w"),
         "seed_resize_from_h": f.whole("seed_resize_from_h"),

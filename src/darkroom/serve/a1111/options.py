@@ -22,6 +22,7 @@ router = APIRouter(prefix="/sdapi/v1")
 
 PREFIX = "a1111."  # of the names under which preferences are kept
 FORMATS = ("png", "jpg", "webp")
+OWN_VAE = ("Automatic", "None")  # the model's own
 # What a caller may change, and its usual value; sd_model_checkpoint's is the server's default model.
 CHANGEABLE: Mapping[str, Any] = {
     "sd_model_checkpoint": None,
@@ -55,9 +56,11 @@ FOLLOWED = (
 
 
 async def preferred(server: Server, owner: Owner) -> dict[str, Any]:
-    """What a key prefers, by A1111's names."""
+    """What a key prefers, by A1111's names; without a model or a VAE that isn't there any more."""
     kept = await server.preferences(owner)
-    return {name.removeprefix(PREFIX): value for name, value in kept.items() if name.startswith(PREFIX)}
+    mine = {name.removeprefix(PREFIX): value for name, value in kept.items() if name.startswith(PREFIX)}
+    here = {"sd_model_checkpoint": server.index.found["model"], "sd_vae": (*OWN_VAE, *server.index.found["vae"])}
+    return {name: value for name, value in mine.items() if name not in here or value in here[name]}
 
 
 def find_model(server: Server, name: str | None) -> Found:
@@ -80,21 +83,20 @@ def title_of(server: Server, found: Found) -> str:
     return f"{found.name} [{known[:10]}]" if known else found.name
 
 
-def model_of(server: Server, settings: Mapping[str, Any], ignored: dict[str, str]) -> Found:
-    """The model that settings name; a preferred one that is gone is the default one, and that is said."""
-    name = settings.get("sd_model_checkpoint")
-    if name is not None and not isinstance(name, str):
-        raise Refused(422, f"sd_model_checkpoint is {shown(name)}; give a text", field="override_settings")
-    return find_model(server, name or None)
+def model_of(server: Server, settings: Mapping[str, Any]) -> Found:
+    """The model that settings name, with the autoencoder that they name. Raises Refused (422) and RequestError."""
+    model, vae = settings.get("sd_model_checkpoint"), settings.get("sd_vae")
+    for name in (model, vae):
+        if name is not None and not isinstance(name, str):
+            raise Refused(422, f"a model's or VAE's name is {shown(name)}; give a text", field="override_settings")
+    found = find_model(server, model or None)
+    return found if vae in (None, "", *OWN_VAE) else found.with_vae(server.index.get("vae", vae))
 
 
 async def current(server: Server, owner: Owner) -> dict[str, Any]:
     """All options as they are for a key."""
     mine = await preferred(server, owner)
-    try:
-        found = find_model(server, mine.get("sd_model_checkpoint"))
-    except RequestError:
-        found = server.index.default_model
+    found = find_model(server, mine.get("sd_model_checkpoint"))
     title = title_of(server, found)
     known = (server.dispatcher.descriptions.get(found.fingerprint) or {}).get("hash")
     return {**FIXED, **CHANGEABLE, **mine, "sd_model_checkpoint": title, "sd_checkpoint_hash": known}
@@ -139,7 +141,7 @@ def _checked(server: Server, name: str, value: Any) -> Any:
         if name == "sd_model_checkpoint":
             return find_model(server, value).name
         if name == "sd_vae":
-            return value if value in ("Automatic", "None") else server.index.get("vae", value).name
+            return value if value in OWN_VAE else server.index.get("vae", value).name
     except RequestError as error:
         raise Refused(400, str(error), field=name) from None
     known = {"samples_format": (*FORMATS, "jpeg"), "randn_source": ("CPU", "GPU", "NV")}[name]
