@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.errors import Error
@@ -16,6 +19,7 @@ from darkroom.hints import HINTS, canny
 from darkroom.request import Hires
 from darkroom.serve.a1111.asked import Asked, read, settings_of, with_infotext
 from darkroom.serve.a1111.controlnet import MODULES
+from darkroom.serve.a1111.fields import DEFAULTS
 from darkroom.serve.a1111.pictures import enlarged, fitted, mask_from
 from darkroom.serve.answers import Refused
 from darkroom.serve.models import ModelIndex
@@ -359,3 +363,32 @@ def test_what_is_wrong_is_one_sentence(given: dict[str, Any]) -> None:
         asked(**given)
     assert getattr(wrong.value, "status", 422) == 422
     assert "\n" not in str(wrong.value)
+
+
+_NAMES = sorted({*DEFAULTS["txt2img"], *DEFAULTS["img2img"], "nothing"})
+_PICTURE = text(ramp(8, 8))
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", "a fox", "Euler a", "automatic", "ControlNet", "edges", "canny", _PICTURE, "1", "\ud83d"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["ControlNet", "args", "image", "model", "module", "sd_vae", "weight", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    kind=st.sampled_from(["txt2img", "img2img"]), given=st.dictionaries(st.sampled_from(_NAMES), _VALUES, max_size=8)
+)
+def test_any_json_is_a_job_or_a_sentence(kind: str, given: dict[str, Any]) -> None:
+    with contextlib.suppress(Refused, Error):
+        asked(kind, **{**given, "prompt": given.get("prompt", "")})
