@@ -205,7 +205,7 @@ def test_models_by_name_and_openais_names_for_the_default_one(fake: Running) -> 
 def test_an_address_needs_no_key_and_ends_with_it(serve: Callable[..., Running], tmp_path: Any) -> None:
     keys = tmp_path / "keys"
     key = add_key(keys, "ann", {}, admin=False)
-    server = serve(keys=str(keys))
+    server = serve(keys=str(keys), public_url="https://pictures.example")
     path = "/v1/images/generations"
     bare = server.client.post(path, json={"prompt": "a fox"})
     assert (bare.status_code, bare.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -213,6 +213,7 @@ def test_an_address_needs_no_key_and_ends_with_it(serve: Callable[..., Running],
     answer = server.client.post(path, json=asked, headers={"authorization": f"Bearer {key}"}).json()
     url = urlsplit(answer["data"][0]["url"])
     assert set(answer["data"][0]) == {"url", "revised_prompt", "seed"}
+    assert answer["data"][0]["url"].startswith("https://pictures.example/v1/files/images/")
     found = server.client.get(f"{url.path}?{url.query}")
     assert found.headers["content-type"] == "image/webp"
     assert Image.open(io.BytesIO(found.content)).size == (1024, 1024)

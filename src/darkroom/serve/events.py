@@ -10,12 +10,12 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-CHANGED, PROGRESS, PREVIEW = "changed", "progress", "preview"
+CHANGED, PROGRESS, PREVIEW = KINDS = "changed", "progress", "preview"
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Watcher:
 
     key: str | None  # whose jobs; None: everybody's
     job: str | None  # one job; None: all
-    previews: bool
+    kinds: Collection[str]  # of news that are wanted
     _news: dict[str, set[str]] = field(default_factory=dict)
     _some: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -105,9 +105,9 @@ class Hub:
             self.live[job].previews.pop(index, None)
 
     @contextmanager
-    def watching(self, key: str | None, job: str | None = None, previews: bool = True) -> Iterator[Watcher]:
+    def watching(self, key: str | None, job: str | None = None, kinds: Collection[str] = KINDS) -> Iterator[Watcher]:
         """A watcher of one job, or of all of a key's."""
-        watcher = Watcher(key, job, previews)
+        watcher = Watcher(key, job, kinds)
         self._watchers.add(watcher)
         try:
             yield watcher
@@ -122,11 +122,11 @@ class Hub:
         """Whether somebody wants to see a job's previews."""
         if self._looks.get(key, 0.0) > time.monotonic():
             return True
-        return any(watcher.previews and _concerns(watcher, job, key) for watcher in self._watchers)
+        return any(PREVIEW in watcher.kinds and _concerns(watcher, job, key) for watcher in self._watchers)
 
     def _tell(self, job: str, key: str, kind: str) -> None:
         for watcher in self._watchers:
-            if _concerns(watcher, job, key) and (kind != PREVIEW or watcher.previews):
+            if kind in watcher.kinds and _concerns(watcher, job, key):
                 watcher.tell(job, kind)
 
 

@@ -293,7 +293,8 @@ async def _events(call: _Call) -> AsyncIterator[bytes]:
     """A job's partial pictures, and each finished one as soon as it is; at the end an error where there is one."""
     server, told, ended = call.server, _Told(), False
     try:
-        with server.hub.watching(call.owner.reach, call.job, previews=call.fields.partial_images > 0) as watcher:
+        wanted = (CHANGED, PREVIEW) if call.fields.partial_images else (CHANGED,)
+        with server.hub.watching(call.owner.reach, call.job, wanted) as watcher:
             server.dispatcher.wake()  # who watches is told to engines
             kinds = {CHANGED}
             while not ended:

@@ -22,7 +22,7 @@ from ..errors import RequestError
 from . import queue
 from .data import Data, DataError
 from .dispatcher import Dispatcher
-from .events import Awaited, Hub, Watcher
+from .events import CHANGED, Awaited, Hub, Watcher
 from .jobs import Wanted, priced
 from .keys import Keys, Owner, Signer, new_key
 from .metrics import Metrics
@@ -253,7 +253,7 @@ class Server:
         """
         left = None if gone is None else asyncio.ensure_future(gone)
         try:
-            with self.hub.watching(owner.reach, job, previews=False) as watcher:
+            with self.hub.watching(owner.reach, job, (CHANGED,)) as watcher:
                 while True:
                     view = await self.view(owner, job)
                     assert view is not None
