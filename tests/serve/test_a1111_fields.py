@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,20 @@ def test_an_infotext_fills_in_what_is_not_sent() -> None:
     }  # fmt: skip
     assert {name: told[name] for name in expected} == expected
     assert found.ignored.keys() == {"infotext: Tiling"}
+
+
+def test_styles_go_around_a_prompt_or_come_behind_it(tmp_path: Path) -> None:
+    """As A1111 merges them: `{prompt}` is replaced, else a comma joins."""
+    (tmp_path / "styles.csv").write_text(
+        'name,prompt,negative_prompt\nink,"{prompt}, in ink",colour\nold,"an old picture, worn",\n', "utf-8-sig"
+    )
+    index = ModelIndex(tmp_path)
+    ignored: dict[str, str] = {}
+    given = {"prompt": "a fox ", "negative_prompt": "fog", "styles": ["ink", "old", "nothing"]}
+    request = read("txt2img", given, {}, DESCRIPTION, index, 1, ignored).wanted.request
+    assert request.prompt == "a fox , in ink, an old picture, worn"
+    assert request.negative_prompt == "fog, colour"
+    assert ignored.keys() == {"styles: nothing"}
 
 
 # --- a picture, and its mask

@@ -16,7 +16,7 @@ from ..answers import Refused
 from ..jobs import Wanted
 from ..models import ModelIndex
 from .controlnet import read_units
-from .fields import DEFAULTS, Fields
+from .fields import DEFAULTS, Fields, read_styles, styled
 from .options import FOLLOWED
 from .pictures import bytes_of, fitted, mask_from, opened, png
 
@@ -116,9 +116,10 @@ def read(
     if f.text("script_name"):
         raise Refused(422, f"Script {shown(f.text('script_name'))} not found", field="script_name")
     sampler, schedule = _sampler(f)
+    styles = _styles(f, index)
     fields: dict[str, Any] = {
-        "prompt": f.text("prompt"),
-        "negative_prompt": f.text("negative_prompt"),
+        "prompt": styled(f.text("prompt"), [style[0] for style in styles]),
+        "negative_prompt": styled(f.text("negative_prompt"), [style[1] for style in styles]),
         "steps": f.whole("steps"),
         "guidance_scale": f.number("cfg_scale"),
         "seed": -1 if f["seed"] == "" else f.whole("seed"),
@@ -127,8 +128,6 @@ def read(
         "width": f.whole("width"),
         "height": f.whole("height"),
     }
-    for style in f.texts("styles"):
-        f.ignore(f"styles: {style}", "there is no style of this name")
     fields |= _settings(f, settings, sampler)
     fields |= _noise(f, sampler)
     pictures: dict[str, bytes] = {}
@@ -148,6 +147,16 @@ def read(
         pictures=pictures,
     )
     return Asked(wanted, f, f.ignored, tuple(unit.hint for unit in units), str(settings.get("samples_format", "png")))
+
+
+def _styles(f: Fields, index: ModelIndex) -> list[tuple[str, str]]:
+    """The texts of the styles that are named."""
+    named = f.texts("styles")
+    known = read_styles(index) if named else {}
+    for style in named:
+        if style not in known:
+            f.ignore(f"styles: {style}", "there is no style of this name")
+    return [known[style] for style in named if style in known]
 
 
 def _sampler(f: Fields) -> tuple[str, str | None]:

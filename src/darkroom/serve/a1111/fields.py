@@ -5,13 +5,19 @@ Numbers and flags are taken as texts, too, as pydantic takes them there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import shown
+from ...errors import RequestError, shown
+from ...files import read_bytes
 from ...formats.infotext import number, whole
 from ..answers import Refused
+from ..models import ModelIndex
+
+MAX_STYLES = 2**20  # bytes
 
 COMMON: Mapping[str, Any] = {
     "prompt": "", "negative_prompt": "", "styles": [], "seed": -1, "subseed": -1, "subseed_strength": 0.0,
@@ -94,3 +100,35 @@ class Fields:
     def ignore(self, name: str, why: str) -> None:
         """Say that something isn't followed."""
         self.ignored[name[:200]] = why
+
+
+# --- styles: texts that requests name
+
+
+def read_styles(index: ModelIndex) -> dict[str, tuple[str, str]]:
+    """The styles in `styles.csv` of the models' folder: name -> (prompt, negative prompt). Raises RequestError."""
+    path = None if index.folder is None else index.folder / "styles.csv"
+    if path is None or not path.exists():
+        return {}
+    text = read_bytes(path, MAX_STYLES, "a file of styles", RequestError).decode("utf-8-sig", "replace")
+    rows = csv.DictReader(io.StringIO(text))
+    # "text" is the prompt's name in the oldest files.
+    return {
+        row["name"]: (row.get("prompt") or row.get("text") or "", row.get("negative_prompt") or "")
+        for row in rows
+        if row.get("name")
+    }
+
+
+def styled(text: str, styles: Iterable[str]) -> str:
+    """A prompt with styles, in A1111's way: where one says {prompt} it goes around, else it comes behind."""
+    for style in styles:
+        parts = (text.strip(), style.strip())
+        text = (
+            style.replace("{prompt}", text)
+            if "{prompt}" in style
+            else ", ".join(filter(None, parts))
+            if style
+            else text
+        )
+    return text

@@ -16,6 +16,7 @@ from ..answers import Json
 from ..bodies import server_of
 from ..server import Server
 from .asked import LANCZOS, LATENT
+from .fields import read_styles
 from .options import title_of
 
 router = APIRouter(prefix="/sdapi/v1")
@@ -76,6 +77,11 @@ def _upscalers(server: Server) -> Any:
     ]
 
 
+def _styles(server: Server) -> Any:
+    styles = read_styles(server.index)
+    return [{"name": name, "prompt": text, "negative_prompt": other} for name, (text, other) in styles.items()]
+
+
 def _memory(server: Server) -> Any:
     size = os.sysconf("SC_PAGE_SIZE")
     total, free = (size * os.sysconf(f"SC_{name}PHYS_PAGES") for name in ("", "AV"))
@@ -124,13 +130,12 @@ LISTS = {
     "schedulers": _schedulers,
     "upscalers": _upscalers,
     "latent-upscale-modes": lambda server: [{"name": LATENT}],
+    "prompt-styles": _styles,
     "memory": _memory,
     "scripts": _scripts,
     "script-info": _script_info,
     "cmd-flags": _flags,
-    **dict.fromkeys(
-        ("prompt-styles", "hypernetworks", "face-restorers", "realesrgan-models", "extensions", "lycos"), _nothing
-    ),
+    **dict.fromkeys(("hypernetworks", "face-restorers", "realesrgan-models", "extensions", "lycos"), _nothing),
 }
 ACTIONS = {
     **{f"refresh-{what}": _scan for what in ("checkpoints", "loras", "embeddings", "vae", "lycos")},
