@@ -139,6 +139,8 @@ def test_what_is_wrong_is_said_at_once_with_the_field(fake: Running) -> None:
     assert "base64" in refused(prompt="a", image="%%%")
     assert "model" in refused(prompt="a", model="../../etc/passwd")
     assert "LoRA" in refused(prompt="a", loras=["nothing"])
+    assert "LoRA" in refused(prompt="a <lora:nothing:1>")
+    assert "weight" in refused(prompt="a", negative_prompt="(blur:2000)")
     assert "input" in refused(prompt="a", image="input:" + "0" * 64)
     assert "cost" in refused(prompt="a", width=4096, height=4096, steps=1000)
     for body in (b"[1]", b"{", b'{"prompt": NaN}', b"[" * 100_000, b""):

@@ -15,6 +15,7 @@ from ..arguments import GROUPS, ungrouped
 from ..diffusion import spacing_name
 from ..errors import RequestError, did_you_mean, shown
 from ..formats.picture import dump_recipe
+from ..prompts.grammar import Prompt, parse
 from ..request import MAX_CONTROL, MAX_IMAGES, Request, real, whole
 from ..samplers import entry
 from ..settings import settings
@@ -215,6 +216,7 @@ def priced(
     for control in wanted.controls:
         index.get("controlnet", control.net)
     _check_pictures(request, sizes, wanted)
+    _check_texts(request, index)
     steps, width, evaluations = _work(request, wanted, description, sizes)
     seed = request.seed
     assert seed is not None
@@ -252,6 +254,17 @@ def complete(request: Request, description: Mapping[str, Any], sizes: Mapping[st
     if request.schedule is not None and request.schedule.strip().casefold() not in (AUTOMATIC, ""):
         spacing_name(request.schedule)
     return replace(request.seeded(), **filled)
+
+
+def _check_texts(request: Request, index: ModelIndex) -> None:
+    """Refuse what the engine would refuse of the texts: weights that are none, LoRAs that are not here."""
+    for text, negative in ((request.prompt, False), (request.negative_prompt, True)):
+        read = Prompt.parse(text, request.prompt_style, negative)
+        for part in read.parts:
+            for stage in read.stages(part, request.steps or 1):
+                parse(stage.text, read.style)
+        for tag in read.loras:
+            index.get("lora", tag.name)
 
 
 def _check_pictures(request: Request, sizes: Mapping[str, tuple[int, int]], wanted: Wanted) -> None:
