@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +25,6 @@ def test_pictures_have_the_bytes_that_one_call_gives(serve: Callable[..., Runnin
     picture = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    import base64
-
     small: dict[str, Any] = {"width": 64, "height": 64, "steps": 4}
     asked: list[dict[str, Any]] = [
         {"prompt": "a large fox on a yellow background", "seed": 1, **small},
@@ -46,8 +46,13 @@ def test_pictures_have_the_bytes_that_one_call_gives(serve: Callable[..., Runnin
         assert ended["state"] == "finished", ended
         data = server.client.get(f"/api/images/{ended['images'][0]['id']}/file").content
         given = {**fields, "image": picture} if "image" in fields else fields
-        alone = pipe.generate(**given).images[0]
-        assert np.array_equal(pixels(data), np.asarray(alone)), fields["prompt"]
+        alone = pipe.generate(**given)
+        assert np.array_equal(pixels(data), np.asarray(alone.images[0])), fields["prompt"]
+        # What admission fills in without torch is what the engine fills in.
+        recipe = server.client.get(f"/api/images/{ended['images'][0]['id']}").json()["recipe"]
+        assert int(recipe.pop("seed")) == fields["seed"]
+        expected = json.loads(json.dumps(alone.requests[0].to_dict()))
+        assert {k: v for k, v in recipe.items() if k != "schema"} == {k: v for k, v in expected.items() if k != "seed"}
 
 
 def test_a_long_picture_goes_on_where_a_killed_server_left_it(serve: Callable[..., Running]) -> None:
