@@ -74,16 +74,17 @@ def test_a_killed_server_s_engine_goes_too_and_the_next_server_finishes(serve: C
     assert len(hashes(server)) == 5
 
 
-def test_kills_at_any_point_lose_nothing_and_finish_nothing_twice(serve: Callable[..., Running]) -> None:
-    """A server killed 12 times at random moments under load, engines too; then everything is there, once, and right."""
+@pytest.mark.parametrize("rounds", [12, pytest.param(1000, marks=pytest.mark.soak)])
+def test_kills_at_any_point_lose_nothing_and_finish_nothing_twice(serve: Callable[..., Running], rounds: int) -> None:
+    """A server killed at random moments under load, engines too; then everything is there, once, and right."""
     chosen = random.Random(7)
     alone = serve("alone")
     right = {
         seed: alone.ended(alone.post(prompt="a fox", seed=seed, steps=6)["id"])["images"][0]["sha256"]
-        for seed in range(36)
+        for seed in range(3 * rounds)
     }
     acknowledged: dict[str, int] = {}
-    for round in range(12):
+    for round in range(rounds):
         server = serve()
         for seed in range(round * 3, round * 3 + 3):
             acknowledged[server.post(prompt="a fox", seed=seed, steps=6)["id"]] = seed
@@ -97,7 +98,7 @@ def test_kills_at_any_point_lose_nothing_and_finish_nothing_twice(serve: Callabl
         assert ended["state"] == "finished", ended
         assert ended["images"][0]["sha256"] == right[seed]
     files = list((server.data / "images").rglob("*.png"))
-    assert len(files) == len(hashes(server)) == 36
+    assert len(files) == len(hashes(server)) == 3 * rounds
     assert not list(server.data.rglob("*.part"))
 
 

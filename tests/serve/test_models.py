@@ -136,3 +136,29 @@ def test_a_model_that_went_away_fails_the_jobs_that_wait_for_it(serve: Callable[
         ended = server.ended(answer.json()["id"])
         assert ended["state"] in ("failed", "finished")
     assert server.ended(server.post(prompt="a fox", model="flat")["id"])["state"] == "finished"
+
+
+@pytest.mark.soak
+def test_twenty_switches_between_two_models_leak_nothing(serve: Callable[..., Running], tmp_path: Path) -> None:
+    """With the real engine; memory is what the engine holds after each switch."""
+    import shutil
+
+    from darkroom.embedded import MODEL
+
+    models = tmp_path / "models"
+    for name in ("one", "two"):
+        shutil.copytree(MODEL, models / name)
+    server = serve(real=True, models=str(models), model_memory=60e6)
+    memory = []
+    for i in range(20):
+        fields: dict[str, Any] = {
+            "prompt": "a fox",
+            "width": 64,
+            "height": 64,
+            "steps": 2,
+            "model": ("one", "two")[i % 2],
+        }
+        assert server.ended(server.post(**fields)["id"], 300)["state"] == "finished"
+        rollup = Path(f"/proc/{server.engines()[0]}/smaps_rollup").read_text()
+        memory.append(int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:"))))
+    assert max(memory[10:]) < 1.03 * max(memory[1:4]), memory

@@ -123,9 +123,9 @@ class Worker:
             self._take(wait=not self.aboard)
             if self.stopping:
                 return self._stop()
-            for model in list(self.models.values()):
-                if model.engine.jobs:
-                    self._tick(model)
+            for name in list(self.models):  # by name: a model that is let go must not be held here
+                if self.models[name].engine.jobs:
+                    self._tick(self.models[name])
             if time.monotonic() - told > STATS_EVERY:
                 told = time.monotonic()
                 self._tell()
@@ -209,10 +209,8 @@ class Worker:
 
     def _unload(self, message: Message) -> None:
         """Let a model go that has nothing in progress."""
-        model = self.models.get(message["name"])
-        if model is None or not model.engine.jobs:
-            self.models.pop(message["name"], None)
-            del model
+        if message["name"] in self.models and not self.models[message["name"]].engine.jobs:
+            del self.models[message["name"]]
             _give_back()
             self.say("unloaded", name=message["name"])
 

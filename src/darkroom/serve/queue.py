@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 
+from ..engine.scheduler import rank
 from ..errors import Error
 from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, job_inputs, jobs, pictures
 
@@ -103,7 +104,7 @@ def admit(connection: Connection, new: NewJob, limits: Limits, now: float) -> st
             key=new.key,
             dialect=new.dialect,
             state=QUEUED,
-            rank=now + 2 * new.seconds + seconds,
+            rank=rank(now, new.seconds, seconds),
             created=now,
             version=new.version,
             request=new.request,
@@ -393,10 +394,10 @@ def same(connection: Connection, new: NewJob, repeat: bool, awaited: Container[s
     return next((id for id in known if id not in awaited), None)
 
 
-def position(connection: Connection, rank: float) -> int:
+def position(connection: Connection, behind: float) -> int:
     """How many jobs that wait come before this rank."""
     return connection.execute(
-        select(func.count()).select_from(jobs).where(jobs.c.state == QUEUED, jobs.c.rank < rank)
+        select(func.count()).select_from(jobs).where(jobs.c.state == QUEUED, jobs.c.rank < behind)
     ).scalar_one()
 
 
