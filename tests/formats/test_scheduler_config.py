@@ -25,6 +25,7 @@ MODULES = {
     "DEISMultistepScheduler": "deis_multistep",
     "DPMSolverMultistepScheduler": "dpmsolver_multistep",
     "DPMSolverSDEScheduler": "dpmsolver_sde",
+    "DPMSolverSinglestepScheduler": "dpmsolver_singlestep",
     "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
     "EDMEulerScheduler": "edm_euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
@@ -36,6 +37,7 @@ MODULES = {
     "LCMScheduler": "lcm",
     "LMSDiscreteScheduler": "lms_discrete",
     "PNDMScheduler": "pndm",
+    "SASolverScheduler": "sasolver",
     "TCDScheduler": "tcd",
     "UniPCMultistepScheduler": "unipc_multistep",
 }
@@ -252,6 +254,100 @@ def test_tcd(prediction: str, flags: dict) -> None:
         compare(config("TCDScheduler", prediction_type=prediction, **flags), steps)
 
 
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize(
+    "kind", [("dpmsolver++", "zero"), ("dpmsolver", "sigma_min"), ("sde-dpmsolver++", "sigma_min")]
+)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_singlestep(order: int, kind: tuple[str, str], lower: bool) -> None:
+    algorithm, final = kind
+    flags = {"solver_order": order, "algorithm_type": algorithm, "final_sigmas_type": final}
+    for solver in ("midpoint", "heun"):
+        if (order, algorithm, solver) == (3, "sde-dpmsolver++", "heun"):
+            continue  # diffusers has a sign wrong; tests/samplers/test_samplers.py has its order of convergence
+        for spacing in ({}, *SIGMA_FLAGS):
+            for steps in (1, 2, 3, 4, 5, 6, 20, 21, 22):
+                peer.cache_clear()  # it sets its own lower_order_final for a number of steps, and keeps it
+                both = {**flags, **spacing, "solver_type": solver, "lower_order_final": lower}
+                compare(config("DPMSolverSinglestepScheduler", **both), steps)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"prediction_type": "v_prediction", "timestep_spacing": "leading"},  # this class knows no spacing
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, "solver_order": 3},
+        {"thresholding": True, "sample_max_value": 1.5},
+        {"algorithm_type": "deis", "solver_type": "bh2", "final_sigmas_type": "sigma_min"},
+        {"final_sigmas_type": "sigma_min", **KARRAS},
+    ],
+)
+def test_flags_of_singlestep(flags: dict) -> None:
+    for steps in (5, 15):
+        peer.cache_clear()
+        compare(config("DPMSolverSinglestepScheduler", **flags), steps)
+
+
+@pytest.mark.parametrize("kind", ["data_prediction", "noise_prediction"])
+@pytest.mark.parametrize("corrector", [1, 2, 3, 4])
+@pytest.mark.parametrize("predictor", [1, 2, 3, 4])
+def test_sa_solver(predictor: int, corrector: int, kind: str) -> None:
+    flags = {"predictor_order": predictor, "corrector_order": corrector, "algorithm_type": kind}
+    # diffusers' differences of powers of lambda lose digits in float32; of lower orders both agree to 1e-5.
+    for spacing in ({}, KARRAS, {"lower_order_final": False}):
+        for steps in (1, 2, 5, 12):
+            compare(
+                config("SASolverScheduler", **flags, **spacing), steps, 5e-4 if max(predictor, corrector) == 4 else 1e-4
+            )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *SPACINGS,
+        *SIGMA_FLAGS,
+        {"prediction_type": "v_prediction"},
+        {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
+        {"thresholding": True, "sample_max_value": 1.5},
+    ],
+)
+def test_flags_of_sa_solver(flags: dict) -> None:
+    for steps in (5, 20):
+        compare(config("SASolverScheduler", **flags), steps)
+
+
+def test_sa_solver_draws_noise_between_timesteps_200_and_800_only() -> None:
+    flags = config("SASolverScheduler")
+    schedule = Schedule.from_config(flags)
+    made = plan(schedule, flags, 20)
+    low, high = made.sampler.between
+    assert [t for level, t in made.timesteps.items() if low <= level <= high] == [
+        t for t in made.timesteps.values() if 200 <= t <= 800
+    ]
+    named = plan(schedule, flags, 20, spacing="exponential").sampler.between
+    assert named == (schedule.t_to_sigma(200.0), schedule.t_to_sigma(800.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "sentence"),
+    [
+        ("SASolverScheduler", {"tau_func": 0.5}, "tau_func '0.5' is not supported"),
+        ("SASolverScheduler", {"algorithm_type": "dpmsolver"}, "'dpmsolver' is not data_prediction or noise_pred"),
+        ("SASolverScheduler", {"predictor_order": 5}, "predictor_order 5 of SA-Solver is not from 1 to 4"),
+        ("SASolverScheduler", {"corrector_order": 0}, "corrector_order 0 of SA-Solver is not from 1 to 4"),
+        ("SASolverScheduler", {"variance_type": "learned"}, "the network predicts variances"),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 4}, "solver_order 4 of a singlestep solver"),
+        ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver"}, "final_sigmas_type must be sigma_min"),
+        ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver"}, "'?sde-dpmsolver'? "),
+    ],
+)
+def test_flags_that_cannot_be_obeyed(name: str, flags: dict, sentence: str) -> None:
+    made = config(name, **flags)
+    with pytest.raises(CheckpointError, match=sentence):
+        plan(Schedule.from_config(made), made, 5)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_ipndm(steps: int) -> None:
     """diffusers' class has its own levels and takes v; given betas, x = alpha x0 + beta noise."""
@@ -341,6 +437,8 @@ MIDDLES = [
     ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}),
     ("UniPCMultistepScheduler", {"solver_order": 3, "disable_corrector": [4, 5]}),
     ("DEISMultistepScheduler", {"solver_order": 3}),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    ("DPMSolverSinglestepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
 ]
 
 

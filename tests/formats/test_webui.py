@@ -210,7 +210,7 @@ def test_every_schedule_of_comfyuis_is_followed(scheduler: str, schedule: str) -
 def test_comfyuis_samplers_draw_where_they_run() -> None:
     drawing = {row.id: comfy(row.id, "karras") for row in entries()}
     gpu = [id for id, found in drawing.items() if found.recipe.get("sampler_noise") == "nv"]
-    assert gpu == ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "ddpm", "tcd", "lcm"]
+    assert gpu == ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "ddpm", "sa_solver", "tcd", "lcm"]
     paths = [id for id, found in drawing.items() if "brownian" in found.recipe or "Brownian noise" in found.ignored]
     assert paths == ["dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"]
     assert comfy("dpmpp_sde_gpu", "karras").recipe["sampler_noise"] == "nv"

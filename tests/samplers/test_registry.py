@@ -15,6 +15,8 @@ from darkroom.samplers import canonical, entries, entry, get, names
 # conventions.md, section 3: A1111 name, alias, ComfyUI id, diffusers class
 TABLE = [
     ("DPM++ 2M", "k_dpmpp_2m", "dpmpp_2m", "DPMSolverMultistepScheduler"),
+    ("DPM++ 2S", "dpmpp_2s", "dpmpp_2s", "DPMSolverSinglestepScheduler"),
+    ("SA Solver", "sa_solver", "sa_solver", "SASolverScheduler"),
     ("DPM++ SDE", "k_dpmpp_sde", "dpmpp_sde", "DPMSolverSDEScheduler"),
     ("DPM++ 2M SDE", "k_dpmpp_2m_sde", "dpmpp_2m_sde", None),
     ("DPM++ 2S a", "k_dpmpp_2s_a", "dpmpp_2s_ancestral", None),
@@ -90,4 +92,5 @@ def test_names_cost_no_torch_and_the_package_is_callable() -> None:
 def test_the_table_says_what_share_of_noise_a_sampler_draws() -> None:
     shares = {row.id: row.eta for row in entries() if row.eta is not None}
     assert {id: asdict(get(id))["eta"] for id in shares} == shares
-    assert {id for id in names() if hasattr(get(id), "eta")} - shares.keys() == {"dpmpp_2m"}  # its ODE draws none
+    # The ODEs draw none, and TCD's is distilled into its network.
+    assert {id for id in names() if hasattr(get(id), "eta")} - shares.keys() == {"dpmpp_2m", "dpmpp_2s", "tcd"}

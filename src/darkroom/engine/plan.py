@@ -143,7 +143,7 @@ def plan(
     wish = _wish(spacing) or implied
     if schedule.prediction_type == "flow":
         wish = wish or "trailing"
-    elif wish is None or (wish in DIFFUSERS_SPACINGS and schedule.sigma_data is None):
+    elif wish is None or (wish in DIFFUSERS_SPACINGS and schedule.sigma_data is None and entry(kind).takes_spacing):
         if wish is not None:
             config |= {"timestep_spacing": wish, "use_lu_lambdas": False}
             config |= {f"use_{flag}_sigmas": False for flag in ("karras", "exponential", "beta")}

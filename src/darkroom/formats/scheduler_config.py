@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from ..diffusion.schedule import EDM_CLASSES, Schedule
 from ..diffusion.spacings import Options, sigmas, spaced
 from ..errors import CheckpointError, RequestError
 from ..samplers import Entry, entries, get
-from ..samplers.dpm import DPMMultistep
+from ..samplers.dpm import DPMMultistep, DPMSinglestep
 from ..samplers.multistep import DEIS, PNDM
+from ..samplers.sa_solver import SASolver
 from ..samplers.single import DDIM, DDPM, LCM, TCD
 from ..samplers.state import Clip, Limit, Sampler, Threshold
 from ..samplers.two_stage import Heun
@@ -35,6 +36,8 @@ CLASSES = tuple(name for name in (*_SIGMA_SPACE, *_SOLVERS, *_DISCRETE) if _ROWS
 # EDM's classes step as these do, between levels of their own.
 _EDM = dict(zip(EDM_CLASSES, ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"), strict=True))
 _THRESHOLDING = (*_SOLVERS, "DDIMScheduler", "DDPMScheduler", "LCMScheduler")
+_DPM_SOLVERS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
+_SA_DRAWS = (200, 800)  # the timesteps between which diffusers' SASolverScheduler has tau 1, and elsewhere 0
 _CLIPPING = {  # the classes that clip denoised answers, and whether they do where a file doesn't say
     "DDIMScheduler": True,
     "DDPMScheduler": True,
@@ -93,10 +96,23 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
     if name in _SIGMA_SPACE:
         return get(_ROWS[name].id)
     order, lower = _whole(config, "solver_order", 2), bool(config.get("lower_order_final", True))
+    if config.get("variance_type") in ("learned", "learned_range") and name in (*_DPM_SOLVERS, "SASolverScheduler"):
+        raise CheckpointError(
+            "The scheduler's variance_type says that the network predicts variances; that is not supported."
+        )
     solver = str(config.get("solver_type", ""))
     try:
         if name == "DPMSolverMultistepScheduler":
-            return _dpm_solver(config, order, solver, lower, limit)
+            euler = bool(config.get("euler_at_final", False))
+            algorithm, solver_type = _dpm_solver(config)
+            return DPMMultistep(
+                order, algorithm, solver_type, lower_order_final=lower, euler_at_final=euler, limit=limit
+            )
+        if name == "DPMSolverSinglestepScheduler":
+            lower = bool(config.get("lower_order_final", False))
+            return DPMSinglestep(order, *_dpm_solver(config), lower_order_final=lower, limit=limit)
+        if name == "SASolverScheduler":
+            return _sa_solver(config, schedule, lower, limit)
         if name == "UniPCMultistepScheduler":
             if config.get("solver_p") is not None:
                 raise CheckpointError("The scheduler's solver_p (another scheduler inside UniPC) is not supported.")
@@ -145,12 +161,15 @@ def class_layout(name: str, config: Mapping[str, Any], schedule: Schedule, steps
         return _distilled_layout(sampler, config, schedule, steps)
     if name in _DISCRETE:
         return _discrete_layout(name, sampler, config, schedule, steps)
-    spacing = _spacing(config, "linspace")
+    spacing = _spacing(config, "linspace") if _ROWS[name].takes_spacing else "linspace"
     levels, timesteps, final = _levels(name, config, schedule, steps, spacing)
     by_level = dict(zip(levels, timesteps, strict=True))
     if name in _SIGMA_SPACE:
         scale = math.hypot(1.0, levels[0]) if spacing == "leading" else levels[0]
         return Layout(sampler, (*levels, final), scale, 1.0, by_level)
+    if isinstance(sampler, SASolver):
+        drawn = [level for level, t in by_level.items() if _SA_DRAWS[0] <= t <= _SA_DRAWS[1]]
+        sampler = replace(sampler, between=(min(drawn, default=0.0), max(drawn, default=0.0)))
     return Layout(sampler, (*levels, final), math.hypot(1.0, levels[0]), 1 / math.hypot(1.0, final), by_level)
 
 
@@ -183,10 +202,10 @@ def _levels(
         how = "exponential" if flag == "lu" else flag
         levels = list(sigmas(schedule, steps, how, sigma_min=low, sigma_max=high)[:-1])
         timesteps = tuple(_timestep(name, config, schedule, sigma, flag) for sigma in levels)
-        last = last if name in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler") else levels[-1]
+        last = last if name in ("EulerDiscreteScheduler", *_DPM_SOLVERS) else levels[-1]
     if name not in (*_SOLVERS, "EulerDiscreteScheduler"):
         last = 0.0
-    elif name != "DEISMultistepScheduler":
+    elif name not in ("DEISMultistepScheduler", "SASolverScheduler"):
         last = _final(config, last)
     return levels, list(timesteps), last
 
@@ -298,7 +317,7 @@ def _unless_plain(targets: Sequence[float], usual: Sequence[float]) -> tuple[flo
 def _clipped(name: str, config: Mapping[str, Any], schedule: Schedule) -> Schedule:
     """The training levels above `lambda_min_clipped`, which DPM-Solver wants with a cosine schedule."""
     low = _number(config, "lambda_min_clipped", -math.inf)
-    if name != "DPMSolverMultistepScheduler" or low == -math.inf:
+    if name not in (*_DPM_SOLVERS, "SASolverScheduler") or low == -math.inf:
         return schedule
     kept = int((-np.log(schedule.training_sigmas) >= low).sum())
     if kept < 2:
@@ -361,22 +380,26 @@ def _variance(config: Mapping[str, Any]) -> str:
     return "fixed_large" if kind == "fixed_large" else "fixed_small"
 
 
-def _dpm_solver(config: Mapping[str, Any], order: int, solver: str, lower: bool, limit: Limit | None) -> Sampler:
-    if config.get("variance_type") in ("learned", "learned_range"):
-        raise CheckpointError(
-            "The scheduler's variance_type says that the network predicts variances; that is not supported."
-        )
+def _dpm_solver(config: Mapping[str, Any]) -> tuple[str, Literal["midpoint", "heun"]]:
+    """(algorithm, solver type) of a DPM-Solver class."""
     algorithm = str(config.get("algorithm_type", "dpmsolver++"))
     algorithm = "dpmsolver++" if algorithm == "deis" else algorithm
     if not algorithm.endswith("++") and config.get("final_sigmas_type", "zero") == "zero":
         raise CheckpointError(
             f"The scheduler's {algorithm} can't end at zero noise; final_sigmas_type must be sigma_min."
         )
-    return DPMMultistep(
-        order,
-        algorithm,
-        "heun" if solver == "heun" else "midpoint",
-        lower_order_final=lower,
-        euler_at_final=bool(config.get("euler_at_final", False)),
-        limit=limit,
-    )
+    return algorithm, "heun" if config.get("solver_type") == "heun" else "midpoint"
+
+
+def _sa_solver(config: Mapping[str, Any], schedule: Schedule, lower: bool, limit: Limit | None) -> Sampler:
+    kind = config.get("algorithm_type", "data_prediction")
+    if kind not in ("data_prediction", "noise_prediction"):
+        raise CheckpointError(f"The scheduler's algorithm_type {kind!r} is not data_prediction or noise_prediction.")
+    if config.get("tau_func") is not None:
+        raise CheckpointError(
+            f"The scheduler's tau_func {str(config['tau_func'])[:60]!r} is not supported; only null is."
+        )
+    orders = (_whole(config, "predictor_order", 2), _whole(config, "corrector_order", 2))
+    low, high = (schedule.t_to_sigma(float(t)) for t in _SA_DRAWS)
+    predict_x0 = kind == "data_prediction"
+    return SASolver(*orders, predict_x0, between=(low, high), lower_order_final=lower, limit=limit)

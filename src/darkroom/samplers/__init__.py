@@ -42,6 +42,7 @@ class Entry:
             variance-preserving, with room for a last timestep below its lowest; "whole": variance-preserving, between
             whole timesteps of training.
         takes_sigmas: its class knows `use_karras_sigmas` and the like.
+        takes_spacing: its class knows `timestep_spacing`.
         drops_penultimate: with a spacing asked for, n + 1 levels are made and the last but one removed.
         schedule: A1111's own for it, where none is asked for ("Automatic"); None: the class's.
         draws: how k-diffusion draws noise on the way: "ancestral": independently; "brownian": along a path; "": none.
@@ -59,6 +60,7 @@ class Entry:
     flags: Mapping[str, Any] = field(default_factory=dict)
     levels: Literal["sigma", "solver", "whole"] = "sigma"
     takes_sigmas: bool = True
+    takes_spacing: bool = True
     drops_penultimate: bool = False
     schedule: str | None = "normal"
     draws: Literal["", "ancestral", "brownian"] = ""
@@ -126,6 +128,16 @@ _TABLE = (
         flags=_SDE | {"algorithm_type": "dpmsolver++"},
         levels="solver",
         schedule="karras",
+    ),
+    Entry(
+        id="dpmpp_2s",
+        label="DPM++ 2S",
+        make="dpm.DPMSinglestep",
+        diffusers="DPMSolverSinglestepScheduler",
+        flags=_SDE | {"algorithm_type": "dpmsolver++"},
+        levels="solver",
+        takes_spacing=False,
+        schedule=None,
     ),
     Entry(
         id="dpmpp_sde",
@@ -226,6 +238,16 @@ _TABLE = (
         levels="solver",
     ),
     Entry(id="deis", label="DEIS", make="multistep.DEIS", diffusers="DEISMultistepScheduler", levels="solver"),
+    Entry(
+        id="sa_solver",
+        label="SA Solver",
+        make="sa_solver.SASolver",
+        diffusers="SASolverScheduler",
+        levels="solver",
+        schedule=None,
+        draws="ancestral",
+        eta=1.0,
+    ),
     # diffusers' IPNDMScheduler has noise levels of its own, of audio models; here it runs on the checkpoint's.
     Entry(id="ipndm", label="iPNDM", make="multistep.IPNDM", diffusers="IPNDMScheduler", takes_sigmas=False),
     Entry(
