@@ -229,3 +229,48 @@ def test_nonsense_is_one_sentence_with_the_value(config, words):
         Schedule.from_config(config)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+NUMBERS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "steps_offset", "solver_order", "predictor_order"),
+    *("corrector_order", "original_inference_steps", "timestep_scaling", "lambda_min_clipped", "shift", "flow_shift"),
+    *("dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range", "sigma_min", "sigma_max", "sigma_data"),
+    "rho",
+)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", [10**30, 1e30, 10**400, math.nan, math.inf, "7", "nan", True, [1], {}])
+def test_any_number_that_cannot_be_meant_is_refused_when_it_is_read(key, value):
+    with pytest.raises(CheckpointError, match=f"^The scheduler's {key} is .*; it must be a (whole )?number ") as caught:
+        Schedule.from_config({**SD, key: value})
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("num_train_timesteps", value) for value in (10**9, 1, -5, 2.5)),
+        *((key, -1) for key in NUMBERS if key != "lambda_min_clipped"),
+        *(("steps_offset", 0.5), ("sigma_max", 0), ("rho", 0), ("beta_end", 1.5), ("solver_order", 0)),
+        ("lambda_min_clipped", 100),
+    ],
+)
+def test_numbers_outside_their_bounds_are_refused(key, value):
+    with pytest.raises(CheckpointError, match=f"{key} is {value}; it must be"):
+        Schedule.from_config({**SD, key: value})
+
+
+def test_published_numbers_are_within_their_bounds():
+    for told in (
+        {
+            "steps_offset": 1,
+            "lambda_min_clipped": "-inf",
+            "sigma_min": None,
+            "solver_order": 2,
+            "sample_max_value": 1.0,
+        },
+        {"lambda_min_clipped": -math.inf, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0},
+        {"lambda_min_clipped": -5.1, "original_inference_steps": 50, "timestep_scaling": 10.0, "sigma_max": 1348.0},
+    ):
+        assert Schedule.from_config({**SD, **told}).steps == 1000

@@ -334,8 +334,8 @@ def test_sa_solver_draws_noise_between_timesteps_200_and_800_only() -> None:
     [
         ("SASolverScheduler", {"tau_func": 0.5}, "tau_func '0.5' is not supported"),
         ("SASolverScheduler", {"algorithm_type": "dpmsolver"}, "'dpmsolver' is not data_prediction or noise_pred"),
-        ("SASolverScheduler", {"predictor_order": 5}, "predictor_order 5 of SA-Solver is not from 1 to 4"),
-        ("SASolverScheduler", {"corrector_order": 0}, "corrector_order 0 of SA-Solver is not from 1 to 4"),
+        ("SASolverScheduler", {"predictor_order": 5}, "predictor_order is 5; it must be a whole number from 1 to 4"),
+        ("SASolverScheduler", {"corrector_order": 0}, "corrector_order is 0; it must be a whole number from 1 to 4"),
         ("SASolverScheduler", {"variance_type": "learned"}, "the network predicts variances"),
         ("DPMSolverSinglestepScheduler", {"solver_order": 4}, "solver_order 4 of a singlestep solver"),
         ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver"}, "final_sigmas_type must be sigma_min"),

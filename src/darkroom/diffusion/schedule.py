@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, clip
 
 Floats = NDArray[np.float64]
 
@@ -58,6 +58,48 @@ _BETA_DEFAULTS = {
 # diffusers' classes with betas that move or tell them in their own way, and flags that do.
 _OTHER_TIMES = ("CogVideoX", "UnCLIP", "VQDiffusion", "DDPMWuerstchen", "CMStochastic", "ConsistencyDecoder")
 _OTHER_LEVELS = ("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling", "shift_terminal")
+
+# The numbers of a scheduler_config.json that are read: (lowest, highest, whole). Published ones lie far within.
+_NUMBERS: Mapping[str, tuple[float, float, bool]] = {
+    "num_train_timesteps": (2, 100_000, True),
+    "beta_start": (0, 1, False),
+    "beta_end": (0, 1, False),
+    "steps_offset": (0, 1000, True),
+    "solver_order": (1, 9, True),
+    "predictor_order": (1, 4, True),
+    "corrector_order": (1, 4, True),
+    "original_inference_steps": (1, 100_000, True),
+    "timestep_scaling": (1e-6, 1e6, False),
+    "lambda_min_clipped": (-math.inf, 20, False),
+    "dynamic_thresholding_ratio": (0, 1, False),
+    "sample_max_value": (1e-3, 1e6, False),
+    "clip_sample_range": (1e-3, 1e6, False),
+    "shift": (1e-3, 1e3, False),
+    "flow_shift": (1e-3, 1e3, False),
+    "sigma_min": (1e-5, 1e3, False),
+    "sigma_max": (1e-5, 1e5, False),
+    "sigma_data": (1e-3, 1e3, False),
+    "rho": (0.1, 100, False),
+}
+
+
+def number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A number of a `scheduler_config.json`, one of those that have bounds; `default` where it's missing or null.
+
+    Raises CheckpointError, with the value, where it is outside them or no number.
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    low, high, whole = _NUMBERS[key]
+    value = float(value) if value in ("-inf", "-Infinity") else value  # how JSON files write lambda_min_clipped
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not low <= value <= high or (whole and value != int(value)):  # NaN is within nothing
+        kind = "a whole number" if whole else "a number"
+        told = repr(clip(value)) if isinstance(value, str) else clip(value)
+        wanted = f"from {low:g} to {high:g}" if low > -math.inf else f"of at most {high:g}"
+        raise CheckpointError(f"The scheduler's {key} is {told}; it must be {kind} {wanted}.")
+    return float(value)
 
 
 def _usual(name: str) -> tuple[float, float, str]:
@@ -133,7 +175,9 @@ class Schedule:
         something else.
         """
         config = scheduler_config
-        steps = int(_number(config, "num_train_timesteps", 1000, 2, 100_000, whole=True))
+        for key in _NUMBERS:  # those of the sampler, too: a file is refused when it is read
+            number(config, key, 0.0)
+        steps = int(number(config, "num_train_timesteps", 1000))
         name = str(config.get("_class_name", ""))
         prediction = config.get("prediction_type") or "epsilon"
         if name in EDM_CLASSES:
@@ -141,7 +185,7 @@ class Schedule:
         _check_class(name, config)
         if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or prediction in ("flow", "flow_prediction"):
             key = "shift" if "shift" in config else "flow_shift"
-            return cls.flow(steps, _number(config, key, 1.0, 1e-3, 1e3))
+            return cls.flow(steps, number(config, key, 1.0))
         if config.get("timestep_type", "discrete") != "discrete" and prediction == "v_prediction":
             raise CheckpointError(
                 f"The scheduler's timestep_type {config['timestep_type']!r} is not supported; only 'discrete' is."
@@ -191,14 +235,14 @@ class Schedule:
         kind = config.get("sigma_schedule") or "karras"
         if kind not in ("karras", "exponential"):
             raise CheckpointError(f"The scheduler's sigma_schedule {kind!r} is not karras or exponential.")
-        low = _number(config, "sigma_min", 0.002, 1e-5, 1e3)
-        high = _number(config, "sigma_max", 80.0, 1e-5, 1e5)
+        low = number(config, "sigma_min", 0.002)
+        high = number(config, "sigma_max", 80.0)
         if low >= high:
             raise CheckpointError(f"The scheduler's sigma_min {low:g} is not below its sigma_max {high:g}.")
         # diffusers' EDM classes call F "epsilon".
         answers = "edm" if prediction == "epsilon" else "v_prediction"
-        rho = None if kind == "exponential" else _number(config, "rho", 7.0, 0.1, 100.0)
-        return cls.edm(steps, (low, high), _number(config, "sigma_data", 0.5, 1e-3, 1e3), answers, rho)
+        rho = None if kind == "exponential" else number(config, "rho", 7.0)
+        return cls.edm(steps, (low, high), number(config, "sigma_data", 0.5), answers, rho)
 
     @overload
     def told(self, t: float) -> float: ...
@@ -360,8 +404,8 @@ def _betas(config: Mapping[str, Any], steps: int, defaults: tuple[float, float, 
             )
         return betas
     kind = config.get("beta_schedule") or defaults[2]
-    start = _number(config, "beta_start", defaults[0], 0.0, 1.0)
-    end = _number(config, "beta_end", defaults[1], 0.0, 1.0)
+    start = number(config, "beta_start", defaults[0])
+    end = number(config, "beta_end", defaults[1])
     if kind == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float32)
     if kind == "scaled_linear":
@@ -382,13 +426,3 @@ def _cosine_betas(steps: int) -> Tensor:
     return torch.tensor(
         [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)], dtype=torch.float32
     )
-
-
-def _number(config: Mapping[str, Any], key: str, default: float, low: float, high: float, whole: bool = False) -> float:
-    value = config.get(key)
-    value = default if value is None else value
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not low <= value <= high or (whole and value != int(value)):
-        kind = "a whole number" if whole else "a number"
-        raise CheckpointError(f"The scheduler's {key} is {value!r}; it must be {kind} from {low:g} to {high:g}.")
-    return float(value)

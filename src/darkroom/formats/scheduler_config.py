@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..diffusion.schedule import EDM_CLASSES, Schedule
+from ..diffusion.schedule import EDM_CLASSES, Schedule, number
 from ..diffusion.spacings import Options, sigmas, spaced
 from ..errors import CheckpointError, RequestError
 from ..samplers import Entry, entries, get
@@ -95,7 +95,7 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
         return Heun(limit)
     if name in _SIGMA_SPACE:
         return get(_ROWS[name].id)
-    order, lower = _whole(config, "solver_order", 2), bool(config.get("lower_order_final", True))
+    order, lower = int(number(config, "solver_order", 2)), bool(config.get("lower_order_final", True))
     if config.get("variance_type") in ("learned", "learned_range") and name in (*_DPM_SOLVERS, "SASolverScheduler"):
         raise CheckpointError(
             "The scheduler's variance_type says that the network predicts variances; that is not supported."
@@ -130,7 +130,7 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
     if name == "DDPMScheduler":
         return DDPM(_variance(config), limit)
     if name == "LCMScheduler":
-        return LCM(limit, timestep_scaling=_number(config, "timestep_scaling", 10.0))
+        return LCM(limit, timestep_scaling=number(config, "timestep_scaling", 10.0))
     prediction = "v_prediction" if schedule.prediction_type == "v_prediction" else "epsilon"
     return PNDM(not config.get("skip_prk_steps", False), prediction)
 
@@ -175,7 +175,7 @@ def class_layout(name: str, config: Mapping[str, Any], schedule: Schedule, steps
 
 def _edm_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
     """The levels of EDM's classes: their own between sigma_max and sigma_min, whatever the sampler."""
-    kind, rho = config.get("sigma_schedule") or "karras", _number(config, "rho", 7.0)
+    kind, rho = config.get("sigma_schedule") or "karras", number(config, "rho", 7.0)
     levels = sigmas(schedule, steps, str(kind), rho=rho)[:-1]
     return Layout(sampler, (*levels, _final(config, schedule.sigma_min)), math.hypot(1.0, levels[0]))
 
@@ -185,7 +185,7 @@ def _levels(
 ) -> tuple[list[float], list[float], float]:
     """(levels [steps], the timesteps the network sees [steps], the level at the end)."""
     solver = name in _SOLVERS
-    options: Options = {"steps_offset": _whole(config, "steps_offset", 0), "whole": solver, "spare": solver}
+    options: Options = {"steps_offset": int(number(config, "steps_offset", 0)), "whole": solver, "spare": solver}
     placed, timesteps = spaced(_clipped(name, config, schedule), steps, spacing, **options)
     levels = list(placed[:-1])
     low, high = (schedule.sigma_min, schedule.sigma_max) if solver else (levels[-1], levels[0])
@@ -198,7 +198,7 @@ def _levels(
             return levels, list(timesteps), last
     if flag:
         if name in ("EulerDiscreteScheduler", "UniPCMultistepScheduler"):
-            low, high = _number(config, "sigma_min", low), _number(config, "sigma_max", high)
+            low, high = number(config, "sigma_min", low), number(config, "sigma_max", high)
         how = "exponential" if flag == "lu" else flag
         levels = list(sigmas(schedule, steps, how, sigma_min=low, sigma_max=high)[:-1])
         timesteps = tuple(_timestep(name, config, schedule, sigma, flag) for sigma in levels)
@@ -238,7 +238,7 @@ def _timestep(name: str, config: Mapping[str, Any], schedule: Schedule, sigma: f
 
 def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
     """DDIM, DDPM and PNDM, between whole timesteps."""
-    offset = _whole(config, "steps_offset", 0)
+    offset = int(number(config, "steps_offset", 0))
     options: Options = {"steps_offset": offset, "whole": True}
     timesteps = [int(t) for t in spaced(schedule, steps, _spacing(config, "leading"), **options)[1]]
     stride = schedule.steps // steps
@@ -277,7 +277,7 @@ def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], sch
 
 def _distilled_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Schedule, steps: int) -> Layout:
     """LCM's and TCD's timesteps: a subset of the grid of original_inference_steps that it was distilled on."""
-    original = _whole(config, "original_inference_steps", 50)
+    original = int(number(config, "original_inference_steps", 50))
     if not 1 <= original <= schedule.steps:
         raise CheckpointError(f"The scheduler's original_inference_steps {original} is not from 1 to {schedule.steps}.")
     if not 1 <= steps <= original:
@@ -316,33 +316,13 @@ def _unless_plain(targets: Sequence[float], usual: Sequence[float]) -> tuple[flo
 
 def _clipped(name: str, config: Mapping[str, Any], schedule: Schedule) -> Schedule:
     """The training levels above `lambda_min_clipped`, which DPM-Solver wants with a cosine schedule."""
-    low = _number(config, "lambda_min_clipped", -math.inf)
+    low = number(config, "lambda_min_clipped", -math.inf)
     if name not in (*_DPM_SOLVERS, "SASolverScheduler") or low == -math.inf:
         return schedule
     kept = int((-np.log(schedule.training_sigmas) >= low).sum())
     if kept < 2:
         raise CheckpointError(f"The scheduler's lambda_min_clipped {low!r} leaves no noise levels.")
     return Schedule(schedule.alphas_cumprod[:kept], schedule.prediction_type)
-
-
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key)
-    if value is None:
-        return default
-    try:
-        number = float(value)  # "-inf" is how JSON files write lambda_min_clipped
-    except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise CheckpointError(f"The scheduler's {key} is {str(value)[:60]!r}, which is not a number.")
-    return number
-
-
-def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
-    number = _number(config, key, default)
-    if not math.isfinite(number) or number != int(number):
-        raise CheckpointError(f"The scheduler's {key} is {number!r}, which is not a whole number.")
-    return int(number)
 
 
 def _spacing(config: Mapping[str, Any], default: str) -> str:
@@ -366,10 +346,10 @@ def _sigma_flag(name: str, config: Mapping[str, Any]) -> str:
 
 def _limit(name: str, config: Mapping[str, Any]) -> Limit | None:
     if name in _THRESHOLDING and config.get("thresholding"):
-        ratio = _number(config, "dynamic_thresholding_ratio", 0.995)
-        return Threshold(ratio, _number(config, "sample_max_value", 1.0))
+        ratio = number(config, "dynamic_thresholding_ratio", 0.995)
+        return Threshold(ratio, number(config, "sample_max_value", 1.0))
     if name in _CLIPPING and config.get("clip_sample", _CLIPPING[name]):
-        return Clip(_number(config, "clip_sample_range", 1.0))
+        return Clip(number(config, "clip_sample_range", 1.0))
     return None
 
 
@@ -399,7 +379,7 @@ def _sa_solver(config: Mapping[str, Any], schedule: Schedule, lower: bool, limit
         raise CheckpointError(
             f"The scheduler's tau_func {str(config['tau_func'])[:60]!r} is not supported; only null is."
         )
-    orders = (_whole(config, "predictor_order", 2), _whole(config, "corrector_order", 2))
+    orders = (int(number(config, "predictor_order", 2)), int(number(config, "corrector_order", 2)))
     low, high = (schedule.t_to_sigma(float(t)) for t in _SA_DRAWS)
     predict_x0 = kind == "data_prediction"
     return SASolver(*orders, predict_x0, between=(low, high), lower_order_final=lower, limit=limit)
