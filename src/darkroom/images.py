@@ -96,7 +96,8 @@ def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened])
                 frames = picture_headers.check(file, what)
             with Image.open(source, formats=FORMATS) as picture:
                 _check_size(picture, what)
-                if max(frames, getattr(picture, "n_frames", 1)) > 1:
+                # Pillow would walk through all frames to count them, where the header's walk has not.
+                if frames > 1 or (picture.format == "AVIF" and getattr(picture, "n_frames", 1) > 1):
                     log.warning("%s is an animation: its first frame is taken", what)
                 return turned(picture)
         except ImageError:

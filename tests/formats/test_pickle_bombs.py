@@ -14,7 +14,7 @@ import torch
 from darkroom.errors import CheckpointError
 from darkroom.formats import tensors
 from darkroom.formats.tensors import open_tensors, read_pickle_tensors
-from darkroom.formats.torchfile import MEMORY, SECONDS
+from darkroom.formats.torchfile import MAX_TEXT, MAX_VALUES, MEMORY, SECONDS
 from darkroom.formats.unpickle import Fault, plain_keys
 
 P = b"\x80\x02"
@@ -201,3 +201,16 @@ def test_a_changed_file_is_asked_anew(tmp_path):
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with open_tensors(path) as file:
         assert file.names() == ["b"]
+
+
+def test_more_values_than_are_read_whole_are_refused(tmp_path):
+    """Honest ones, which the child has room and time for, and which its answer would have room for."""
+    emb = {"string_to_param": {"*": torch.zeros(1, 8)}}
+    torch.save({**emb, "notes": list(range(MAX_VALUES - 100))}, tmp_path / "x.pt")
+    assert len(read_pickle_tensors(tmp_path / "x.pt")["notes"]) == MAX_VALUES - 100
+    torch.save({**emb, "notes": "x" * (MAX_TEXT - 1000)}, tmp_path / "x.pt")
+    assert len(read_pickle_tensors(tmp_path / "x.pt")["notes"]) == MAX_TEXT - 1000
+    for notes in (list(range(MAX_VALUES)), "x" * MAX_TEXT, {"x" * i: 0 for i in range(1500)}):
+        torch.save({**emb, "notes": notes}, tmp_path / "x.pt")
+        with pytest.raises(CheckpointError, match="holds more than 200000 values or 1048576 characters"):
+            read_pickle_tensors(tmp_path / "x.pt")

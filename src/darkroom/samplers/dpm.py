@@ -145,10 +145,10 @@ class DPMSinglestep:
             answer = (state.x - answer) / state.sigma
         order = self._order(state, sigmas)
         if order == 1:
-            start, answers = state.x, (answer,)
+            start, answers = state.x, [answer]
         else:
-            start, *kept = state.memory
-            answers = (*kept[1 - order :], answer)  # oldest first
+            start, kept = state.memory[0], state.memory[1:]
+            answers = [*kept[1 - order :], answer]  # oldest first
         first = sigmas[state.interval + 1 - order]
         if stands(first, after):
             return arrive(state, state.x, sigmas, (start, *answers))
