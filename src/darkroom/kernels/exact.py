@@ -65,7 +65,7 @@ class GroupNorm(nn.GroupNorm):
 
 def normalised(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Group normalisation of x [N, C, ...], by the kernel that suits."""
-    kernel = group_norm if _many(x) and exact() else F.group_norm
+    kernel = group_norm if exact() and _many(x) else F.group_norm
     return kernel(x, groups, weight, bias, eps)
 
 
