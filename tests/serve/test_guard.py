@@ -198,6 +198,14 @@ def test_answers_carry_what_keeps_browsers_safe(fake: Running) -> None:
     assert "server" not in answer.headers
 
 
+def test_a_public_address_is_ours_with_its_path(serve: Callable[..., Running]) -> None:
+    server = serve(public_url="https://pictures.example/darkroom/")
+    headers = {"host": "pictures.example", "origin": "https://pictures.example"}
+    assert server.client.post("/darkroom/api/jobs", json={"prompt": "a"}, headers=headers).status_code == 202
+    assert server.client.get("/api/jobs", headers=headers).status_code == 200
+    assert server.client.get("/other/api/jobs", headers=headers).status_code == 404
+
+
 def test_an_origin_that_is_allowed_may_ask(serve: Callable[..., Running]) -> None:
     server = serve(cors=["https://pictures.example"])
     headers = {"origin": "https://pictures.example", "access-control-request-method": "POST"}

@@ -188,3 +188,11 @@ def test_the_web_process_needs_no_torch() -> None:
     code = "import sys, darkroom.serve.run; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_prompts_are_logged_only_where_that_is_asked_for(serve: Any) -> None:
+    for asked in (False, True):
+        server = serve(f"data{asked:d}", log_prompts=asked)
+        server.ended(server.post(prompt="a secret fox")["id"])
+        assert ("secret" in server.told()) == asked
+        server.stop()

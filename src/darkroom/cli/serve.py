@@ -36,6 +36,7 @@ def serve(
     cancel_when_client_goes: bool = typer.Option(False, help="End a job when whoever waits for it goes."),
     keep_days: float = typer.Option(None, min=0, help="Let pictures' files go after so many days."),
     keep_gb: float = typer.Option(None, min=0, help="Let the oldest go beyond so many gigabytes."),
+    log_prompts: bool = typer.Option(False, "--log-prompts", help="Write prompts into the log, too."),
     max_cost: float = typer.Option(2000.0, min=0.001, help="Of a job: rows x megapixels x steps."),
 ) -> None:
     """Serve pictures over HTTP: a web page, OpenAI's and A1111's dialects, and Darkroom's own (docs/serve.md).
@@ -69,6 +70,7 @@ def serve(
         cancel_when_client_goes=cancel_when_client_goes,
         keep_days=keep_days,
         keep_gb=keep_gb,
+        log_prompts=log_prompts,
         max_cost=max_cost,
     )
 

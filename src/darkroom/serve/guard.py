@@ -55,6 +55,7 @@ class Guard:
         self.app, self.server = app, server
         options = server.options
         public = urlsplit(options.public_url or "")
+        self.prefix = public.path.rstrip("/")
         self.hosts = {"localhost", *(host.casefold() for host in options.allow_hosts)}
         self.hosts |= {public.hostname.casefold()} if public.hostname else set()
         self.origins = {f"{public.scheme}://{public.netloc}"} if public.hostname else set()
@@ -65,6 +66,9 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
+        if self.prefix and scope["path"].startswith(self.prefix + "/"):  # a proxy that passes the whole path on
+            path = scope["path"].removeprefix(self.prefix)
+            scope = {**scope, "path": path, "raw_path": path.encode("ascii", "ignore")}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         state = scope.setdefault("state", {})

@@ -219,6 +219,8 @@ class Server:
         except StoreFull:
             self.dispatcher.disk_full()
             raise
+        if self.options.log_prompts:
+            log.info("job %s of %r: %r", id, owner.name, job.request.prompt)
         self.hub.changed(id, owner.name)
         self.dispatcher.wake()
         return id
