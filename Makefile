@@ -16,7 +16,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak clients check format docs pictures bench bench-smoke embedded clean
+.PHONY: help demo test soak clients page check format docs pictures bench bench-smoke embedded clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(VENV)/.tested  ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 clients: $(CLIENTS)/.installed  ## Install other people's clients of the server, for its tests (without them, those are skipped)
+
+page: page/node_modules/.installed  ## Check and build the server's page (needs node; what is built is kept in git)
+	cd page && npm run --silent check && npm test --silent && npm run --silent build
 
 soak: $(VENV)/.tested  ## Run the long forms of tests (an hour and more)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m soak
@@ -96,8 +99,12 @@ bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, n
 embedded: $(VENV)/.installed  ## Train the embedded model from nothing (hours; interrupt and call again to go on)
 	$(RUN) -m darkroom train embedded --output runs/embedded
 
+page/node_modules/.installed: page/package.json page/package-lock.json
+	npm ci --prefix page --ignore-scripts --silent --no-audit --no-fund
+	@touch $@
+
 clean:  ## Remove the environment and what tools left behind; runs/ and out/ stay
-	rm -rf $(VENV) $(CLIENTS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) page/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

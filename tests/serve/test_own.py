@@ -86,6 +86,16 @@ def test_a_job_is_cancelled_at_once_and_its_finished_pictures_stay(fake: Running
     assert fake.client.delete("/api/jobs/nothing").status_code == 404
 
 
+def test_a_seed_may_come_as_the_text_that_it_is_told_as(fake: Running) -> None:
+    most = str(2**64 - 1)
+    ended = fake.ended(fake.post(prompt="a fox", seed=most)["id"])
+    assert ended["images"][0]["seed"] == most
+    number = fake.ended(fake.post(prompt="a fox", seed=2**64 - 1)["id"])
+    assert number["images"][0]["sha256"] == ended["images"][0]["sha256"]
+    for wrong in (str(2**64), "seven", "1e3", ""):
+        assert fake.client.post("/api/jobs", json={"prompt": "a fox", "seed": wrong}).status_code == 422
+
+
 def test_a_rerun_changes_what_is_asked_and_nothing_else(fake: Running) -> None:
     job = fake.post(prompt="a fox", seed=5)
     first = fake.ended(job["id"])["images"][0]["sha256"]

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..errors import Error
-from . import a1111, openai, own, queue
+from . import a1111, openai, own, queue, static
 from .answers import Json, Refused, refusal
 from .guard import Guard
 from .queue import Conflict, TooMuch
@@ -45,6 +45,7 @@ def make_app(server: Server) -> ASGIApp:
     app.include_router(openai.files)
     for router in a1111.ROUTERS:
         app.include_router(router)
+    app.include_router(static.router)
     app.add_api_route("/healthz", healthz, include_in_schema=False)
     app.add_api_route("/readyz", readyz, include_in_schema=False)
     app.add_api_route("/metrics", metrics, include_in_schema=False)

@@ -7,6 +7,7 @@ change a job that waits.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -135,7 +136,7 @@ def read_wanted(values: Mapping[str, Any], decode: Any) -> Wanted:
     beside = {name: values.pop(name) for name in _BESIDE if name in values}
     groups = {name: values.pop(name) for name in list(values) if name in GROUPS and isinstance(values[name], Mapping)}
     flat = ungrouped({name: _made(GROUPS[name], name, group) for name, group in groups.items()})
-    request = Request.from_dict({**values, **{k: v for k, v in flat.items() if v is not None}})
+    request = Request.from_dict(_seeds_read({**values, **{k: v for k, v in flat.items() if v is not None}}))
     if "n" in beside and "num_images" in beside:
         raise RequestError("n and num_images are both given, and mean the same; give one")
     controls, pictures = [], {}
@@ -169,6 +170,12 @@ def read_wanted(values: Mapping[str, Any], decode: Any) -> Wanted:
         upscale=upscale,
         pictures=pictures,
     )
+
+
+def _seeds_read(values: dict[str, Any]) -> dict[str, Any]:
+    """Seeds may come as the texts that the server tells them as: 2^64 doesn't fit into a JavaScript number."""
+    texts = {name: values.get(name) for name in ("seed", "variation_seed")}
+    return values | {k: int(v) for k, v in texts.items() if isinstance(v, str) and re.fullmatch(r"-?[0-9]{1,20}", v)}
 
 
 def _objects(name: str, given: Any) -> list[dict[str, Any]]:

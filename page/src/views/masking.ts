@@ -1,0 +1,4 @@
+import { signal } from '@preact/signals'
+
+/** The mask editor is open. */
+export const masking = signal(false)

@@ -1,0 +1,58 @@
+import { describe, expect, it } from 'vitest'
+import { asked, EMPTY, fromRecipe, merged, weighed } from '../src/state/recipe'
+import { fitted, held, zoomed } from '../src/zoom'
+
+describe('a draft', () => {
+  it('leaves to the model what was left open', () => {
+    expect(asked({ ...EMPTY, prompt: 'a fox' }, false)).toEqual({ prompt: 'a fox', n: 1 })
+  })
+  it('sends numbers as numbers, seeds as texts, and -1 as no seed', () => {
+    const draft = { ...EMPTY, steps: '20', guidance: '2.5', seed: '18446744073709551615', width: '64' }
+    expect(asked(draft, false)).toMatchObject({ steps: 20, guidance_scale: 2.5, seed: '18446744073709551615', width: 64 })
+    expect(asked({ ...EMPTY, seed: ' -1 ' }, false)).not.toHaveProperty('seed')
+  })
+  it('says strength and no size where it starts from a picture, and no second pass', () => {
+    const draft = { ...EMPTY, width: '64', hires: true }
+    expect(asked(draft, true)).toEqual({ prompt: '', n: 1, strength: 0.6 })
+    expect(asked(draft, false)).toEqual({ prompt: '', n: 1, width: 64, hires: { scale: 2, strength: 0.5 } })
+  })
+  it('takes of what was kept only what it knows', () => {
+    expect(merged({ prompt: 'a', steps: 3, unknown: 'x', hires: true })).toEqual({ ...EMPTY, prompt: 'a', hires: true })
+  })
+})
+
+describe('a recipe', () => {
+  const recipe = { prompt: 'a fox', negative_prompt: 'dog', seed: '7', steps: 9, sampler: 'ddim', model: 'other', hires: { scale: 3, strength: 0.4 } }
+  const mine = { ...EMPTY, prompt: 'mine', seed: '1', width: '640', schedule: 'karras', model: 'here', n: '4' }
+  it('brings all its settings, and none of mine is left but the model', () => {
+    expect(fromRecipe(recipe, mine)).toMatchObject({
+      prompt: 'a fox', negative: 'dog', seed: '7', steps: '9', sampler: 'ddim', schedule: '', width: '', model: 'here', n: '1', hires: true, hiresScale: '3',
+    })
+  })
+  it('brings its prompt or its seed alone', () => {
+    expect(fromRecipe(recipe, mine, 'prompt')).toEqual({ ...mine, prompt: 'a fox', negative: 'dog' })
+    expect(fromRecipe(recipe, mine, 'seed')).toEqual({ ...mine, seed: '7' })
+  })
+})
+
+describe('a weight', () => {
+  const up = (text: string, at: number) => weighed(text, at, at, 0.1).text
+  it('is put around the word at the cursor, raised, and taken away at 1', () => {
+    expect(up('a red fox', 3)).toBe('a (red:1.1) fox')
+    expect(up('a (red:1.1) fox', 4)).toBe('a (red:1.2) fox')
+    expect(weighed('a (red:1.1) fox', 4, 4, -0.1).text).toBe('a red fox')
+    expect(weighed('a red fox', 2, 9, 0.1).text).toBe('a (red fox:1.1)')
+    expect(up('a ', 2)).toBe('a ')
+  })
+})
+
+describe('zooming', () => {
+  const picture = { width: 100, height: 50 }
+  const box = { width: 200, height: 200 }
+  it('fits the whole, keeps the point under the finger, and keeps the picture in sight', () => {
+    expect(fitted(picture, box, 8)).toEqual({ scale: 2, x: 0, y: 50 })
+    const near = zoomed({ scale: 2, x: 0, y: 50 }, 2, 100, 100, 1)
+    expect([(100 - near.x) / near.scale, (100 - near.y) / near.scale]).toEqual([50, 25])
+    expect(held({ scale: 4, x: 50, y: -900 }, picture, box)).toEqual({ scale: 4, x: 0, y: 0 })
+  })
+})
