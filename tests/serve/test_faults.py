@@ -207,3 +207,23 @@ def test_a_folder_of_another_database_is_refused(serve: Callable[..., Running]) 
     (server.data / "darkroom.json").unlink()
     with pytest.raises(RuntimeError, match="mounted"):
         serve()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_other_signals_end_it_in_order_too(serve: Callable[..., Running], number: int) -> None:
+    server = serve()
+    server.post(prompt="a fox", steps=200)
+    with server.client.stream("GET", "/api/events"):  # an open stream holds nothing up
+        server.process.send_signal(number)
+        assert server.process.wait(15) == 0
+    assert states(server.data)[0][0] in ("queued", "finished")
+
+
+def test_a_second_signal_ends_it_at_once(serve: Callable[..., Running]) -> None:
+    server = serve()
+    server.post(prompt="a fox, hang")
+    time.sleep(0.3)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(3) == 128 + signal.SIGTERM
