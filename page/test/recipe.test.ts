@@ -16,6 +16,13 @@ describe('a draft', () => {
     expect(asked(draft, true)).toEqual({ prompt: '', n: 1, strength: 0.6 })
     expect(asked(draft, false)).toEqual({ prompt: '', n: 1, width: 64, hires: { scale: 2, strength: 0.5 } })
   })
+  it('extends a picture, and works on the masked part where there is one', () => {
+    const draft = { ...EMPTY, right: '32', onlyMasked: true }
+    expect(asked(draft, true)).toMatchObject({ outpaint: [0, 0, 32, 0] })
+    expect(asked(draft, true)).not.toHaveProperty('only_masked')
+    expect(asked(draft, true, true)).toMatchObject({ only_masked: true })
+    expect(asked(draft, false)).toEqual({ prompt: '', n: 1 })
+  })
   it('takes of what was kept only what it knows', () => {
     expect(merged({ prompt: 'a', steps: 3, unknown: 'x', hires: true })).toEqual({ ...EMPTY, prompt: 'a', hires: true })
   })

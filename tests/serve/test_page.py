@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .conftest import Running
+from .conftest import ROOT, Running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -337,3 +337,83 @@ def test_a_large_gallery_shows_only_what_is_near(serve: Callable[..., Running], 
             break
     assert page.locator('[aria-posinset="200"]').count() == 1
     assert page.locator(".cells li").count() < 100
+
+
+def test_a_picture_is_extended_and_compared(serve: Callable[..., Running], browse: Opened) -> None:
+    server = serve()
+    for prompt in ("an owl", "a fox"):
+        server.ended(server.post(prompt=prompt)["id"])
+    page = browse(server, "/#gallery", ".cells li >> nth=1")
+    page.click('.cells button[aria-label="Open a fox"]')
+    page.click("text=Compare with this later")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector('dialog.viewer[aria-label="an owl"]')
+    page.keyboard.press("c")
+    page.wait_for_selector(".compare img >> nth=1")
+    until(page, "[...document.querySelectorAll('.compare img')].every((one) => one.naturalWidth === 64)")
+    page.fill(".compare input", "25")
+    style = "document.querySelectorAll('.compare img')[1].style.clipPath"
+    assert page.evaluate(style) in ("inset(0px 75% 0px 0px)", "inset(0 75% 0 0)")
+    page.keyboard.press("c")
+    page.click("text=Start from it")
+    page.click("summary >> text=Extend the picture")
+    page.fill("#field-right", "32")
+    page.press("#field-right", "Enter")
+    page.wait_for_selector('.canvas a img[alt="an owl"]')
+    server.until(lambda: len(server.client.get("/api/images").json()["images"]) == 3)
+    assert server.client.get("/api/jobs?state=finished").json()["jobs"][0]["request"]["outpaint"] == [0, 0, 32, 0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everyone_can_use_it(serve: Callable[..., Running], browse: Opened, scheme: str) -> None:
+    """axe-core finds nothing against WCAG 2.2 AA in nine views."""
+    axe = ROOT / "page" / "node_modules" / "axe-core" / "axe.min.js"
+    if not axe.exists():
+        pytest.skip("needs axe-core: make page")
+    server = serve(environment={"FAKE_TICK": "0.05"})
+    for prompt in ("an owl", "a fox"):
+        server.ended(server.post(prompt=prompt)["id"])
+    page = browse(server, color_scheme=scheme, bypass_csp=True)
+    found: dict[str, list[str]] = {}
+
+    def check(name: str) -> None:
+        page.evaluate(axe.read_text())
+        told = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa']})")
+        assert len(told["passes"]) > 5
+        found[name] = [f"{one['id']}: {one['nodes'][0]['html']}" for one in told["violations"]]
+
+    page.wait_for_selector(".cells li")
+    check("draw")
+    page.click("summary >> text=More")
+    page.wait_for_selector("text=LoRA and words")
+    for summary in page.locator(".more summary").all():
+        summary.click()
+    check("more")
+    page.fill("#field-steps", "90000")
+    draw(page, "a tiger, slow")
+    page.wait_for_selector("#fault-steps")
+    check("fault")
+    page.fill("#field-steps", "20")
+    draw(page, "a tiger, slow")
+    page.wait_for_selector(".queue li")
+    check("queue")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.click("nav >> text=Gallery")
+    page.wait_for_selector("#search")
+    check("gallery")
+    page.click(".cells button")
+    page.wait_for_selector("dialog.viewer >> text=Use these settings")
+    check("viewer")
+    page.click("text=Repaint a part")
+    page.wait_for_selector("dialog.masking canvas")
+    page.click("summary >> text=Rectangle")
+    check("mask")
+    page.click("dialog.masking >> text=Close")
+    page.click("nav >> text=Settings")
+    page.wait_for_selector("section.settings")
+    check("settings")
+    page.click('button[aria-label="Keys"]')
+    page.wait_for_selector("dialog.ask")
+    check("keys")
+    assert {name: faults for name, faults in found.items() if faults} == {}

@@ -50,13 +50,18 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
 
   useEffect(() => {
     dialog.current!.showModal()
-    fit()
+    const observer = new ResizeObserver(() => box.current && fit())
+    observer.observe(box.current!)
     if (props.mask) valuesOf(props.mask.blob, width, height).then((data) => add({ kind: 'load', data }), tellProblem)
-    return gestures(box.current!, {
+    const end = gestures(box.current!, {
       move: (dx, dy) => (place.value = held({ ...place.value, x: place.value.x + dx, y: place.value.y + dy }, picture, room())),
       zoom,
       drags: (event) => tool.value === 'pan' || (event.buttons & 4) === 4,
     })
+    return () => {
+      observer.disconnect()
+      end()
+    }
   }, [])
 
   /** Where a pointer is, in picture pixels, and how hard it presses. */

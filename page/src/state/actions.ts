@@ -13,7 +13,7 @@ import { closePicture, said, show, tell, tellProblem } from './ui'
 export const sending = signal(0)
 
 async function bodyOf(): Promise<object | FormData> {
-  const body = asked(draft.value, image.value !== null)
+  const body = asked(draft.value, image.value !== null, mask.value !== null)
   if (controls.value.length) {
     body.controls = await Promise.all(
       controls.value.map(async ({ net, hint, scale, picture }) => ({
@@ -25,7 +25,6 @@ async function bodyOf(): Promise<object | FormData> {
     )
   }
   if (!image.value) return body
-  if (mask.value && draft.value.onlyMasked) body.inpaint = { only_masked: true }
   const form = new FormData()
   form.set('request', JSON.stringify(body))
   form.set('image', image.value.blob, 'image')

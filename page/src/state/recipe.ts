@@ -15,6 +15,10 @@ export interface Draft {
   n: string
   strength: string
   onlyMasked: boolean
+  left: string // pixels that the starting picture is extended by
+  top: string
+  right: string
+  bottom: string
   hires: boolean
   hiresScale: string
   hiresStrength: string
@@ -34,6 +38,10 @@ export const EMPTY: Draft = {
   n: '1',
   strength: '0.6',
   onlyMasked: false,
+  left: '',
+  top: '',
+  right: '',
+  bottom: '',
   hires: false,
   hiresScale: '2',
   hiresStrength: '0.5',
@@ -64,7 +72,7 @@ export const FIELDS: Record<string, keyof Draft> = {
 const NUMBERS = new Set(['width', 'height', 'steps', 'guidance', 'n', 'strength'])
 
 /** The draft as the server takes it. Numbers that aren't any go as they are: the server says what is wrong. */
-export function asked(from: Draft, withImage: boolean): Record<string, unknown> {
+export function asked(from: Draft, withImage: boolean, withMask = false): Record<string, unknown> {
   const body: Record<string, unknown> = {}
   for (const [name, key] of Object.entries(FIELDS)) {
     const text = String(from[key]).trim()
@@ -72,6 +80,11 @@ export function asked(from: Draft, withImage: boolean): Record<string, unknown> 
     else if (text === '' || (key === 'seed' && text === '-1') || (key === 'strength' && !withImage)) continue
     else if (withImage && (key === 'width' || key === 'height')) continue
     else body[name] = NUMBERS.has(key) && !Number.isNaN(Number(text)) ? Number(text) : text
+  }
+  if (withImage) {
+    const border = [from.left, from.top, from.right, from.bottom].map(Number)
+    if (border.some((pixels) => pixels > 0)) body.outpaint = border
+    if (withMask && from.onlyMasked) body.only_masked = true
   }
   if (from.hires && !withImage) body.hires = { scale: Number(from.hiresScale), strength: Number(from.hiresStrength) }
   return body

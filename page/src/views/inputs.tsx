@@ -6,7 +6,7 @@ import { change, draft } from '../state/draft'
 import { controls, dataUrl, image, inputOf, mask, setControl, setImage, setMask, type Control } from '../state/inputs'
 import { server } from '../state/server'
 import { tellProblem } from '../state/ui'
-import { Fault, Range } from './fields'
+import { Fault, NumberField, Range } from './fields'
 import { masking } from './masking'
 
 const MaskEditor = lazy(() => import('../mask/editor').then((found) => found.MaskEditor))
@@ -74,6 +74,15 @@ export function Inputs() {
               {t('onlyMasked')}
             </label>
           ) : null}
+          <details>
+            <summary>{t('extend')}</summary>
+            <div class="grid">
+              <NumberField name="left" label={t('left')} placeholder="0" min={0} step={8} />
+              <NumberField name="top" label={t('top')} placeholder="0" min={0} step={8} />
+              <NumberField name="right" label={t('right')} placeholder="0" min={0} step={8} />
+              <NumberField name="bottom" label={t('bottom')} placeholder="0" min={0} step={8} />
+            </div>
+          </details>
           <Fault name="image" />
           <Fault name="mask" />
         </fieldset>

@@ -16,6 +16,7 @@ const LIST: [string, Key][] = [
   ['/', 'keySearch'],
   ['← →', 'keyViewer'],
   ['+ − 0', 'keyZoom'],
+  ['c', 'compareNow'],
   ['Delete', 'keyDelete'],
   ['?', 'keyHelp'],
 ]

@@ -6,13 +6,17 @@ import { enlarge, startFrom, take } from '../state/actions'
 import { pictures, pin, readOn, remove } from '../state/gallery'
 import { closePicture, openPicture, tell, tellProblem } from '../state/ui'
 import { fitted, gestures, held, zoomed, type Place } from '../zoom'
-import { masking } from './masking'
+import { lazy } from './lazy'
+import { aside, masking } from './masking'
 import { Notice } from './notice'
+
+const Compare = lazy(() => import('./compare').then((found) => found.Compare))
 
 /** One picture, large, with what made it. */
 export function Viewer({ id }: { id: string }) {
   const dialog = useRef<HTMLDialogElement>(null)
   const info = useSignal<PictureInfo | null>(null)
+  const comparing = useSignal(false)
   const all = pictures.value
   const at = all.findIndex((one) => one.id === id)
   const go = (by: number) => {
@@ -33,6 +37,10 @@ export function Viewer({ id }: { id: string }) {
     )
     return () => void (current = false)
   }, [id, all[at]?.pinned])
+  const compare = () => {
+    if (!aside.value || aside.value === id) aside.value = id
+    else comparing.value = !comparing.value
+  }
   const now = info.value?.id === id ? info.value : null
   const listed = all[at] ?? now
   return (
@@ -42,10 +50,11 @@ export function Viewer({ id }: { id: string }) {
       aria-label={listed?.prompt || t('noPrompt')}
       onClose={closePicture}
       onKeyDown={(event) => {
-        if (event.target instanceof HTMLInputElement) return
+        if (event.target instanceof HTMLInputElement && event.key !== 'c') return
         if (event.key === 'ArrowLeft') go(-1)
         else if (event.key === 'ArrowRight') go(1)
         else if (event.key === 'Delete') void remove(id)
+        else if (event.key === 'c') compare()
         else if (event.key === 'i' && now) void copy(now)
         else return
         event.preventDefault()
@@ -59,6 +68,9 @@ export function Viewer({ id }: { id: string }) {
           ›
         </button>
         <span class="grow" />
+        <button type="button" aria-pressed={comparing.value || aside.value === id} onClick={compare}>
+          {aside.value && aside.value !== id ? t('compareNow') : t('compareWith')}
+        </button>
         <button type="button" onClick={() => dialog.current!.close()}>
           {t('close')}
         </button>
@@ -66,6 +78,8 @@ export function Viewer({ id }: { id: string }) {
       {listed ? (
         listed.gone ? (
           <p class="empty">{t('gone')}</p>
+        ) : comparing.value && aside.value && aside.value !== id ? (
+          <Compare key={id} before={aside.value} after={id} />
         ) : (
           <Sight key={id} picture={listed} onSwipe={go} />
         )
