@@ -127,6 +127,7 @@ SHORT = {
     "cli/keys.py": "a command is a file",
     "serve/metrics.py": "what is counted, and nothing that counts it",
     "cli/samplers.py": "a command is a file",
+    "cli/objects.py": "a command is a file",
     "training/pretrained.py": "what training takes out of anybody's files, for two kinds of it",
     "engine/scheduler.py": "who moves next is a subject of its own, without tensors",
 }

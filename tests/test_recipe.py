@@ -87,3 +87,28 @@ def test_a_word_that_no_prompt_uses_is_in_the_result(tiny_pipe: Pipeline, tmp_pa
         result = tiny_pipe.generate("a fox", steps=1, seed=1, embeddings=[file])
     assert len(result.warnings) == 1
     assert "cat-toy" in result.warnings[0]
+
+
+def sentences(pipe: Pipeline, *prompts: str, **asked: Any) -> list[str]:
+    engine = Engine(pipe)
+    job = engine.jobs[engine.add(Request(prompt=" ".join(prompts), steps=1, seed=1, **asked))]
+    return list(job.warnings)
+
+
+def test_what_a_model_will_hardly_draw_is_said(tiny_pipe: Pipeline) -> None:
+    assert tiny_pipe.size == (64, 64)
+    assert sentences(tiny_pipe, "a {red|blue} fox")[0].startswith("'{red|blue}' in the prompt is read as plain text")
+    assert sentences(tiny_pipe, "")[0].startswith("the prompt is empty")
+    assert sentences(tiny_pipe, "", negative_prompt="fog") == []
+    assert sentences(tiny_pipe, "a fox", width=160, height=128) == []
+    assert "256x64 is far beyond the 64x64" in sentences(tiny_pipe, "a fox", width=256)[0]
+    assert sentences(tiny_pipe, "a fox", width=256, tile=64) == []
+    assert "64x16 is far below the 64x64" in sentences(tiny_pipe, "a fox", height=16)[0]
+
+
+def test_the_first_frame_of_an_animation_is_said_in_the_result(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="its first frame is taken"):
+        result = tiny_pipe.generate("a fox", image=tmp_path / "a.gif", steps=2, strength=0.5, seed=1)
+    assert result.warnings == (f"image {str(tmp_path / 'a.gif')!r} is an animation: its first frame is taken",)

@@ -35,22 +35,22 @@ def latent_size(width: int, height: int, downscale: int) -> tuple[int, int]:
     return -(-height // downscale), -(-width // downscale)
 
 
-def open_picture(source: Picture, name: str = "image") -> Image.Image:
+def open_picture(source: Picture, name: str = "image", tell: Callable[[str], None] = log.warning) -> Image.Image:
     """A picture as 8-bit RGB, upright, transparency over white.
 
     Files are of `picture_headers.FORMATS`, their size checked before they are decoded. Of an animation the first frame
-    is taken, and a warning logged.
+    is taken, and `tell` is told so in a sentence (a warning is logged).
     Raises ImageError for everything else; `name` is what the sentence calls the picture.
     """
-    return _opened(source, name, normalise)
+    return _opened(source, name, normalise, tell)
 
 
-def open_mask(source: Picture, name: str = "mask") -> Image.Image:
+def open_mask(source: Picture, name: str = "mask", tell: Callable[[str], None] = log.warning) -> Image.Image:
     """A picture as an 8-bit gray mask, upright, colours by their brightness, transparency over black.
 
     Raises ImageError as `open_picture` does.
     """
-    return _opened(source, name, lambda picture: normalise(picture, "black").convert("L"))
+    return _opened(source, name, lambda picture: normalise(picture, "black").convert("L"), tell)
 
 
 def open_map(source: Picture, name: str = "map") -> NDArray[np.float32]:
@@ -85,7 +85,9 @@ def depth_map(source: Picture | NDArray[Any] | Tensor, name: str = "depth") -> T
     return values
 
 
-def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened]) -> Opened:
+def _opened(
+    source: Picture, name: str, turned: Callable[[Image.Image], Opened], tell: Callable[[str], None] = log.warning
+) -> Opened:
     """What `turned` makes of a picture from outside, whose size is checked before it is decoded."""
     if isinstance(source, (str, Path)):
         try:
@@ -98,7 +100,7 @@ def _opened(source: Picture, name: str, turned: Callable[[Image.Image], Opened])
                 _check_size(picture, what)
                 # Pillow would walk through all frames to count them, where the header's walk has not.
                 if frames > 1 or (picture.format == "AVIF" and getattr(picture, "n_frames", 1) > 1):
-                    log.warning("%s is an animation: its first frame is taken", what)
+                    tell(f"{what} is an animation: its first frame is taken")
                 return turned(picture)
         except ImageError:
             raise

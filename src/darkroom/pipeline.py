@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,8 +243,8 @@ class Pipeline:
         ]
         shared = self.inputs(depth=depth, controls=controls, loras=loras, embeddings=embeddings)
         told = unused(shared.embeddings, [(text, first.prompt_style) for text in (*prompts, *negatives)])
-        images = _pictures(image, "image", open_picture, len(prompts))
-        masks = _pictures(mask, "mask", open_mask, len(prompts))
+        images = _pictures(image, "image", partial(open_picture, tell=told.append), len(prompts))
+        masks = _pictures(mask, "mask", partial(open_mask, tell=told.append), len(prompts))
         inputs = [
             replace(shared, latents=start, image=images[i // num_images], mask=masks[i // num_images])
             for i, start in enumerate(_starting_noises(latents, count))
@@ -306,14 +306,16 @@ class Pipeline:
 
         Raises RequestError, ImageError and CheckpointError.
         """
+        told: list[str] = []
         return Inputs(
             latents=latents,
-            image=None if image is None else open_picture(image, "image"),
-            mask=None if mask is None else open_mask(mask, "mask"),
+            image=None if image is None else open_picture(image, "image", told.append),
+            mask=None if mask is None else open_mask(mask, "mask", told.append),
             depth=None if depth is None else depth_map(depth),
             controls=_controls(controls),
             loras=tuple(self.loras.get(lora) for lora in _listed(loras)),
             embeddings=learned_words(embeddings),
+            told=tuple(told),
         )
 
     def draw(

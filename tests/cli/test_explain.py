@@ -49,3 +49,16 @@ def test_info_and_convert(command: Command, tmp_path: Path) -> None:
     assert "exists already" in command("convert", source, target).sentence
     assert command("convert", source, tmp_path / "x.safetensors", "--form", "x").code == 2
     assert "no pickles" in command("convert", source, tmp_path / "x.pt").sentence
+
+
+def test_explaining_what_is_not_read(command: Command) -> None:
+    """The embedded model's vocabulary is small; `objects` lists it."""
+    assert command("explain", "a large fox on a yellow background").err == ""
+    answer = command("explain", "a large dragoon, {red|blue}")
+    assert answer.code == 0
+    assert "'{red|blue}' in the prompt is read as plain text" in answer.err
+    assert "this model doesn't know 'dragoon', and draws something else (near: dragon)" in answer.err
+    listed = command("objects", "--json").json
+    assert {"dragon", "teddy bear"} < set(listed["objects"])
+    assert listed["relations"] == ["to the left of", "to the right of", "above", "below"]
+    assert "teddy bear" in command("objects").out

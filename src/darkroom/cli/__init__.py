@@ -39,6 +39,7 @@ COMMANDS = {
     "serve": "Serve pictures over HTTP: a page, OpenAI's and A1111's dialects.",
     "keys": "Make, list and remove a server's API keys.",
     "samplers": "List the samplers.",
+    "objects": "List what the embedded model knows.",
     "bench": "Measure how fast this machine is.",
 }
 

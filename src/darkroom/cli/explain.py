@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..request import MAX_STEPS, whole
-from . import new_app, options
+from . import complain, new_app, options
 
 app = new_app()
 
@@ -42,6 +42,8 @@ def explain(
     from ..embedded import MODEL
     from ..formats.checkpoint import open_checkpoint
     from ..prompts.explain import explain as explain_prompt
+    from ..prompts.grammar import Prompt
+    from ..prompts.readable import unread
     from ..samplers import STEPS
 
     checkpoint = open_checkpoint(MODEL if model is None else model)  # its weights are not needed
@@ -58,3 +60,5 @@ def explain(
         widths=(config.hidden_size, *([second.hidden_size] if second is not None else [])),
     )
     print(json.dumps(told.to_dict(), indent=2) if as_json else told)
+    for sentence in unread(Prompt.parse(prompt, style, negative), tokenizer, learned, taught=bool(told.loras)):
+        complain(sentence)

@@ -78,6 +78,7 @@ class Inputs:
     depth: Tensor | None = None  # [H, W] float32, any size and range, larger is nearer: a depth map
     controls: tuple[Control, ...] = ()  # ControlNets and their hints
     loras: tuple[Scaled, ...] = ()  # attached to U-Net and text encoders (`Pipeline.lora` reads them)
+    told: tuple[str, ...] = ()  # what was found when they were opened that a user should know, one sentence each
 
 
 class LoadedControlNet(NamedTuple):

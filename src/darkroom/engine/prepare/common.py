@@ -22,6 +22,7 @@ from ...models.autoencoder import Autoencoder
 from ...models.controlnet import ControlNet
 from ...models.unet import UNet
 from ...prompts.embeddings import LearnedWord
+from ...prompts.tokenizer import Tokenizer
 from ...request import SEEDS, Request
 from ...samplers.state import Noise, SamplerState, Stochastic
 from ..decode import Previewer
@@ -32,6 +33,8 @@ from ..plan import Plan
 class Prompts(Protocol):
     """What encodes texts (prompts.PromptEncoder)."""
 
+    @property
+    def tokenizer(self) -> Tokenizer: ...
     def encode(
         self,
         text: str,

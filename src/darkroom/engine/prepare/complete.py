@@ -6,7 +6,7 @@ Each happens once. Before the last a task decides what is its own to decide (a s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,14 @@ from ...formats.at_hand import hash_told, stem
 from ...images import open_mask, open_picture
 from ...prompts.embeddings import Finder, LearnedWord, fingerprints, names_in, normal
 from ...prompts.grammar import Prompt, Tag
+from ...prompts.readable import unread
 from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, UsedControl, UsedLora, choice
 from ...samplers import entry
 from ..job import Control, Inputs, OpenedControl, ParsedRequest
 from ..plan import Plan
 from .common import LoadedModel
 
+FAR = 2.5  # times a model's own size, or below: twice is common, and may be meant
 GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
 
 
@@ -38,16 +40,17 @@ def parse(model: LoadedModel, request: Request, id: str, inputs: Inputs, output:
     choice("output", output, OUTPUTS)
     prompt = Prompt.parse(request.prompt, request.prompt_style)
     negative = Prompt.parse(request.negative_prompt, request.prompt_style, negative=True)
+    told = list(inputs.told)
     inputs = replace(
         inputs,
         loras=_loras(model, request, inputs.loras, prompt.loras),
-        image=None if inputs.image is None else open_picture(inputs.image),
-        mask=None if inputs.mask is None else open_mask(inputs.mask),
+        image=None if inputs.image is None else open_picture(inputs.image, tell=told.append),
+        mask=None if inputs.mask is None else open_mask(inputs.mask, tell=told.append),
     )
     _check(model, request, inputs)
     brought = _brought(request, inputs.embeddings, (*model.merged_loras, *inputs.loras), (prompt, negative))
     words = _learned_words(request, (*inputs.embeddings, *brought), (prompt, negative))
-    controls = tuple(_opened(model, control) for control in inputs.controls)
+    controls = tuple(_opened(model, control, told.append) for control in inputs.controls)
     return ParsedRequest(
         id=id,
         asked=request,
@@ -57,8 +60,33 @@ def parse(model: LoadedModel, request: Request, id: str, inputs: Inputs, output:
         controls=controls,
         inputs=inputs,
         output=output,
-        warnings=tuple(_other_networks(model, request)),
+        warnings=(*told, *_other_networks(model, request), *_not_as_meant(model, request, inputs, prompt, words)),
     )
+
+
+def _not_as_meant(
+    model: LoadedModel, request: Request, inputs: Inputs, prompt: Prompt, words: tuple[LearnedWord, ...]
+) -> Iterator[str]:
+    """What of a request the model will hardly draw as it is meant, one sentence each."""
+    taught = bool(words or inputs.loras or model.merged_loras)
+    yield from unread(prompt, model.prompts.tokenizer, words, taught=taught)
+    if inputs.image is not None or inputs.depth is not None or inputs.controls or request.latents is not None:
+        return
+    if not prompt.text.strip() and not taught and not request.negative_prompt.strip():
+        yield "the prompt is empty: the model draws whatever it likes; say what there is to be seen"
+    if request.tile is None and request.outpaint is None:
+        own, (width, height) = model.size, (request.width or model.size[0], request.height or model.size[1])
+        most, least = FAR * max(own), min(own) / FAR
+        if max(width, height) > most:
+            yield (
+                f"{width}x{height} is far beyond the {own[0]}x{own[1]} that this model was trained on, and things will "
+                f"be repeated; draw smaller, and make it larger with hires or upscale"
+            )
+        elif min(width, height) < least:
+            yield (
+                f"{width}x{height} is far below the {own[0]}x{own[1]} that this model was trained on, and little will "
+                f"be recognised; draw larger, and shrink the picture"
+            )
 
 
 def _other_networks(model: LoadedModel, request: Request) -> Iterator[str]:
@@ -264,10 +292,10 @@ def _learned_words(
     return tuple({word.hash: word for text in texts for word in finder.used(text.text)}.values())
 
 
-def _opened(model: LoadedModel, control: Control) -> OpenedControl:
+def _opened(model: LoadedModel, control: Control, tell: Callable[[str], None]) -> OpenedControl:
     """A ControlNet and the picture that it is shown."""
     net, name, hash = model.controlnet(control.net)
-    hint = hints.make(control.hint, control.image) if control.hint else open_picture(control.image, "a hint")
+    hint = hints.make(control.hint, control.image) if control.hint else open_picture(control.image, "a hint", tell)
     seen = picture_fingerprint(hint)
     used = UsedControl(name, hash, seen, control.scale, control.start, control.stop, control.guess)
     return OpenedControl(net, hint, used)
