@@ -26,8 +26,10 @@ from weakref import ReferenceType, ref
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch._C import _get_tracing_state
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.compiler import is_compiling
 
 from ..errors import RequestError
 from . import winograd
@@ -47,10 +49,10 @@ Geometry = tuple[list[int], list[int], list[int], int]  # padding, stride, dilat
 class Form:
     """What a packed layer's weight has become."""
 
-    __slots__ = ("_known", "blocks", "squares")
+    __slots__ = ("_known", "blocks", "dtype", "squares")
 
     def __init__(self, blocks: Tensor, weight: Tensor) -> None:
-        self.blocks = blocks
+        self.blocks, self.dtype = blocks, blocks.dtype
         self.squares: Any = None  # what `winograd` multiplies by, from the first picture on for which it is faster
         self.know(weight)
 
@@ -160,9 +162,16 @@ def form_for(layer: nn.Module, x: Tensor) -> Form | None:
     No method, and no attribute: another thread may have made the layer an ordinary one a moment ago.
     """
     form: Form | None = layer.__dict__.get("_form")
-    if form is None or torch.is_grad_enabled() or x.dtype != form.blocks.dtype or _written_down():
+    if form is None or is_grad_enabled() or x.dtype != form.dtype or _written_down():
         return None
     return form if form.holds() else None
+
+
+def _bias(layer: nn.Module) -> Tensor | None:
+    """What `layer.bias` is, without torch's search for it, which takes longer than all of `form_for`."""
+    found = dict.get(layer.__dict__["_parameters"], "bias", layer)
+    bias: Tensor | None = layer.bias if found is layer else found
+    return bias
 
 
 class PackedLinear(Packed, nn.Linear):
@@ -170,7 +179,7 @@ class PackedLinear(Packed, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         form = form_for(self, x)
-        return nn.Linear.forward(self, x) if form is None else multiply(x, form.blocks, self.bias)
+        return nn.Linear.forward(self, x) if form is None else multiply(x, form.blocks, _bias(self))
 
 
 class PackedPointwise(Packed, nn.Conv2d):
@@ -180,7 +189,7 @@ class PackedPointwise(Packed, nn.Conv2d):
         form = form_for(self, x)
         if form is None:
             return nn.Conv2d.forward(self, x)
-        return multiply(x.permute(0, 2, 3, 1), form.blocks, self.bias).permute(0, 3, 1, 2)
+        return multiply(x.permute(0, 2, 3, 1), form.blocks, _bias(self)).permute(0, 3, 1, 2)
 
 
 class PackedConv2d(Packed, nn.Conv2d):
@@ -196,12 +205,12 @@ def _convolved(layer: nn.Conv2d, x: Tensor, padding: Any, form: Form) -> Tensor:
     geometry = _geometry(layer)
     usual = layer.kernel_size == (3, 3) and geometry[1:] == ([1, 1], [1, 1], 1) and padding in ((0, 0), (1, 1))
     if not usual or not winograd.is_faster(x, layer.out_channels):
-        return convolve(x, form.blocks, layer.bias, (list(padding), *geometry[1:]))
+        return convolve(x, form.blocks, _bias(layer), (list(padding), *geometry[1:]))
     squares = form.squares
     if squares is None:
         parts = winograd.transformed(form.blocks.to_dense())
         squares = form.squares = [[partial(multiply, blocks=blocks_of(w)) for w in column] for column in parts]
-    return winograd.convolve(x, squares, layer.out_channels, layer.bias, padding[0])
+    return winograd.convolve(x, squares, layer.out_channels, _bias(layer), padding[0])
 
 
 _PLAIN: dict[type[Any], type[nn.Module]] = {
@@ -244,7 +253,7 @@ def _lose_threads() -> None:
 
 def _written_down() -> bool:
     """Whether somebody writes down what is computed, which should hold the weights."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return is_compiling() or _get_tracing_state() is not None
 
 
 def pack(network: nn.Module) -> bool:
