@@ -218,11 +218,12 @@ class Engine:
         moving = self.moving()
         if not moving:
             return events
-        began, units = time.perf_counter(), sum(job.units for job in moving)
+        began, units = self._clock(), sum(job.units for job in moving)
         tick = advance(moving, self._denoise, self._width.rows)
         self._width.ticked(tick.rows_that_fit)
-        rate = (time.perf_counter() - began) / units
-        self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+        rate = (self._clock() - began) / units
+        # A narrow tick is dear by the row: what a wide one showed is believed for long.
+        self._rate = rate if self._rate is None else min(rate, 1.05 * self._rate)
         for job in moving:
             if (error := tick.failed.get(job.id)) is not None:
                 events += self._failure(job.id, error)
@@ -235,6 +236,12 @@ class Engine:
                 step = job.before + job.crossed
                 events.append(Progress(job.id, step, job.total, self._preview(job, moved.denoised)))
         return events
+
+    def _clock(self) -> float:
+        """Seconds; on a processor those of work, so that a busy machine doesn't make ticks narrow, and slower still."""
+        if self.model.device.type != "cpu":
+            return time.perf_counter()
+        return time.process_time() / torch.get_num_threads()
 
     @torch.no_grad()
     def decode_one(self) -> list[Event]:
