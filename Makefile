@@ -90,6 +90,7 @@ bench-smoke: $(VENV)/.tested  ## The same in seconds: that the benchmarks run, n
 	$(RUN) benchmarks/data.py --smoke
 	$(RUN) benchmarks/train_step.py --architecture tiny --size 64 --batch 4 --rounds 2
 	$(RUN) benchmarks/memory.py --architecture tiny --size 64
+	$(RUN) benchmarks/serve.py --smoke
 	$(RUN) benchmarks/edges.py --count 1
 	$(RUN) benchmarks/throughput.py --smoke
 	$(RUN) benchmarks/together.py --smoke
