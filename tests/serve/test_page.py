@@ -5,7 +5,9 @@ Skipped where playwright (Python) or Debian's Chromium isn't there. No browser i
 
 from __future__ import annotations
 
+import io
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -417,3 +419,56 @@ def test_everyone_can_use_it(serve: Callable[..., Running], browse: Opened, sche
     page.wait_for_selector("dialog.ask")
     check("keys")
     assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+def test_a_picture_guides_a_control_net(serve: Callable[..., Running], browse: Opened) -> None:
+    server = serve()
+    buffer = io.BytesIO()
+    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).save(buffer, "PNG")
+    page = browse(server)
+    page.click("summary >> text=More")
+    picture = {"name": "a.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+    page.locator("label.filepick", has_text="Add a ControlNet").locator("input").set_input_files([picture])
+    page.click("text=Show what it follows")
+    until(page, "document.querySelector('fieldset .thumb img')?.src.startsWith('blob:')")
+    draw(page, "a fox")
+    finished(page, "a fox")
+    page.reload()  # the draft's pictures are kept, too
+    page.wait_for_selector("text=Show what it follows")
+    job = server.client.get("/api/jobs?state=finished").json()["jobs"][0]
+    again = server.post(f"/api/jobs/{job['id']}/rerun")  # with the same control
+    assert server.ended(again["id"])["state"] == "finished"
+    assert len([path for path in (server.data / "inputs").rglob("*") if path.is_file()]) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_clicked_nothing_breaks(serve: Callable[..., Running], browse: Opened, seed: int) -> None:
+    """A monkey: random clicks, texts and keys. The fixture hears of every fault."""
+    chance = random.Random(seed)
+    server = serve(environment={"FAKE_TICK": "0.005"})
+    for prompt in ("an owl", "a fox", NASTY[0]):
+        server.ended(server.post(prompt=prompt)["id"])
+    page = browse(server)
+    page.on("dialog", lambda dialog: pytest.fail("a script ran"))
+    kinds = "button, a:not([download]), summary, select, textarea, input:not([type=file])"
+    act = """([kinds, where, what]) => {
+        const within = [...document.querySelectorAll('dialog[open]')].pop() ?? document
+        const all = [...within.querySelectorAll(kinds)]
+        const one = all[Math.floor(where * all.length)]
+        if (!one) return
+        if (one.matches('button, a, summary, [type=checkbox]')) return one.click()
+        if (one.matches('select')) one.selectedIndex = Math.floor(what * one.options.length)
+        else if (one.type === 'range') one.value = what * 10
+        else one.value = ['7', '', '-1', '64', one.type === 'number' ? '1e9' : 'owl'][Math.floor(what * 5)]
+        one.dispatchEvent(new Event('input', { bubbles: true }))
+        one.dispatchEvent(new Event('change', { bubbles: true }))
+    }"""
+    keys = ["Escape", "Tab", "Enter", "ArrowRight", "c", "?", "Control+Enter", "Delete"]
+    for _ in range(150):
+        if chance.random() < 0.25:
+            page.keyboard.press(chance.choice(keys))
+        else:
+            page.evaluate(act, [kinds, chance.random(), chance.random()])
+        page.wait_for_timeout(15)
+    page.goto(server.url)
+    page.wait_for_selector("#field-prompt")
