@@ -117,6 +117,7 @@ const json = async <T>(method: string, path: string, body?: unknown): Promise<T>
 export const api = {
   server: () => json<ServerInfo>('GET', 'api/server'),
   draw: (body: object | FormData) => json<Job>('POST', 'api/jobs', body),
+  rerun: (id: string, changes: object) => json<Job>('POST', `api/jobs/${id}/rerun`, { changes }),
   job: (id: string) => json<Job>('GET', `api/jobs/${id}`),
   cancel: (id: string) => json<Job>('DELETE', `api/jobs/${id}`),
   cancelQueued: () => json<object>('DELETE', 'api/jobs?state=queued'),

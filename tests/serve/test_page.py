@@ -192,6 +192,12 @@ def test_a_deleted_picture_comes_back(serve: Callable[..., Running], browse: Ope
     page.click('.cells button[aria-label="Open a fox"]')
     page.click("dialog.viewer >> text=Pin")
     page.wait_for_selector("dialog.viewer >> text=Unpin")
+    page.click("dialog.viewer >> text=Again, with a new seed")
+    server.until(lambda: len(server.client.get("/api/images").json()["images"]) == 3)
+    prompts = [one["prompt"] for one in server.client.get("/api/images").json()["images"]]
+    assert prompts == ["a fox", "a fox", "an owl"]
+    page.click("nav >> text=Gallery")
+    page.click('.cells button[aria-label="Open an owl"]')
     with page.expect_download() as download:
         page.click("dialog.viewer >> text=Download")
     assert Image.open(download.value.path()).size == (64, 64)

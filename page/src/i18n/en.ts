@@ -53,6 +53,7 @@ export const en = {
   previous: 'Previous',
   next: 'Next',
   info: 'Recipe',
+  again: 'Again, with a new seed',
   useAll: 'Use these settings',
   usePrompt: 'Use the prompt',
   useSeed: 'Use the seed',

@@ -55,6 +55,7 @@ export const ko: Record<Key, string> = {
   previous: '이전',
   next: '다음',
   info: '레시피',
+  again: '새 시드로 다시',
   useAll: '이 설정 사용',
   usePrompt: '프롬프트만 사용',
   useSeed: '시드만 사용',

@@ -61,6 +61,9 @@ function refused(error: unknown): void {
   requestAnimationFrame(() => document.getElementById(`field-${field}`)?.focus())
 }
 
+/** What of a recipe the page has no field for, or would need pictures for. */
+const UNFOLLOWED = ['image', 'mask', 'depth', 'controls', 'loras', 'outpaint', 'variation_seed', 'clip_skip', 'pag_scale', 'threshold']
+
 /** Take a recipe's settings, or only its prompt or seed, into the draft. */
 export function take(recipe: Recipe, seed: string | null, only: 'all' | 'prompt' | 'seed'): void {
   const own = seed === null ? recipe : { ...recipe, seed }
@@ -75,6 +78,8 @@ export function take(recipe: Recipe, seed: string | null, only: 'all' | 'prompt'
   closePicture()
   show('draw')
   focusPrompt()
+  const left = UNFOLLOWED.filter((name) => (Array.isArray(recipe[name]) ? recipe[name].length : recipe[name]))
+  if (only === 'all' && left.length) tell(t('ignoredParts', { what: left.join(', ') }), { seconds: 10 })
 }
 
 export function focusPrompt(): void {
@@ -99,6 +104,20 @@ export async function startFrom(picture: PictureInfo): Promise<boolean> {
   closePicture()
   show('draw')
   return true
+}
+
+/** The job of a picture once more, with all that it was made from and another seed. */
+export async function again(picture: PictureInfo): Promise<void> {
+  try {
+    const job = await api.rerun(picture.job, { seed: null })
+    put(job)
+    watched.value = job.id
+    closePicture()
+    show('draw')
+    said.value = t('saidQueued')
+  } catch (error) {
+    tellProblem(error)
+  }
 }
 
 /** Draw a picture twice as large, by what the model can do best. */
@@ -128,6 +147,16 @@ export async function readRecipe(file: Blob): Promise<void> {
     const ignored = Array.isArray(found.ignored) ? found.ignored : Object.keys((found.ignored as object) ?? {})
     const left = [...ignored.map(String), ...found.warnings]
     tell(t('recipeRead', { source: found.source }) + (left.length ? ` ${t('ignoredParts', { what: left.join(', ') })}` : ''), { seconds: 10 })
+  } catch (error) {
+    tellProblem(error)
+  }
+}
+
+/** Put a picture's recipe, as A1111's text, on the clipboard. */
+export async function copy(info: PictureInfo): Promise<void> {
+  try {
+    await navigator.clipboard.writeText(info.infotext)
+    tell(t('copied'))
   } catch (error) {
     tellProblem(error)
   }

@@ -2,9 +2,9 @@ import { useSignal } from '@preact/signals'
 import { useEffect, useRef } from 'preact/hooks'
 import { api, fileOf, type PictureInfo } from '../api'
 import { moment, t } from '../i18n'
-import { enlarge, startFrom, take } from '../state/actions'
+import { again, copy, enlarge, startFrom, take } from '../state/actions'
 import { pictures, pin, readOn, remove } from '../state/gallery'
-import { closePicture, openPicture, tell, tellProblem } from '../state/ui'
+import { closePicture, openPicture, tellProblem } from '../state/ui'
 import { fitted, gestures, held, zoomed, type Place } from '../zoom'
 import { lazy } from './lazy'
 import { aside, masking } from './masking'
@@ -95,20 +95,14 @@ export function Viewer({ id }: { id: string }) {
   )
 }
 
-async function copy(info: PictureInfo): Promise<void> {
-  try {
-    await navigator.clipboard.writeText(info.infotext)
-    tell(t('copied'))
-  } catch (error) {
-    tellProblem(error)
-  }
-}
-
 function Actions({ info }: { info: PictureInfo }) {
   const { recipe, seed } = info
   return (
     <>
       <div class="row wrap">
+        <button type="button" onClick={() => void again(info)}>
+          {t('again')}
+        </button>
         <button type="button" class="main" onClick={() => take(recipe, seed, 'all')}>
           {t('useAll')}
         </button>
