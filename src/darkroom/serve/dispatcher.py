@@ -248,7 +248,7 @@ class Dispatcher:
         except (RequestError, DataError) as error:
             sentence, now = str(error), time.time()
             await self.store.write(lambda c: queue.fail(c, picture.id, picture.claim, now, sentence))
-            self._changed(picture, ended=True)
+            self._changed(picture)
             return
         state = await loop.run_in_executor(None, self.data.snapshot, picture.id)
         seat.aboard[picture.id] = picture
@@ -336,7 +336,7 @@ class Dispatcher:
             return taken
 
         for picture in await self.store.write(write):
-            self._changed(picture, ended=True)
+            self._changed(picture)
 
     # --- what engines tell
 
@@ -423,7 +423,7 @@ class Dispatcher:
         else:  # another worker has it, or it was cancelled
             await loop.run_in_executor(None, self.data.drop, name)
         await loop.run_in_executor(None, self.data.drop_snapshot, picture.id)
-        self._changed(picture, ended=True)
+        self._changed(picture)
         self.wake()
 
     async def _fail(self, seat: Seat, picture: Claimed, message: Message) -> None:
@@ -445,7 +445,7 @@ class Dispatcher:
         if not again:
             self.metrics.failures.inc()
         await asyncio.get_running_loop().run_in_executor(None, self.data.drop_snapshot, picture.id)
-        self._changed(picture, ended=not again)
+        self._changed(picture)
         self.wake()
 
     async def _keep(self, picture: Claimed, message: Message) -> None:
@@ -471,7 +471,7 @@ class Dispatcher:
             self._changed(picture)
         self.wake()
 
-    def _changed(self, picture: Claimed, ended: bool = False) -> None:
+    def _changed(self, picture: Claimed) -> None:
         self.hub.changed(picture.job, picture.key)
 
     # --- a full disk

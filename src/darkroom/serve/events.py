@@ -99,10 +99,12 @@ class Hub:
         self._tell(job, key, PREVIEW)
 
     def landed(self, job: str, index: int) -> None:
-        """A picture is in progress no more: its row tells how far it is."""
-        if job in self.live:
-            self.live[job].steps.pop(index, None)
-            self.live[job].previews.pop(index, None)
+        """A picture is in progress no more: its row tells how far it is. With the last of a job nothing of it stays."""
+        if (live := self.live.get(job)) is not None:
+            live.steps.pop(index, None)
+            live.previews.pop(index, None)
+            if not live.steps and not live.previews:
+                del self.live[job]
 
     @contextmanager
     def watching(self, key: str | None, job: str | None = None, kinds: Collection[str] = KINDS) -> Iterator[Watcher]:
