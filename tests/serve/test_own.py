@@ -74,6 +74,12 @@ def test_a_picture_sent_ahead_is_the_same_as_one_sent_along(fake: Running) -> No
     jobs.append(fake.client.post("/api/jobs", files=form).json())
     hashes = {fake.ended(job["id"])["images"][0]["sha256"] for job in jobs}
     assert len(hashes) == 1
+    assert {json.dumps(fake.job(job["id"])["inputs"]) for job in jobs} == {json.dumps({"image": sha})}
+    back = fake.client.get(f"/api/inputs/{sha}")
+    assert Image.open(io.BytesIO(back.content)).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+    assert fake.client.head(f"/api/inputs/{sha}").status_code == 200
+    for nothing in ("0" * 64, "..%2F..%2Flock"):
+        assert fake.client.get(f"/api/inputs/{nothing}").status_code == 404
     other = fake.post(image=text(png(colour=(0, 0, 0))), **request)
     assert fake.ended(other["id"])["images"][0]["sha256"] not in hashes
 
@@ -174,6 +180,9 @@ def test_what_the_server_is_it_tells(fake: Running) -> None:
     assert info["models"][0]["size"] == [64, 64]
     assert {"id": "euler", "label": "Euler"} in info["samplers"]
     assert "karras" in info["schedules"]
+    assert info["settings"]["clip_skip"] == 0
+    assert info["settings"]["sampler"] is None
+    assert not {"prompt", "model", "model_hash", "image"} & info["settings"].keys()
     assert fake.client.get("/healthz").text == "ok\n"
     assert b"darkroom_jobs{" in fake.client.get("/metrics").content
     assert fake.post("/api/explain", prompt="a fox")["tokens"] == ["a", "fox"]

@@ -85,27 +85,34 @@ def test_deleted_pictures_go_after_half_a_minute(tmp_path: Path) -> None:
 
 
 def test_inputs_that_nobody_needs_go_after_an_hour(tmp_path: Path) -> None:
+    """An unfinished job needs its, and so does a finished one as long as a picture of it is there."""
+
     async def run() -> set[str]:
         data, store = Data(tmp_path), Store(tmp_path)
         now = time.time()
         row = {"key": "", "bytes": 1, "width": 1, "height": 1}
-        for name, age in (("new", 60), ("old", 7200), ("needed", 7200)):
+        for name, age in (("new", 60), ("old", 7200), ("needed", 7200), ("drawn", 7200), ("let-go", 7200)):
             data.keep_input(name, b"x")
             await store.write(
                 lambda c, n=name, a=age: c.execute(insert(inputs).values(sha256=n, created=now - a, **row))
             )
-        new = queue.NewJob(
-            key="", dialect="own", version="0", request="{}", model="m", cost=1, seconds=1, seeds=[1], steps=1,
-            inputs={"image": "needed"},
-        )  # fmt: skip
-        await store.write(lambda c: queue.admit(c, new, queue.Limits(cost=9, jobs=9, queue=9), now))
+        for name, file in (("drawn", "images/a.png"), ("let-go", None), ("needed", None)):
+            new = queue.NewJob(
+                key="", dialect="own", version="0", request="{}", model="m", cost=1, seconds=1, seeds=[1], steps=1,
+                inputs={"image": name},
+            )  # fmt: skip
+            job = await store.write(lambda c, n=new: queue.admit(c, n, queue.Limits(cost=9, jobs=9, queue=9), now))
+            if name != "needed":
+                (one,) = await store.write(lambda c, j=job: queue.claim(c, [f"{j}-0"], "one", now))
+                told = {"file": file, "bytes": 1, "recipe": "{}"}
+                await store.write(lambda c, p=one, t=told: queue.finish(c, p.id, p.claim, now, **t))
         await Retention(store, data, ServeOptions(data=tmp_path)).apply()
-        assert await store.read(lambda c: c.execute(select(job_inputs.c.sha256)).scalars().all()) == ["needed"]
+        assert len(await store.read(lambda c: c.execute(select(job_inputs.c.sha256)).scalars().all())) == 3
         store.close()
         data.close()
         return {path.stem for path in (tmp_path / "inputs").iterdir()}
 
-    assert asyncio.run(run()) == {"new", "needed"}
+    assert asyncio.run(run()) == {"new", "needed", "drawn"}
 
 
 def test_files_that_no_row_knows_go_at_the_next_start(tmp_path: Path, serve: Callable[..., Running]) -> None:

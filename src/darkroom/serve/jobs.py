@@ -19,7 +19,7 @@ from ..formats.picture import dump_recipe
 from ..prompts.grammar import Prompt, parse
 from ..request import MAX_CONTROL, MAX_IMAGES, Request, real, whole
 from ..samplers import entry
-from ..settings import settings
+from ..settings import Setting, default, settings
 from .models import ModelIndex
 from .uploads import Upload
 
@@ -99,6 +99,17 @@ _BESIDE = ("n", "num_images", "model", "controls", "loras", "upscale", *ROLES)
 _JSON = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
+def asked_settings() -> dict[str, Setting]:
+    """The settings that somebody can ask for in a job, by name."""
+    found = settings(Request).items()
+    return {name: one for name, one in found if one.option is not None or name in ("prompt", "hires")}
+
+
+def usual_settings() -> dict[str, Any]:
+    """What each setting is where nothing is said of it; None: the model decides. The prompt has to be given."""
+    return {name: default(Request, name) for name in asked_settings() if name != "prompt"}
+
+
 def body_schema() -> dict[str, Any]:
     """JSON Schema of a job, for `/openapi.json`: from where a request's settings are declared."""
     picture = {"type": "string", "description": "A picture as base64, a data URL, or input:SHA256."}
@@ -114,13 +125,10 @@ def body_schema() -> dict[str, Any]:
         "upscale": {"type": "number", "description": "Make `image` so many times as large."},
         **dict.fromkeys(ROLES, picture),
     }
-    asked = {
-        name: one for name, one in settings(Request).items() if one.option is not None or name in ("prompt", "hires")
-    }
     own = {
         name: {"description": one.help}
         | ({"type": _JSON[one.kind.of]} if one.kind.of in _JSON and one.kind.count == 1 else {})
-        for name, one in asked.items()
+        for name, one in asked_settings().items()
         if name not in beside
     }
     return {"type": "object", "required": ["prompt"], "properties": own | beside}

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..diffusion import SPACINGS
+from ..errors import RequestError
 from ..formats.picture import load_recipe
 from ..hints import HINTS, make
 from ..request import MAX_IMAGES, MAX_PIXELS, MAX_PROMPT, MAX_SIDE, MAX_STEPS
@@ -25,8 +26,9 @@ from ..samplers import entries
 from . import gallery, queue
 from .answers import Json, Refused
 from .bodies import event, event_stream, file_bytes, form_body, json_body, owner_of, parse, server_of
+from .data import DataError
 from .events import CHANGED, PREVIEW
-from .jobs import body_schema, read_wanted
+from .jobs import body_schema, read_wanted, usual_settings
 from .keys import Owner
 from .server import Server
 from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, jobs
@@ -230,6 +232,19 @@ async def put_input(request: Request, sha256: str) -> Response:
     return Json({"sha256": upload.sha256, "width": upload.width, "height": upload.height})
 
 
+@router.api_route("/inputs/{sha256}", methods=["GET", "HEAD"])
+async def get_input(request: Request, sha256: str) -> Response:
+    """A picture that was sent, as a PNG of its pixels; 404 where it is not (or no longer) here."""
+    server, sha = server_of(request), sha256.casefold()
+    try:
+        await server.input_size(owner_of(request), sha)
+        png = await server.in_pool(server.data.input, sha)
+    except (RequestError, DataError):
+        raise _missing("input") from None
+    headers = {"ETag": f'"{sha}"', "Cache-Control": "private, max-age=3600"}
+    return Response(png, media_type="image/png", headers=headers)
+
+
 # --- the gallery
 
 
@@ -395,6 +410,7 @@ async def server_info(request: Request) -> Response:
             "samplers": [{"id": row.id, "label": row.label} for row in entries()],
             "schedules": list(SPACINGS),
             "hints": list(HINTS),
+            "settings": usual_settings(),
             "limits": {
                 "body": options.max_body,
                 "pixels": min(options.max_pixels, MAX_PIXELS),

@@ -413,12 +413,14 @@ def inputs_of(connection: Connection, job: str) -> dict[str, str]:
 
 
 def view(connection: Connection, row: Row[Any], live: Mapping[int, int]) -> dict[str, Any]:
-    """A job as it is told: `{id, state, alias, position, step, steps, request, images, error}` and when.
+    """A job as it is told: `{id, state, alias, position, step, steps, request, images, error}` and when; what it was
+    asked to attach (`loras`, `controls`, `upscale`) and is made from (`inputs`: role -> SHA-256).
 
     live: how far its pictures in progress are, by their numbers, where that is known better than rows say.
     """
     shown = pictures_of(connection, row.id)
     steps = [p.steps if p.state == FINISHED else min(max(p.step, live.get(p.number, 0)), p.steps) for p in shown]
+    document = json.loads(row.request)
     return {
         "id": row.id,
         "state": row.state,
@@ -426,7 +428,11 @@ def view(connection: Connection, row: Row[Any], live: Mapping[int, int]) -> dict
         "position": position(connection, row.rank) if row.state == QUEUED else None,
         "step": sum(steps),
         "steps": sum(p.steps for p in shown),
-        "request": json.loads(row.request)["request"],
+        "request": document["request"],
+        "loras": document["loras"],
+        "controls": document["controls"],
+        "upscale": document["upscale"],
+        "inputs": inputs_of(connection, row.id),
         "model": row.model,
         "images": [
             {"id": p.id, "index": p.number, "seed": p.seed, "width": p.width, "height": p.height, "sha256": p.sha256}

@@ -78,8 +78,11 @@ class Retention:
 
 
 def _unneeded_inputs(connection: Connection, now: float) -> list[str]:
-    """Inputs older than an hour that no unfinished job needs: their rows go, and files that have no row left."""
-    needed = select(job_inputs.c.sha256).join(jobs, jobs.c.id == job_inputs.c.job).where(jobs.c.state.in_(LIVE))
+    """Inputs older than an hour that no unfinished job needs, and none whose pictures can be drawn again from them:
+    their rows go, and files that have no row left."""
+    there = select(pictures.c.job).where(pictures.c.file.is_not(None))
+    needed = select(job_inputs.c.sha256).join(jobs, jobs.c.id == job_inputs.c.job)
+    needed = needed.where(or_(jobs.c.state.in_(LIVE), jobs.c.id.in_(there)))
     gone = list(
         connection.execute(
             inputs.delete()
