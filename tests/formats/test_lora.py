@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from darkroom.adapters import Adapter, Update
 from darkroom.errors import CheckpointError, RequestError
 from darkroom.formats.artifact import describe
-from darkroom.formats.lora import is_lora, read_lora
+from darkroom.formats.lora import is_lora, open_lora, read_lora
 from darkroom.formats.lora_names import Home, Homes, read_key
 from darkroom.formats.lora_save import convert_lora, published_networks, save_lora
 from darkroom.formats.lora_store import LoraStore, index_of
@@ -287,6 +287,24 @@ def test_description(tmp_path: Path) -> None:
 
 
 # --- a folder of names
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"modelspec.trigger_phrase": " ohwx ink ", "ss_tag_frequency": '{"a": {"tree": 3}}'}, ("ohwx ink",)),
+        # kohya's: tags by folder; the trigger word is that of all pictures
+        ({"ss_tag_frequency": '{"10_ink": {"tree": 3, " ohwx": 12, "sky": 11}, "b": {"ohwx": 8}}'}, ("ohwx",)),
+        ({"ss_tag_frequency": '{"a": {"ohwx": 9, "ink": 10, "tree": 4}}'}, ("ink", "ohwx")),
+        ({"ss_tag_frequency": '{"a": ["tree"], "b": {"x": "3", "y": -1}}'}, ()),
+        ({"ss_tag_frequency": "[" * 100_000}, ()),
+        ({"ss_output_name": "ink"}, ()),
+    ],
+)
+def test_words_that_call_it(tmp_path: Path, metadata: dict[str, str], words: tuple[str, ...]) -> None:
+    found = open_lora(write(tmp_path / "ink.safetensors", pair(CROSS, 768), metadata))
+    assert found.triggers == words
+    assert found.title == metadata.get("ss_output_name")
 
 
 def test_names_in_a_folder(networks: Any, tmp_path: Path) -> None:

@@ -52,10 +52,25 @@ def description(name: str) -> dict[str, Any]:
         "bytes": 1_000_000,
         "dtype": "float32",
         "device": "cpu",
+        "text_width": 768,
+        "text_widths": [768],
+        "base": "Stable Diffusion 1.x (text width 768)",
+        "words": ["owl", "fox", "fig"],
+        "examples": ["an owl", "a fox", "a fig"],
         "bit_class": "fake",
         "bit_exact": True,
         "budget": 32 * 64 * 64 / 1e6,
     }
+
+
+def adapter(kind: str, path: str) -> dict[str, Any]:
+    """By its name: what an "xl" is for is SDXL, and a "broken" one can't be read."""
+    name = Path(path).stem
+    if "broken" in name:
+        return {"error": f"{name} is broken"}
+    width, base = (2048, "SDXL (text width 2048)") if "xl" in name else (768, "Stable Diffusion 1.x (text width 768)")
+    return {"base": base, "text_width" if kind == "lora" else "text_widths": width if kind == "lora" else [width],
+            "words": [f"{name} style"], "title": name.title()}  # fmt: skip
 
 
 def drawn(
@@ -155,6 +170,9 @@ class Fake:
         if message["name"] == "explain":
             prompt = message["arguments"]["prompt"]
             self.say("answer", call=message["call"], value={"prompt": prompt, "tokens": prompt.split()}, error=None)
+        elif message["name"] == "adapters" and "FAKE_ADAPTERS" not in os.environ:
+            told = [adapter(kind, path) for kind, path in message["arguments"]["files"]]
+            self.say("answer", call=message["call"], value=told, error=None)
         else:
             self.say("answer", call=message["call"], value=None, error=f"no call {message['name']}")
 

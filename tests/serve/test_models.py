@@ -162,3 +162,30 @@ def test_twenty_switches_between_two_models_leak_nothing(serve: Callable[..., Ru
         rollup = Path(f"/proc/{server.engines()[0]}/smaps_rollup").read_text()
         memory.append(int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:"))))
     assert max(memory[10:]) < 1.03 * max(memory[1:4]), memory
+
+
+def test_adapters_are_told_with_what_they_are_for(serve: Callable[..., Running], tmp_path: Path) -> None:
+    models = folder(tmp_path)
+    for name in ("Lora/ink-xl.safetensors", "Lora/broken.safetensors", "embeddings/easy-xl.pt"):
+        (models / name).write_bytes(b"x")
+    server = serve(models=str(models))
+    told = server.client.get("/api/adapters").json()
+    assert told["reading"] == 0
+    loras = {one["name"]: one for one in told["loras"]}
+    assert loras["ink"]["fits"] is True
+    assert loras["ink"]["words"] == ["ink style"]
+    assert loras["ink"]["use"] == "<lora:ink:1>"
+    assert loras["ink-xl"]["fits"] is False
+    assert loras["ink-xl"]["why"] == (
+        "it is made for SDXL (text width 2048); this model is Stable Diffusion 1.x (text width 768)"
+    )
+    assert (loras["broken"]["fits"], loras["broken"]["why"]) == (False, "broken is broken")
+    words = {one["name"]: one["fits"] for one in told["embeddings"]}
+    assert words == {"easy": True, "easy-xl": False}
+    # A model that was never loaded is not known, and so isn't what fits it.
+    other = server.client.get("/api/adapters", params={"model": "deliberate"}).json()
+    assert {one["name"]: one["fits"] for one in other["loras"]}["ink"] is None
+    assert server.client.get("/api/adapters", params={"model": "nothing"}).status_code == 422
+    server.stop()  # what was told is kept: it isn't asked again
+    again = serve(models=str(models), environment={"FAKE_ADAPTERS": "no"})
+    assert again.client.get("/api/adapters").json()["loras"] == told["loras"]

@@ -39,6 +39,12 @@ def test_pictures_have_the_bytes_that_one_call_gives(serve: Callable[..., Runnin
             "image": base64.b64encode(buffer.getvalue()).decode(),
         },
     ]
+    adapters = server.client.get("/api/adapters").json()
+    assert [(one["name"], one["fits"]) for one in adapters["loras"]] == [("sepia", True)]
+    assert [(one["name"], one["fits"]) for one in adapters["embeddings"]] == [("blue-heart", True)]
+    (model,) = server.client.get("/api/server").json()["models"]
+    assert {"fox", "owl", "yellow"} <= {*model["words"]}  # it was taught these and no others
+    assert len(model["examples"]) == 3
     jobs = [server.post(**fields)["id"] for fields in asked]
     pipe = darkroom.load(None, device="cpu")
     for fields, id in zip(asked, jobs, strict=True):

@@ -17,6 +17,7 @@ from ..errors import CheckpointError
 HOME = Path(__file__).parent
 MODEL = HOME / "model"  # an ordinary diffusers folder
 START = "embedded:"
+EXAMPLES = ("a large fox on a yellow background", "a small owl", "a red apple on a blue background")  # prompts
 
 
 def extras() -> dict[str, Path]:

@@ -32,6 +32,7 @@ FILES = (  # what a LoRA's folder may hold
     "adapter_model.bin",
 )
 FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of the text
+TRIGGERS = 8  # tags at most that are taken for a LoRA's words
 _NOTES = ("ss_", "sshs_", "modelspec.")  # what of a file's metadata is told
 _CROSS = re.compile(r"attn2[._](?:processor\.)?to_[kv]\Z")
 _TRANSFORMERS = re.compile(
@@ -77,12 +78,36 @@ class LoraFile:
         joined = sum("." not in module for module in self.slots)
         return "kohya" if 2 * joined > len(self.slots) else "diffusers"
 
+    @property
+    def title(self) -> str | None:
+        """What whoever trained it calls it: modelspec's title, or the name that kohya's scripts gave the file."""
+        return self.metadata.get("modelspec.title") or self.metadata.get("ss_output_name") or None
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The words that call it in a prompt, as far as its metadata tells: modelspec's phrase; else, of the tags that
+        kohya's scripts count, those of nearly all pictures, the most frequent first."""
+        if phrase := self.metadata.get("modelspec.trigger_phrase", "").strip():
+            return (phrase,)
+        try:
+            counted = json.loads(self.metadata.get("ss_tag_frequency", "{}"))
+        except (ValueError, RecursionError):
+            return ()
+        tags: Counter[str] = Counter()
+        for folder in counted.values() if isinstance(counted, dict) else ():
+            for tag, count in folder.items() if isinstance(folder, dict) else ():
+                if type(count) is int and tag.strip():
+                    tags[tag.strip()] += count
+        most = max(tags.values(), default=0)
+        return tuple(tag for tag, count in tags.most_common(TRIGGERS) if 10 * count >= 9 * most)
+
     def describe(self, with_hash: bool = True) -> dict[str, Any]:
         """Form, kinds and sizes, ready for JSON; the hash always, since such files are small.
 
         Keys: name, path, form ("kohya", "diffusers" or "cloneofsimo"), kinds (kind -> layers), ranks (rank -> layers),
         base (which models it is made for, or None), text_width, dtypes (name -> tensors), size (bytes), hash (12
-        digits, A1111's), words (that come with it), unknown (names that are no LoRA's), metadata (ss_*, modelspec.*).
+        digits, A1111's), words (that come with it), triggers, unknown (names that are no LoRA's), metadata (ss_*,
+        modelspec.*).
         Raises CheckpointError.
         """
         ranks: Counter[int] = Counter()
@@ -104,6 +129,7 @@ class LoraFile:
             "size": self.path.stat().st_size,
             "hash": content_hash(self.path)[:12],
             "words": list(self.words),
+            "triggers": list(self.triggers),
             "unknown": list(self.strangers),
             "metadata": {key: text for key, text in sorted(self.metadata.items()) if key.startswith(_NOTES)},
         }

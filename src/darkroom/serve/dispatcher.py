@@ -60,7 +60,7 @@ class Dispatcher:
         self.store, self.data, self.hub, self.index, self.options = store, data, hub, index, options
         self.metrics = metrics
         self.seats: list[Seat] = []
-        self.descriptions: dict[str, dict[str, Any]] = {}  # by fingerprint, of all models that were ever loaded
+        self.descriptions: dict[str, dict[str, Any]] = {}  # by fingerprint, of all files that engines told of
         self.full = False  # the disk is
         self.stopping = False
         self._owed: set[str] = set()  # engines whose pictures must go back once the disk has room
@@ -159,6 +159,19 @@ class Dispatcher:
             )
             raise RequestError(f"the model {found.name!r} can't be used: {sentence or 'it changed meanwhile'}")
         return known
+
+    async def remember(self, told: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what an engine told of files, by their fingerprints, beyond a restart."""
+        self.descriptions.update({fingerprint: dict(one) for fingerprint, one in told.items()})
+        rows = [{"fingerprint": fingerprint, "description": json.dumps(one)} for fingerprint, one in told.items()]
+
+        def write(connection: Any) -> None:
+            connection.execute(models.delete().where(models.c.fingerprint.in_(list(told))))
+            connection.execute(models.insert(), rows)
+
+        if rows:
+            with contextlib.suppress(StoreFull):
+                await self.store.write(write)
 
     @property
     def bit_exact(self) -> bool:
@@ -376,15 +389,7 @@ class Dispatcher:
             description = dict(message["description"])
             with contextlib.suppress(RequestError):
                 fingerprint = self.index.get("model", name).fingerprint
-                self.descriptions[fingerprint] = description
-                text = json.dumps(description)
-
-                def write(connection: Any) -> None:
-                    connection.execute(models.delete().where(models.c.fingerprint == fingerprint))
-                    connection.execute(models.insert().values(fingerprint=fingerprint, description=text))
-
-                with contextlib.suppress(StoreFull):
-                    await self.store.write(write)
+                await self.remember({fingerprint: description})
             self._more_engines(link, description)
         else:
             log.warning("model %s can't be loaded: %s", name, message["error"])

@@ -41,6 +41,7 @@ from ..loading import load
 from ..pipeline import Pipeline
 from ..prompts.embeddings import names_in
 from ..request import Request
+from . import questions
 from .messages import Message, read
 
 PREVIEW_EVERY = 0.5  # seconds, of one picture
@@ -326,7 +327,11 @@ class Worker:
     def _call(self, message: Message) -> None:
         """Answer a question beside the pictures, in a thread of its own."""
         model = self.models.get(message.fields.get("model", "")) or next(iter(self.models.values()), None)
-        asked: Mapping[str, Callable[[], Any]] = {"explain": lambda: _explained(model, message["arguments"])}
+        pipe, arguments = None if model is None else model.pipe, message["arguments"]
+        asked: Mapping[str, Callable[[], Any]] = {
+            "explain": lambda: questions.explained(pipe, arguments),
+            "adapters": lambda: questions.adapters(arguments["files"]),
+        }
 
         def work() -> None:
             try:
@@ -358,6 +363,8 @@ def _describe(name: str, pipe: Pipeline, max_rows: int | None) -> dict[str, Any]
         "bytes": sum(p.numel() * p.element_size() for network in networks for p in network.parameters()),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "device": str(pipe.device),
+        **questions.text_sizes(pipe),
+        **questions.vocabulary(pipe),
     }
 
 
@@ -406,12 +413,6 @@ def _named_words(words: Mapping[str, str], texts: Sequence[str], style: str) -> 
     """The files of the learned words of the models' folder that the texts name."""
     named = {name for text in texts for name in names_in(text, list(words), style)}
     return [Path(words[name]) for name in sorted(named)]
-
-
-def _explained(model: Loaded | None, arguments: Mapping[str, Any]) -> Any:
-    if model is None:
-        raise RequestError("no model is loaded yet; try again in a moment")
-    return model.pipe.explain(arguments["prompt"], arguments.get("style", "a1111")).to_dict()
 
 
 def _resident() -> int:

@@ -38,6 +38,7 @@ router = APIRouter(prefix="/api")
 
 STATES = (QUEUED, RUNNING, FINISHED, FAILED, CANCELLED)
 SESSION_DAYS = 30
+MODEL_FACTS = ("hash", "size", "task", "defaults", "sampler", "xl", "base", "words", "examples")
 MAX_PREFERENCES = 64 * 1024  # bytes
 
 
@@ -404,7 +405,7 @@ async def server_info(request: Request) -> Response:
             "default_model": server.index.default_model.name,
             "models": [
                 {"name": name, "bytes": server.index.found["model"][name].bytes}
-                | ({} if told is None else {k: told[k] for k in ("hash", "size", "task", "defaults", "sampler", "xl")})
+                | ({} if told is None else {k: told.get(k) for k in MODEL_FACTS})
                 for name, told in known.items()
             ],
             "samplers": [{"id": row.id, "label": row.label} for row in entries()],
@@ -432,17 +433,11 @@ async def server_info(request: Request) -> Response:
 
 
 @router.get("/adapters")
-async def adapters(request: Request) -> Response:
-    """LoRAs, learned words and ControlNets by name, and how prompts use them."""
-    found = server_of(request).index.found
-    return Json(
-        {
-            "loras": [{"name": name, "use": f"<lora:{name}:1>"} for name in found["lora"]],
-            "embeddings": [{"name": name} for name in found["embedding"]],
-            "controlnets": [{"name": name} for name in found["controlnet"]],
-            "vaes": [{"name": name} for name in found["vae"]],
-        }
-    )
+async def adapters(request: Request, model: str = "") -> Response:
+    """LoRAs, learned words and ControlNets by name, how prompts use them, and which of them fit a model."""
+    server = server_of(request)
+    found = server.index.get("model", model) if model else server.index.default_model
+    return Json(await server.adapters.listed(found))
 
 
 @router.post("/explain", openapi_extra=_takes(_OBJECT))

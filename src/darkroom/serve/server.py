@@ -20,6 +20,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from .. import __version__
 from ..errors import RequestError
 from . import queue
+from .adapters import Adapters
 from .data import Data, DataError
 from .dispatcher import Dispatcher
 from .events import CHANGED, Awaited, Hub, Watcher
@@ -64,6 +65,7 @@ class Server:
         self.awaited = Awaited()
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(self.store, self.data, self.hub, self.index, options, self.metrics)
+        self.adapters = Adapters(self.dispatcher, self.index)
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="pictures")
         self.retention = Retention(self.store, self.data, options)
         self.closing = asyncio.Event()
@@ -93,6 +95,7 @@ class Server:
     async def stop(self, seconds: float = 8.0) -> None:
         """Close admission, let engines keep what they are at, put it back, and close."""
         self.closing.set()
+        self.adapters.close()
         for task in self._tasks:
             task.cancel()
         await self.dispatcher.stop(seconds)

@@ -36,7 +36,8 @@ metadata = MetaData()
 
 schema = Table("schema", metadata, Column("version", Integer, nullable=False))
 
-# What engines told of models, so that requests are completed and priced without them. `fingerprint`: path, size, time.
+# What engines told of models (so that requests are completed and priced without them), of LoRAs and of learned words.
+# `fingerprint`: path, size, time.
 models = Table(
     "models",
     metadata,
