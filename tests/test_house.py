@@ -123,6 +123,7 @@ LONG = {  # what would not be better in two
 }
 SHORT = {
     "__main__.py": "python -m darkroom",
+    "version.py": "every room may use it",
     "cli/convert.py": "a command is a file",
     "cli/keys.py": "a command is a file",
     "serve/metrics.py": "what is counted, and nothing that counts it",
@@ -221,12 +222,14 @@ def test_decisions_are_numbered_and_listed() -> None:
 # --- the packaging
 
 
-def test_versions_agree() -> None:
+def test_a_tree_without_tags_is_of_the_changelog_s_first_section() -> None:
     import darkroom
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == darkroom.__version__
-    assert f"## {darkroom.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["version"]
+    sections = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    assert sections[0] == hatch["fallback-version"]
+    assert sections == sorted(sections, key=lambda name: [int(part) for part in name.split(".")], reverse=True)
+    assert re.fullmatch(r"\d[\w.]*(\+g[0-9a-f]+(\.\w+)*)?", darkroom.__version__)
 
 
 def test_constraints_pin_what_the_project_asks_for() -> None:

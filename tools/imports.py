@@ -25,6 +25,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "errors": "",
         "files": "",
         "settings": "",
+        "version": "",
         "request_kinds": "",
         "request": "request_kinds",
         "arguments": "request",
@@ -64,7 +65,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "__main__": "cli",
     }.items()
 }
-EVERYONES = ("errors", "files", "settings", "__version__")
+EVERYONES = ("errors", "files", "settings", "version", "__version__")
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
     ("formats", "prompts"): ("checkpoint.py", "embedding.py", "infotext.py", "save.py"),

@@ -25,11 +25,10 @@ if TYPE_CHECKING:
     from .recipe import Recipe, read_recipe
     from .request import Hires, Request
     from .result import Result
+    from .version import __version__
 
     def samplers() -> list[str]: ...  # the package of that name, which can be called: it gives the samplers' names
 
-
-__version__ = "0.2.0"
 
 _WHERE = {
     "Control": "engine",
@@ -51,6 +50,7 @@ _WHERE = {
     "SizeConditioning": "arguments",
     "Speed": "arguments",
     "Tiling": "arguments",
+    "__version__": "version",
     "hints": "hints",
     "load": "loading",
     "read_recipe": "recipe",
