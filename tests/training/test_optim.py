@@ -86,6 +86,22 @@ def test_one_step_of_muon_by_hand() -> None:
     torch.testing.assert_close(p.data, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_muon_is_that_of_torch() -> None:
+    ours, theirs = (nn.ParameterList([torch.ones(4, 6), torch.ones(9, 5)]) for _ in range(2))
+    mine = Muon(ours, [], lr=0.1, plain_lr=1.0, weight_decay=0.5)
+    peer = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        mine.step()
+        peer.step()
+    for p, q in zip(ours, theirs, strict=True):  # orthogonalised in bfloat16, from momenta of another scale
+        torch.testing.assert_close(p.data, q.data, rtol=0.01, atol=0.02)
+        assert (p - 1).abs().max() > 0.3
+
+
 def test_an_update_has_the_size_of_adamw_s() -> None:
     p = nn.Parameter(torch.zeros(32, 16, 3, 3))
     p.grad = torch.randn_like(p)
@@ -125,6 +141,19 @@ def test_adafactor_is_that_of_transformers() -> None:
         {"params": [p for p in theirs.parameters() if p.ndim == 1]},
     ]
     descend(Theirs(groups, lr=0.01, scale_parameter=False, relative_step=False), theirs, 20)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_adafactor_is_that_of_torch() -> None:
+    ours, theirs = small_net(), small_net()
+    descend(build("adafactor", [ours], 0.01, 0.1), ours, 20)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim == 2], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    # Its rate is relative to a parameter's size, at least eps[1]: with that at 1, small parameters have the plain one.
+    descend(torch.optim.Adafactor(groups, lr=0.01, eps=(1e-30, 1.0)), theirs, 20)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 

@@ -113,7 +113,8 @@ class Muon(Guarded):
 
     Parameters of fewer than two dimensions and those given as `plain` are updated by AdamW with `plain_lr`.
     An update has the root-mean-square of AdamW's (0.2, Liu et al. 2025, arXiv 2502.16982, eq. 4), so that one
-    learning rate serves both.
+    learning rate serves both. torch's own Muon gives the same updates, but takes matrices alone, has no `found_inf`,
+    and makes every update on every rank.
     """
 
     def __init__(
@@ -314,7 +315,8 @@ class Adafactor(Guarded):
     """Adam without a first moment, whose second one is the product of a row's and a column's mean for every matrix.
 
     Shazeer & Stern 2018, arXiv 1804.04235, alg. 4 and 5, with learning rates as AdamW's (no relative step). A
-    convolution counts as a matrix [out, in * kh * kw].
+    convolution counts as a matrix [out, in * kh * kw]. torch's own gives the same updates, but refuses `found_inf` and
+    takes a convolution for many small matrices.
     """
 
     @torch.no_grad()
