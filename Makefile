@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 # Other people's clients, for the server's tests.
 CLIENTS ?= .venv-clients
+# The oldest versions that pyproject.toml allows, for `make floors`.
+FLOORS ?= .venv-floors
+# For uv, such as `--override cpu.txt` with a CPU build of torch.
+FLOORS_OPTIONS ?=
 # Test processes; each computes with one thread.
 WORKERS ?= 2
 # Where `make demo` puts its picture.
@@ -16,7 +20,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak clients page check format docs pictures bench bench-smoke embedded clean
+.PHONY: help demo test soak floors clients page check format docs pictures bench bench-smoke embedded clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +31,9 @@ demo: $(VENV)/.installed  ## Draw a picture with the embedded model, and print i
 
 test: $(VENV)/.tested  ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+floors: $(FLOORS)/.installed  ## Run the tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 clients: $(CLIENTS)/.installed  ## Install other people's clients of the server, for its tests (without them, those are skipped)
 
@@ -105,7 +112,7 @@ page/node_modules/.installed: page/package.json page/package-lock.json
 	@touch $@
 
 clean:  ## Remove the environment and what tools left behind; runs/ and out/ stay
-	rm -rf $(VENV) $(CLIENTS) page/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(FLOORS) page/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -125,6 +132,13 @@ $(VENV)/.tested: $(VENV)/.installed
 
 $(VENV)/.checked: $(VENV)/.installed
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(FLOORS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) --resolution lowest-direct $(FLOORS_OPTIONS) -r pyproject.toml --extra test
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS) --no-deps -e .
 	@touch $@
 
 $(CLIENTS)/.installed: $(addprefix tests/serve/clients/,requirements.txt package.json package-lock.json)
