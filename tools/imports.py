@@ -60,6 +60,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "pipeline prompts request samplers toy",
         "serve": "accelerate adapters arguments diffusion embedded engine formats hints images kernels loading "
         "picture_headers pipeline prompts request samplers",
+        "cluster": "formats request samplers serve",
         "cli": "*",
         "__init__": "*",
         "__main__": "cli",

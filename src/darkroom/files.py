@@ -9,6 +9,7 @@ there. Where a system has no such locks nothing is told apart, and nothing clear
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -29,6 +30,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # what the system says of a full disk
 MAX_JSON = 1 << 20  # bytes of a configuration file; published ones have about 2000
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # a name that the writers below work under
 _NAME = 60  # characters of a file's name that its draft's has

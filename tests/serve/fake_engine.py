@@ -148,7 +148,7 @@ class Fake:
             if prompt.endswith("unencodable"):
                 self.say("failed", id=message["id"], claim=message["claim"], error="it can't be encoded", retry=False)
                 return False
-            steps = message["wanted"]["request"]["steps"] * (10 if prompt.endswith("slow") else 1)
+            steps = message["wanted"]["request"].get("steps", 4) * (10 if prompt.endswith("slow") else 1)
             self.pictures[message["id"]] = {"message": message, "blobs": blobs, "step": begun, "steps": steps}
         elif message.kind == "cancel":
             self.pictures.pop(message["id"], None)

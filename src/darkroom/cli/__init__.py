@@ -26,6 +26,7 @@ from ..training.background import PATIENCE, endings
 # Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
 COMMANDS = {
     "generate": "Draw pictures from texts.",
+    "batch": "Draw a list of prompts, and go on with it after any end.",
     "sweep": "Draw a grid of variations on one labelled sheet.",
     "hint": "Make a picture that steers a ControlNet, to look at it.",
     "upscale": "Make a picture larger.",

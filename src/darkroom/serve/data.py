@@ -21,13 +21,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import Error
-from ..files import clear_drafts, read_bytes, read_json, replacing, sync_folder
+from ..files import FULL, clear_drafts, read_bytes, read_json, replacing, sync_folder
 from .store import StoreFull
 
 MARKER = "darkroom.json"
 ORPHAN = 3600.0  # seconds after which a file that no row knows is deleted
 MAX_FILE = 512 * 2**20  # bytes
-FULL = 28, 122  # ENOSPC, EDQUOT
 
 
 class DataError(Error):

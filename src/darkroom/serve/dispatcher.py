@@ -20,7 +20,7 @@ from ..embedded import MODEL
 from ..errors import Error, RequestError
 from . import queue
 from .data import Data, DataError
-from .engines import COMMAND, EngineLink
+from .engines import COMMAND, EngineLink, engines_for
 from .events import Hub
 from .jobs import roles_in_order, wanted_for_engine
 from .messages import Message
@@ -34,7 +34,6 @@ from .tables import models
 RENEW = 15.0  # seconds between words to the database that engines live
 PROBE = 5.0  # seconds between looks whether a full disk has room again
 TURN = 10.0  # seconds that a model with work runs before another takes its place in memory
-SMALL = 100_000_000  # parameters below which a processor's core does best with an engine of its own
 
 log = logging.getLogger(__name__)
 
@@ -400,13 +399,13 @@ class Dispatcher:
 
     def _more_engines(self, link: EngineLink, description: Mapping[str, Any]) -> None:
         """On a processor, a small model is drawn fastest by an engine of one thread a core."""
-        if self.options.engines is not None or len(self.seats) > 1 or description["device"] != "cpu":
+        if self.options.engines is not None or len(self.seats) > 1:
             return
-        if description["parameters"] < SMALL and self.options.cores > 1:
-            self.options.engines = self.options.cores
+        if (count := engines_for(description, self.options.cores)) > 1:
+            self.options.engines = count
             link.start["threads"] = 1
             link.send("threads", count=1)
-            for _ in range(self.options.cores - 1):
+            for _ in range(count - 1):
                 self._seat()
 
     async def _finish(self, seat: Seat, picture: Claimed, message: Message) -> None:

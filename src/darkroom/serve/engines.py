@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from .messages import Message, receive
 
 COMMAND = (sys.executable, "-m", "darkroom.serve.engine_process")
 GRACE = 30.0  # seconds over what it expects that a phase may take
+DEATHS_ALONE = 3  # so many with nothing else aboard, and a picture is given up
+SMALL = 100_000_000  # parameters below which a processor's core does best with an engine of its own
 BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 log = logging.getLogger(__name__)
@@ -161,3 +163,22 @@ def _ended(code: int | None) -> str:
         except ValueError:
             return f"killed by signal {-code}"
     return f"exit {code}"
+
+
+def deaths_after(deaths: int, alone: bool) -> int:
+    """How many deaths a picture has behind it once its engine died again; beyond `DEATHS_ALONE` it is given up.
+
+    The first says only that one of those aboard may have been the cause: from then on it is drawn alone.
+    """
+    return max(deaths, 1) + alone
+
+
+def given_up(reason: str) -> str:
+    """What is said of such a picture."""
+    return f"drawing it ended the engine {DEATHS_ALONE} times ({reason})"
+
+
+def engines_for(description: Mapping[str, Any], cores: int) -> int:
+    """How many engines suit a model where nobody says: on a processor one of one thread a core for a small one."""
+    small = description["device"] == "cpu" and description["parameters"] < SMALL
+    return max(cores, 1) if small else 1

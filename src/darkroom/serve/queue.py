@@ -19,12 +19,12 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select,
 
 from ..engine.scheduler import rank
 from ..errors import Error
+from .engines import DEATHS_ALONE, deaths_after, given_up
 from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, job_inputs, jobs, pictures
 
 REPEATED = 900.0  # seconds after its end in which a job is still what a repeated request gets
 IDEMPOTENT = 86400.0  # seconds that an Idempotency-Key stands for its job
 LEASE = 60.0  # seconds that a worker's claim holds without a word from it
-DEATHS_ALONE = 3  # so many with nothing else aboard, and a picture is given up
 
 _sequence = itertools.count(secrets.randbelow(1 << 12))
 
@@ -288,12 +288,8 @@ def died(connection: Connection, owner: str | None, now: float, reason: str) -> 
     held = [pictures.c.state == RUNNING] + ([] if owner is None else [pictures.c.lease_owner == owner])
     rows = connection.execute(select(pictures.c.id, pictures.c.job, pictures.c.deaths).where(*held)).all()
     for row in rows:
-        # The first death says only that one of those aboard may have been the cause.
-        deaths = max(row.deaths, 1) + (len(rows) == 1)
-        lost = deaths > DEATHS_ALONE
-        told = (
-            {"state": FAILED, "error": f"drawing it ended the engine {DEATHS_ALONE} times ({reason})"} if lost else {}
-        )
+        deaths = deaths_after(row.deaths, alone=len(rows) == 1)
+        told = {"state": FAILED, "error": given_up(reason)} if deaths > DEATHS_ALONE else {}
         connection.execute(
             update(pictures)
             .where(pictures.c.id == row.id)
