@@ -11,6 +11,8 @@ export interface Model {
   defaults?: { steps?: number; guidance_scale?: number }
   sampler?: string
   xl?: boolean
+  words?: string[] // all that it knows, where these are few
+  examples?: string[]
 }
 
 export interface ServerInfo {
@@ -72,10 +74,20 @@ export interface Imported {
   warnings: string[]
 }
 
+export interface Adapter {
+  name: string
+  use: string
+  title: string | null
+  words: string[]
+  fits: boolean | null
+  why: string | null
+}
+
 export interface Adapters {
-  loras: { name: string; use: string }[]
-  embeddings: { name: string }[]
+  loras: Adapter[]
+  embeddings: Adapter[]
   controlnets: { name: string }[]
+  reading: number
 }
 
 export interface Explained {
@@ -127,7 +139,7 @@ export const api = {
   change: (id: string, values: object) => json<Picture>('PATCH', `api/images/${id}`, values),
   remove: (id: string) => json<{ undo_seconds: number }>('DELETE', `api/images/${id}`),
   import: (file: Blob) => json<Imported>('POST', 'api/images/import', file),
-  adapters: () => json<Adapters>('GET', 'api/adapters'),
+  adapters: (model = '') => json<Adapters>('GET', `api/adapters?${new URLSearchParams(model ? { model } : {})}`),
   explain: (prompt: string, model: string) => json<Explained>('POST', 'api/explain', model ? { prompt, model } : { prompt }),
   hint: async (kind: string, image: string) => (await ask('POST', 'api/hints', { kind, image })).blob(),
   preferences: () => json<Record<string, unknown>>('GET', 'api/preferences'),

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from .browser import CHROMIUM, QUIET, SECONDS, Opened
+
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
@@ -151,3 +153,53 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     server = Running(folder / "data", {"engine_command": [sys.executable, str(FAKE)]}, {}).ready()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs a Chromium at {CHROMIUM} (CHROMIUM=...)")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium: Any) -> Iterator[Opened]:
+    """Open the page. At the end no page may have reported a fault, or asked another host for anything."""
+    faults: list[str] = []
+    contexts = []
+
+    def visit(server: Running, path: str = "/", wait: str = "#field-prompt", **options: Any) -> Any:
+        values = {"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options}
+        context = chromium.new_context(**values)
+        context.set_default_timeout(SECONDS)
+        contexts.append(context)
+        page = context.new_page()
+
+        def heard(message: Any) -> None:
+            if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+                faults.append(f"{message.type}: {message.text}")
+
+        def asked(request: Any) -> None:
+            if not request.url.startswith((server.url, "blob:", "data:")):
+                faults.append(f"asked another host: {request.url}")
+
+        page.on("console", heard)
+        page.on("request", asked)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.add_init_script(
+            "document.addEventListener('securitypolicyviolation',"
+            " (event) => console.error('CSP: ' + event.violatedDirective))"
+        )
+        page.goto(server.url + path)
+        page.wait_for_selector(wait)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert faults == []

@@ -1,19 +1,16 @@
 import { t } from '../i18n'
 import { focusPrompt, sending } from '../state/actions'
 import { change, draft, more } from '../state/draft'
-import { EMPTY, weighed } from '../state/recipe'
+import { EMPTY } from '../state/recipe'
 import { controls, image, setImage, setMask } from '../state/inputs'
 import { live, newestFirst } from '../state/queue'
 import { model, server } from '../state/server'
-import { Explain } from './explain'
 import { Extras } from './extras'
 import { Choice, described, Fault, NumberField, Range } from './fields'
 import { Icon } from './icon'
 import { Inputs } from './inputs'
 import { Presets } from './presets'
-
-/** What the embedded model was taught; another model knows more than can be listed. */
-const EXAMPLES = ['a large fox on a yellow background', 'a small owl', 'a red apple on a blue background']
+import { Prompt } from './prompt'
 
 export function Compose({ onGenerate }: { onGenerate: () => void }) {
   return (
@@ -27,10 +24,10 @@ export function Compose({ onGenerate }: { onGenerate: () => void }) {
       }}
     >
       <Prompt name="prompt" label={t('prompt')} hint={t('promptHint')} rows={3} />
-      {!draft.value.prompt && model.value?.name === 'darkroom-embedded' ? (
+      {!draft.value.prompt && model.value?.examples?.length ? (
         <p class="examples">
           <span>{t('examples')}:</span>
-          {EXAMPLES.map((text) => (
+          {model.value.examples.map((text) => (
             <button
               key={text}
               type="button"
@@ -55,41 +52,6 @@ export function Compose({ onGenerate }: { onGenerate: () => void }) {
       </details>
     </form>
   )
-}
-
-function Prompt({ name, label, hint, rows }: { name: 'prompt' | 'negative'; label: string; hint: string; rows: number }) {
-  return (
-    <div class="field">
-      <label for={`field-${name}`}>{label}</label>
-      <textarea
-        id={`field-${name}`}
-        rows={rows}
-        dir="auto"
-        spellcheck={false}
-        autocapitalize="off"
-        placeholder={hint}
-        value={draft.value[name]}
-        onInput={(event) => change({ [name]: event.currentTarget.value })}
-        onKeyDown={(event) => {
-          if (!(event.ctrlKey || event.metaKey) || (event.key !== 'ArrowUp' && event.key !== 'ArrowDown')) return
-          event.preventDefault()
-          weigh(event.currentTarget, event.key === 'ArrowUp' ? 0.1 : -0.1)
-        }}
-        {...described(name)}
-      />
-      <Fault name={name} />
-      {name === 'prompt' ? <Explain /> : null}
-    </div>
-  )
-}
-
-/** Change a weight as if it were typed, so that the browser's own undo takes it back. */
-function weigh(box: HTMLTextAreaElement, by: number): void {
-  const { text, start, end } = weighed(box.value, box.selectionStart, box.selectionEnd, by)
-  if (text === box.value) return
-  box.select()
-  document.execCommand('insertText', false, text)
-  box.setSelectionRange(start, end)
 }
 
 const RATIOS: [string, number][] = [

@@ -21,7 +21,7 @@ export function Explain() {
         (answer) => current && (told.value = answer),
         () => current && (told.value = null), // a prompt half typed may be one that can't be read
       )
-    }, 150)
+    }, 40)
     return () => {
       current = false
       clearTimeout(timer)
