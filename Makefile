@@ -43,11 +43,12 @@ page: page/node_modules/.installed  ## Check and build the server's page (needs 
 soak: $(VENV)/.tested  ## Run the long forms of tests (an hour and more)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m soak
 
-check: $(VENV)/.checked  ## Check format, lint, types, imports between rooms, and that the documentation's code runs
+check: $(VENV)/.checked  ## Check format, lint, types (users' programs', too), imports between rooms, and that the documentation's code runs
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) tools/imports.py
+	$(RUN) tools/check_types.py
 	$(RUN) tools/run_docs.py
 
 format: $(VENV)/.checked  ## Put the code in its format, and fix what can be fixed

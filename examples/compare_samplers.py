@@ -12,8 +12,9 @@ import argparse
 from PIL import Image
 
 import darkroom
+from darkroom.names import SamplerName
 
-SAMPLERS = ("euler", "euler_ancestral", "heun", "lms", "dpmpp_2m", "uni_pc")
+SAMPLERS: tuple[SamplerName, ...] = ("euler", "euler_ancestral", "heun", "lms", "dpmpp_2m", "uni_pc")
 STEPS = (4, 8, 16, 32)
 
 
@@ -39,7 +40,7 @@ def main() -> None:
                 raise event.error
             if isinstance(event, darkroom.Finished):
                 column, row = places[event.id]
-                sheet.paste(event.result, (column * width, row * height))
+                sheet.paste(event.image, (column * width, row * height))
     sheet.save(arguments.output)
     print(arguments.output)
 

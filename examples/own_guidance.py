@@ -46,9 +46,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pipe = darkroom.load(arguments.model)
-    texts = (arguments.first, arguments.second, "")
     job = text_to_image(pipe, darkroom.Request(prompt=arguments.first, steps=arguments.steps, seed=1), id="two")
-    job.guidance = TwoPrompts(*(Condition(pipe.encode_prompt(text)[0]) for text in texts))
+    first, second, negative = (
+        Condition(pipe.encode_prompt(text)[0]) for text in (arguments.first, arguments.second, "")
+    )
+    job.guidance = TwoPrompts(first, second, negative)
     engine = darkroom.Engine(pipe)
     engine.resume(job)
     while engine.jobs:
@@ -56,7 +58,7 @@ def main() -> None:
             if isinstance(event, darkroom.Failed):
                 raise event.error
             if isinstance(event, darkroom.Finished):
-                event.result.save(arguments.output)
+                event.image.save(arguments.output)
     print(arguments.output)
 
 

@@ -37,7 +37,7 @@ def test_a_group_has_what_the_request_declares_for_it(argument: str) -> None:
 def test_generate_takes_what_people_use_and_the_groups() -> None:
     taken = inspect.signature(Pipeline.generate).parameters
     arguments = [name for name, p in taken.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
-    assert len(arguments) <= 30
+    assert len(arguments) <= 31
     assert set(GROUPS) < set(arguments)
     asked = {name for name, declared in settings(Request).items() if declared.axis and declared.group is None}
     assert asked < set(arguments)
@@ -92,6 +92,24 @@ def test_a_flat_name_works_with_a_warning_that_says_where_it_went(tiny_pipe: Pip
 def test_what_is_no_argument_is_said(tiny_pipe: Pipeline, wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         tiny_pipe.generate("a fox", steps=1, **wrong)
+
+
+def test_a_size_is_a_width_and_a_height(tiny_pipe: Pipeline) -> None:
+    assert ungrouped({"size": (512, 768), "steps": 3}) == {"width": 512, "height": 768, "steps": 3}
+    assert ungrouped({"size": "512x768"}) == {"width": 512, "height": 768}
+    assert ungrouped({"size": None, "width": 8}) == {"width": 8}
+    assert tiny_pipe.generate("a fox", size=[72, 56], steps=1)[0].size == (72, 56)  # type: ignore[call-overload]
+    for wrong, sentence in (
+        ({"size": (8, 8), "width": 8}, "size and width are both given; give size alone, or width and height"),
+        ({"size": 64}, "size is 64; it must be two numbers of pixels"),
+        ({"size": (64,)}, r"size is \(64,\); it must be two numbers"),
+        ({"size": "large"}, "size is 'large'; give width and height"),
+        ({"size": (4, 64)}, "width is 4; it must be from 8 to 8192 pixels"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            tiny_pipe.generate("a fox", **wrong)  # type: ignore[call-overload]
+    with pytest.raises(RequestError, match="size is given, which upscale doesn't take"):
+        tiny_pipe.upscale("fox.png", size=(8, 8))  # type: ignore[call-overload]
 
 
 def test_upscale_and_sweep_take_groups(tiny_pipe: Pipeline) -> None:

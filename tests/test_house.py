@@ -33,6 +33,8 @@ def tool(name: str) -> ModuleType:
 imports = tool("imports")
 run_docs = tool("run_docs")
 mutants = tool("mutants")
+sys.path.append(str(ROOT / "tools"))  # which it imports from
+check_types = tool("check_types")
 
 
 # --- the import rule
@@ -257,6 +259,23 @@ def test_ci_can_start() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
+
+
+# --- users' programs and type checkers
+
+
+def test_what_type_checkers_say_is_told_and_what_they_must_refuse_is_asked_for() -> None:
+    sources = {"a.py": "x = 1\nx.save()\npipe(3)  # refused\npipe(4)  # refused\n"}
+    told = check_types.complaints({("a.py", 2): "no save", ("a.py", 3): "no 3"}, sources, "pyright")
+    assert told == ["a.py:2: pyright: no save", "a.py:4: pyright accepts what is wrong"]
+
+
+def test_where_there_is_no_node_pyright_is_left_out_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert check_types.by_pyright(tmp_path, {}) is None
+    assert "pyright is left out, because there is no node" in capfd.readouterr().err
 
 
 # --- mutation testing

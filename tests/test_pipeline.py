@@ -215,6 +215,22 @@ def test_outputs(tiny_pipe: Pipeline) -> None:
         assert difference(decoded, picture) == 0  # type: ignore[arg-type]
 
 
+def test_a_result_is_a_sequence_of_its_pictures(tiny_pipe: Pipeline) -> None:
+    result = tiny_pipe(["a fox", "a car"], num_images=2, steps=1, seed=7)  # generate, by a shorter name
+    assert [*result] == result.images
+    assert result[1] is result.images[1]
+    assert result[-1] is result.images[3]
+    some = result[1:3]
+    assert (some.images, some.requests) == (result.images[1:3], result.requests[1:3])
+    with pytest.raises(IndexError):
+        result[4]
+    assert repr(result) == "Result(4 of 64x64, seeds 7, 8, 9, 10)"
+    tensors = tiny_pipe(["a fox"] * 8, steps=1, seed=7, output="pt")
+    assert torch.equal(tensors[2], tensors.images[2])
+    assert len([*tensors]) == 8
+    assert repr(tensors[:7]) == "Result(7 of tensor [7, 3, 64, 64], seeds 7, 8, 9, ..., 13)"
+
+
 def test_given_latents_take_the_place_of_the_seeds_noise(tiny_pipe: Pipeline) -> None:
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(7))
     given = tiny_pipe.generate("a fox", latents=noise, seed=7, steps=3, sampler="euler_ancestral")

@@ -24,6 +24,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
     for room, others in {
         "errors": "",
         "files": "",
+        "names": "",
         "settings": "",
         "version": "",
         "request_kinds": "",
@@ -52,8 +53,9 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "result": "formats images request",
         "recipe": "formats request",
         "model": "diffusion formats models prompts",
-        "pipeline": "accelerate adapters arguments diffusion engine formats images model models prompts recipe request "
-        "result samplers sweeps",
+        "keywords": "adapters arguments engine formats images request",
+        "pipeline": "accelerate adapters arguments diffusion engine formats images keywords model models prompts "
+        "recipe request result samplers sweeps",
         "loading": "accelerate backends embedded engine formats kernels model models pipeline prompts request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
         "training": "adapters data diffusion embedded engine evaluate formats hints images kernels model models "
@@ -66,7 +68,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "__main__": "cli",
     }.items()
 }
-EVERYONES = ("errors", "files", "settings", "version", "__version__")
+EVERYONES = ("errors", "files", "names", "settings", "version", "__version__")
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
     ("formats", "prompts"): ("checkpoint.py", "embedding.py", "infotext.py", "save.py"),

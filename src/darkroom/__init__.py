@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from .engine import Control, Engine, Failed, Finished, Inputs, Progress
     from .formats.embedding import Embedding
     from .loading import load
+    from .names import SamplerId
     from .pipeline import Pipeline
     from .recipe import Recipe, read_recipe
     from .request import Hires, Request
     from .result import Result
     from .version import __version__
 
-    def samplers() -> list[str]: ...  # the package of that name, which can be called: it gives the samplers' names
+    def samplers() -> list[
+        SamplerId
+    ]: ...  # the package of that name, which can be called: it gives the samplers' names
 
 
 _WHERE = {

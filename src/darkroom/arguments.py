@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import RequestError, nearest, shown
+from .names import Fill, NoiseSource
 from .request import Request
-from .settings import settings
+from .settings import SettingError, joined, settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Inpaint:
             height, if given, are those of the larger picture.
     """
 
-    fill: str | None = None
+    fill: Fill | None = None
     only_masked: bool | None = None
     mask_padding: int | None = None
     mask_blur: int | None = None
@@ -102,8 +103,8 @@ class Noise:
     level: int | None = None
     variation_seed: int | None = None
     variation_strength: float | None = None
-    source: str = "cpu"
-    sampler_source: str | None = None
+    source: NoiseSource = "cpu"
+    sampler_source: NoiseSource | None = None
     brownian: bool = False
     ensd: int = 0
     eta: float | None = None
@@ -179,8 +180,9 @@ GROUPS: dict[str, type] = {
 def ungrouped(given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with the groups among them opened: all by the names of `Request`'s fields.
 
-    One that is in a group now may still be given by itself, in this version, with a warning. A group that is called as
-    one of its fields may be given as that one's value: noise="nv". Raises RequestError for a group that is none.
+    What fields say together (`settings.Joint`, a size) is taken apart. One that is in a group now may still be given by
+    itself, in this version, with a warning. A group that is called as one of its fields may be given as that one's
+    value: noise="nv". Raises RequestError for a group that is none.
     """
     found: dict[str, Any] = {}
     for name, group in GROUPS.items():
@@ -197,6 +199,10 @@ def ungrouped(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name in GROUPS:
             continue
+        if name in _JOINT:
+            if value is not None:
+                found |= _apart(name, value, given)
+            continue
         if name in _PLACES:
             argument, member = _PLACES[name]
             warnings.warn(
@@ -209,11 +215,29 @@ def ungrouped(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_moved(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise RequestError for a keyword that never was an argument, with the nearest of the `known` ones."""
+def check_known(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise RequestError for a keyword that is none of the `known` ones and never was, with the nearest."""
+    known = [*known, *_PLACES]
     for name in given:
-        if name not in _PLACES:
-            raise RequestError(f"there is no argument {name!r}{nearest(name, [*known, *_PLACES])}")
+        if name not in known:
+            raise RequestError(f"there is no argument {name!r}{nearest(name, known)}")
+
+
+# What several fields say together -> them, and what may be said.
+_JOINT = {name: (fields, declared.kind) for name, fields, declared in joined(Request) if len(fields) > 1}
+
+
+def _apart(name: str, value: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of what was said for several together. Raises RequestError."""
+    fields, kind = _JOINT[name]
+    for other in fields:
+        if given.get(other) is not None:
+            raise RequestError(f"{name} and {other} are both given; give {name} alone, or {' and '.join(fields)}")
+    try:
+        values = kind.check(name, kind.read(name, value) if isinstance(value, str) else value)
+    except SettingError as wrong:
+        raise RequestError(str(wrong)) from None
+    return dict(zip(fields, values, strict=True))
 
 
 # Field of a request -> (argument, name in it).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -25,10 +25,11 @@ from .kernels.packed import available
 from .model import Model
 from .models.autoencoder import TinyAutoencoder
 from .models.config import AutoencoderConfig, TinyAutoencoderConfig
+from .names import Backend, DType, Quantization
 from .pipeline import DTYPES, Pipeline
 from .request import choice
 
-QUANTIZED = ("int8", "fp8")
+QUANTIZED = get_args(Quantization)
 WIDE = 512  # channels from which on bfloat16 pays on a CPU; in smaller networks calls cost more than products
 
 
@@ -36,10 +37,10 @@ def load(
     source: str | Path | None = None,
     *,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: DType = "auto",
     compile: bool = False,
-    backend: str = "auto",
-    quantize: str | None = None,
+    backend: Backend = "auto",
+    quantize: Quantization | None = None,
     lora_dir: str | Path | None = None,
     vae: str | Path | None = None,
     preview: str | Path | None = None,

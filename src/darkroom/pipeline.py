@@ -6,9 +6,9 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .accelerate.compiled import compile_blocks, is_compiled
 from .adapters import Adapter, Lora, Merged, Scaled
-from .arguments import Guidance, Inpaint, Noise, SizeConditioning, Speed, Tiling, check_moved, ungrouped
+from .arguments import Noise, Tiling, check_known, ungrouped
 from .diffusion.denoiser import Denoiser
 from .engine.decode import Previewer, decode, finite
 from .engine.engine import Engine, Failed, Finished, Progress
@@ -31,22 +31,38 @@ from .formats.lora_store import LoraStore
 from .formats.save import save_folder, save_single_file
 from .formats.writer import saved_type
 from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
+from .keywords import (
+    DrawKeywords,
+    Embeddings,
+    Keywords,
+    Loras,
+    Tensors,
+    Texts,
+    UpscaleKeywords,
+    listed_controls,
+    listed_loras,
+    pictures,
+    starting_noises,
+    texts,
+    with_keywords,
+)
 from .model import Model
 from .models.autoencoder import Autoencoder
 from .models.controlnet import ControlNet
+from .names import Output
 from .prompts.embeddings import unused
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
 from .recipe import Recipe
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, Hires, Request, choice, whole
+from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, Request, choice, whole
 from .result import Result, gathered
 from .samplers import STEPS
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
+Requests = Sequence[Request | Recipe]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Output = Literal["pil", "pt", "latent"]
 
 
 class Pipeline:
@@ -113,7 +129,7 @@ class Pipeline:
         """What suits this model, where its folder says so (`darkroom.json`): steps, guidance_scale, refine_strength."""
         return self.model.defaults or {}
 
-    @cached_property
+    @property
     def model_hash(self) -> str | None:
         """Ten hexadecimal digits of the weights' SHA-256, as A1111 writes them; read from disk on first use."""
         return self.checkpoint.hash() if self.checkpoint else None
@@ -123,46 +139,42 @@ class Pipeline:
         """The name of the autoencoder that was put in place of the model's own, if there is one."""
         return self.checkpoint.vae.name if self.checkpoint and self.checkpoint.vae else None
 
-    @cached_property
+    @property
     def vae_hash(self) -> str | None:
         """Ten hexadecimal digits of its SHA-256."""
         return self.checkpoint.hash("autoencoder") if self.checkpoint and self.checkpoint.vae else None
 
+    @overload
+    def generate(
+        self, prompt: Texts, negative_prompt: Texts = "", *, output: Literal["pil"] = "pil", **asked: Unpack[Keywords]
+    ) -> Result[list[Image.Image]]: ...
+    @overload
+    def generate(
+        self, prompt: Texts, negative_prompt: Texts = "", *, output: Tensors, **asked: Unpack[Keywords]
+    ) -> Result[Tensor]: ...
+    @overload
+    def generate(
+        self, prompt: Texts, negative_prompt: Texts = "", *, output: Output, **asked: Unpack[Keywords]
+    ) -> Result[list[Image.Image]] | Result[Tensor]: ...
+    @with_keywords(Keywords)
     def generate(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
+        prompt: Texts,
+        negative_prompt: Texts = "",
         *,
-        width: int | None = None,
-        height: int | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        schedule: str | None = None,
-        seed: int | None = None,
         num_images: int = 1,
         latents: Tensor | None = None,
         image: Picture | Sequence[Picture] | None = None,
         mask: Picture | Sequence[Picture] | None = None,
-        strength: float | None = None,
         depth: Picture | NDArray[Any] | Tensor | None = None,
-        hires: Hires | None = None,
-        controls: Sequence[Control] = (),
-        loras: Sequence[Lora | str | Path] = (),
-        embeddings: Sequence[Embedding | str | Path] = (),
-        clip_skip: int = 0,
-        prompt_style: str = "a1111",
-        guidance: Guidance | None = None,
-        inpaint: Inpaint | None = None,
-        noise: Noise | str | None = None,
-        tiling: Tiling | None = None,
-        speed: Speed | None = None,
-        sizes: SizeConditioning | None = None,
+        controls: Control | Sequence[Control] = (),
+        loras: Loras = (),
+        embeddings: Embeddings = (),
         on_progress: Callable[[Progress], None] | None = None,
         output: Output = "pil",
         deterministic: bool | None = None,
-        **moved: Any,
-    ) -> Result:
+        **asked: Any,
+    ) -> Result[Any]:
         """Draw pictures from a text.
 
         Args:
@@ -170,6 +182,7 @@ class Pipeline:
             negative_prompt: what guidance leads away from; one for all, or a list as long as the prompts'.
             width, height: pixels, 8 to 8192; None: the model's own size, or the given image's. Any size is possible:
                 it is padded to whole latent pixels on the right and below, and cropped back.
+            size: both at once, (width, height).
             steps: 1 to 1000; None: what the model's folder recommends (`defaults`), or 30 (LCM: 4).
             guidance_scale: 0 to 100; None: what the model's folder recommends, or 7.5. At 1 or below the negative
                 prompt plays no part.
@@ -207,35 +220,16 @@ class Pipeline:
             output: "pil", "pt" (float32 [N, 3, H, W] in 0..1) or "latent" ([N, C, h, w], scaled as the U-Net sees it).
             deterministic: a seed gives the same bits in any company (docs/determinism.md); None: on a CPU, where that
                 costs little.
-            moved: arguments that are in a group now: they work until the next version, with a DeprecationWarning.
 
+        Arguments that are in a group now work until the next version, with a DeprecationWarning.
         Raises RequestError, in one sentence, for anything that can't be done.
         """
-        prompts, negatives = _texts(prompt, negative_prompt)
+        prompts, negatives = texts(prompt, negative_prompt)
         count = len(prompts) * whole("num_images", num_images, 1, MAX_IMAGES)
         if count > MAX_IMAGES:
             raise RequestError(f"{count:,} pictures are asked for at once; ask for {MAX_IMAGES:,} or fewer a call")
-        if moved:
-            check_moved(moved, [*inspect.signature(self.generate).parameters][:-1])
-        groups: dict[str, Any] = {
-            "guidance": guidance, "inpaint": inpaint, "noise": noise, "tiling": tiling, "speed": speed, "sizes": sizes
-        }  # fmt: skip
-        first = Request(
-            prompt=prompts[0],
-            negative_prompt=negatives[0],
-            width=width,
-            height=height,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            schedule=schedule,
-            seed=seed,
-            clip_skip=clip_skip,
-            prompt_style=prompt_style,
-            strength=strength,
-            hires=hires,
-            **ungrouped(groups | moved),
-        )
+        check_known(asked, inspect.signature(self.generate).parameters)
+        first = Request(prompt=prompts[0], negative_prompt=negatives[0], **ungrouped(asked))
         first = first.seeded()
         requests = [
             first.numbered(i, prompt=prompts[i // num_images], negative_prompt=negatives[i // num_images])
@@ -243,14 +237,31 @@ class Pipeline:
         ]
         shared = self.inputs(depth=depth, controls=controls, loras=loras, embeddings=embeddings)
         told = unused(shared.embeddings, [(text, first.prompt_style) for text in (*prompts, *negatives)])
-        images = _pictures(image, "image", partial(open_picture, tell=told.append), len(prompts))
-        masks = _pictures(mask, "mask", partial(open_mask, tell=told.append), len(prompts))
+        images = pictures(image, "image", partial(open_picture, tell=told.append), len(prompts))
+        masks = pictures(mask, "mask", partial(open_mask, tell=told.append), len(prompts))
         inputs = [
             replace(shared, latents=start, image=images[i // num_images], mask=masks[i // num_images])
-            for i, start in enumerate(_starting_noises(latents, count))
+            for i, start in enumerate(starting_noises(latents, count))
         ]
         return self._drawn(requests, inputs, told, on_progress, output, deterministic)
 
+    __call__ = generate
+
+    @overload
+    def upscale(
+        self, image: Picture, prompt: str = "", *, output: Literal["pil"] = "pil", **asked: Unpack[UpscaleKeywords]
+    ) -> Result[list[Image.Image]]: ...
+
+    @overload
+    def upscale(
+        self, image: Picture, prompt: str = "", *, output: Tensors, **asked: Unpack[UpscaleKeywords]
+    ) -> Result[Tensor]: ...
+
+    @overload
+    def upscale(
+        self, image: Picture, prompt: str = "", *, output: Output, **asked: Unpack[UpscaleKeywords]
+    ) -> Result[list[Image.Image]] | Result[Tensor]: ...
+    @with_keywords(UpscaleKeywords)
     def upscale(
         self,
         image: Picture,
@@ -261,8 +272,8 @@ class Pipeline:
         tile: int | None = None,
         overlap: int | None = None,
         noise_level: int | None = None,
-        **options: Any,
-    ) -> Result:
+        **asked: Any,
+    ) -> Result[Any]:
         """Make a picture larger.
 
         An upscaling model (seven input channels, such as stable-diffusion-x4-upscaler) does what it was trained for:
@@ -277,19 +288,19 @@ class Pipeline:
             tile, overlap: the windows' side and what neighbours share, in pixels of the result; None: the model's own
                 size, and a quarter of it. An upscaling model sees pictures up to 512x512 whole.
             noise_level: of an upscaling model, 0 to 350: how much noise the picture is given before; None: 20.
-            options: the others of `generate`, which this is a call of.
+            asked: the others of `generate`, which this is a call of.
 
         Raises RequestError, in one sentence, for anything that can't be done.
         """
-        for name in ("width", "height", "mask", "outpaint"):
-            if options.get(name) is not None or getattr(options.get("inpaint"), name, None) is not None:
+        for name in ("width", "height", "size", "mask", "outpaint"):
+            if asked.get(name) is not None or getattr(asked.get("inpaint"), name, None) is not None:
                 raise RequestError(f"{name} is given, which upscale doesn't take; use scale, or generate with an image")
         image = open_picture(image)
-        windows, noise = options.pop("tiling", None) or Tiling(), options.pop("noise", None) or Noise()
+        windows, noise = asked.pop("tiling", None) or Tiling(), asked.pop("noise", None) or Noise()
         fields = upscaling(self, image.size, scale, strength, windows.tile if tile is None else tile)
         windows = Tiling(tile=fields.pop("tile"), overlap=windows.overlap if overlap is None else overlap)
         noise = replace(noise, level=noise.level if noise_level is None else noise_level)
-        return self.generate(prompt, image=image, tiling=windows, noise=noise, **fields, **options)
+        return self.generate(prompt, image=image, tiling=windows, noise=noise, **fields, **asked)
 
     def inputs(
         self,
@@ -298,9 +309,9 @@ class Pipeline:
         image: Picture | None = None,
         mask: Picture | None = None,
         depth: Picture | NDArray[Any] | Tensor | None = None,
-        controls: Sequence[Control] = (),
-        loras: Sequence[Lora | str | Path] = (),
-        embeddings: Sequence[Embedding | str | Path] = (),
+        controls: Control | Sequence[Control] = (),
+        loras: Loras = (),
+        embeddings: Embeddings = (),
     ) -> Inputs:
         """What one picture is made from beside its request, read and opened: the keywords of `generate`, for `draw`.
 
@@ -312,21 +323,38 @@ class Pipeline:
             image=None if image is None else open_picture(image, "image", told.append),
             mask=None if mask is None else open_mask(mask, "mask", told.append),
             depth=None if depth is None else depth_map(depth),
-            controls=_controls(controls),
-            loras=tuple(self.loras.get(lora) for lora in _listed(loras)),
+            controls=listed_controls(controls),
+            loras=tuple(self.loras.get(lora) for lora in listed_loras(loras)),
             embeddings=learned_words(embeddings),
             told=tuple(told),
         )
 
+    @overload
     def draw(
         self,
-        requests: Sequence[Request | Recipe],
+        requests: Requests,
+        inputs: Sequence[Inputs] = (),
+        *,
+        output: Literal["pil"] = "pil",
+        **asked: Unpack[DrawKeywords],
+    ) -> Result[list[Image.Image]]: ...
+    @overload
+    def draw(
+        self, requests: Requests, inputs: Sequence[Inputs] = (), *, output: Tensors, **asked: Unpack[DrawKeywords]
+    ) -> Result[Tensor]: ...
+    @overload
+    def draw(
+        self, requests: Requests, inputs: Sequence[Inputs] = (), *, output: Output, **asked: Unpack[DrawKeywords]
+    ) -> Result[list[Image.Image]] | Result[Tensor]: ...
+    def draw(
+        self,
+        requests: Requests,
         inputs: Sequence[Inputs] = (),
         *,
         on_progress: Callable[[Progress], None] | None = None,
         output: Output = "pil",
         deterministic: bool | None = None,
-    ) -> Result:
+    ) -> Result[Any]:
         """Draw requests, such as those of an earlier result, or recipes that `read_recipe` found.
 
         Args:
@@ -348,7 +376,7 @@ class Pipeline:
         on_progress: Callable[[Progress], None] | None,
         output: Output,
         deterministic: bool | None,
-    ) -> Result:
+    ) -> Result[Any]:
         """`draw`, with the warnings that are known before. To be called by what a user calls."""
         choice("output", output, OUTPUTS)
         if not requests:
@@ -381,29 +409,29 @@ class Pipeline:
         order = range(len(requests))
         return Result(gathered([images[i] for i in order]), [recipes[i] for i in order], tuple(sentences))
 
+    @with_keywords(Keywords)
     def sweep(
         self,
         prompt: str,
         x: Given,
         y: Given | None = None,
         z: Given | None = None,
-        *,
-        on_progress: Callable[[Progress], None] | None = None,
-        deterministic: bool | None = None,
-        **options: Any,
+        **asked: Unpack[Keywords],
     ) -> Sweep:
         """Draw one request with every combination of some values; `.image` is all of them on a labelled sheet.
 
         Args:
             x, y, z: what varies along columns, rows and blocks: "steps=10,20,30", "guidance=1..7:2",
                 "prompt=fox,owl" (replaces the first by each), or a name and values: ("steps", [10, 20, 30]).
-            on_progress, deterministic: as in `generate`; a Progress has its cell's number for an index.
-            options: what all cells have in common, as in `generate`; without a seed, one is drawn for all.
+            asked: what all cells have in common, as in `generate`; without a seed, one is drawn for all. A Progress has
+                its cell's number for an index.
 
         Raises RequestError, naming axis and value, before anything is drawn. A cell that fails later is gray, and its
         error in `errors`.
         """
         axes = [parse_axis(letter, given) for letter, given in zip("xyz", (x, y, z), strict=True) if given is not None]
+        options: dict[str, Any] = {**asked}
+        on_progress, deterministic = options.pop("on_progress", None), options.pop("deterministic", None)
         inputs = {field.name: options.pop(field.name) for field in fields(Inputs) if field.name in options}
         sweep = Sweep.plan(Request.from_dict({"prompt": prompt, **ungrouped(options)}), axes)
         if deterministic is None:
@@ -536,59 +564,3 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, {self.size[0]}x{self.size[1]}, {self.device}, {str(self.dtype)[6:]})"
-
-
-# --- the arguments of calls, as users give them, brought to one form
-
-
-def _texts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Prompts and negative prompts as lists of one length; what is in them a Request checks."""
-    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-    if not prompts:
-        raise RequestError("the list of prompts is empty; give one prompt or more")
-    negatives = list(negative) if isinstance(negative, (list, tuple)) else [negative] * len(prompts)
-    if len(negatives) != len(prompts):
-        raise RequestError(
-            f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; give one, or as many"
-        )
-    return prompts, negatives  # type: ignore[return-value]
-
-
-def _pictures(
-    given: Picture | Sequence[Picture] | None, name: str, opened: Callable[..., Image.Image], count: int
-) -> list[Image.Image | None]:
-    """Each prompt's picture, opened, or None. Raises RequestError and ImageError."""
-    if given is None:
-        return [None] * count
-    if not isinstance(given, (list, tuple)):
-        return [opened(given, name)] * count
-    if len(given) != count:
-        raise RequestError(f"there are {len(given)} pictures as {name} for {count} prompts; give one, or as many")
-    return [opened(picture, name) for picture in given]
-
-
-def _controls(given: object) -> tuple[Control, ...]:
-    given = [given] if isinstance(given, Control) else given
-    if not isinstance(given, list | tuple) or not all(isinstance(control, Control) for control in given):
-        raise RequestError(f"controls is {str(given)[:60]!r}; it must be a list of darkroom.Control(net, image)")
-    return tuple(given)
-
-
-def _listed(loras: object) -> Sequence[Lora | str | Path]:
-    """The LoRAs of a call; one alone is no list."""
-    if isinstance(loras, Lora | str | Path):
-        return [loras]
-    if not isinstance(loras, list | tuple) or not all(isinstance(lora, Lora | str | Path) for lora in loras):
-        raise RequestError(f"loras is {str(loras)[:60]!r}; it must be a list of darkroom.Lora(path, scale) or of paths")
-    return loras
-
-
-def _starting_noises(latents: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    """Each picture's given noise [C, h, w], or None."""
-    if latents is None:
-        return [None] * count
-    if not isinstance(latents, Tensor) or latents.ndim != 4:
-        raise RequestError("latents must be a tensor [N, C, h, w], one starting noise for each picture")
-    if len(latents) != count:
-        raise RequestError(f"latents hold {len(latents)} starting noises for {count} pictures; give as many")
-    return list(latents)

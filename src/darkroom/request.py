@@ -14,10 +14,11 @@ import functools
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from . import settings as kind
 from .errors import RequestError, shown
+from .names import Fill, HiresUpscaler, NoiseSource, Output, PromptStyle, SamplerName, ScheduleName
 from .request_kinds import margins, noise_levels, unet_levels
 from .settings import Joint, Kind, Setting, SettingError, check, from_plain, setting, settings, to_plain
 
@@ -31,11 +32,7 @@ MAX_IMAGES = 1000  # pictures a call
 MAX_LORA_SCALE = 100.0
 MAX_CONTROL = 10.0  # a ControlNet's scale
 SEEDS = 2**64
-PROMPT_STYLES = ("a1111", "comfy", "plain")
-OUTPUTS = ("pil", "pt", "latent")
-FILLS = ("original", "fill", "noise")
-NOISES = ("cpu", "nv")
-UPSCALERS = ("latent", "lanczos")
+OUTPUTS = get_args(Output)
 MAX_SCALE = 16.0  # of a second pass
 MAX_MARGIN = 1024  # pixels around a mask, and of its edge
 MAX_CACHE_INTERVAL = 100
@@ -198,9 +195,9 @@ class Hires(_Part):
         key="Hires steps",
         called="hires steps",
     )
-    upscaler: str = setting(
+    upscaler: HiresUpscaler = setting(
         "latent",
-        kind.one_of(UPSCALERS),
+        kind.one_of(get_args(HiresUpscaler)),
         "What is enlarged: latent or lanczos. [default: latent]",
         option="--hires-upscaler",
         metavar="HOW",
@@ -316,10 +313,10 @@ class Request:
         key="Image CFG scale",
         group="guidance.image_scale",
     )
-    sampler: str | None = _asked(
+    sampler: SamplerName | None = _asked(
         None, _WORD, "See `darkroom samplers`. [default: the model's]", metavar="NAME", aliases=("sampler_name",)
     )
-    schedule: str | None = _asked(
+    schedule: ScheduleName | None = _asked(
         None,
         _WORD,
         "Spacing of the noise levels: karras, exponential, ...",
@@ -335,17 +332,17 @@ class Request:
     variation_strength: float | None = _asked(
         None, _FRACTION, "0 to 1: how far it is led there.", key="Variation seed strength", group="noise"
     )
-    noise: str = _asked(
+    noise: NoiseSource = _asked(
         "cpu",
-        kind.one_of(NOISES),
+        kind.one_of(get_args(NoiseSource)),
         "Whose random numbers: cpu (torch's) or nv (a GPU's, A1111's usual).",
         metavar="HOW",
         key="RNG",
         group="noise.source",
     )
-    sampler_noise: str | None = _asked(
+    sampler_noise: NoiseSource | None = _asked(
         None,
-        kind.one_of(NOISES),
+        kind.one_of(get_args(NoiseSource)),
         "Whose samplers draw on the way, from the seed's first. [default: --noise, the draws that come next]",
         metavar="HOW",
         key="Sampler RNG",
@@ -393,8 +390,8 @@ class Request:
         group="noise",
     )
     clip_skip: int = _asked(0, kind.whole(0, MAX_CLIP_SKIP), "2: the text encoder's last layer but one.")
-    prompt_style: str = _asked(
-        "a1111", kind.one_of(PROMPT_STYLES), "The prompt's grammar: a1111, comfy or plain.", metavar="STYLE"
+    prompt_style: PromptStyle = _asked(
+        "a1111", kind.one_of(get_args(PromptStyle)), "The prompt's grammar: a1111, comfy or plain.", metavar="STYLE"
     )
     start: float | None = _asked(
         None,
@@ -466,9 +463,9 @@ class Request:
     exact_steps: bool | None = _asked(
         None, kind.flag(), "With --image: take all --steps, not steps x strength.", group="noise", of_image=True
     )
-    fill: str | None = _asked(
+    fill: Fill | None = _asked(
         None,
-        kind.one_of(FILLS),
+        kind.one_of(get_args(Fill)),
         "What the masked part begins as: original, fill or noise.",
         metavar="HOW",
         key="Masked content",

@@ -7,12 +7,14 @@ calls and answers. What it can't do, the network does natively.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from ..models.autoencoder import Autoencoder
 from ..models.text_encoder import TextEncoder
 from ..models.unet import UNet
+from ..names import Backend
 
-BACKENDS = ("auto", "native", "openvino")
+BACKENDS = get_args(Backend)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from . import new_app, options
 if TYPE_CHECKING:
     from ..engine.engine import Progress
     from ..evaluate.judge import NewObject
+    from ..names import Metric
     from ..pipeline import Pipeline
     from .display import Display
 
@@ -139,7 +140,7 @@ def evaluate(
         from ..formats.features import open_features
 
         asked = Measurement(
-            [m for m in chosen if m != "adherence" or pictures is not None],
+            cast("list[Metric]", [m for m in chosen if m != "adherence" or pictures is not None]),
             data=data,
             pictures=pictures,
             count=count,

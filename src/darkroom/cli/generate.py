@@ -130,7 +130,7 @@ def draw(
             elif isinstance(event, Finished):
                 recipe = event.request.to_dict()
                 with uninterrupted():
-                    path = write(event.result, recipe)  # type: ignore[arg-type]  # output is "pil"
+                    path = write(event.image, recipe)
                     written.append({"path": str(path), "recipe": recipe})
                     if not as_json:
                         display.answer(str(path))

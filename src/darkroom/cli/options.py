@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -20,6 +20,8 @@ from ..settings import joined
 
 if TYPE_CHECKING:
     from ..engine import Control, Inputs
+    from ..names import Backend as BackendName
+    from ..names import DType, Hint, Quantization
     from ..pipeline import Pipeline
     from ..prompts.embeddings import LearnedWord
 
@@ -52,7 +54,7 @@ def _control(text: str, guess: bool) -> Control:
             values: dict[str, Any] = {
                 k: float(v) for k, v in match.groupdict().items() if v is not None and k != "image"
             }
-            return Control(net, match["image"], guess=guess, hint=hint, **values)
+            return Control(net, match["image"], guess=guess, hint=cast("Hint | None", hint), **values)
     if not readings:
         raise RequestError(
             f"--control is {text[:200]!r}; give a ControlNet and a picture, as in net.safetensors=edges.png:0.8 or "
@@ -247,12 +249,12 @@ def load(
         return darkroom.load(
             model,
             device=device,
-            dtype=dtype,
+            dtype=cast("DType", dtype),
             compile=compile,
-            backend=backend,
+            backend=cast("BackendName", backend),
             lora_dir=lora_dir,
             vae=vae,
-            quantize=quantize,
+            quantize=cast("Quantization | None", quantize),
         )
 
 

@@ -34,7 +34,7 @@ TABLE = (
     Spacing("karras", "Karras"),  # sigma^(1 / rho) evenly spaced (Karras et al. 2022, arXiv 2206.00364, eq. 5)
     Spacing("exponential", "Exponential", ("polyexponential",)),  # log sigma evenly spaced
     # ComfyUI: training levels 1, 1 + T // steps, ... up to the top; more steps than asked where those don't divide T
-    Spacing("ddim_uniform", "DDIM"),
+    Spacing("ddim_uniform", "DDIM", ("ddim",)),
     # half of the steps straight down to 0.975 of the highest level, then a parabola to 0 (arXiv 2410.13720, sec. 3.4)
     Spacing("linear_quadratic"),
     # sigma at quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173), as A1111 and diffusers

@@ -57,6 +57,13 @@ class Finished:
     request: Request  # the complete recipe
     warnings: tuple[str, ...] = ()  # what a user should know: another model than the recipe names, ...; a sentence each
 
+    @property
+    def image(self) -> Image.Image:
+        """The picture. Raises RequestError where its job's output is another one than "pil"."""
+        if not isinstance(self.result, Image.Image):
+            raise RequestError(f'job {self.id!r} gives a tensor; see its result, or add it with output="pil"')
+        return self.result
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:

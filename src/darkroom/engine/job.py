@@ -20,6 +20,7 @@ from ..errors import RequestError
 from ..masks import Composite
 from ..models.controlnet import ControlNet
 from ..models.unet import CachedFeatures
+from ..names import Hint
 from ..prompts.embeddings import LearnedWord
 from ..prompts.grammar import Prompt
 from ..request import MAX_CONTROL, Request, UsedControl, real
@@ -47,7 +48,7 @@ class Control:
     start: float = 0.0
     stop: float = 1.0
     guess: bool = False
-    hint: str | None = None
+    hint: Hint | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.net, str | Path | ControlNet) or not str(self.net) or "\0" in str(self.net)[:1000]:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from ..data.dataset import open_dataset
 from ..errors import RequestError
 from ..formats.features import FeatureFile, Kind, require
+from ..names import Metric
 from .distances import Moments, clip_score, cmmd, frechet, kernel_distance
 from .judge import SEED
 from .memorisation import Memorisation
@@ -24,7 +25,7 @@ from .reconstruction import reconstruction
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
-METRICS = ("adherence", "reconstruction", "fid", "kid", "cmmd", "clip", "memorisation")
+METRICS = get_args(Metric)
 OF_PICTURES = ("fid", "kid", "cmmd", "clip", "memorisation")  # what drawn pictures, or a folder's, are asked for
 NEEDS: Mapping[str, Kind] = {"fid": "inception", "kid": "inception", "cmmd": "clip", "clip": "clip"}
 Report = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
@@ -48,7 +49,7 @@ class Measurement:
         sheet: a picture to write, of the closest pairs.
     """
 
-    metrics: Sequence[str]
+    metrics: Sequence[Metric]
     data: str | None = None
     pictures: str | None = None
     count: int | None = None

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import RequestError, closest, shown
+from ..names import SamplerId
 
 if TYPE_CHECKING:
     from .state import Sampler
@@ -50,7 +51,7 @@ class Entry:
         steps: the number of steps where nothing is said.
     """
 
-    id: str
+    id: SamplerId
     label: str
     make: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -278,10 +279,15 @@ _BY_NAME = {
     for name in (row.id, row.label, *row.aliases, *([row.diffusers] if row.diffusers else []))
 }
 # Endings that older pictures and scripts use for a sampler with a schedule: "DPM++ 2M Karras", "k_dpmpp_2m_ka".
-_SCHEDULES = {"karras": "karras", "ka": "karras", "exponential": "exponential", "exp": "exponential"}
+_SCHEDULES: Mapping[str, Literal["karras", "exponential"]] = {
+    "karras": "karras",
+    "ka": "karras",
+    "exponential": "exponential",
+    "exp": "exponential",
+}
 
 
-def names() -> list[str]:
+def names() -> list[SamplerId]:
     """The samplers' ids, in the order they are offered."""
     return [row.id for row in _TABLE]
 
@@ -291,7 +297,7 @@ def entries() -> tuple[Entry, ...]:
     return _TABLE
 
 
-def canonical(name: object) -> tuple[str, str | None]:
+def canonical(name: object) -> tuple[SamplerId, Literal["karras", "exponential"] | None]:
     """A sampler's id, and the schedule that its name implies ("karras", "exponential") or None.
 
     Accepts ids, A1111's names and aliases, diffusers' class names, in any case. Raises RequestError for anything else.
@@ -335,7 +341,7 @@ def get(name: object, /, **options: Any) -> Sampler:
 class _Names(ModuleType):
     """`darkroom.samplers()` gives the names; `darkroom.samplers.get` stays this module's."""
 
-    def __call__(self) -> list[str]:
+    def __call__(self) -> list[SamplerId]:
         return names()
 
 

@@ -38,6 +38,7 @@ from ..formats.infotext import to_infotext
 from ..formats.picture import dump_recipe, encoded
 from ..images import depth_map, open_picture
 from ..loading import load
+from ..names import DType
 from ..pipeline import Pipeline
 from ..prompts.embeddings import names_in
 from ..request import Request
@@ -93,7 +94,7 @@ class Worker:
     """The process's state. Everything but `inbox` and `outbox` belongs to the thread that moves pictures."""
 
     device: str
-    dtype: str
+    dtype: DType
     snapshot_every: float
     max_rows: int | None
     inbox: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)

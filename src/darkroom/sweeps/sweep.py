@@ -78,8 +78,7 @@ class Sweep:
         for event in engine.run():
             cell = by_id[event.id]
             if isinstance(event, Finished):
-                assert isinstance(event.result, Image.Image)
-                self.images[cell.place], self.requests[cell.place] = event.result, event.request
+                self.images[cell.place], self.requests[cell.place] = event.image, event.request
             elif isinstance(event, Failed):
                 self.errors[cell.place] = event.error
             yield cell, event

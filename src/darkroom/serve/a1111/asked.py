@@ -220,10 +220,9 @@ def _hires(f: Fields, fields: Mapping[str, Any]) -> Hires:
         if wide and high and wide * fields["height"] != high * fields["width"]:
             f.ignore("hr_resize_x, hr_resize_y", "the second pass has the first one's shape, and is not cut to another")
     upscaler = f.text("hr_upscaler") or LATENT
+    latent = upscaler.startswith(LATENT)
     if upscaler not in (LATENT, LANCZOS):
-        kind = LATENT if upscaler.startswith(LATENT) else LANCZOS
-        f.ignore("hr_upscaler", f"there is no {upscaler[:60]}; {kind} is taken")
-        upscaler = kind
+        f.ignore("hr_upscaler", f"there is no {upscaler[:60]}; {LATENT if latent else LANCZOS} is taken")
     for name in ("hr_prompt", "hr_negative_prompt"):
         if f.text(name) not in ("", f.text(name.removeprefix("hr_"))):
             f.ignore(name, "the second pass has the first one's prompts")
@@ -231,7 +230,7 @@ def _hires(f: Fields, fields: Mapping[str, Any]) -> Hires:
         scale=scale,
         strength=f.number("denoising_strength"),
         steps=f.whole("hr_second_pass_steps") or None,
-        upscaler=upscaler.lower(),
+        upscaler="latent" if latent else "lanczos",
     )
 
 
