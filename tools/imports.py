@@ -61,7 +61,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "training": "adapters data diffusion embedded engine evaluate formats hints images kernels model models "
         "pipeline prompts request samplers toy",
         "serve": "accelerate adapters arguments diffusion embedded engine formats hints images kernels loading "
-        "picture_headers pipeline prompts request samplers",
+        "picture_headers pipeline prompts request samplers sweeps",
         "cluster": "formats request samplers serve",
         "cli": "*",
         "__init__": "*",

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..errors import Error
-from . import a1111, openai, own, queue, static
+from . import a1111, openai, own, queue, static, sweeps
 from .answers import Json, Refused, refusal
 from .guard import Guard
 from .queue import Conflict, TooMuch
@@ -40,6 +40,7 @@ def make_app(server: Server) -> ASGIApp:
     app = FastAPI(title="Darkroom", version=__version__, docs_url=None, redoc_url=None)
     app.state.server = server
     app.include_router(own.router)
+    app.include_router(sweeps.router)
     app.include_router(openai.router, prefix="/v1")
     app.include_router(openai.router, include_in_schema=False)  # some clients are given an address without /v1
     app.include_router(openai.files)

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -36,6 +36,7 @@ from .uploads import from_text, read_picture
 
 router = APIRouter(prefix="/api")
 
+Decode = Callable[[str, Any], bytes | str]
 STATES = (QUEUED, RUNNING, FINISHED, FAILED, CANCELLED)
 SESSION_DAYS = 30
 MODEL_FACTS = ("hash", "size", "task", "defaults", "sampler", "xl", "base", "words", "examples")
@@ -56,10 +57,8 @@ def _takes(schema: dict[str, Any]) -> dict[str, Any]:
 _OBJECT: dict[str, Any] = {"type": "object"}
 
 
-@router.post("/jobs", status_code=202, openapi_extra=_takes(body_schema()))
-async def new_job(request: Request) -> Response:
-    """Take a job in: the arguments of `Pipeline.generate` as JSON, or a form of `request` and files by their roles."""
-    server, owner = server_of(request), owner_of(request)
+async def job_body(request: Request) -> tuple[dict[str, Any], Decode]:
+    """A job's JSON, and what makes pictures of the texts in it; of a form, the files are named in it by their roles."""
     if request.headers.get("content-type", "").startswith("multipart/"):
         form = await form_body(request)
         text = form.get("request")
@@ -81,6 +80,14 @@ async def new_job(request: Request) -> Response:
         part = given.removeprefix("part:") if isinstance(given, str) and given.startswith("part:") else None
         return files[part] if part in files else from_text(name, given)
 
+    return values, decode
+
+
+@router.post("/jobs", status_code=202, openapi_extra=_takes(body_schema()))
+async def new_job(request: Request) -> Response:
+    """Take a job in: the arguments of `Pipeline.generate` as JSON, or a form of `request` and files by their roles."""
+    server, owner = server_of(request), owner_of(request)
+    values, decode = await job_body(request)
     wanted = await server.in_pool(read_wanted, values, decode)
     id = await server.submit(owner, "own", wanted)
     request.scope["state"]["job"] = id

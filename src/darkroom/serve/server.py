@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
@@ -24,10 +25,10 @@ from .adapters import Adapters
 from .data import Data, DataError
 from .dispatcher import Dispatcher
 from .events import CHANGED, Awaited, Hub, Watcher
-from .jobs import Wanted, priced
+from .jobs import Priced, Wanted, priced
 from .keys import Keys, Owner, Signer, new_key
 from .metrics import Metrics
-from .models import ModelIndex
+from .models import Found, ModelIndex
 from .options import ServeOptions
 from .queue import Limits, NewJob
 from .retention import Retention
@@ -41,6 +42,22 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a job is made with: its model, and its pictures by role, as uploads, hashes and sizes (width, height)."""
+
+    found: Found
+    description: Mapping[str, Any]
+    uploads: Mapping[str, Upload]
+    hashes: Mapping[str, str]
+    sizes: Mapping[str, tuple[int, int]]
+
+    def write(self, connection: Connection, key: str, now: float) -> None:
+        """Write the rows of the uploads."""
+        for upload in self.uploads.values():
+            _write_input(connection, key, upload, now)
 
 
 class Closed(Exception):
@@ -160,6 +177,29 @@ class Server:
 
         Raises RequestError and ImageError, TooMuch and Conflict (`queue`), StoreFull, Closed.
         """
+        brought = await self.bring(owner, wanted)
+        job = await self.in_pool(priced, wanted, brought.description, brought.sizes, self.index)
+        names = {"idempotency": idempotency, "digest": digest, "alias": alias}
+        new, limits = self.new_job(owner, dialect, job, brought, **names), self.limits(owner)
+        now = time.time()
+
+        def write(connection: Connection) -> str:
+            id = queue.same(connection, new, repeat, self.awaited, now)
+            if id is None:
+                brought.write(connection, owner.name, now)
+                id = queue.admit(connection, new, limits, now)
+            if waits is not None:
+                self.awaited.begin(waits, id)
+            return id
+
+        id = await self.take_in(write)
+        if self.options.log_prompts:
+            log.info("job %s of %r: %r", id, owner.name, job.request.prompt)
+        self.hub.changed(id, owner.name)
+        return id
+
+    async def bring(self, owner: Owner, wanted: Wanted) -> Brought:
+        """The model and the pictures of a job, received. Raises as `submit` does."""
         if self.closing.is_set():
             raise Closed
         if self.dispatcher.full:
@@ -177,56 +217,46 @@ class Server:
                 upload = given if isinstance(given, Upload) else await self.receive(role, given)
                 uploads[role] = upload
                 sizes[role], hashes[role] = (upload.width, upload.height), upload.sha256
-        description = await self.dispatcher.describe(found)
-        job = await self.in_pool(priced, wanted, description, sizes, self.index)
+        return Brought(found, await self.dispatcher.describe(found), uploads, hashes, sizes)
+
+    def new_job(self, owner: Owner, dialect: str, job: Priced, brought: Brought, **names: str | None) -> NewJob:
+        """What the queue is given. Raises RequestError for a job that costs more than one may."""
         if job.cost > self.options.max_cost:
             raise RequestError(
                 f"this costs {job.cost:,.0f} (rows x megapixels x steps), and a job may cost "
                 f"{self.options.max_cost:,.0f}; ask for fewer pictures, fewer steps or a smaller size"
             )
-        seconds = job.cost * self.seconds_per_unit(description)
-        limits = Limits(
-            cost=owner.cost or self.options.max_outstanding,
-            jobs=owner.queue or self.options.max_jobs,
-            queue=self.options.max_queue,
-        )
-        new = NewJob(
+        return NewJob(
             key=owner.name,
             dialect=dialect,
             version=__version__,
             request=job.document,
-            model=found.name,
+            model=brought.found.name,
             cost=job.cost,
-            seconds=seconds,
+            seconds=job.cost * self.seconds_per_unit(brought.description),
             seeds=job.seeds,
             steps=job.steps,
-            inputs=hashes,
-            idempotency=idempotency,
-            digest=digest,
-            alias=alias,
+            inputs=brought.hashes,
+            **names,
         )
-        now = time.time()
 
-        def write(connection: Connection) -> str:
-            id = queue.same(connection, new, repeat, self.awaited, now)
-            if id is None:
-                for upload in uploads.values():
-                    _write_input(connection, owner.name, upload, now)
-                id = queue.admit(connection, new, limits, now)
-            if waits is not None:
-                self.awaited.begin(waits, id)
-            return id
+    def limits(self, owner: Owner) -> Limits:
+        """How much unfinished work a key may have."""
+        return Limits(
+            cost=owner.cost or self.options.max_outstanding,
+            jobs=owner.queue or self.options.max_jobs,
+            queue=self.options.max_queue,
+        )
 
+    async def take_in(self, write: Callable[[Connection], Answer]) -> Answer:
+        """Write what admits jobs, whole or not at all, and have them handed out."""
         try:
-            id = await self.store.write(write)
+            answer = await self.store.write(write)
         except StoreFull:
             self.dispatcher.disk_full()
             raise
-        if self.options.log_prompts:
-            log.info("job %s of %r: %r", id, owner.name, job.request.prompt)
-        self.hub.changed(id, owner.name)
         self.dispatcher.wake()
-        return id
+        return answer
 
     def seconds_per_unit(self, description: Mapping[str, Any]) -> float:
         """What a row of a megapixel takes, by what engines measured."""

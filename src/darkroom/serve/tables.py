@@ -127,6 +127,19 @@ job_inputs = Table(
     Index("job_inputs_by_hash", "key", "sha256"),
 )
 
+# Grids of jobs: their pictures are laid out when they are asked for, so nothing of a sheet is kept.
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("key", String(100), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("request", Text, nullable=False),  # the one whose values the axes replace, as JSON
+    Column("axes", Text, nullable=False),  # as they were given, as JSON
+    Column("jobs", Text, nullable=False),  # one a cell, x fastest, as JSON
+    Index("sweeps_by_key", "key", "created"),
+)
+
 preferences = Table(
     "preferences",
     metadata,
@@ -144,8 +157,12 @@ def _first(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
+def _sweeps(connection: Connection) -> None:
+    sweeps.create(connection, checkfirst=True)
+
+
 # A database is brought up by the functions behind its version, each in one transaction. Only ever append.
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first,)
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first, _sweeps)
 
 
 def migrate(connection: Connection) -> None:
