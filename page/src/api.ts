@@ -23,6 +23,8 @@ export interface ServerInfo {
   samplers: { id: string; label: string }[]
   schedules: string[]
   hints: string[]
+  /** What can be asked for, and what it is where nothing is said (null: the model decides). */
+  settings: Record<string, unknown>
   limits: { body: number; pixels: number; side: number; steps: number; prompt: number; n: number }
   key: string | null
   keys_needed: boolean
@@ -38,6 +40,11 @@ export interface Job {
   step: number
   steps: number
   request: Record<string, unknown> & { prompt?: string }
+  loras: { name: string; scale: number; text_scale: number | null }[]
+  controls: { net: string; scale: number; start: number; stop: number; guess: boolean; hint: string | null }[]
+  upscale: { scale?: number } | null
+  /** Pictures that it is made from: role -> SHA-256. */
+  inputs: Record<string, string>
   model: string
   images: { id: string; index: number; seed: string; width: number; height: number; warnings: string[] }[]
   n: number
@@ -138,6 +145,11 @@ export const api = {
   picture: (id: string) => json<PictureInfo>('GET', `api/images/${id}`),
   change: (id: string, values: object) => json<Picture>('PATCH', `api/images/${id}`, values),
   remove: (id: string) => json<{ undo_seconds: number }>('DELETE', `api/images/${id}`),
+  /** A picture that was sent; null where the server has it no longer. */
+  input: async (sha256: string): Promise<Blob | null> => {
+    const answer = await fetch(inputAt(sha256), { credentials: 'same-origin' })
+    return answer.ok ? answer.blob() : null
+  },
   import: (file: Blob) => json<Imported>('POST', 'api/images/import', file),
   adapters: (model = '') => json<Adapters>('GET', `api/adapters?${new URLSearchParams(model ? { model } : {})}`),
   explain: (prompt: string, model: string) => json<Explained>('POST', 'api/explain', model ? { prompt, model } : { prompt }),
@@ -149,4 +161,5 @@ export const api = {
 }
 
 export const fileOf = (id: string) => `api/images/${id}/file`
+export const inputAt = (sha256: string) => `api/inputs/${sha256}`
 export const thumbOf = (id: string) => `api/images/${id}/thumb`

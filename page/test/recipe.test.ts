@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { asked, EMPTY, fromRecipe, merged, weighed } from '../src/state/recipe'
+import { asked, EMPTY, fromRecipe, merged, shown, tagged, weighed } from '../src/state/recipe'
 import { fitted, held, zoomed } from '../src/zoom'
 
 describe('a draft', () => {
@@ -61,5 +61,33 @@ describe('zooming', () => {
     const near = zoomed({ scale: 2, x: 0, y: 50 }, 2, 100, 100, 1)
     expect([(100 - near.x) / near.scale, (100 - near.y) / near.scale]).toEqual([50, 25])
     expect(held({ scale: 4, x: 50, y: -900 }, picture, box)).toEqual({ scale: 4, x: 0, y: 0 })
+  })
+})
+
+describe('all of a recipe', () => {
+  const usual = { clip_skip: 0, noise: 'cpu', eta: null, fill: null, hires: null, outpaint: null, guidance_interval: null, steps: null }
+  const recipe = {
+    prompt: 'a fox', steps: 9, clip_skip: 2, noise: 'cpu', eta: null, fill: 'noise', guidance_interval: [0.2, null], model_hash: 'x',
+    outpaint: [0, 8, 32, 0], only_masked: true, hires: { scale: 2, strength: 0.5, steps: 4, upscaler: 'lanczos' },
+  }
+  const taken = fromRecipe(recipe, EMPTY, 'all', usual)
+  it('brings what the page has no field for, and nothing that is as usual or nobody can ask for', () => {
+    expect(taken.further).toEqual({ clip_skip: 2, fill: 'noise', guidance_interval: [0.2, null], hires: { steps: 4, upscaler: 'lanczos' } })
+    expect(taken).toMatchObject({ left: '', top: '8', right: '32', bottom: '', onlyMasked: true })
+  })
+  it('is asked for again as it was', () => {
+    expect(asked(taken, false)).toEqual({
+      prompt: 'a fox', n: 1, steps: 9, clip_skip: 2, guidance_interval: [0.2, null], hires: recipe.hires,
+    })
+    expect(asked(taken, true, true)).toMatchObject({ outpaint: [0, 8, 32, 0], only_masked: true, fill: 'noise', clip_skip: 2 })
+  })
+  it('is forgotten with the next one', () => {
+    expect(fromRecipe({ prompt: 'b' }, taken, 'all', usual).further).toEqual({})
+    expect(fromRecipe({ prompt: 'b' }, taken, 'prompt', usual).further).toEqual(taken.further)
+  })
+  it('names the LoRAs of its prompt, and is written as people write', () => {
+    expect(tagged('a <lora:ink:0.8> fox <lora: my lora >')).toEqual(['ink', 'my lora'])
+    expect(shown([{ name: 'ink', scale: 0.8, text_scale: null }])).toBe('ink 0.8')
+    expect(shown({ steps: 4, upscaler: 'lanczos', x: null })).toBe('steps 4, upscaler lanczos')
   })
 })

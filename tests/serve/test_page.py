@@ -1,37 +1,18 @@
-"""The page in a browser: what somebody does with it, against a real server with the fake engine.
-
-Skipped where playwright (Python) or Debian's Chromium isn't there. No browser is ever downloaded.
-"""
+"""The page in a browser: what somebody does with it, against a real server with the fake engine."""
 
 from __future__ import annotations
 
 import io
-import os
 import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from .browser import Opened, draw, finished, fits, until
 from .conftest import ROOT, Running
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-if not CHROMIUM.exists():
-    pytest.skip(f"needs a Chromium at {CHROMIUM} (CHROMIUM=...)", allow_module_level=True)
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SECONDS = 20_000  # milliseconds that anything may take on a busy machine
 NASTY = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -44,77 +25,6 @@ NASTY = [
     "</textarea><script>alert(1)</script>",
     "\u202eoff\u202c",
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
-        yield browser
-        browser.close()
-
-
-Opened = Callable[..., Any]
-
-
-@pytest.fixture
-def browse(chromium: Any) -> Iterator[Opened]:
-    """Open the page. At the end no page may have reported a fault, or asked another host for anything."""
-    faults: list[str] = []
-    contexts = []
-
-    def visit(server: Running, path: str = "/", wait: str = "#field-prompt", **options: Any) -> Any:
-        values = {"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options}
-        context = chromium.new_context(**values)
-        context.set_default_timeout(SECONDS)
-        contexts.append(context)
-        page = context.new_page()
-
-        def heard(message: Any) -> None:
-            if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
-                faults.append(f"{message.type}: {message.text}")
-
-        def asked(request: Any) -> None:
-            if not request.url.startswith((server.url, "blob:", "data:")):
-                faults.append(f"asked another host: {request.url}")
-
-        page.on("console", heard)
-        page.on("request", asked)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.add_init_script(
-            "document.addEventListener('securitypolicyviolation',"
-            " (event) => console.error('CSP: ' + event.violatedDirective))"
-        )
-        page.goto(server.url + path)
-        page.wait_for_selector(wait)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert faults == []
-
-
-def until(page: Any, expression: str, argument: Any = None) -> None:
-    """Wait until an expression is true. Playwright's own wait evaluates a text in the page, which its CSP forbids."""
-    end = time.monotonic() + SECONDS / 1000
-    while not page.evaluate(expression, argument):
-        assert time.monotonic() < end, f"it did not come true: {expression}"
-        page.wait_for_timeout(30)
-
-
-def draw(page: Any, prompt: str) -> None:
-    page.fill("#field-prompt", prompt)
-    page.keyboard.press("Control+Enter")
-
-
-def finished(page: Any, prompt: str) -> Any:
-    return page.wait_for_selector(f'.canvas a img[alt="{prompt}"]')
-
-
-def fits(page: Any) -> None:
-    """Nothing is wider than the window."""
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_picture_is_drawn_with_previews_and_found_again(serve: Callable[..., Running], browse: Opened) -> None:
@@ -135,7 +45,7 @@ def test_a_picture_is_drawn_with_previews_and_found_again(serve: Callable[..., R
     until(page, "document.querySelectorAll('.cells li').length === 1")
     page.click(".cells button")
     page.wait_for_selector("dialog.viewer >> text=an owl, slow")
-    page.click("text=Use these settings")
+    page.click("text=Use this recipe")
     page.wait_for_selector("#field-seed")
     assert page.input_value("#field-prompt") == "an owl, slow"
     first = server.client.get("/api/images", params={"q": "owl"}).json()["images"][0]
@@ -181,7 +91,7 @@ def test_a_deleted_picture_comes_back(serve: Callable[..., Running], browse: Ope
         server.ended(server.post(prompt=prompt)["id"])
     page = browse(server, "/#gallery", ".cells li >> nth=1")
     page.click('.cells button[aria-label="Open a fox"]')
-    page.wait_for_selector("dialog.viewer >> text=Use these settings")
+    page.wait_for_selector("dialog.viewer >> text=Use this recipe")
     page.keyboard.press("Delete")
     page.wait_for_selector('dialog.viewer[aria-label="an owl"]')
     assert [one["prompt"] for one in server.client.get("/api/images").json()["images"]] == ["an owl"]
@@ -250,7 +160,8 @@ def test_a_dropped_picture_brings_its_recipe(serve: Callable[..., Running], brow
         list(data),
     )
     assert "<b>a.png</b>" in page.inner_text("dialog.ask")
-    page.click("text=Read its recipe")
+    assert "a tiger" in page.inner_text("dialog.ask .brief")
+    page.click("dialog.ask >> text=Use this recipe")
     page.wait_for_selector("#field-steps")
     assert page.input_value("#field-prompt") == "a tiger"
     assert page.input_value("#field-steps") == "7"
@@ -282,7 +193,7 @@ def test_texts_from_outside_stay_texts(serve: Callable[..., Running], browse: Op
         server.ended(server.post(prompt=prompt)["id"])
     page = browse(server, "/#gallery", f".cells li >> nth={len(NASTY) - 1}")
     page.on("dialog", lambda dialog: pytest.fail("a script ran"))
-    labels = page.eval_on_selector_all(".cells button", "(all) => all.map((one) => one.getAttribute('aria-label'))")
+    labels = page.eval_on_selector_all(".cells [data-at]", "(all) => all.map((one) => one.getAttribute('aria-label'))")
     assert labels == [f"Open {prompt}" for prompt in reversed(NASTY)]
     page.click(".cells button")
     for prompt in reversed(NASTY):
@@ -327,7 +238,7 @@ def test_it_fits_a_phone_and_speaks_korean(serve: Callable[..., Running], browse
     page.wait_for_selector("#field-steps")
     fits(page)
     page.tap(".canvas a")
-    page.wait_for_selector("dialog.viewer >> text=이 설정 사용")
+    page.wait_for_selector("dialog.viewer >> text=이 레시피 사용")
     fits(page)
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != "rgb(255, 255, 255)"
 
@@ -411,7 +322,7 @@ def test_everyone_can_use_it(serve: Callable[..., Running], browse: Opened, sche
     page.wait_for_selector("#search")
     check("gallery")
     page.click(".cells button")
-    page.wait_for_selector("dialog.viewer >> text=Use these settings")
+    page.wait_for_selector("dialog.viewer >> text=Use this recipe")
     check("viewer")
     page.click("text=Repaint a part")
     page.wait_for_selector("dialog.masking canvas")

@@ -1,4 +1,4 @@
-import type { Mask } from './engine'
+import { Mask } from './engine'
 
 /** A picture's values as a mask's: the first channel at the picture's size. */
 export async function valuesOf(blob: Blob, width: number, height: number): Promise<Uint8Array> {
@@ -21,4 +21,11 @@ export function pngOf(mask: Mask): Promise<Blob> {
   canvas.height = mask.height
   canvas.getContext('2d')!.putImageData(new ImageData(mask.rgba(), mask.width, mask.height), 0, 0)
   return new Promise((done) => canvas.toBlob((blob) => done(blob!), 'image/png'))
+}
+
+/** A picture as a mask of another one's size. */
+export async function sized(blob: Blob, width: number, height: number): Promise<Blob> {
+  const mask = new Mask(width, height)
+  mask.add({ kind: 'load', data: await valuesOf(blob, width, height) })
+  return pngOf(mask)
 }

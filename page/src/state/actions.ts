@@ -1,11 +1,12 @@
 import { signal } from '@preact/signals'
-import { api, fileOf, Problem, type PictureInfo, type Recipe } from '../api'
+import { api, fileOf, Problem, type Job, type PictureInfo } from '../api'
 import { t } from '../i18n'
 import { change, draft, faults, more } from './draft'
-import { asked, FIELDS, fromRecipe } from './recipe'
+import { asked, EMPTY, FIELDS, fromRecipe, type Only } from './recipe'
 import { controls, dataUrl, image, inputOf, mask, setImage, setMask } from './inputs'
 import { put, watched } from './queue'
-import { readServer } from './server'
+import { readServer, server } from './server'
+import { carried, type Source } from './source'
 import { closePicture, said, show, tell, tellProblem } from './ui'
 
 /** What somebody does that concerns more than one part of the page. */
@@ -16,7 +17,8 @@ async function bodyOf(): Promise<object | FormData> {
   const body = asked(draft.value, image.value !== null, mask.value !== null)
   if (controls.value.length) {
     body.controls = await Promise.all(
-      controls.value.map(async ({ net, hint, scale, picture }) => ({
+      controls.value.map(async ({ net, hint, scale, picture, more }) => ({
+        ...more,
         net,
         scale: Number(scale),
         ...(hint ? { hint } : {}),
@@ -61,25 +63,52 @@ function refused(error: unknown): void {
   requestAnimationFrame(() => document.getElementById(`field-${field}`)?.focus())
 }
 
-/** What of a recipe the page has no field for, or would need pictures for. */
-const UNFOLLOWED = ['image', 'mask', 'depth', 'controls', 'loras', 'outpaint', 'variation_seed', 'clip_skip', 'pag_scale', 'threshold']
-
-/** Take a recipe's settings, or only its prompt or seed, into the draft. */
-export function take(recipe: Recipe, seed: string | null, only: 'all' | 'prompt' | 'seed'): void {
-  const own = seed === null ? recipe : { ...recipe, seed }
-  draft.value = fromRecipe(own, draft.value, only)
-  faults.value = {}
-  if (only !== 'prompt') more.value = true
-  if (only === 'all') {
-    setImage(null)
-    setMask(null)
-    controls.value = []
+/** Take a recipe, or only its prompt or seed, into the draft; what can't be had any more is said. */
+export async function take(load: () => Promise<Source>, only: Only): Promise<void> {
+  try {
+    const source = await load()
+    const { recipe, left } = source
+    const usual = server.value?.settings
+    if (only === 'all') {
+      const found = await carried(source)
+      const next = fromRecipe(recipe, draft.value, 'all', usual)
+      setImage(found.image)
+      setMask(found.mask)
+      controls.value = found.controls
+      draft.value = { ...next, model: found.model ?? next.model, further: { ...next.further, ...found.further } }
+      const missing = [...found.missing, ...left]
+      if (missing.length) tell(t('notCarried', { what: missing.join(', ') }), { seconds: 12 })
+      else tell(t('carried'))
+    } else {
+      draft.value = fromRecipe(recipe, draft.value, only)
+      tell(t('carried'))
+    }
+    faults.value = {}
+    if (only !== 'prompt') more.value = true
+    closePicture()
+    show('draw')
+    focusPrompt()
+  } catch (error) {
+    tellProblem(error)
   }
+}
+
+/** A recipe once more with one setting changed (null: a new seed). Raises Problem. */
+export async function againWith(source: Source, name: string, value: unknown): Promise<void> {
+  const { recipe, job } = source
+  const varied = recipe.variation_strength ? { variation_seed: recipe.variation_seed } : {}
+  const changes = { n: 1, seed: recipe.seed, ...varied, [name]: value }
+  const body = () => ({ ...asked(fromRecipe(recipe, EMPTY, 'all', server.value?.settings), false), ...changes })
+  began(job ? await api.rerun(job.id, changes) : await api.draw(body()))
+}
+
+/** Show a job that was just asked for. */
+function began(job: Job): void {
+  put(job)
+  watched.value = job.id
   closePicture()
   show('draw')
-  focusPrompt()
-  const left = UNFOLLOWED.filter((name) => (Array.isArray(recipe[name]) ? recipe[name].length : recipe[name]))
-  if (only === 'all' && left.length) tell(t('ignoredParts', { what: left.join(', ') }), { seconds: 10 })
+  said.value = t('saidQueued')
 }
 
 export function focusPrompt(): void {
@@ -109,12 +138,7 @@ export async function startFrom(picture: PictureInfo): Promise<boolean> {
 /** The job of a picture once more, with all that it was made from and another seed. */
 export async function again(picture: PictureInfo): Promise<void> {
   try {
-    const job = await api.rerun(picture.job, { seed: null })
-    put(job)
-    watched.value = job.id
-    closePicture()
-    show('draw')
-    said.value = t('saidQueued')
+    began(await api.rerun(picture.job, { seed: null }))
   } catch (error) {
     tellProblem(error)
   }
@@ -127,26 +151,19 @@ export async function enlarge(picture: PictureInfo): Promise<void> {
   form.set('request', JSON.stringify({ prompt, upscale: 2, ...(draft.value.model ? { model: draft.value.model } : {}) }))
   try {
     form.set('image', await fileBlob(picture.id), 'image')
-    const job = await api.draw(form)
-    put(job)
-    watched.value = job.id
-    closePicture()
-    show('draw')
-    said.value = t('saidQueued')
+    began(await api.draw(form))
   } catch (error) {
     tellProblem(error)
   }
 }
 
-/** Read the recipe in a file that somebody dropped. */
-export async function readRecipe(file: Blob): Promise<void> {
+/** A picture as the mask of the starting picture, at that one's size. */
+export async function takeAsMask(file: Blob): Promise<void> {
+  const own = image.value
+  if (!own) return
   try {
-    const found = await api.import(file)
-    if (!Object.keys(found.recipe).length) return tell(t('noRecipe'))
-    take(found.recipe, null, 'all')
-    const ignored = Array.isArray(found.ignored) ? found.ignored : Object.keys((found.ignored as object) ?? {})
-    const left = [...ignored.map(String), ...found.warnings]
-    tell(t('recipeRead', { source: found.source }) + (left.length ? ` ${t('ignoredParts', { what: left.join(', ') })}` : ''), { seconds: 10 })
+    const { sized } = await import('../mask/picture')
+    setMask(await inputOf(await sized(file, own.width, own.height)))
   } catch (error) {
     tellProblem(error)
   }

@@ -18,6 +18,8 @@ export interface Control {
   hint: string
   scale: string
   picture: Input
+  /** When it steers, and how, where a recipe says so: start, stop, guess. */
+  more?: Record<string, unknown>
 }
 
 export const image = signal<Input | null>(null)

@@ -22,6 +22,8 @@ export interface Draft {
   hires: boolean
   hiresScale: string
   hiresStrength: string
+  /** Settings that the page has no field for, by the server's names: they came with a recipe. */
+  further: Record<string, unknown>
 }
 
 export const EMPTY: Draft = {
@@ -45,13 +47,18 @@ export const EMPTY: Draft = {
   hires: false,
   hiresScale: '2',
   hiresStrength: '0.5',
+  further: {},
 }
 
 /** A draft from anything: only what is known, and of the right kind. */
 export function merged(found: object): Draft {
-  const known = Object.entries(found).filter(([name, value]) => name in EMPTY && typeof value === typeof EMPTY[name as keyof Draft])
+  const known = Object.entries(found).filter(
+    ([name, value]) => name in EMPTY && value !== null && typeof value === typeof EMPTY[name as keyof Draft],
+  )
   return { ...EMPTY, ...Object.fromEntries(known) }
 }
+
+export type Only = 'all' | 'prompt' | 'seed'
 
 /** The server's name of each field of the draft. */
 export const FIELDS: Record<string, keyof Draft> = {
@@ -69,11 +76,14 @@ export const FIELDS: Record<string, keyof Draft> = {
   strength: 'strength',
 }
 
+/** Settings that only say something where there is a picture to start from. */
+const OF_AN_IMAGE = new Set(['exact_steps', 'fill', 'mask_padding', 'mask_blur', 'upscale', 'image_guidance_scale'])
 const NUMBERS = new Set(['width', 'height', 'steps', 'guidance', 'n', 'strength'])
 
 /** The draft as the server takes it. Numbers that aren't any go as they are: the server says what is wrong. */
 export function asked(from: Draft, withImage: boolean, withMask = false): Record<string, unknown> {
-  const body: Record<string, unknown> = {}
+  const { hires, ...further } = from.further
+  const body = Object.fromEntries(Object.entries(further).filter(([name]) => withImage || !OF_AN_IMAGE.has(name)))
   for (const [name, key] of Object.entries(FIELDS)) {
     const text = String(from[key]).trim()
     if (key === 'prompt') body.prompt = from.prompt
@@ -86,12 +96,12 @@ export function asked(from: Draft, withImage: boolean, withMask = false): Record
     if (border.some((pixels) => pixels > 0)) body.outpaint = border
     if (withMask && from.onlyMasked) body.only_masked = true
   }
-  if (from.hires && !withImage) body.hires = { scale: Number(from.hiresScale), strength: Number(from.hiresStrength) }
+  if (from.hires && !withImage) body.hires = { ...(hires as object | undefined), scale: Number(from.hiresScale), strength: Number(from.hiresStrength) }
   return body
 }
 
-/** A recipe's part of a draft. `only` limits it to the prompt or to the seed. */
-export function fromRecipe(recipe: Recipe, base: Draft, only: 'all' | 'prompt' | 'seed' = 'all'): Draft {
+/** A recipe's part of a draft. `only` limits it to the prompt or to the seed; `usual`: all settings, with their defaults. */
+export function fromRecipe(recipe: Recipe, base: Draft, only: Only = 'all', usual: Recipe = {}): Draft {
   const taken: Partial<Draft> = {}
   for (const [name, key] of Object.entries(FIELDS)) {
     const group = key === 'prompt' || key === 'negative' ? 'prompt' : key
@@ -101,14 +111,39 @@ export function fromRecipe(recipe: Recipe, base: Draft, only: 'all' | 'prompt' |
     if (plain) Object.assign(taken, { [key]: String(value) })
     else if (only !== 'all' || key !== 'strength') Object.assign(taken, { [key]: EMPTY[key] })
   }
-  if (only === 'all') {
-    const hires = recipe.hires as { scale?: number; strength?: number } | null | undefined
-    taken.hires = Boolean(hires)
-    if (hires?.scale) taken.hiresScale = String(hires.scale)
-    if (hires?.strength) taken.hiresStrength = String(hires.strength)
-    taken.n = '1'
-  }
+  if (only !== 'all') return { ...base, ...taken }
+  const { scale, strength, ...beside } = (recipe.hires ?? {}) as Recipe
+  taken.hires = Boolean(recipe.hires)
+  if (scale) taken.hiresScale = String(scale)
+  if (strength) taken.hiresStrength = String(strength)
+  const border = Array.isArray(recipe.outpaint) ? recipe.outpaint.map((pixels) => (pixels ? String(pixels) : '')) : []
+  ;[taken.left = '', taken.top = '', taken.right = '', taken.bottom = ''] = border
+  taken.onlyMasked = recipe.only_masked === true
+  taken.n = '1'
+  const own = (name: string) => name in FIELDS || name === 'hires' || name === 'outpaint' || name === 'only_masked'
+  const asked = Object.entries(recipe).filter(
+    ([name, value]) => name in usual && !own(name) && value !== null && JSON.stringify(value) !== JSON.stringify(usual[name]),
+  )
+  taken.further = Object.fromEntries(asked)
+  if (Object.values(beside).some((value) => value !== null)) taken.further.hires = beside
   return { ...base, ...taken }
+}
+
+/** Names of LoRAs that a prompt has tags for. */
+export function tagged(prompt: unknown): string[] {
+  return typeof prompt === 'string' ? [...prompt.matchAll(/<lora:([^:<>]+)/g)].map((found) => found[1]!.trim()) : []
+}
+
+/** A value as people write it: "sepia 0.8, ink 1", "0.2, 0.8", "upscaler lanczos". */
+export function shown(value: unknown): string {
+  if (Array.isArray(value)) return value.map(shown).join(', ')
+  if (typeof value !== 'object' || value === null) return String(value)
+  const { name, scale, ...rest } = value as Record<string, unknown>
+  if (name !== undefined) return `${String(name)} ${String(scale)}`
+  return Object.entries(rest)
+    .filter(([, one]) => one !== null)
+    .map(([key, one]) => `${key} ${shown(one)}`)
+    .join(', ')
 }
 
 /** The prompt with the weight of the word at the cursor (or of the selection) changed: `(word:1.1)`. */

@@ -10,6 +10,7 @@ import { Help, helping } from './keys'
 import { masking } from './masking'
 import { Notice } from './notice'
 import { Queue } from './queue'
+import { Recipes } from './recipes'
 import { Settings } from './settings'
 import { SignIn } from './signin'
 import { Stage } from './stage'
@@ -67,6 +68,7 @@ export function App() {
       </main>
       {opened.value ? <Viewer id={opened.value} /> : null}
       <Drop />
+      <Recipes />
       {helping.value ? <Help /> : null}
       <div class="hidden" aria-live="polite">
         {said.value}

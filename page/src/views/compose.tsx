@@ -7,6 +7,7 @@ import { live, newestFirst } from '../state/queue'
 import { model, server } from '../state/server'
 import { Extras } from './extras'
 import { Choice, described, Fault, NumberField, Range } from './fields'
+import { Further } from './further'
 import { Icon } from './icon'
 import { Inputs } from './inputs'
 import { Presets } from './presets'
@@ -148,6 +149,7 @@ function More() {
         </fieldset>
       )}
       <Extras />
+      <Further />
       <Presets />
       <button
         type="button"

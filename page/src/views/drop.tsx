@@ -1,11 +1,13 @@
 import { useSignal } from '@preact/signals'
-import { useEffect, useRef } from 'preact/hooks'
+import { useEffect, useMemo, useRef } from 'preact/hooks'
 import { t } from '../i18n'
-import { readRecipe } from '../state/actions'
+import { takeAsMask } from '../state/actions'
 import { image } from '../state/inputs'
-import { show } from '../state/ui'
+import { ofFile, type Source } from '../state/source'
+import { show, tell } from '../state/ui'
 import { addControlNet, chooseImage } from './inputs'
 import { masking } from './masking'
+import { RecipeActions } from './recipes'
 
 /** A picture dropped or pasted anywhere: what is it for? */
 export function Drop() {
@@ -27,6 +29,7 @@ export function Drop() {
       if (!holdsFiles(event)) return
       event.preventDefault()
       file.value = pictureOf(event.dataTransfer)
+      if (!file.value) tell(t('notAPicture'), { bad: true })
     }
     const paste = (event: ClipboardEvent) => {
       const found = pictureOf(event.clipboardData)
@@ -51,34 +54,67 @@ export function Drop() {
 
 function Ask({ file, onDone }: { file: File; onDone: () => void }) {
   const dialog = useRef<HTMLDialogElement>(null)
-  useEffect(() => dialog.current!.showModal(), [])
+  const url = useMemo(() => URL.createObjectURL(file), [file])
+  const recipe = useSignal<(Source & { from: string }) | string | null>(null)
+  useEffect(() => {
+    dialog.current!.showModal()
+    ofFile(file).then(
+      (found) => (recipe.value = found),
+      (error: Error) => (recipe.value = error.message),
+    )
+    return () => URL.revokeObjectURL(url)
+  }, [])
   const use = (what: (file: File) => Promise<void>) => () => {
     dialog.current!.close()
     show('draw')
     void what(file)
   }
-  const start = async (one: File) => chooseImage(one)
   const paint = async (one: File) => {
     await chooseImage(one)
     masking.value = image.value !== null
   }
+  const found = recipe.value
   return (
     <dialog ref={dialog} class="ask" onClose={onDone} aria-label={t('dropTitle')}>
       <h2>{t('dropTitle')}</h2>
-      <p>{file.name}</p>
+      <div class="row top">
+        <div class="thumb">
+          <img src={url} alt="" />
+        </div>
+        <p class="grow">{file.name}</p>
+      </div>
       <div class="stack">
-        <button type="button" onClick={use(start)}>
+        <button type="button" onClick={use(chooseImage)}>
           {t('asStart')}
         </button>
         <button type="button" onClick={use(paint)}>
           {t('asMask')}
         </button>
+        {image.value ? (
+          <button type="button" onClick={use(takeAsMask)}>
+            {t('asTheMask')}
+          </button>
+        ) : null}
         <button type="button" onClick={use(addControlNet)}>
           {t('asControl')}
         </button>
-        <button type="button" onClick={use(readRecipe)}>
-          {t('asRecipe')}
-        </button>
+        <div role="status">
+          {typeof found === 'string' ? <p class="faint">{found}</p> : null}
+          {found !== null && typeof found === 'object' ? (
+            <>
+              <p>{t('recipeOf', { source: found.from })}</p>
+              <p dir="auto" class="brief">
+                {String(found.recipe.prompt ?? '') || t('noPrompt')}
+              </p>
+            </>
+          ) : null}
+        </div>
+        {found !== null && typeof found === 'object' ? (
+          <RecipeActions
+            offer={{ title: String(found.recipe.prompt ?? '') || t('noPrompt'), load: async () => found }}
+            done={() => dialog.current!.close()}
+          />
+        ) : null}
         <button type="button" onClick={() => dialog.current!.close()}>
           {t('close')}
         </button>

@@ -3,7 +3,10 @@ import { useEffect, useLayoutEffect, useRef } from 'preact/hooks'
 import { thumbOf, type Picture } from '../api'
 import { t } from '../i18n'
 import { loading, next, pictures, pinnedOnly, query, readOn, readOnce } from '../state/gallery'
+import { ofPicture } from '../state/source'
 import { openPicture } from '../state/ui'
+import { Icon } from './icon'
+import { offered } from './recipes'
 
 const CELL = 150 // pixels that a cell has at least
 const GAP = 6
@@ -113,6 +116,15 @@ function Cell(props: { picture: Picture; style: Record<string, string>; at: numb
       <button type="button" data-at={at} aria-label={t('open', { prompt })} title={prompt} onClick={() => openPicture(picture.id)} onKeyDown={go}>
         {picture.gone ? <span class="gone">{prompt}</span> : <img src={thumbOf(picture.id)} alt={prompt} loading="lazy" decoding="async" />}
         {picture.pinned ? <span class="pinned" aria-hidden="true" /> : null}
+      </button>
+      <button
+        type="button"
+        class="offer"
+        aria-label={`${t('info')}: ${prompt}`}
+        title={t('info')}
+        onClick={() => (offered.value = { title: prompt, load: () => ofPicture(picture.id) })}
+      >
+        <Icon name="more" />
       </button>
     </li>
   )

@@ -1,8 +1,8 @@
 import type { Job } from '../api'
 import { t } from '../i18n'
 import { alive, cancel, cancelWaiting, dismiss, listed, live, watched } from '../state/queue'
-import { draft } from '../state/draft'
-import { take } from '../state/actions'
+import { ofJob } from '../state/source'
+import { offered } from './recipes'
 
 /** What waits, is drawn, or failed. */
 export function Queue() {
@@ -47,19 +47,17 @@ function Row({ job }: { job: Job }) {
         {told(job)}
         {job.state === 'running' && left >= 2 ? `, ${t('secondsLeft', { n: Math.round(left) })}` : ''}
       </span>
+      <button type="button" onClick={() => (offered.value = { title: prompt, load: async () => ofJob(job) })}>
+        {t('info')}
+      </button>
       {alive(job) ? (
         <button type="button" aria-label={`${t('cancel')}: ${prompt}`} onClick={() => void cancel(job.id)}>
           {t('cancel')}
         </button>
       ) : (
-        <>
-          <button type="button" onClick={() => take(job.request, draft.value.seed, 'all')}>
-            {t('useAll')}
-          </button>
-          <button type="button" aria-label={`${t('dismiss')}: ${prompt}`} onClick={() => dismiss(job.id)}>
-            {t('dismiss')}
-          </button>
-        </>
+        <button type="button" aria-label={`${t('dismiss')}: ${prompt}`} onClick={() => dismiss(job.id)}>
+          {t('dismiss')}
+        </button>
       )}
     </li>
   )

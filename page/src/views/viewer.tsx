@@ -2,13 +2,15 @@ import { useSignal } from '@preact/signals'
 import { useEffect, useRef } from 'preact/hooks'
 import { api, fileOf, type PictureInfo } from '../api'
 import { moment, t } from '../i18n'
-import { again, copy, enlarge, startFrom, take } from '../state/actions'
+import { again, copy, enlarge, startFrom } from '../state/actions'
 import { pictures, pin, readOn, remove } from '../state/gallery'
+import { ofPicture } from '../state/source'
 import { closePicture, openPicture, tellProblem } from '../state/ui'
 import { fitted, gestures, held, zoomed, type Place } from '../zoom'
 import { lazy } from './lazy'
 import { aside, masking } from './masking'
 import { Notice } from './notice'
+import { RecipeActions } from './recipes'
 
 const Compare = lazy(() => import('./compare').then((found) => found.Compare))
 
@@ -96,22 +98,13 @@ export function Viewer({ id }: { id: string }) {
 }
 
 function Actions({ info }: { info: PictureInfo }) {
-  const { recipe, seed } = info
   return (
     <>
       <div class="row wrap">
         <button type="button" onClick={() => void again(info)}>
           {t('again')}
         </button>
-        <button type="button" class="main" onClick={() => take(recipe, seed, 'all')}>
-          {t('useAll')}
-        </button>
-        <button type="button" onClick={() => take(recipe, seed, 'prompt')}>
-          {t('usePrompt')}
-        </button>
-        <button type="button" onClick={() => take(recipe, seed, 'seed')}>
-          {t('useSeed')}
-        </button>
+        <RecipeActions offer={{ title: info.prompt || t('noPrompt'), load: () => ofPicture(info.id) }} />
       </div>
       {info.gone ? null : (
         <div class="row wrap">
