@@ -109,10 +109,6 @@ FILES: dict[str, tuple[str, ...]] = {
     "T2I-Adapter": ("adapter.body.0.resnets.0.block1.weight", "adapter.conv_in.weight"),
     "T2I-Adapter ": ("body.0.block1.weight", "body.0.block2.weight", "conv_in.weight"),
     "GLIGEN adapter": ("position_net.linears.0.weight", "input_blocks.1.1.transformer_blocks.0.fuser.attn.to_q.weight"),
-    "upscaler (ESRGAN)": ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_last.weight"),
-    "upscaler (ESRGAN, older names)": ("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"),
-    "upscaler (Compact)": ("body.0.weight", "body.0.bias", "body.1.weight", "body.2.weight"),
-    "upscaler (SPAN)": ("block_1.c1_r.sk.weight", "conv_cat.weight"),
     "upscaler (HAT)": (
         "layers.0.residual_group.overlap_attn.qkv.weight",
         "layers.0.residual_group.blocks.0.norm1.weight",
@@ -196,8 +192,7 @@ def test_what_it_goes_beside(names: tuple[str, ...], shape: tuple[int, ...], bas
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ({"params_ema": {"conv_first.weight": 1, "body.0.rdb1.conv1.weight": 1}}, "upscaler (ESRGAN)"),
-        ({"params": {"body.0.weight": 1, "body.0.bias": 1, "body.1.weight": 1}}, "upscaler (Compact)"),
+        ({"params": {"layers": {"0": {"swin1": 1}}}, "layers.0.swin1.weight": 1}, "upscaler (DRCT)"),
         ({768: [{"linear.0.weight": 1}, {"linear.0.weight": 1}], "name": "h"}, "hypernetwork"),
         ({"image_proj": {"proj.weight": 1}, "ip_adapter": {"1.to_k_ip.weight": 1}}, "IP-Adapter"),
     ],

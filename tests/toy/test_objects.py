@@ -111,6 +111,6 @@ def test_transparent_pixels_bleed_no_colour() -> None:
     """A white square with black, fully transparent surroundings stays white at every edge when it shrinks."""
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[16:48, 16:48] = 255
-    glyph = glyphs.to_glyph(glyphs._fit(Image.fromarray(pixels), 20))
+    glyph = glyphs.to_glyph(glyphs.fit(Image.fromarray(pixels), 20))
     alpha = glyph[..., 3]
     assert np.abs(glyph[..., 0] - alpha)[alpha > 0.02].max() < 0.02

@@ -24,6 +24,7 @@ from .hub import resolve
 from .lora import is_lora, open_lora
 from .lora_save import convert_lora
 from .tensors import Glance
+from .upscaler import convert_upscaler, is_upscaler, open_upscaler
 from .vae import is_vae, open_vae
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ MODEL = Kind("model", lambda seen: True, open_checkpoint, _convert_networks(conv
 
 # The last takes whatever no other does, and says what else that may be.
 KINDS: list[Kind] = [
+    Kind("upscaler", is_upscaler, lambda path, variant: open_upscaler(path), _convert_networks(convert_upscaler)),
     Kind("other", lambda seen: tell(seen) is not None, lambda path, variant: open_other(path), _refuse),
     Kind("LoRA", is_lora, lambda path, variant: open_lora(path), _convert_lora),
     Kind("embedding", is_embedding, lambda path, variant: read_embedding(path), _convert_embedding),

@@ -23,7 +23,7 @@ from .tensors import Glance
 
 _COMFY = "ComfyUI"
 _BOTH = "ComfyUI, diffusers"
-_UPSCALERS = "ComfyUI, chaiNNer"
+_UPSCALERS = "Darkroom with the library spandrel, ComfyUI, chaiNNer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,6 @@ ADAPTERS = (
 
 # What else is no model. The first counts.
 KINDS = (
-    Mark("upscaler (ESRGAN, older names)", (r"model\.1\.sub\.\d+\.(RDB1\.conv1|weight)",), _UPSCALERS),
-    Mark("upscaler (ESRGAN)", (r"(RRDB_trunk|body)[._]\d+[._](RDB|rdb)1[._]conv1", r"conv_first"), _UPSCALERS),
-    Mark("upscaler (Compact)", (r"\A(?:\.(?:params(?:_ema)?\.)?body\.\d+\.(?:weight|bias)\n?)+\Z",), _UPSCALERS),
-    Mark("upscaler (SPAN)", (r"block_1[._]c1_r[._]",), _UPSCALERS),
     Mark(
         "upscaler (HAT)", (r"layers[._]0[._]residual_group[._](overlap_attn|blocks[._]\d+[._]conv_block)",), _UPSCALERS
     ),
@@ -135,6 +131,13 @@ OURS = (
     Mark(
         "a textual-inversion embedding, not a whole model: give it with --embedding beside a model",
         (r"emb_params|string_to_param",),
+    ),
+    Mark(
+        "an upscaler, not a whole model: give it with --upscaler to upscale",
+        (
+            r"model\.1\.sub\.\d+\.RDB1\.conv1|(RRDB_trunk|body)[._]\d+[._](RDB|rdb)1[._]conv1|block_1[._]c1_r[._]"
+            r"|\A(?:\.(?:params(?:_ema)?\.)?body\.\d+\.(?:weight|bias)\n?)+\Z",
+        ),
     ),
     Mark(
         "one U-Net in diffusers' layout: put it as unet/ into a diffusers folder",

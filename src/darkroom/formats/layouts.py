@@ -11,14 +11,26 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from ..models.config import AutoencoderConfig, ControlNetConfig, UNetConfig
+from ..models.upscaler import RRDBConfig
 from .rules import Config, Place, Rule, restore, translate
 
 Part: TypeAlias = Literal[
-    "unet", "autoencoder", "text_encoder", "text_encoder_2", "image_encoder", "controlnet", "inception", "lpips"
+    "unet",
+    "autoencoder",
+    "text_encoder",
+    "text_encoder_2",
+    "image_encoder",
+    "controlnet",
+    "inception",
+    "lpips",
+    "upscaler",
 ]
-Layout: TypeAlias = Literal["diffusers", "ldm", "openclip", "sdxl_clip", "sdxl_openclip", "taesd", "torchvision"]
+Layout: TypeAlias = Literal[
+    "diffusers", "ldm", "openclip", "sdxl_clip", "sdxl_openclip", "taesd", "torchvision", "basicsr", "esrgan", "bsrgan"
+]
 # openclip: the text encoder of an SD 2.x single file; sdxl_...: those of an SDXL single file; taesd: the original tiny
-# autoencoder, its two files as one; torchvision: its classifiers, and what was made of them
+# autoencoder, its two files as one; torchvision: its classifiers, and what was made of them; basicsr: networks that
+# enlarge, as Real-ESRGAN names them; esrgan and bsrgan: by the names of ESRGAN's first edition and of BSRGAN
 
 PARTS: tuple[Part, ...] = ("unet", "autoencoder", "text_encoder")  # what every model has; SDXL has a fourth
 TITLES: Mapping[Part, str] = {
@@ -30,6 +42,7 @@ TITLES: Mapping[Part, str] = {
     "controlnet": "ControlNet",
     "inception": "Inception network",
     "lpips": "LPIPS network",
+    "upscaler": "upscaler",
 }
 
 
@@ -266,6 +279,57 @@ _INCEPTION = (
 )
 _LPIPS = (Rule("layers.{i}", "features.{i}"), Rule("heads.{i}", "lin{i}.model.1"))
 
+# --- networks that enlarge pictures --------------------------------------------------------------------------------
+
+
+def _next(config: Config, l: int, i: int) -> Mapping[str, int]:
+    return {"n": l + 1}
+
+
+def _esrgan_up(config: Config, l: int, i: int) -> Mapping[str, int]:
+    """Each doubling, its convolution and its activation count as three of one long chain."""
+    return {"n": 3 * (l + 1)}
+
+
+def _esrgan_end(config: Config, l: int, i: int) -> Mapping[str, int]:
+    assert isinstance(config, RRDBConfig)
+    return {"n": 3 * config.doublings + 2, "m": 3 * config.doublings + 4, "b": config.blocks}
+
+
+def _blocks(dense: str, conv: str) -> tuple[Rule, ...]:
+    layers = tuple(Rule(f"conv{k}", conv.format(k)) for k in range(1, 6))
+    inside = (*layers, *_same("conv1x1"))
+    return tuple(Rule(f"rdb{k}", dense.format(k), inside) for k in range(1, 4))
+
+
+_SPAN_CONV = _same("sk", "conv.{i}")
+_UPSCALER = (
+    Rule("body.{i}", "body.{i}", _blocks("rdb{}", "conv{}")),
+    *_same("body.{i}", "conv_first", "conv_body", "conv_hr", "conv_last", "conv_cat", "upsampler.{i}"),
+    Rule("up.{l}", "conv_up{n}", numbers=_next),
+    Rule("conv_1", "conv_1", _SPAN_CONV),
+    Rule("conv_2", "conv_2", _SPAN_CONV),
+    *(
+        Rule(f"block_{k}", f"block_{k}", tuple(Rule(c, c, _SPAN_CONV) for c in ("c1_r", "c2_r", "c3_r")))
+        for k in range(1, 7)
+    ),
+)
+_BSRGAN = (
+    Rule("body.{i}", "RRDB_trunk.{i}", _blocks("RDB{}", "conv{}")),
+    *_same("conv_first", "conv_last"),
+    Rule("conv_body", "trunk_conv"),
+    Rule("up.{l}", "upconv{n}", numbers=_next),
+    Rule("conv_hr", "HRconv"),
+)
+_ESRGAN = (
+    Rule("body.{i}", "model.1.sub.{i}", _blocks("RDB{}", "conv{}.0")),
+    Rule("conv_first", "model.0"),
+    Rule("conv_body", "model.1.sub.{b}", numbers=_esrgan_end),
+    Rule("up.{l}", "model.{n}", numbers=_esrgan_up),
+    Rule("conv_hr", "model.{n}", numbers=_esrgan_end),
+    Rule("conv_last", "model.{m}", numbers=_esrgan_end),
+)
+
 # --- all of them ---------------------------------------------------------------------------------------------------
 
 # part, layout -> what all its keys begin with, and its rules
@@ -287,6 +351,9 @@ _RULES: Mapping[tuple[Part, Layout], tuple[str, tuple[Rule, ...]]] = {
     ("image_encoder", "diffusers"): ("", _CLIP_VISION),
     ("inception", "torchvision"): ("", _INCEPTION),
     ("lpips", "torchvision"): ("", _LPIPS),
+    ("upscaler", "basicsr"): ("", _UPSCALER),
+    ("upscaler", "bsrgan"): ("", _BSRGAN),
+    ("upscaler", "esrgan"): ("", _ESRGAN),
 }
 
 
@@ -389,6 +456,7 @@ _IGNORED: Mapping[tuple[Part, Layout], re.Pattern[str]] = {
     ("text_encoder_2", "diffusers"): re.compile(_CLIP_EXTRAS),
     ("image_encoder", "diffusers"): re.compile(_CLIP_VISION_EXTRAS),
     ("inception", "torchvision"): re.compile(r"fc\.|.*\.num_batches_tracked\Z"),
+    ("upscaler", "basicsr"): re.compile(r".*\.eval_conv\.(weight|bias)\Z|no_norm\Z"),  # SPAN's, computed anew
     ("lpips", "torchvision"): re.compile(r"classifier\.|scaling_layer\.|lins\."),
     ("text_encoder_2", "sdxl_openclip"): re.compile(rf"conditioner\.embedders\.1\.(model\.)?{_OPEN_CLIP_EXTRAS}"),
 }

@@ -30,10 +30,11 @@ from ..models.config import (
     UNetConfig,
     VisionEncoderConfig,
 )
+from ..models.upscaler import CLASSES, UpscalerConfig
 
 ToldConfig: TypeAlias = UNetConfig | AutoencoderConfig | TextEncoderConfig | VisionEncoderConfig
 """What a `config.json` describes."""
-Config: TypeAlias = ToldConfig | InceptionConfig | LpipsConfig
+Config: TypeAlias = ToldConfig | InceptionConfig | LpipsConfig | UpscalerConfig
 Numbering: TypeAlias = Callable[[Config, int, int], Mapping[str, int]]  # (config, l, i) -> more template fields
 
 
@@ -117,6 +118,8 @@ def _pattern(template: str) -> re.Pattern[str]:
 def network_class(config: Config) -> Any:
     """The network that a configuration is of."""
     network: Any
+    if isinstance(config, UpscalerConfig):
+        return CLASSES[type(config)]
     if isinstance(config, ControlNetConfig):
         from ..models.controlnet import ControlNet as network
     elif isinstance(config, UNetConfig):

@@ -20,7 +20,7 @@ from ..files import whole_file, whole_folder, write_json
 from ..models.config import TextEncoderConfig, TinyAutoencoderConfig, UNetConfig, VisionEncoderConfig
 from .folder import DEFAULTS_FILE, SUBFOLDERS, TOKENIZER_FILES, is_tokenizer, tokenizer_of
 from .layouts import Layout, Part, table
-from .rules import Place, ToldConfig
+from .rules import Config, Place, ToldConfig
 from .weights import METADATA, in_file_shape
 from .writer import Entry, write_safetensors
 
@@ -191,7 +191,7 @@ def save_single_file(path: str | Path, model: Contents, dtype: torch.dtype | Non
 
 
 def entries_of(
-    part: Part, layout: Layout, state: State, config: ToldConfig, dtype: torch.dtype | None, path: Path
+    part: Part, layout: Layout, state: State, config: Config, dtype: torch.dtype | None, path: Path
 ) -> list[Entry]:
     """A network's tensors as a layout has them."""
     tensors: Tensors = _Given(state) if isinstance(state, Mapping) else state

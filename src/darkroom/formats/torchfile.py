@@ -42,6 +42,7 @@ MAX_TREE_TENSORS = 4096
 SHARED = 16 << 20  # bytes of the tensors of a tree, where they share what the file holds
 MAX_ANSWER = 32 << 20  # characters of JSON
 
+INSIDE = ("state_dict", "params_ema", "params")  # where trainers put the weights, the average first
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -183,7 +184,7 @@ def mapping(value: Any) -> dict[Any, Any] | None:
 
 
 def names(value: Any, records: Records) -> list[list[Any]]:
-    """[name, dtype, shape, stride, offset] of the tensors directly under the value or its `state_dict`."""
+    """[name, dtype, shape, stride, offset] of the tensors directly under the value, or under one of `INSIDE` in it."""
     root = mapping(value)
     if root is None:
         if isinstance(value, ObjectStub) and isinstance(value.kind, Global):
@@ -191,10 +192,10 @@ def names(value: Any, records: Records) -> list[list[Any]]:
         else:
             what = "a single tensor" if isinstance(value, StoredTensor) else f"a {type(value).__name__}"
         raise Fault(f"holds {what} where named tensors are wanted: save its state_dict as safetensors")
-    root = mapping(root.get("state_dict")) or root
+    root = next((inner for key in INSIDE if (inner := mapping(root.get(key)))), root)
     tensors = {key: item for key, item in root.items() if type(key) is str and type(item) is StoredTensor}
     if not tensors:
-        raise Fault("holds no named tensors, neither directly nor under state_dict")
+        raise Fault(f"holds no named tensors, neither directly nor under {' or '.join(INSIDE)}")
     if len(tensors) > MAX_TENSORS:
         raise Fault(f"holds {len(tensors)} tensors, more than the {MAX_TENSORS} allowed")
     if (longest := max(map(len, tensors))) > MAX_NAME:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +48,10 @@ def render(emoji: str, side: int, font: Path) -> Image.Image:
     box = canvas.getbbox()
     if box is None:
         raise TrainingError(f"the font has no picture for {emoji!r}")
-    return _fit(canvas.crop(box), side)
+    return fit(canvas.crop(box), side)
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
+def fit(picture: Image.Image, side: int) -> Image.Image:
     """Scale to fit a square, centred. Resizing premultiplies, so that transparent pixels bleed no colour."""
     ratio = side / max(picture.size)
     width, height = (max(1, round(s * ratio)) for s in picture.size)
@@ -90,7 +91,48 @@ def load_glyphs() -> dict[tuple[str, int], Glyph]:
 
 def _in_sizes(noun: str, picture: Image.Image) -> dict[tuple[str, int], Glyph]:
     """A picture of SHEET_SIDE pixels in every size of `SIZES`."""
-    return {(noun, side): to_glyph(_fit(picture, side) if side != SHEET_SIDE else picture) for side in SIZES.values()}
+    return {(noun, side): to_glyph(fit(picture, side) if side != SHEET_SIDE else picture) for side in SIZES.values()}
+
+
+class Drawings(Mapping[tuple[str, int], Glyph]):
+    """(noun, side) -> glyph, `times` as large as `SIZES` says: from a folder of NOUN.png, of any size.
+
+    Raises TrainingError where one is missing or can't be read, when it is asked for.
+    """
+
+    def __init__(self, folder: Path, times: int) -> None:
+        self.folder, self.times = folder, times
+        self._read = functools.lru_cache(maxsize=None)(self._drawn)
+
+    def _drawn(self, noun: str, side: int) -> Image.Image:
+        return fit(_drawing(self.folder / f"{noun}.png", self.times * side), self.times * side)
+
+    def __getitem__(self, key: tuple[str, int]) -> Glyph:
+        return to_glyph(self._read(*key))
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return ((noun, side) for noun in OBJECTS for side in SIZES.values())
+
+    def __len__(self) -> int:
+        return len(OBJECTS) * len(SIZES)
+
+    @property
+    def others(self) -> Sequence[Glyph]:
+        """The drawings of its folder "others", in the order of their names; each is read when it is asked for."""
+        return _Files(sorted((self.folder / "others").glob("*.png")), SHEET_SIDE * self.times)
+
+
+class _Files(Sequence[Glyph]):
+    """Glyphs in files, all of one side."""
+
+    def __init__(self, files: Sequence[Path], side: int) -> None:
+        self._files, self._side = files, side
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: Any) -> Any:
+        return to_glyph(_drawing(self._files[i], self._side, opaque=True))
 
 
 def new_glyphs(noun: str, source: str | Path | None = None) -> Glyphs:
@@ -119,7 +161,7 @@ def _emoji_called(noun: str) -> str:
     raise TrainingError(f"Unicode has no emoji called {noun[:60]!r}; give the emoji itself, or a picture of it")
 
 
-def _drawing(path: Path) -> Image.Image:
+def _drawing(path: Path, side: int = SHEET_SIDE, opaque: bool = False) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as file:
             if max(file.size) > 4096:
@@ -130,9 +172,9 @@ def _drawing(path: Path) -> Image.Image:
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
         raise TrainingError(f"{str(path)[:200]!r} can't be read as a picture ({error}); replace it") from error
     box = picture.getbbox()
-    if box is None or picture.getchannel("A").getextrema()[0] == 255:
+    if box is None or (picture.getchannel("A").getextrema()[0] == 255 and not opaque):
         raise TrainingError(f"{str(path)[:200]!r} has no transparent ground around an object; cut the object out")
-    return _fit(picture.crop(box), SHEET_SIDE)
+    return fit(picture.crop(box), side)
 
 
 def other_emoji(font: Path, side: int, ranges: Iterable[tuple[int, int]] = ((0x1F300, 0x1F5FF), (0x1F600, 0x1F64F),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from .glyphs import Glyph, Glyphs, load_glyphs
+from .glyphs import Drawings, Glyph, Glyphs, load_glyphs
 from .objects import BACKGROUNDS, CANVAS, COUNTS, GRID, OBJECTS, OPPOSITE, RELATIONS, SIZES, plural, with_article
 
 KINDS = ("single", "count", "relation")
@@ -168,14 +168,17 @@ def holds(a: Placed, relation: str, b: Placed, slack: float) -> bool:
     return ahead > abs(aside) and abs(aside) <= slack
 
 
-def render_scene(scene: Scene, new: Glyphs | None = None) -> NDArray[np.uint8]:
-    """The scene's picture, [128, 128, 3]. `new` are the glyphs of objects that are none of ours."""
-    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+def render_scene(scene: Scene, new: Glyphs | None = None, large: Drawings | None = None) -> NDArray[np.uint8]:
+    """The scene's picture, [128, 128, 3]. `new` are the glyphs of objects that are none of ours; with `large` drawings
+    it is so many times as large as those are."""
+    times = 1 if large is None else large.times
+    picture = np.empty((times * CANVAS, times * CANVAS, 3), np.float32)
     picture[:] = np.asarray(BACKGROUNDS[scene.background], np.float32) / 255
-    glyphs: Glyphs = {**load_glyphs(), **(new or {})}
+    glyphs: Glyphs = large or {**load_glyphs(), **(new or {})}
     for o in scene.objects:
         glyph = glyphs[o.noun, o.side]
-        spot = picture[o.y : o.y + o.side, o.x : o.x + o.side]
+        x, y, side = times * o.x, times * o.y, times * o.side
+        spot = picture[y : y + side, x : x + side]
         spot *= 1 - glyph[..., 3:]
         spot += glyph[..., :3]
     return _to_bytes(picture)
@@ -187,22 +190,26 @@ def _to_bytes(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
     return values
 
 
-def draw_collage(seed: int, index: int, others: Sequence[Glyph]) -> NDArray[np.uint8]:
+def draw_collage(seed: int, index: int, others: Sequence[Glyph], large: Drawings | None = None) -> NDArray[np.uint8]:
     """A picture [128, 128, 3] with no caption and no grid: one to four emoji of any size anywhere, on any colour.
 
-    What keeps the autoencoder general. `others` are glyphs besides our objects (may be empty).
+    What keeps the autoencoder general. `others` are glyphs besides our objects (may be empty). With `large` drawings
+    the same picture so many times as large as those are; `others` are of any size.
     """
     rng = np.random.default_rng((seed, index, 1))
-    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+    times = 1 if large is None else large.times
+    canvas = times * CANVAS
+    picture = np.empty((canvas, canvas, 3), np.float32)
     picture[:] = rng.random(3, np.float32)
-    ours = load_glyphs()
+    ours: Glyphs = large or load_glyphs()
     for _ in range(int(rng.integers(1, 5))):
         i = int(rng.integers(len(NOUNS) + len(others)))
         glyph = ours[NOUNS[i], max(SIZES.values())] if i < len(NOUNS) else others[i - len(NOUNS)]
         side = int(rng.integers(24, 113))
+        x, y = (times * int(v) for v in rng.integers(-side // 3, CANVAS - 2 * side // 3, size=2))
+        side *= times
         small = np.asarray(_resize(glyph, side))
-        x, y = (int(v) for v in rng.integers(-side // 3, CANVAS - 2 * side // 3, size=2))
-        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, CANVAS), min(y + side, CANVAS)
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, canvas), min(y + side, canvas)
         part = small[y0 - y : y1 - y, x0 - x : x1 - x]
         spot = picture[y0:y1, x0:x1]
         spot *= 1 - part[..., 3:]

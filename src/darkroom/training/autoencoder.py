@@ -504,10 +504,10 @@ def open_crops(recipe: AutoencoderRecipe, data: str) -> PictureCrops:
     )  # fmt: skip
     dataset = open_dataset(data, (recipe.size, recipe.size), cut)
     assert isinstance(dataset, FileDataset)
-    return PictureCrops(recipe, _large_enough(dataset, recipe.crop))
+    return PictureCrops(recipe, large_enough(dataset, recipe.crop))
 
 
-def _large_enough(dataset: FileDataset, crop: int) -> FileDataset:
+def large_enough(dataset: FileDataset, crop: int) -> FileDataset:
     """The dataset of at least a crop's size."""
     good = [i for i, size in enumerate(dataset.sizes) if min(size) >= crop]
     if len(good) == len(dataset):

@@ -94,5 +94,9 @@ KINDS: Mapping[str, Kind] = {
         "a student that draws in few steps (LCM): a model, or a LoRA", "distill:distill", model="the teacher"
     ),
     "controlnet": Kind("a ControlNet: steers a model by a hint", "controlnet:controlnet"),
+    "upscaler": Kind(
+        "a network that enlarges pictures, from nothing or from a finished one", "upscaler:upscaler",
+        model="the finished network to go on from",
+    ),
     "inpainting": Kind("an inpainting model, from one that draws from text", "inpainting:inpainting"),
 }  # fmt: skip
