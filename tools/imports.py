@@ -27,6 +27,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "names": "",
         "settings": "",
         "version": "",
+        "elsewhere": "",
         "request_kinds": "",
         "request": "request_kinds",
         "arguments": "request",
@@ -68,7 +69,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "__main__": "cli",
     }.items()
 }
-EVERYONES = ("errors", "files", "names", "settings", "version", "__version__")
+EVERYONES = ("elsewhere", "errors", "files", "names", "settings", "version", "__version__")
 # Rooms where only these single files may use another room: its subject is theirs alone.
 ONLY = {
     ("formats", "prompts"): ("checkpoint.py", "embedding.py", "infotext.py", "save.py"),
@@ -126,6 +127,8 @@ def breaches(source: Path = SOURCE) -> list[str]:
     told = []
     for use in uses(source):
         where = f"{use.path.relative_to(source.parent)}:{use.line}"
+        if use.module.split(".")[0] == "typer":
+            told.append(f"{where}: commands are declared with cli/command.py (decision 0023), not with typer")
         if use.module.split(".")[0] in PEERS:
             told.append(f"{where}: {use.module} is a library of the tests; the package never imports it")
         if use.room not in MAY_USE:

@@ -82,12 +82,30 @@ def visible(text: str, newlines: bool = False) -> str:
     )
 
 
-def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like `name`, or None where none is like it (`difflib`'s ratio, 0 to 1)."""
-    import difflib
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was meant to be, or None where none is near.
 
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return found[0] if found else None
+    Near is what differs by a slip or two (Damerau and Levenshtein's distance): one in a short word, one in every four
+    letters of a long one, three at most. A guess that is far from what was written leads astray.
+    """
+    best, least = None, min(3, max(1, len(name) // 4)) + 1
+    for each in known:
+        if abs(len(each) - len(name)) < least and (apart := distance(name[:100], each[:100])) < least:
+            best, least = each, apart
+    return best
+
+
+def distance(a: str, b: str) -> int:
+    """How many letters must be put in, left out, changed, or exchanged with the next, to make one word of another."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        last, before, row = before, row, [i]
+        for j, other in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != other)))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                row[-1] = min(row[-1], last[j - 2] + 1)
+    return row[-1]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -100,5 +118,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """As `nearest`; if none is near, the tail says which names there are."""
     known = list(known)
-    found = closest(name.lower(), known)
-    return f"; did you mean {found!r}?" if found else f"; there are {', '.join(known)}"
+    return nearest(name, known) or f"; there are {', '.join(known)}"

@@ -60,12 +60,12 @@ def read_bytes(
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever, and a device has no end
-            raise error(f"{path} is not a regular file: {what} is one.")
+            raise error(f"{path} is not a regular file: {what} is one")
         if state.st_size > limit:
-            raise error(f"{path} has {state.st_size:,} bytes; {what} has at most {limit:,}.")
+            raise error(f"{path} has {state.st_size:,} bytes; {what} has at most {limit:,}")
         return path.read_bytes()
     except (OSError, ValueError) as fault:
-        raise error(f"{path} can't be read: {getattr(fault, 'strerror', None) or fault}.") from None
+        raise error(f"{path} can't be read: {getattr(fault, 'strerror', None) or fault}") from None
 
 
 def read_json(path: Path, limit: int = MAX_JSON, error: Fault = CheckpointError) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def parse_json(raw: bytes | str, where: str, error: Fault = CheckpointError) -> 
     try:
         content = json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
     except (ValueError, RecursionError) as fault:
-        raise error(f"{where} is not valid JSON ({fault}): download it again.") from None
+        raise error(f"{where} is not valid JSON ({fault}): download it again") from None
     if not isinstance(content, dict):
-        raise error(f"{where} holds a JSON {type(content).__name__}; a configuration is an object.")
+        raise error(f"{where} holds a JSON {type(content).__name__}; a configuration is an object")
     return content
 
 
@@ -132,7 +132,7 @@ def _rename_to_free(draft: Path, path: Path) -> None:
 def whole_file(path: Path, error: Fault = CheckpointError) -> Iterator[Path]:
     """As `replacing`, with the folders above `path` made where they are missing, and OSError told as `error`."""
     if path.is_dir():
-        raise error(f"{path} is a folder; name a file to write.")
+        raise error(f"{path} is a folder; name a file to write")
     with _sentences(path, error):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as draft:
@@ -148,7 +148,7 @@ def whole_folder(path: Path, marker: str) -> Iterator[Path]:
     """
     with _sentences(path, CheckpointError):
         if path.exists() and not (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
-            raise CheckpointError(f"{path} exists and is not a model (it has no {marker}): choose another name.")
+            raise CheckpointError(f"{path} exists and is not a model (it has no {marker}): choose another name")
     with _sentences(path, CheckpointError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _draft(path, _new_folder) as draft:
@@ -365,4 +365,4 @@ def _sentences(path: Path, error: Fault) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        raise error(f"{path} can't be written: {fault.strerror or fault}.") from None
+        raise error(f"{path} can't be written: {fault.strerror or fault}") from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from PIL import Image
 from torch import Tensor
 
 from .adapters import Lora
+from .elsewhere import by_our_names
 from .engine.job import Control
 from .errors import RequestError
 from .formats.embedding import Embedding
@@ -91,7 +93,8 @@ _USUAL |= {"num_images": 1, "controls": (), "loras": (), "embeddings": ()}
 
 
 def with_keywords(keywords: Any) -> Callable[[F], F]:
-    """Let `help`, and whoever else asks for a function's signature, see the keywords where it takes any."""
+    """Let a call take its keywords by other programs' names, too (`elsewhere`); and let `help`, and whoever else asks
+    for its signature, see the keywords where it takes any."""
 
     def tell(function: F) -> F:
         shape = inspect.signature(function)
@@ -101,8 +104,14 @@ def with_keywords(keywords: Any) -> Callable[[F], F]:
             for name, kind in keywords.__annotations__.items()
             if name not in shape.parameters
         ]
-        function.__signature__ = shape.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
-        return function
+        known = frozenset((*(p.name for p in (*own, *more)), *settings(Request)))
+
+        @wraps(function)
+        def call(*args: Any, **asked: Any) -> Any:
+            return function(*args, **asked if asked.keys() <= known else by_our_names(asked, known))
+
+        call.__signature__ = shape.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        return cast("F", call)
 
     return tell
 

@@ -246,7 +246,7 @@ class Request:
     """One picture. Raises RequestError on anything that can't be done; numbers are plain ints and floats afterwards."""
 
     # Any length of tokens is possible: they are encoded in chunks of 75.
-    prompt: str = _asked(kind=_PROMPT, help="What to draw.", option=None, key=None, aliases=("prompt_s/r",))
+    prompt: str = _asked(kind=_PROMPT, help="What to draw.", option=None, key=None)
     negative_prompt: str = _asked("", _PROMPT, "What to lead away from.", option="--negative", key=None)
     width: int | None = _asked(None, _SIDE, joint=SIZE)
     height: int | None = _asked(None, _SIDE, joint=SIZE)
@@ -258,7 +258,6 @@ class Request:
         "How closely to follow the prompt; 1: no guidance. [default: the model's, or 7.5]",
         option="--guidance",
         key="CFG scale",
-        aliases=("cfg",),
     )
     guidance_rescale: float = _asked(
         0.0, _FRACTION, "0 to 1: against overexposure at high guidance.", key="CFG rescale", group="guidance.rescale"
@@ -313,16 +312,13 @@ class Request:
         key="Image CFG scale",
         group="guidance.image_scale",
     )
-    sampler: SamplerName | None = _asked(
-        None, _WORD, "See `darkroom samplers`. [default: the model's]", metavar="NAME", aliases=("sampler_name",)
-    )
+    sampler: SamplerName | None = _asked(None, _WORD, "See `darkroom samplers`. [default: the model's]", metavar="NAME")
     schedule: ScheduleName | None = _asked(
         None,
         _WORD,
         "Spacing of the noise levels: karras, exponential, ...",
         metavar="NAME",
         key="Schedule type",
-        aliases=("scheduler",),
     )
     # None or -1: drawn, and reported in the recipe.
     seed: int | None = _asked(None, _seed(), "The first picture's; the next takes the next.")

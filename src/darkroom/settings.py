@@ -75,7 +75,6 @@ class Setting:
         axis: whether a sweep may vary it.
         metavar: what stands for the value in a command's help, if not the kind's.
         called: what sentences call it, if not its name: "hires scale".
-        aliases: what other programs call it, for axes of a sweep.
         group: the argument of `Pipeline.generate` that holds it, and its name there where that is another:
             "guidance.rescale"; None: it is an argument itself.
         joint: what it is a part of where people say it: a width is said in a size.
@@ -89,7 +88,6 @@ class Setting:
     axis: bool = True
     metavar: str | None = None
     called: str | None = None
-    aliases: tuple[str, ...] = ()
     group: str | None = None
     joint: Joint | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -119,14 +117,13 @@ def setting(
     axis: bool = True,
     metavar: str | None = None,
     called: str | None = None,
-    aliases: tuple[str, ...] = (),
     group: str | None = None,
     joint: Joint | None = None,
     **extra: Any,
 ) -> Any:
     """A dataclass field that is a setting; the arguments are `Setting`'s. Without a default the field must be given."""
     assert kind is not None
-    declared = Setting(kind, help, option, key, axis, metavar, called, aliases, group, joint, extra)
+    declared = Setting(kind, help, option, key, axis, metavar, called, group, joint, extra)
     return field(default=default, metadata={"setting": declared})
 
 

@@ -270,7 +270,7 @@ def test_what_holds_no_recipe(name: str, said: str, generate: Command) -> None:
         (["x", "--clip-skip", "-1"], "--clip-skip is -1"),
         (["x", "--prompt-style", "a1112"], "--prompt-style is 'a1112'; it must be one of a1111, comfy, plain"),
         (["x", "--sampler", "eulr"], "did you mean 'euler'?"),
-        (["x", "--schedule", "karas"], "Did you mean 'karras'?"),
+        (["x", "--schedule", "karas"], "did you mean 'karras'?"),
         (["x", "--threads", "0"], "--threads is 0"),
         (["x" * 32_001], "prompt has 32,001 characters"),
         (["x", "--negative", "x" * 32_001], "--negative has 32,001 characters"),

@@ -133,7 +133,7 @@ def test_a_file_of_another_model_is_called_by_its_name(command: Command, tmp_pat
     assert command("info", path, "--json").json["kind"] == "Flux.1 model"
     answer = command("generate", "a fox", "--model", path)
     assert (answer.code, answer.out) == (2, "")
-    said = f"{path} is a Flux.1 model, which Darkroom does not load (ComfyUI, diffusers can)."
+    said = f"{path} is a Flux.1 model, which Darkroom does not load (ComfyUI, diffusers can)"
     assert answer.err.strip().endswith(said)
     path.write_bytes(path.read_bytes()[:-1])
     answer = command("info", path)

@@ -10,8 +10,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
-import typer
 
 import darkroom.cli as cli
 from darkroom.errors import CheckpointError
@@ -58,7 +58,7 @@ def test_version(command: Command) -> None:
     [
         (["genrate", "x"], "there is no command 'genrate'; did you mean 'generate'? see 'darkroom --help'"),
         (["zzz"], "there is no command 'zzz'; there are generate, "),
-        (["--quick"], "there is no option --quick; see 'darkroom --help'"),
+        (["--zebra"], "there is no option --zebra; see 'darkroom --help'"),
         (
             ["generate", "x", "--sede", "1"],
             "there is no option --sede; did you mean --seed? see 'darkroom generate --help'",
@@ -79,7 +79,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """A command `fail` that raises what is put into this list."""
     errors: list[BaseException] = []
     module: Any = types.ModuleType("darkroom.cli.fail")
-    module.app = cli.new_app()
+    module.app = cli.App()
 
     @module.app.command()
     def fail() -> None:
@@ -100,7 +100,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (MemoryError(), 2, "memory ran out"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), 2, "memory ran out"),
         (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError: division by zero"),
-        (typer.Exit(3), 3, ""),
+        (click.exceptions.Exit(3), 3, ""),
         (SystemExit(4), 4, ""),
     ],
 )

@@ -242,7 +242,7 @@ NUMBERS = (
 @pytest.mark.parametrize("key", NUMBERS)
 @pytest.mark.parametrize("value", [10**30, 1e30, 10**400, math.nan, math.inf, "7", "nan", True, [1], {}])
 def test_any_number_that_cannot_be_meant_is_refused_when_it_is_read(key, value):
-    with pytest.raises(CheckpointError, match=f"^The scheduler's {key} is .*; it must be a (whole )?number ") as caught:
+    with pytest.raises(CheckpointError, match=f"^the scheduler's {key} is .*; it must be a (whole )?number ") as caught:
         Schedule.from_config({**SD, key: value})
     assert len(str(caught.value)) < 200
 

@@ -242,7 +242,7 @@ def test_peoples_names(words, canonical):
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(RequestError, match=r"no schedule 'karas'\. Did you mean 'karras'.*exponential"):
+    with pytest.raises(RequestError, match=r"no schedule 'karas'; did you mean 'karras'"):
         spacing_name("karas")
 
 

@@ -51,7 +51,7 @@ def refused(path) -> str:
         open_tensors(path)
     sentence = str(caught.value)
     assert sentence.startswith(str(path))
-    assert sentence.endswith(".")
+    assert not sentence.endswith(".")
     assert "\n" not in sentence
     return sentence
 

@@ -78,9 +78,17 @@ def test_unknown_names(name) -> None:
         get(name)
     message = str(caught.value)
     assert len(message) < 700
-    assert "dpmpp_2m" in message
-    if name == "eular":
-        assert "did you mean 'euler'" in message
+    assert ("did you mean 'euler'" if name == "eular" else "dpmpp_2m") in message
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("DPM++ 2M Karas", "DPM++ 2M Karras"), ("dpm++ 2m karas", "DPM++ 2M Karras"), ("DPM++ 2N", "DPM++ 2M")],
+)
+def test_a_slip_in_a_long_name_is_read_with_its_schedule(name: str, meant: str) -> None:
+    with pytest.raises(RequestError, match=f"did you mean {meant!r}".replace("+", "[+]")):
+        get(name)
+    assert canonical(meant)
 
 
 def test_names_cost_no_torch_and_the_package_is_callable() -> None:

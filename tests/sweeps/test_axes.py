@@ -147,7 +147,7 @@ def test_words_are_replaced_wherever_they_are_and_all_at_once() -> None:
     [
         (["steps=5,0"], "axis x, steps=0: steps is 0; it must be from 1 to 1000"),
         (["steps=5", "guidance=nan"], "axis y, guidance_scale=nan: guidance_scale is nan"),
-        (["sampler=lms,lmz"], "axis x, sampler=lmz: There is no sampler 'lmz'; did you mean 'lms'?"),
+        (["sampler=lms,lmz"], "axis x, sampler=lmz: there is no sampler 'lmz'; did you mean 'lms'?"),
         (["size=8x8,4x8"], "axis x, size=4x8: width is 4"),
         (["prompt_style=comfy,x"], "axis x, prompt_style=x: prompt_style is 'x'"),
         (["seed=-2"], "axis x, seed=-2: seed is -2"),

@@ -1,8 +1,8 @@
 """The command line. `main` is what `darkroom` and `python -m darkroom` run.
 
-How to add a command: write `cli/NAME.py` with `app = new_app()` and one `@app.command()` (several make a group), and
-give it a row in `COMMANDS`. The module is imported when its command is used; it imports torch inside its function, so
-that `--help` stays quick.
+How to add a command: write `cli/NAME.py` with `app = App()` and one `@app.command()` (several make a group, which has
+an `about`), and give it a row in `COMMANDS`. The module is imported when its command is used; it imports torch inside
+its function, so that `--help` stays quick.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import typer
-from typer.core import TyperGroup
+import click
 
 from ..errors import Error, did_you_mean, out_of_memory, visible
 from ..training.background import PATIENCE, endings
+from .command import SETTINGS, App, Group, is_quiet
 
 # Name -> what `darkroom --help` says. Dashes in a name are underscores in its module's.
 COMMANDS = {
@@ -46,78 +46,56 @@ COMMANDS = {
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 
-# typer has its own copy of click from version 0.22 on; its public BadParameter leads to the right classes in both.
-_UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
 
-
-class _Escaped(Exception):
-    """Carries past typer what typer would answer in its own way."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class _Commands(TyperGroup):
+class _Commands(Group):
     """The group of all commands, each imported when it is used."""
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (KeyboardInterrupt, BrokenPipeError) as error:
-            raise _Escaped(error) from None
-
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All of them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of them."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"darkroom.cli.{cmd_name.replace('-', '_')}")
-        command = typer.main.get_command(module.app)
-        command.name = cmd_name
-        return command
+        app: App = importlib.import_module(f"darkroom.cli.{cmd_name.replace('-', '_')}").app
+        return app.build(cmd_name)
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """click's, with another sentence for what is none."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
-            raise _UsageError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}")
+            raise click.UsageError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Their names and lines, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-def new_app(**options: Any) -> typer.Typer:
-    """A command's typer application, in the house style."""
-    return typer.Typer(
-        rich_markup_mode=None,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        **options,
-    )
-
-
-_app = new_app(cls=_Commands)
-
-
-def _version(wanted: bool) -> None:
+def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         from .. import __version__
 
         print(f"darkroom {__version__}")
-        raise typer.Exit
+        context.exit()
 
 
-@_app.callback()
-def _darkroom(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-) -> None:
-    """Stable Diffusion, whole: train it, tune it, run it.
-
-    Try: darkroom generate "a large fox on a yellow background"
-    """
+def command_line() -> click.Group:
+    """All of the command line."""
+    version = click.Option(
+        ["--version"], is_flag=True, callback=_version, is_eager=True, expose_value=False, help="Print the version."
+    )
+    return _Commands(
+        "darkroom",
+        params=[version],
+        help="Stable Diffusion, whole: train it, tune it, run it.\n\n"
+        'Try: darkroom generate "a large fox on a yellow background"',
+        context_settings=SETTINGS,
+    )
 
 
 def main() -> NoReturn:
@@ -167,9 +145,12 @@ def run(arguments: Sequence[str]) -> int:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
     try:
-        arguments = list(arguments) or ["--help"]
-        code = typer.main.get_command(_app).main(args=arguments, prog_name="darkroom", standalone_mode=False)
+        whole = command_line()
+        with whole.make_context("darkroom", list(arguments) or ["--help"]) as context:
+            code = whole.invoke(context)
         return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except BaseException as error:
@@ -177,12 +158,12 @@ def run(arguments: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _explain(error.error if isinstance(error, _Escaped) else error)
+        return _explain(error)
 
 
 def _explain(error: BaseException) -> int:
     """Say on stderr what went wrong, in a sentence; return the exit code."""
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, KeyboardInterrupt | click.Abort):
         complain("interrupted")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
@@ -191,7 +172,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, Error):
         complain(str(error))
         return USER_ERROR
-    if isinstance(error, _ClickException):
+    if isinstance(error, click.ClickException):
         complain(_usage_sentence(error))
         return USER_ERROR
     if out_of_memory(error):
@@ -201,14 +182,9 @@ def _explain(error: BaseException) -> int:
     return INTERNAL_ERROR
 
 
-def _usage_sentence(error: Any) -> str:
-    """What typer says of a wrong option or value, and where to read more."""
-    if type(error).__name__ == "NoSuchOption":
-        near = getattr(error, "possibilities", None) or []
-        hint = f"; did you mean {near[0]}?" if near else ""
-        message = f"there is no option {error.option_name}{hint}"
-    else:
-        message = error.format_message().strip()
+def _usage_sentence(error: click.ClickException) -> str:
+    """What click says of a wrong option or value, and where to read more."""
+    message = error.format_message().strip()
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "darkroom"
     message = message[:1].lower() + message[1:]
@@ -223,6 +199,12 @@ def complain(sentence: str) -> None:
         print(f"darkroom: {visible(sentence)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):  # stderr is closed: nobody to tell
         return
+
+
+def note(sentence: str) -> None:
+    """As `complain`, of what is no error; nothing with --quiet."""
+    if not is_quiet():
+        complain(sentence)
 
 
 def _close_stdout() -> None:

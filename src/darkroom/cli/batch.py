@@ -6,25 +6,24 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import RequestError
 from ..request import whole
-from . import complain, new_app, options
+from . import complain, options
+from .command import App, Argument, Option
 from .display import Display
 
-app = new_app()
+app = App()
 
 SOME_FAILED, DISK_FULL = 1, 3
 
 
 @app.command()
 def batch(
-    file: Annotated[str, typer.Argument(metavar="FILE.jsonl", help='One request a line; "-": stdin.')],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the pictures go.")],
+    file: Annotated[str, Argument(metavar="FILE.jsonl", help='One request a line; "-": stdin.')],
+    output: Annotated[Path, Option("-o", "--output", metavar="DIR", help="Where the pictures go.")],
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", parser=options.whole_number, help="Engines. [default: what suits model and device]"),
+        Option(metavar="N", parser=options.whole_number, help="Engines. [default: what suits model and device]"),
     ] = None,
     model: options.Model = None,
     vae: options.Vae = None,
@@ -33,7 +32,7 @@ def batch(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     max_rows: Annotated[
-        int | None, typer.Option(metavar="N", parser=options.whole_number, help="U-Net rows that move together.")
+        int | None, Option(metavar="N", parser=options.whole_number, help="U-Net rows that move together.")
     ] = None,
     as_json: options.Json = False,
 ) -> int:

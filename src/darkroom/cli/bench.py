@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
-
 from ..errors import RequestError, did_you_mean
 from ..request import whole
-from . import complain, new_app
+from . import complain
+from .command import App, Option
 from .display import Display
 from .options import Device, Json, Threads, named_as_options, whole_number
 
-app = new_app()
+app = App()
 ARCHITECTURES = ("embedded", "sd15", "sd2", "tiny")
 
 
@@ -21,18 +20,18 @@ ARCHITECTURES = ("embedded", "sd15", "sd2", "tiny")
 def bench(
     size: Annotated[
         int | None,
-        typer.Option(metavar="N", parser=whole_number, help="Pixels a side. [default: 128 for embedded, else 256]"),
+        Option(metavar="N", parser=whole_number, help="Pixels a side. [default: 128 for embedded, else 256]"),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="T", help="float32, bfloat16 or float16. [default: float32, and bfloat16 if it is fast]"),
+        Option(metavar="T", help="float32, bfloat16 or float16. [default: float32, and bfloat16 if it is fast]"),
     ] = None,
     device: Device = "auto",
     architecture: Annotated[
         str | None,
-        typer.Option(metavar="A", help="embedded, sd15, sd2 or tiny. [default: embedded, and sd15 if memory allows]"),
+        Option(metavar="A", help="embedded, sd15, sd2 or tiny. [default: embedded, and sd15 if memory allows]"),
     ] = None,
-    rounds: Annotated[int, typer.Option(metavar="N", parser=whole_number, help="Of each measurement.")] = 3,
+    rounds: Annotated[int, Option(metavar="N", parser=whole_number, help="Of each measurement.")] = 3,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:

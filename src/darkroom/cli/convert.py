@@ -6,28 +6,25 @@ import json
 import os
 from typing import Annotated
 
-import typer
-
 from ..errors import RequestError
 from ..formats.writer import SAVED, saved_type
 from ..request import choice
-from . import new_app, options
+from . import options
+from .command import App, Argument, Option
 
-app = new_app()
+app = App()
 
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file, or ORG/NAME on the hub.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="A name ending in .safetensors, or a new folder.")],
+    source: Annotated[str, Argument(metavar="SRC", help="A folder, a file, or ORG/NAME on the hub.")],
+    target: Annotated[str, Argument(metavar="DST", help="A name ending in .safetensors, or a new folder.")],
     dtype: Annotated[
-        str | None, typer.Option(metavar="T", help=f"Of the numbers: {', '.join(SAVED)}. [default: as they are]")
+        str | None, Option(metavar="T", help=f"Of the numbers: {', '.join(SAVED)}. [default: as they are]")
     ] = None,
-    variant: Annotated[str | None, typer.Option(metavar="V", help='Which weights of a folder, such as "fp16".')] = None,
-    form: Annotated[
-        str | None, typer.Option(metavar="F", help="Of an embedding's file: diffusers, kohya or sdxl.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    variant: Annotated[str | None, Option(metavar="V", help='Which weights of a folder, such as "fp16".')] = None,
+    form: Annotated[str | None, Option(metavar="F", help="Of an embedding's file: diffusers, kohya or sdxl.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace what is at DST.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write a model as a diffusers folder or as a single file, and print its path.

@@ -7,16 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import RequestError, TrainingError, visible
 from ..request import choice, whole
-from . import INTERRUPTED, complain, new_app, options
+from . import INTERRUPTED, complain, options
+from .command import App, Argument, Option
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
 
-app = new_app()
+app = App("Training pictures: look at your own, pack and encode them; render the built-in scenes.")
 
 KINDS = ("single", "count", "relation")
 METADATA = "metadata.jsonl"
@@ -24,26 +23,19 @@ SHARDS = "shards.json"
 _MOST = 1_000_000
 
 
-@app.callback()
-def _data() -> None:
-    """Training pictures: look at your own, pack and encode them; render the built-in scenes."""
-
-
 @app.command()
 def scan(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
+    data: Annotated[str, Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
     size: Annotated[
-        int, typer.Option(metavar="N", parser=options.whole_number, help="Side in pixels that will be trained at.")
+        int, Option(metavar="N", parser=options.whole_number, help="Side in pixels that will be trained at.")
     ] = 512,
-    buckets: Annotated[bool, typer.Option("--buckets", help="Several sizes, by the pictures' shapes.")] = False,
+    buckets: Annotated[bool, Option("--buckets", help="Several sizes, by the pictures' shapes.")] = False,
     grid: Annotated[
-        int, typer.Option(metavar="N", parser=options.whole_number, help="Sides of buckets are multiples of it.")
+        int, Option(metavar="N", parser=options.whole_number, help="Sides of buckets are multiples of it.")
     ] = 64,
-    aspect: Annotated[float, typer.Option(metavar="X", help="The longest side of a bucket, in its shortest.")] = 2.0,
-    enlarge: Annotated[
-        bool, typer.Option("--enlarge/--no-enlarge", help="Without: pictures are never made larger.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    aspect: Annotated[float, Option(metavar="X", help="The longest side of a bucket, in its shortest.")] = 2.0,
+    enlarge: Annotated[bool, Option("--enlarge/--no-enlarge", help="Without: pictures are never made larger.")] = True,
+    as_json: Annotated[bool, Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
     """Say what there is to learn from, what would be left out and why, which captions are missing, which sizes come.
 
@@ -88,16 +80,14 @@ def _told(data: str, dataset: Dataset) -> dict[str, Any]:
 
 @app.command()
 def pack(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of pictures, or shards to pack anew.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the shards.")],
-    megabytes: Annotated[
-        int, typer.Option(metavar="N", parser=options.whole_number, help="Size of a shard, about.")
-    ] = 1000,
+    data: Annotated[str, Argument(metavar="DATA", help="A folder of pictures, or shards to pack anew.")],
+    output: Annotated[str, Option("--output", "-o", metavar="DIR", help="A new folder for the shards.")],
+    megabytes: Annotated[int, Option(metavar="N", parser=options.whole_number, help="Size of a shard, about.")] = 1000,
     count: Annotated[
         int,
-        typer.Option("--count", "-n", metavar="N", parser=options.whole_number, help="Pictures in a shard, at most."),
+        Option("--count", "-n", metavar="N", parser=options.whole_number, help="Pictures in a shard, at most."),
     ] = 10_000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards packed before.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace shards packed before.")] = False,
 ) -> None:
     """Pack pictures and their captions into WebDataset shards: 000000.tar, 000001.tar, ..., and shards.json.
 
@@ -130,18 +120,16 @@ def pack(
 
 @app.command()
 def encode(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the run will live.")],
-    kind: Annotated[str, typer.Option("--for", metavar="KIND", help="What will be trained.")] = "lora",
-    model: Annotated[
-        str | None, typer.Option(metavar="M", help="What will be tuned. [default: the embedded model]")
-    ] = None,
+    data: Annotated[str, Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
+    output: Annotated[str, Option("--output", "-o", metavar="DIR", help="Where the run will live.")],
+    kind: Annotated[str, Option("--for", metavar="KIND", help="What will be trained.")] = "lora",
+    model: Annotated[str | None, Option(metavar="M", help="What will be tuned. [default: the embedded model]")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="The settings that training will have; may be repeated."),
+        Option("--set", metavar="KEY=VALUE", help="The settings that training will have; may be repeated."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(metavar="N", parser=options.whole_number, help="Processes that share the work.")
+        int, Option(metavar="N", parser=options.whole_number, help="Processes that share the work.")
     ] = 1,
 ) -> int:
     """Encode pictures ahead: all that `darkroom train KIND` with the same arguments would do before its first step.
@@ -189,22 +177,18 @@ def _new_folder(output: str, marker: str, overwrite: bool) -> Path:
 
 @app.command()
 def render(
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the pictures.")],
-    count: Annotated[
-        int, typer.Option("--count", "-n", metavar="N", parser=options.whole_number, help="How many.")
-    ] = 100,
-    seed: Annotated[
-        int, typer.Option(metavar="N", parser=options.whole_number, help="Another seed, other scenes.")
-    ] = 0,
-    kind: Annotated[str | None, typer.Option(metavar="KIND", help=f"Only these: {', '.join(KINDS)}.")] = None,
-    held_out: Annotated[bool, typer.Option("--held-out", help="Only combinations that training never shows.")] = False,
+    output: Annotated[str, Option("--output", "-o", metavar="DIR", help="A new folder for the pictures.")],
+    count: Annotated[int, Option("--count", "-n", metavar="N", parser=options.whole_number, help="How many.")] = 100,
+    seed: Annotated[int, Option(metavar="N", parser=options.whole_number, help="Another seed, other scenes.")] = 0,
+    kind: Annotated[str | None, Option(metavar="KIND", help=f"Only these: {', '.join(KINDS)}.")] = None,
+    held_out: Annotated[bool, Option("--held-out", help="Only combinations that training never shows.")] = False,
     object_: Annotated[
         str | None,
-        typer.Option("--object", metavar="NOUN", help="Instead: a new object alone, small and large, on all grounds."),
+        Option("--object", metavar="NOUN", help="Instead: a new object alone, small and large, on all grounds."),
     ] = None,
     glyph: options.NewGlyph = None,
     word: options.NewWord = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures rendered before.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace pictures rendered before.")] = False,
 ) -> None:
     """Render built-in scenes: 000000.png, 000000.txt with its caption, ..., and metadata.jsonl with all of it.
 
@@ -249,11 +233,9 @@ def render(
 
 @app.command()
 def glyphs(
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="A .webp file.")] = "glyphs.webp",
-    font: Annotated[
-        str | None, typer.Option(metavar="FILE", help="NotoColorEmoji.ttf. [default: the system's]")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    output: Annotated[str, Option("--output", "-o", metavar="FILE", help="A .webp file.")] = "glyphs.webp",
+    font: Annotated[str | None, Option(metavar="FILE", help="NotoColorEmoji.ttf. [default: the system's]")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Render the sheet of all objects from the emoji font, as the package ships it."""
     path = Path(options.path(output))

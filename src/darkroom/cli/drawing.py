@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from ..arguments import GROUPS
+from ..elsewhere import DRAWING
 from ..errors import RequestError
-from ..request import Request
-from ..settings import Setting, SettingError, default, joined
-from . import complain, options
+from ..request import OF_AN_IMAGE, Request
+from ..settings import Setting, SettingError, default, joined, settings
+from . import command, completing, note, options
 
 if TYPE_CHECKING:
     from ..engine import Inputs
@@ -34,20 +35,50 @@ class Option:
         """The command's parameter: "guidance_rescale"."""
         return str(self.declared.option).lstrip("-").replace("-", "_")
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What other programs call it, as options."""
+        if len(self.fields) > 1:
+            return ()
+        called = self.fields[0] if self.inside is None else self.name
+        told = [called, *DRAWING.of(called)]
+        return tuple(o for each in dict.fromkeys(told) if (o := _as_option(each)) != self.declared.option)
+
+    @property
+    def panel(self) -> str:
+        """Where help shows it."""
+        if self.inside is not None:
+            return command.LARGE
+        if self.fields[0] in OF_AN_IMAGE:
+            return command.PICTURE
+        group = (self.declared.group or "").partition(".")[0]
+        return _PANELS.get(group, command.BASICS)
+
     def parameter(self) -> inspect.Parameter:
-        """As typer wants it."""
-        kind, option, help = self.declared.kind, self.declared.option, self.declared.help
+        """As `command.built` wants it."""
+        kind, option, help = self.declared.kind, str(self.declared.option), self.declared.help
         usual = self.usual if isinstance(self.usual, int | float | str) else None
         annotation: Any
         if kind.of is bool:
-            usual, annotation = False, Annotated[bool, typer.Option(option, help=help)]
+            usual, annotation = (
+                False,
+                Annotated[bool, command.Option(option, help=help, panel=self.panel, aliases=self.aliases)],
+            )
         else:
-            told = typer.Option(option, metavar=self.declared.metavar or kind.metavar, help=help, parser=self._parser())
+            told = command.Option(
+                option,
+                aliases=self.aliases,
+                metavar=self.declared.metavar or kind.metavar,
+                help=help,
+                parser=self._parser(),
+                panel=self.panel,
+                complete=COMPLETE.get(self.name) or ((lambda _: kind.choices) if kind.choices else None),
+            )
             annotation = Annotated[str if usual is not None else str | None, told]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=usual, annotation=annotation)
 
     def _parser(self) -> Callable[[str], Any] | None:
-        """Numbers are read by typer, which names the option and says where to read more."""
+        """Numbers are read by click, which names the option and says where to read more."""
         if self.declared.kind.of is str or self.declared.kind.count != 1:
             return None
 
@@ -55,7 +86,7 @@ class Option:
             try:
                 return self.declared.kind.read(self.name, text)
             except SettingError as wrong:
-                raise typer.BadParameter(wrong.clause) from None
+                raise click.BadParameter(wrong.clause) from None
 
         return parse
 
@@ -71,11 +102,31 @@ class Option:
         return dict(zip(self.fields, given if len(self.fields) > 1 else (given,), strict=True))
 
 
+def _as_option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+_PANELS = {
+    "guidance": command.GUIDANCE,
+    "inpaint": command.PICTURE,
+    "noise": command.NOISE,
+    "tiling": command.LARGE,
+    "speed": command.SPEED,
+    "sizes": command.SDXL,
+}
+COMPLETE: dict[str, Callable[[str], Sequence[str]]] = {
+    "sampler": completing.samplers,
+    "schedule": completing.schedules,
+}
+
+
 def options_of(owner: type = Request) -> list[Option]:
     """The options of a kind of request: first what `generate` takes by itself, then each of its groups."""
     found: list[tuple[int, Option]] = []
     groups = [None, *GROUPS]
     for _, names, declared in joined(owner):
+        if len(names) > 1:  # width and height, where people know them as two
+            found += [(0, _alone(owner, name)) for name in names]
         group = declared.group and declared.group.partition(".")[0]
         if is_dataclass(declared.kind.of) and declared.kind.count == 1:
             inner = joined(declared.kind.of)
@@ -84,6 +135,12 @@ def options_of(owner: type = Request) -> list[Option]:
         elif declared.option is not None:
             found.append((groups.index(group), Option(declared, names, default(owner, names[0]))))
     return [option for _, option in sorted(found, key=lambda pair: pair[0])]
+
+
+def _alone(owner: type, name: str) -> Option:
+    """The option of a field that is usually said together with another."""
+    declared = replace(settings(owner)[name], option=_as_option(name), help=f"In pixels: --size by its {name} alone.")
+    return Option(declared, (name,), default(owner, name))
 
 
 _OPTIONS = options_of()
@@ -96,7 +153,10 @@ def request(**given: Any) -> Request:
     first: dict[str, Option] = {}  # of the options of a value of its own: the one without which the others say nothing
     for option in _OPTIONS:
         if option.inside is None:
-            values |= option.read(given[option.name])
+            said = option.read(given[option.name])
+            if twice := said.keys() & values.keys():
+                raise RequestError(f"--size is given, and --{twice.pop()} too; give one of them")
+            values |= said
             continue
         first.setdefault(option.inside, option)
         if said := option.read(given[option.name]):
@@ -143,14 +203,13 @@ def drawing(
         from ..samplers import canonical
 
         canonical(request.sampler)  # says so before a model is loaded
+    if request.schedule is not None:
+        from ..diffusion import AUTOMATIC, spacing_name
+
+        if request.schedule.lower() != AUTOMATIC:
+            spacing_name(request.schedule)
 
     def load() -> Pipeline:
-        if request.schedule is not None:
-            from ..diffusion import spacing_name
-            from ..engine.plan import AUTOMATIC
-
-            if request.schedule.lower() != AUTOMATIC:
-                spacing_name(request.schedule)
         return options.load(model, device, dtype, compile, threads, lora_dir, vae, backend, quantize=quantize)
 
     def read(pipe: Pipeline, requests: Sequence[Request]) -> Inputs:
@@ -159,7 +218,7 @@ def drawing(
         made: Inputs = inputs(pipe, requests)
         texts = [(text, one.prompt_style) for one in requests for text in (one.prompt, one.negative_prompt)]
         for sentence in unused(made.embeddings, texts):
-            complain(sentence)
+            note(sentence)
         return made
 
     return DrawingOptions(request, load, read)

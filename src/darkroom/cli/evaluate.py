@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
-
 from ..errors import RequestError
 from ..request import MAX_IMAGES, choice, real, whole
-from . import new_app, options
+from . import options
+from .command import App, Argument, Option
 
 if TYPE_CHECKING:
     from ..engine.engine import Progress
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from .display import Display
 
-app = new_app()
+app = App()
 MOST = 1_000_000  # pictures to draw
 FEW = 10_000  # pictures under which FID is warned of
 COLUMNS = ("background", "objects", "layout", "right")
@@ -29,11 +28,11 @@ COLUMNS = ("background", "objects", "layout", "right")
 @app.command()
 def evaluate(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A model (folder, file, ORG/NAME). [default: embedded]")
+        str | None, Argument(metavar="[MODEL]", help="A model (folder, file, ORG/NAME). [default: embedded]")
     ] = None,
     metrics: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="M,M",
             help="Of adherence, reconstruction, fid, kid, cmmd, clip, memorisation. [default: adherence]",
             show_default=False,
@@ -41,7 +40,7 @@ def evaluate(
     ] = "adherence",
     count: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--count",
             "-n",
             metavar="N",
@@ -51,57 +50,53 @@ def evaluate(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="FOLDER", help="Pictures to compare with, or pytorch-fid's .npz. [default: the built-in scenes]"
         ),
     ] = None,
-    pictures: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Measure these pictures; no model is asked.")
-    ] = None,
+    pictures: Annotated[str | None, Option(metavar="FOLDER", help="Measure these pictures; no model is asked.")] = None,
     features: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="A network that judges: Inception, CLIP or LPIPS; may come several times."),
+        Option(metavar="FILE", help="A network that judges: Inception, CLIP or LPIPS; may come several times."),
     ] = None,
     resize: Annotated[
-        str, typer.Option(metavar="R", help="How Inception gets its pictures: tensorflow or pytorch-fid.")
+        str, Option(metavar="R", help="How Inception gets its pictures: tensorflow or pytorch-fid.")
     ] = "tensorflow",
     keep: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Keep drawn pictures here; the same command goes on with them.")
+        str | None, Option(metavar="DIR", help="Keep drawn pictures here; the same command goes on with them.")
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Keep features here, so that nothing is looked at twice.")
+        str | None, Option(metavar="DIR", help="Keep features here, so that nothing is looked at twice.")
     ] = None,
     statistics: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the data's statistics (.npz) for later --data.")
+        str | None, Option(metavar="FILE", help="Write the data's statistics (.npz) for later --data.")
     ] = None,
     sheet: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="A picture of a new object before and after; of memorisation's closest pairs."
-        ),
+        Option(metavar="FILE", help="A picture of a new object before and after; of memorisation's closest pairs."),
     ] = None,
     object_: Annotated[
         str | None,
-        typer.Option("--object", metavar="NOUN", help="Judge a new object instead, and what it cost the old ones."),
+        Option("--object", metavar="NOUN", help="Judge a new object instead, and what it cost the old ones."),
     ] = None,
     glyph: options.NewGlyph = None,
     word: options.NewWord = None,
     before: Annotated[
         str | None,
-        typer.Option(metavar="M", help="The model before it learned. [default: MODEL without --lora and --embedding]"),
+        Option(metavar="M", help="The model before it learned. [default: MODEL without --lora and --embedding]"),
     ] = None,
     vae: options.Vae = None,
     lora: options.Loras = None,
     embedding: options.Embeddings = None,
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", parser=options.whole_number, help="Sampling steps. [default: the model's]"),
+        Option(metavar="N", parser=options.whole_number, help="Sampling steps. [default: the model's]"),
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="Guidance scale. [default: the model's]"),
+        Option(metavar="X", parser=options.real_number, help="Guidance scale. [default: the model's]"),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="See `darkroom samplers`.")] = None,
+    sampler: Annotated[str | None, Option(metavar="NAME", help="See `darkroom samplers`.")] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,

@@ -5,27 +5,24 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
-
 from ..request import MAX_STEPS, whole
-from . import complain, new_app, options
+from . import complain, options
+from .command import App, Argument, Option
 
-app = new_app()
+app = App()
 
 
 @app.command()
 def explain(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt.")],
+    prompt: Annotated[str, Argument(metavar="PROMPT", help="The prompt.")],
     style: Annotated[
-        str, typer.Option("--style", "--prompt-style", metavar="STYLE", help="Its grammar: a1111, comfy or plain.")
+        str, Option("--style", "--prompt-style", metavar="STYLE", help="Its grammar: a1111, comfy or plain.")
     ] = "a1111",
     steps: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", parser=options.whole_number, help="The picture's steps. [default: the model's, or 30]"
-        ),
+        Option(metavar="N", parser=options.whole_number, help="The picture's steps. [default: the model's, or 30]"),
     ] = None,
-    negative: Annotated[bool, typer.Option("--negative", help="It is a negative prompt.")] = False,
+    negative: Annotated[bool, Option("--negative", help="It is a negative prompt.")] = False,
     model: options.Model = None,
     embeddings: options.Embeddings = None,
     embedding_dir: options.EmbeddingDir = None,

@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import RequestError
 from ..formats.picture import PictureExists, file_stem, write_into, write_picture
 from ..recipe import read_recipe
 from ..request import MAX_IMAGES, Request, whole
 from ..settings import changed
-from . import INTERRUPTED, USER_ERROR, complain, new_app, options
+from . import INTERRUPTED, USER_ERROR, complain, options
+from .command import App, Argument, Option
 from .display import Display, uninterrupted
 from .drawing import DrawingOptions, drawing
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..engine import Engine, Inputs
 
-app = new_app()
+app = App()
 
 _MAX_PROMPT_FILE = 64 * 2**20  # bytes
 
@@ -38,26 +37,24 @@ _MAX_PROMPT_FILE = 64 * 2**20  # bytes
 def generate(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help='What to draw; "-" reads prompts from stdin, one a line.'),
+        Argument(metavar="PROMPT", help='What to draw; "-" reads prompts from stdin, one a line.'),
     ] = None,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
-    ] = ".",
+    output: options.Output = ".",
     prompts_file: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="Read prompts from a file, one a line.")
+        str | None, Option("--prompts", metavar="FILE", help="Read prompts from a file, one a line.")
     ] = None,
     count: Annotated[
         int,
-        typer.Option("-n", "--num-images", metavar="N", parser=options.whole_number, help="Pictures of each prompt."),
+        Option("-n", "--num-images", metavar="N", parser=options.whole_number, help="Pictures of each prompt."),
     ] = 1,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Begin with the recipe of this picture (or JSON); options change it."),
+        Option(metavar="FILE", help="Begin with the recipe of this picture (or JSON); options change it."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse a recipe that can't be followed in full.")] = False,
+    strict: Annotated[bool, Option("--strict", help="Refuse a recipe that can't be followed in full.")] = False,
     *,
     asked: DrawingOptions,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:
     """Draw pictures from texts, and print the paths of their files.

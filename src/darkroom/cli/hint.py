@@ -6,31 +6,30 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..errors import RequestError
 from ..formats.picture import write_picture
-from . import new_app, options
+from . import options
+from .command import App, Argument, Option
 
-app = new_app()
+app = App()
 
 
 @app.command()
 def hint(
     name: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="NAME",
             help="canny, soft-edges, line-art, scribble, tile, palette, depth, recolour or invert.",
         ),
     ],
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="FILE.png, .jpg, .webp.")] = "hint.png",
+    image: Annotated[str, Argument(metavar="IMAGE", help="PNG, JPEG or WebP.")],
+    output: Annotated[str, Option("-o", "--output", metavar="FILE", help="FILE.png, .jpg, .webp.")] = "hint.png",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="OPTION=VALUE", help="An option of the hint, such as low=50 for canny."),
+        Option("--set", metavar="OPTION=VALUE", help="An option of the hint, such as low=50 for canny."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Make a hint for a ControlNet from a picture, write it, and print its path.
 

@@ -7,16 +7,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..errors import RequestError, visible
 from ..formats.picture import Metadata, read_metadata
 from ..picture_headers import format_of
 from ..request import Hires, UsedControl, UsedLora
-from . import USER_ERROR, complain, new_app, options
+from . import USER_ERROR, complain, options
+from .command import App, Argument, Option
 from .verify import TOOLS
 
-app = new_app()
+app = App()
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 _TOOLS = TOOLS | {"darkroom": "Darkroom", "a1111": "A1111 infotext"}
@@ -26,11 +25,9 @@ _TOOLS = TOOLS | {"darkroom": "Darkroom", "a1111": "A1111 infotext"}
 def info(
     source: Annotated[
         str | None,
-        typer.Argument(
-            metavar="MODEL|IMAGE", help="A model (folder, file, ORG/NAME), LoRA or picture. [default: embedded]"
-        ),
+        Argument(metavar="MODEL|IMAGE", help="A model (folder, file, ORG/NAME), LoRA or picture. [default: embedded]"),
     ] = None,
-    with_hash: Annotated[bool, typer.Option("--hash", help="Also a model's hash (reads the whole file).")] = False,
+    with_hash: Annotated[bool, Option("--hash", help="Also a model's hash (reads the whole file).")] = False,
     as_json: options.Json = False,
 ) -> int:
     """Say what a model is and holds, without loading its weights; or how a picture was made, by its metadata."""

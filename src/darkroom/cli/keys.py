@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-import typer
+from .command import App, Argument, Option
 
-from . import new_app
-
-app = new_app()
-_FILE = typer.Option(Path("darkroom-keys"), "--file", help="The file that `darkroom serve --api-key-file` reads.")
+app = App("Make, list and remove a server's API keys.")
+_File = Annotated[Path, Option("--file", help="The file that `darkroom serve --api-key-file` reads.")]
+_FILE = Path("darkroom-keys")
 
 
 @app.command()
 def add(
-    name: str = typer.Argument(help="Whose key it is: letters, digits, dots, dashes, underscores."),
-    file: Path = _FILE,
-    requests_per_minute: float = typer.Option(None, min=0.01, help="How often it may ask."),
-    cost: float = typer.Option(None, min=0.001, help="Of its unfinished jobs: rows x megapixels x steps."),
-    queue: int = typer.Option(None, min=1, help="Its unfinished jobs."),
-    admin: bool = typer.Option(False, "--admin", help="It sees everybody's jobs."),
+    name: Annotated[str, Argument("NAME", "Whose key it is: letters, digits, dots, dashes, underscores.")],
+    file: _File = _FILE,
+    requests_per_minute: Annotated[float | None, Option(min=0.01, help="How often it may ask.")] = None,
+    cost: Annotated[float | None, Option(min=0.001, help="Of its unfinished jobs: rows x megapixels x steps.")] = None,
+    queue: Annotated[int | None, Option(min=1, help="Its unfinished jobs.")] = None,
+    admin: Annotated[bool, Option("--admin", help="It sees everybody's jobs.")] = False,
 ) -> None:
     """Make a key and print it, once: the file keeps its hash alone. A running server takes it up by itself."""
     from ..serve.keys import add_key
@@ -29,7 +29,7 @@ def add(
 
 
 @app.command("list")
-def list_keys(file: Path = _FILE) -> None:
+def list_keys(file: _File = _FILE) -> None:
     """List names and limits."""
     from ..serve.keys import read_keys
 
@@ -41,7 +41,7 @@ def list_keys(file: Path = _FILE) -> None:
 
 
 @app.command()
-def remove(name: str, file: Path = _FILE) -> None:
+def remove(name: Annotated[str, Argument("NAME", "Whose key it is.")], file: _File = _FILE) -> None:
     """Take a key out; a running server refuses it from then on. Its jobs and pictures stay."""
     from ..serve.keys import remove_key
 

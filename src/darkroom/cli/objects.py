@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import textwrap
 
-import typer
+from . import options
+from .command import App
 
-from . import new_app, options
-
-app = new_app()
+app = App()
 
 
 @app.command()
@@ -28,5 +27,5 @@ def objects(as_json: options.Json = False) -> None:
         print(json.dumps(words, indent=2))
         return
     for name, listed in words.items():
-        typer.echo(f"{name}:")
-        typer.echo(textwrap.fill(", ".join(listed), 78, initial_indent="  ", subsequent_indent="  "))
+        print(f"{name}:")
+        print(textwrap.fill(", ".join(listed), 78, initial_indent="  ", subsequent_indent="  "))

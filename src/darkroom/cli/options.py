@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
+import click
 
+from ..elsewhere import DRAWING
 from ..embedded import place_of
 from ..errors import RequestError
 from ..request import MAX_LORA_SCALE, Request, real, whole
 from ..settings import joined
+from . import completing
+from .command import ADAPTERS, DEVICE, OUTPUT, PICTURE, SPEED, Option
 
 if TYPE_CHECKING:
     from ..engine import Control, Inputs
@@ -98,11 +101,11 @@ def _option_names() -> dict[str, str]:
 
 
 def whole_number(text: str) -> int:
-    """An option's whole number. typer's own message doesn't say what was given."""
+    """An option's whole number. click's own message doesn't say what was given."""
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"{text[:40]!r} is not a whole number") from None
+        raise click.BadParameter(f"{text[:40]!r} is not a whole number") from None
 
 
 def real_number(text: str) -> float:
@@ -110,52 +113,139 @@ def real_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{text[:40]!r} is not a number") from None
+        raise click.BadParameter(f"{text[:40]!r} is not a number") from None
+
+
+def _also(name: str) -> tuple[str, ...]:
+    """What other programs call an option."""
+    return tuple(f"--{other.replace('_', '-')}" for other in DRAWING.of(name))
 
 
 Model = Annotated[
     str | None,
-    typer.Option(
-        metavar="M", help="A diffusers folder, a checkpoint file, or ORG/NAME on the hub. [default: the embedded model]"
+    Option(
+        aliases=_also("model"),
+        panel=DEVICE,
+        complete=completing.models,
+        config="model",
+        metavar="M",
+        help="A diffusers folder, a checkpoint file, or ORG/NAME on the hub. [default: the embedded model]",
     ),
 ]
 Vae = Annotated[
-    str | None, typer.Option(metavar="V", help="Another autoencoder: a folder, a file, or ORG/NAME. [default: its own]")
+    str | None,
+    Option(
+        aliases=_also("vae"),
+        panel=DEVICE,
+        metavar="V",
+        help="Another autoencoder: a folder, a file, or ORG/NAME. [default: its own]",
+    ),
 ]
-Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(metavar="T", help="auto, float32, bfloat16, float16.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks: a slow start, faster steps.")]
-Backend = Annotated[str, typer.Option(metavar="B", help="auto, native, openvino: what runs the networks.")]
+Device = Annotated[
+    str,
+    Option(
+        panel=DEVICE,
+        config="device",
+        complete=lambda _: ("auto", "cpu", "cuda", "mps"),
+        metavar="D",
+        help="auto, cpu, cuda, cuda:1, mps.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    Option(
+        aliases=_also("dtype"),
+        panel=DEVICE,
+        config="dtype",
+        complete=lambda _: ("auto", "float32", "bfloat16", "float16"),
+        metavar="T",
+        help="auto, float32, bfloat16, float16.",
+    ),
+]
+Compile = Annotated[bool, Option("--compile", panel=SPEED, help="Compile the networks: a slow start, faster steps.")]
+Backend = Annotated[
+    str,
+    Option(
+        panel=DEVICE,
+        config="backend",
+        complete=lambda _: ("auto", "native", "openvino"),
+        metavar="B",
+        help="auto, native, openvino: what runs the networks.",
+    ),
+]
 Quantize = Annotated[
-    str | None, typer.Option(metavar="Q", help="int8: the U-Net multiplies in 8 bits. Faster on a CPU, lossy.")
+    str | None,
+    Option(
+        panel=SPEED,
+        complete=lambda _: ("int8", "fp8"),
+        metavar="Q",
+        help="int8: the U-Net multiplies in 8 bits. Faster on a CPU, lossy.",
+    ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", parser=whole_number, help="CPU threads. [default: all cores]")
+    int | None,
+    Option(panel=DEVICE, config="threads", metavar="N", parser=whole_number, help="CPU threads. [default: all cores]"),
 ]
 Embeddings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--embedding", metavar="FILE", help="A textual-inversion file: a word of the prompt; may come several times."
+    Option(
+        "--embedding",
+        panel=ADAPTERS,
+        metavar="FILE",
+        help="A textual-inversion file: a word of the prompt; may come several times.",
     ),
 ]
 EmbeddingDir = Annotated[
-    str | None, typer.Option(metavar="DIR", help="A folder of textual-inversion files, for prompts that name them.")
+    str | None,
+    Option(
+        aliases=_also("embedding_dir"),
+        panel=ADAPTERS,
+        config="embedding_dir",
+        metavar="DIR",
+        help="A folder of textual-inversion files, for prompts that name them.",
+    ),
 ]
 Loras = Annotated[
     list[str] | None,
-    typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA to draw with; may come several times."),
-]
-LoraDir = Annotated[
-    str | None, typer.Option("--lora-dir", metavar="DIR", help="Where <lora:NAME:WEIGHT> of a prompt is looked up.")
-]
-NewGlyph = Annotated[
-    str | None,
-    typer.Option(
-        "--glyph", metavar="EMOJI|FILE", help="How it looks. [default: the emoji that Unicode calls by the noun]"
+    Option(
+        "--lora",
+        aliases=_also("lora"),
+        panel=ADAPTERS,
+        complete=completing.loras,
+        metavar="FILE[:SCALE]",
+        help="A LoRA to draw with; may come several times.",
     ),
 ]
-NewWord = Annotated[str | None, typer.Option("--word", metavar="W", help="What prompts call it. [default: the noun]")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LoraDir = Annotated[
+    str | None,
+    Option(
+        "--lora-dir",
+        aliases=_also("lora_dir"),
+        panel=ADAPTERS,
+        config="lora_dir",
+        metavar="DIR",
+        help="Where <lora:NAME:WEIGHT> of a prompt is looked up.",
+    ),
+]
+Output = Annotated[
+    str,
+    Option(
+        "-o",
+        "--output",
+        aliases=_also("output"),
+        panel=OUTPUT,
+        config="output",
+        metavar="DIR|FILE",
+        help="A folder, or FILE.png, .jpg, .webp.",
+    ),
+]
+Overwrite = Annotated[bool, Option("--overwrite", panel=OUTPUT, help="Replace files that exist.")]
+NewGlyph = Annotated[
+    str | None,
+    Option("--glyph", metavar="EMOJI|FILE", help="How it looks. [default: the emoji that Unicode calls by the noun]"),
+]
+NewWord = Annotated[str | None, Option("--word", metavar="W", help="What prompts call it. [default: the noun]")]
+Json = Annotated[bool, Option("--json", panel=OUTPUT, help="Print JSON.")]
 
 
 def loras(given: list[str] | None) -> list[tuple[str, float]]:
@@ -173,25 +263,38 @@ def loras(given: list[str] | None) -> list[tuple[str, float]]:
     return found
 
 
-# (Pipeline, requests) -> Inputs; typer evaluates annotations, and nothing here imports torch.
+# (Pipeline, requests) -> Inputs; annotations are evaluated, and nothing here imports torch.
 Reader = Callable[[Any, Iterable[Request]], Any]
 
 
 def given(
-    image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
-    mask: Annotated[str | None, typer.Option(metavar="FILE", help="Of that picture: what is white is redrawn.")] = None,
+    image: Annotated[
+        str | None, Option(aliases=_also("image"), panel=PICTURE, metavar="FILE", help="A picture to start from.")
+    ] = None,
+    mask: Annotated[
+        str | None,
+        Option(aliases=_also("mask"), panel=PICTURE, metavar="FILE", help="Of that picture: what is white is redrawn."),
+    ] = None,
     depth: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A depth map for depth-to-image models; brighter is nearer.")
+        str | None,
+        Option(
+            aliases=_also("depth"),
+            panel=PICTURE,
+            metavar="FILE",
+            help="A depth map for depth-to-image models; brighter is nearer.",
+        ),
     ] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            panel=PICTURE,
+            complete=completing.controls,
             metavar="NET=[HINT@]IMAGE[:SCALE]",
             help="A ControlNet and its picture; HINT (canny, ...) makes it. May come several times.",
         ),
     ] = None,
     control_guess: Annotated[
-        bool, typer.Option("--control-guess", help="Guess mode: the ControlNets do without a prompt.")
+        bool, Option("--control-guess", panel=PICTURE, help="Guess mode: the ControlNets do without a prompt.")
     ] = False,
     lora: Loras = None,
     embedding: Embeddings = None,
@@ -201,6 +304,8 @@ def given(
 
     Of a folder's embeddings those are read whose names are in a text of the requests that will be drawn.
     """
+    if mask is not None and image is None:
+        raise RequestError("--mask is given without --image; say with --image which picture it belongs to")
     files = loras(lora)
     steering = controls(control, control_guess)
     for option, file in (("--image", image), ("--mask", mask), ("--depth", depth)):

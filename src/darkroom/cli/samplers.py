@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 
-import typer
+from . import options
+from .command import App
 
-from . import new_app
-
-app = new_app()
+app = App()
 
 
 @app.command()
 def samplers(
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: options.Json = False,
 ) -> None:
     """List the samplers: our name (ComfyUI's), A1111's name, and the diffusers class. Each is accepted by --sampler."""
     from ..samplers import entry, names

@@ -4,40 +4,49 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-import typer
+from typing import Annotated
 
 from ..errors import RequestError
-from . import new_app
+from .command import App, Option
 
-app = new_app()
+app = App()
 
 NEEDED = "the server needs more packages; install them with: pip install 'darkroom-diffusion[serve]'"
 
 
 @app.command()
 def serve(
-    host: str = typer.Option("127.0.0.1", help="The address to listen on; any other than this needs API keys."),
-    port: int = typer.Option(7860, min=0, max=65535, help="0: any that is free."),
-    data: Path = typer.Option(Path("darkroom-data"), help="The server's folder: queue, gallery, inputs."),
-    model: str = typer.Option(None, help="The model: a folder, a file or a hub id. [default: the embedded one]"),
-    models: Path = typer.Option(None, help="A folder of models, LoRAs, VAEs, words and ControlNets, as A1111 has it."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1 or mps."),
-    dtype: str = typer.Option("auto", help="auto, float32, bfloat16 or float16."),
-    engines: int = typer.Option(None, min=1, max=64, help="Engine processes. [default: what suits model and device]"),
-    max_rows: int = typer.Option(None, min=1, max=1024, help="U-Net rows that move together."),
-    model_memory: float = typer.Option(None, min=0.1, help="Gigabytes for models. [default: 60% of what is free]"),
-    snapshot_every: float = typer.Option(5.0, min=0.1, help="Seconds between snapshots of a picture in progress."),
-    api_key_file: Path = typer.Option(None, help="Who may use it: see `darkroom keys`."),
-    allow_host: list[str] = typer.Option([], help="A host name that it answers to, beside localhost."),
-    public_url: str = typer.Option(None, help="How it is reached from outside, such as https://pictures.example."),
-    behind_proxy: bool = typer.Option(False, help="Believe a proxy's X-Forwarded headers."),
-    cors: list[str] = typer.Option([], help="An origin whose pages may use it."),
-    cancel_when_client_goes: bool = typer.Option(False, help="End a job when whoever waits for it goes."),
-    keep_days: float = typer.Option(None, min=0, help="Let pictures' files go after so many days."),
-    keep_gb: float = typer.Option(None, min=0, help="Let the oldest go beyond so many gigabytes."),
-    log_prompts: bool = typer.Option(False, "--log-prompts", help="Write prompts into the log, too."),
-    max_cost: float = typer.Option(2000.0, min=0.001, help="Of a job: rows x megapixels x steps."),
+    host: Annotated[str, Option(help="The address to listen on; any other than this needs API keys.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 7860,
+    data: Annotated[Path, Option(help="The server's folder: queue, gallery, inputs.")] = Path("darkroom-data"),
+    model: Annotated[
+        str | None, Option(help="The model: a folder, a file or a hub id. [default: the embedded one]")
+    ] = None,
+    models: Annotated[
+        Path | None, Option(help="A folder of models, LoRAs, VAEs, words and ControlNets, as A1111 has it.")
+    ] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    engines: Annotated[
+        int | None, Option(min=1, max=64, help="Engine processes. [default: what suits model and device]")
+    ] = None,
+    max_rows: Annotated[int | None, Option(min=1, max=1024, help="U-Net rows that move together.")] = None,
+    model_memory: Annotated[
+        float | None, Option(min=0.1, help="Gigabytes for models. [default: 60% of what is free]")
+    ] = None,
+    snapshot_every: Annotated[float, Option(min=0.1, help="Seconds between snapshots of a picture in progress.")] = 5.0,
+    api_key_file: Annotated[Path | None, Option(help="Who may use it: see `darkroom keys`.")] = None,
+    allow_host: Annotated[list[str] | None, Option(help="A host name that it answers to, beside localhost.")] = None,
+    public_url: Annotated[
+        str | None, Option(help="How it is reached from outside, such as https://pictures.example.")
+    ] = None,
+    behind_proxy: Annotated[bool, Option(help="Believe a proxy's X-Forwarded headers.")] = False,
+    cors: Annotated[list[str] | None, Option(help="An origin whose pages may use it.")] = None,
+    cancel_when_client_goes: Annotated[bool, Option(help="End a job when whoever waits for it goes.")] = False,
+    keep_days: Annotated[float | None, Option(min=0, help="Let pictures' files go after so many days.")] = None,
+    keep_gb: Annotated[float | None, Option(min=0, help="Let the oldest go beyond so many gigabytes.")] = None,
+    log_prompts: Annotated[bool, Option(help="Write prompts into the log, too.")] = False,
+    max_cost: Annotated[float, Option(min=0.001, help="Of a job: rows x megapixels x steps.")] = 2000.0,
 ) -> None:
     """Serve pictures over HTTP: a web page, OpenAI's and A1111's dialects, and Darkroom's own (docs/serve.md).
 
@@ -63,10 +72,10 @@ def serve(
         model_memory=(model_memory or 0.0) * 1e9,
         snapshot_every=snapshot_every,
         keys=api_key_file,
-        allow_hosts=tuple(allow_host),
+        allow_hosts=tuple(allow_host or ()),
         public_url=public_url,
         behind_proxy=behind_proxy,
-        cors=tuple(cors),
+        cors=tuple(cors or ()),
         cancel_when_client_goes=cancel_when_client_goes,
         keep_days=keep_days,
         keep_gb=keep_gb,

@@ -8,20 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ..errors import RequestError
 from ..formats.picture import PictureExists, file_stem
 from ..sweeps.axes import LETTERS, parse_axis
 from ..sweeps.sweep import Sweep
-from . import INTERRUPTED, USER_ERROR, complain, new_app, options
+from . import INTERRUPTED, USER_ERROR, complain, options
+from .command import App, Argument, Option
 from .display import Display, uninterrupted
 from .drawing import DrawingOptions, drawing
 
 if TYPE_CHECKING:
     from ..engine import Engine, Inputs
 
-app = new_app()
+app = App()
 
 _AXIS = "NAME=V1,V2,..."
 
@@ -29,17 +28,15 @@ _AXIS = "NAME=V1,V2,..."
 @app.command()
 @options.taking(drawing)
 def sweep(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
-    x: Annotated[str, typer.Option("--x", metavar=_AXIS, help="What changes from column to column.")],
-    y: Annotated[str | None, typer.Option("--y", metavar=_AXIS, help="What changes from row to row.")] = None,
-    z: Annotated[str | None, typer.Option("--z", metavar=_AXIS, help="What changes from block to block.")] = None,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
-    ] = ".",
-    save_cells: Annotated[bool, typer.Option("--save-cells", help="Also write each picture, as it comes.")] = False,
+    prompt: Annotated[str, Argument(metavar="PROMPT", help="What to draw.")],
+    x: Annotated[str, Option("--x", metavar=_AXIS, help="What changes from column to column.")],
+    y: Annotated[str | None, Option("--y", metavar=_AXIS, help="What changes from row to row.")] = None,
+    z: Annotated[str | None, Option("--z", metavar=_AXIS, help="What changes from block to block.")] = None,
+    output: options.Output = ".",
+    save_cells: Annotated[bool, Option("--save-cells", help="Also write each picture, as it comes.")] = False,
     *,
     asked: DrawingOptions,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:
     """Draw a grid: one prompt with every combination of some values, on one labelled sheet.

@@ -7,22 +7,24 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
-
+from ..elsewhere import TRAINING
 from ..errors import RequestError, TrainingError
 from ..request import choice, whole
 from ..training.kinds import KINDS, PRESETS, Source
-from . import INTERRUPTED, complain, new_app, options
+from . import INTERRUPTED, complain, completing, options
+from .command import App, Argument, Option
 from .progress import Line
 
-if TYPE_CHECKING:
-    pass
-
-app = new_app()
+app = App()
 
 _MOST_WORKERS = 8  # more processes than this share a batch of a small network badly
+
+
+def _also(name: str) -> tuple[str, ...]:
+    """What other programs call an option."""
+    return tuple(f"--{other.replace('_', '-')}" for other in TRAINING.of(name))
 
 
 def _as_one(command: Callable[..., int]) -> Callable[..., int]:
@@ -43,26 +45,38 @@ def _as_one(command: Callable[..., int]) -> Callable[..., int]:
 @app.command()
 @_as_one
 def train(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to train: {', '.join(KINDS)}.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the run lives.")],
-    preset: Annotated[str, typer.Option(metavar="NAME", help="cpu: two cores, hours. gpu: one large GPU.")] = "cpu",
+    kind: Annotated[str, Argument("KIND", f"What to train: {', '.join(KINDS)}.", completing.trainings)],
+    output: Annotated[
+        str, Option("--output", "-o", aliases=_also("output"), metavar="DIR", help="Where the run lives.")
+    ],
+    preset: Annotated[str, Option(metavar="NAME", help="cpu: two cores, hours. gpu: one large GPU.")] = "cpu",
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", parser=options.whole_number, help="Length of the run. [default: the preset's]"),
+        Option(
+            aliases=_also("steps"),
+            metavar="N",
+            parser=options.whole_number,
+            help="Length of the run. [default: the preset's]",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
+        Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", parser=options.whole_number, help="Processes that share every batch. [default: a core each]"
+        Option(
+            aliases=_also("workers"),
+            metavar="N",
+            parser=options.whole_number,
+            help="Processes that share every batch. [default: a core each]",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            aliases=_also("model"),
+            complete=completing.models,
             metavar="M",
             help="What to start from; for unet: whose autoencoder to use, a run or a model. "
             "[default: the embedded model]",
@@ -70,17 +84,19 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Pictures to learn from, with their captions. [default: the built-in scenes]"),
+        Option(
+            aliases=_also("data"),
+            metavar="DIR",
+            help="Pictures to learn from, with their captions. [default: the built-in scenes]",
+        ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with the run in DIR, if there is one.")
-    ] = True,
+    resume: Annotated[bool, Option("--resume/--no-resume", help="Go on with the run in DIR, if there is one.")] = True,
     skip_damaged: Annotated[
         bool,
-        typer.Option("--skip-damaged", help="Go on from the newest checkpoint that is whole, and say which it is."),
+        Option("--skip-damaged", help="Go on from the newest checkpoint that is whole, and say which it is."),
     ] = False,
     show: Annotated[
-        bool, typer.Option("--show-recipe", help="Print the complete recipe as JSON, and train nothing.")
+        bool, Option("--show-recipe", help="Print the complete recipe as JSON, and train nothing.")
     ] = False,
 ) -> int:
     """Train networks from nothing, or from a model; interrupt at any moment, and the same command goes on.

@@ -6,32 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import RequestError
-from . import new_app, options
+from . import options
+from .command import App, Argument, Option
 from .display import Display
 from .drawing import DrawingOptions, drawing
 from .generate import draw, writer
 
-app = new_app()
+app = App()
 
 
 @app.command()
 @options.taking(drawing)
 def upscale(
-    picture: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture to make larger.")],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What it shows.")] = "",
+    picture: Annotated[str, Argument(metavar="IMAGE", help="The picture to make larger.")],
+    prompt: Annotated[str, Option(metavar="TEXT", help="What it shows.")] = "",
     scale: Annotated[
         float | None,
-        typer.Option(metavar="X", parser=options.real_number, help="How many times. [default: 2, or the model's own]"),
+        Option(metavar="X", parser=options.real_number, help="How many times. [default: 2, or the model's own]"),
     ] = None,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR|FILE", help="A folder, or FILE.png, .jpg, .webp.")
-    ] = ".",
+    output: options.Output = ".",
     *,
     asked: DrawingOptions,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:
     """Make a picture larger, and print the path of its file.

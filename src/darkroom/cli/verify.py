@@ -7,13 +7,12 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import ImageError, RequestError, visible
 from ..formats.picture import Metadata, read_metadata
 from ..recipe import recipe_of
 from ..request import Request, UsedControl, UsedLora, whole
-from . import complain, new_app, options
+from . import complain, options
+from .command import App, Argument, Option
 from .display import Display
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..engine import Engine, Inputs
 
-app = new_app()
+app = App()
 
 DIFFERENT = 1
 TOLERANCE = 2  # of 255
@@ -41,17 +40,17 @@ TOOLS = {
 @app.command()
 @options.taking(options.given, "inputs")
 def verify(
-    picture: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture that holds its recipe.")],
+    picture: Annotated[str, Argument(metavar="IMAGE", help="A picture that holds its recipe.")],
     model: Annotated[
-        str | None, typer.Option(metavar="M", help="The model that drew it. [default: the embedded one, if it did]")
+        str | None, Option(metavar="M", help="The model that drew it. [default: the embedded one, if it did]")
     ] = None,
     models: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="A folder of models; the one is taken whose hash the recipe tells."),
+        Option(metavar="DIR", help="A folder of models; the one is taken whose hash the recipe tells."),
     ] = None,
     tolerance: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="N",
             parser=options.whole_number,
             help="Largest difference of a pixel that passes, of 255. [default: 2, or 30 dB of others' pictures]",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from ..errors import RequestError, closest
+from ..errors import RequestError, nearest
 
-__all__ = ["SPACINGS", "Spacing", "has_torchsde", "spacing_name"]
+__all__ = ["AUTOMATIC", "SPACINGS", "Spacing", "has_torchsde", "spacing_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ TABLE = (
     # a table optimised for Stable Diffusion (the same paper)
     Spacing("align_your_steps", "Align Your Steps", ("ays",)),
 )
+AUTOMATIC = "automatic"  # the schedule's name when it is the checkpoint's own (A1111 says "Automatic")
 SPACINGS = tuple(row.id for row in TABLE)
 _IDS = {name: row.id for row in TABLE for name in (row.id, *row.aliases)}
 
@@ -58,6 +59,6 @@ def spacing_name(name: str) -> str:
     key = "_".join(name.replace("-", " ").replace("_", " ").lower().split())
     if key in _IDS:
         return _IDS[key]
-    near = closest(key, _IDS)
-    hint = f" Did you mean {near!r}?" if near else ""
-    raise RequestError(f"There is no schedule {name!r}.{hint} There are: {', '.join(SPACINGS)}.")
+    raise RequestError(
+        f"there is no schedule {name[:80]!r}{nearest(key, _IDS) or '; there are ' + ', '.join(SPACINGS)}"
+    )

@@ -276,7 +276,7 @@ class Within(Around):
     def __post_init__(self) -> None:
         low, high = self.interval
         if not 0.0 <= low <= high:
-            raise RequestError(f"The guidance interval is {self.interval!r}; it must be (low, high), 0 <= low <= high.")
+            raise RequestError(f"the guidance interval is {self.interval!r}; it must be (low, high), 0 <= low <= high")
 
     def _acts(self, sigma: float) -> bool:
         return self.interval[0] < sigma <= self.interval[1]
@@ -341,9 +341,9 @@ class Composed:
 
 def _finite(name: str, value: float, usual: float) -> None:
     if not math.isfinite(value):
-        raise RequestError(f"The {name} is {value!r}; it must be a finite number, such as {usual}.")
+        raise RequestError(f"the {name} is {value!r}; it must be a finite number, such as {usual}")
 
 
 def _fraction(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
-        raise RequestError(f"The {name} is {value!r}; it must be between 0 and 1.")
+        raise RequestError(f"the {name} is {value!r}; it must be between 0 and 1")

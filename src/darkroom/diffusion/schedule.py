@@ -98,7 +98,7 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
         kind = "a whole number" if whole else "a number"
         told = repr(clip(value)) if isinstance(value, str) else clip(value)
         wanted = f"from {low:g} to {high:g}" if low > -math.inf else f"of at most {high:g}"
-        raise CheckpointError(f"The scheduler's {key} is {told}; it must be {kind} {wanted}.")
+        raise CheckpointError(f"the scheduler's {key} is {told}; it must be {kind} {wanted}")
     return float(value)
 
 
@@ -144,7 +144,7 @@ class Schedule:
         types = PREDICTION_TYPES if sigma_data is None else _EDM_TYPES
         if prediction_type not in types:
             raise CheckpointError(
-                f"The scheduler's prediction_type {prediction_type!r} is not one of {', '.join(types)}."
+                f"the scheduler's prediction_type {prediction_type!r} is not one of {', '.join(types)}"
             )
         # The division and root stay in the precision they arrive in (float32 from from_config), as in diffusers.
         cumprod = torch.as_tensor(alphas_cumprod)
@@ -158,8 +158,8 @@ class Schedule:
         ok = ok and bool(np.isfinite(self.training_sigmas).all()) and self.training_sigmas[0] > 0
         if not ok or not bool((np.diff(self.training_sigmas) > 0).all()):
             raise CheckpointError(
-                "The scheduler's betas do not give noise levels that rise at every timestep; "
-                "check num_train_timesteps, beta_start, beta_end and trained_betas in scheduler_config.json."
+                "the scheduler's betas do not give noise levels that rise at every timestep; "
+                "check num_train_timesteps, beta_start, beta_end and trained_betas in scheduler_config.json"
             )
         self._host = self.training_sigmas.tolist()  # bisect on a list beats numpy for one number
         self._tables: dict[torch.device, Tensor] = {}
@@ -188,7 +188,7 @@ class Schedule:
             return cls.flow(steps, number(config, key, 1.0))
         if config.get("timestep_type", "discrete") != "discrete" and prediction == "v_prediction":
             raise CheckpointError(
-                f"The scheduler's timestep_type {config['timestep_type']!r} is not supported; only 'discrete' is."
+                f"the scheduler's timestep_type {config['timestep_type']!r} is not supported; only 'discrete' is"
             )
         betas = _betas(config, steps, _usual(name))
         rescale = bool(config.get("rescale_betas_zero_snr", False))
@@ -230,15 +230,15 @@ class Schedule:
     def _edm(cls, config: Mapping[str, Any], steps: int, prediction: object) -> Schedule:
         if prediction not in ("epsilon", "v_prediction"):
             raise CheckpointError(
-                f"The scheduler's prediction_type {prediction!r} is not one of epsilon, v_prediction, which EDM's are."
+                f"the scheduler's prediction_type {prediction!r} is not one of epsilon, v_prediction, which EDM's are"
             )
         kind = config.get("sigma_schedule") or "karras"
         if kind not in ("karras", "exponential"):
-            raise CheckpointError(f"The scheduler's sigma_schedule {kind!r} is not karras or exponential.")
+            raise CheckpointError(f"the scheduler's sigma_schedule {kind!r} is not karras or exponential")
         low = number(config, "sigma_min", 0.002)
         high = number(config, "sigma_max", 80.0)
         if low >= high:
-            raise CheckpointError(f"The scheduler's sigma_min {low:g} is not below its sigma_max {high:g}.")
+            raise CheckpointError(f"the scheduler's sigma_min {low:g} is not below its sigma_max {high:g}")
         # diffusers' EDM classes call F "epsilon".
         answers = "edm" if prediction == "epsilon" else "v_prediction"
         rho = None if kind == "exponential" else number(config, "rho", 7.0)
@@ -355,12 +355,12 @@ def _check_class(name: str, config: Mapping[str, Any]) -> None:
     known = name.removeprefix("Flax") in BETA_CLASSES or name.startswith("FlowMatch")
     # A class of somebody's own is taken by its betas, if it says that it has some.
     if name and not known and "beta_schedule" not in config and config.get("trained_betas") is None:
-        raise CheckpointError(f"The scheduler {name!r} is not supported: its noise levels are not made from betas.")
+        raise CheckpointError(f"the scheduler {name!r} is not supported: its noise levels are not made from betas")
     if name.startswith(_OTHER_TIMES):
-        raise CheckpointError(f"The scheduler {name!r} is not supported: it tells its network other noise levels.")
+        raise CheckpointError(f"the scheduler {name!r} is not supported: it tells its network other noise levels")
     for flag in _OTHER_LEVELS:
         if config.get(flag):
-            raise CheckpointError(f"The scheduler's {flag} {config[flag]!r} is not supported: other noise levels.")
+            raise CheckpointError(f"the scheduler's {flag} {config[flag]!r} is not supported: other noise levels")
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
@@ -395,12 +395,12 @@ def _betas(config: Mapping[str, Any], steps: int, defaults: tuple[float, float, 
         try:
             betas = torch.tensor(np.asarray(trained, dtype=np.float64), dtype=torch.float32)
         except (TypeError, ValueError) as error:
-            raise CheckpointError("The scheduler's trained_betas are not a list of numbers.") from error
+            raise CheckpointError("the scheduler's trained_betas are not a list of numbers") from error
         if betas.ndim != 1 or not 2 <= len(betas) <= 100_000 or not bool(((betas > 0) & (betas < 1)).all()):
             raise CheckpointError(
-                f"The scheduler's trained_betas must be a list of at least two numbers between 0 and 1; "
+                f"the scheduler's trained_betas must be a list of at least two numbers between 0 and 1; "
                 f"there are {betas.numel()}, from {betas.min() if betas.numel() else 0:g} "
-                f"to {betas.max() if betas.numel() else 0:g}."
+                f"to {betas.max() if betas.numel() else 0:g}"
             )
         return betas
     kind = config.get("beta_schedule") or defaults[2]
@@ -414,7 +414,7 @@ def _betas(config: Mapping[str, Any], steps: int, defaults: tuple[float, float, 
         return _cosine_betas(steps)
     if kind == "sigmoid":
         return torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
-    raise CheckpointError(f"The scheduler's beta_schedule {kind!r} is not one of {', '.join(BETA_SCHEDULES)}.")
+    raise CheckpointError(f"the scheduler's beta_schedule {kind!r} is not one of {', '.join(BETA_SCHEDULES)}")
 
 
 def _cosine_betas(steps: int) -> Tensor:

@@ -64,7 +64,7 @@ def spaced(
     """Both: `sigmas` [steps + 1] and `timesteps` [steps]."""
     name = spacing_name(spacing)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        raise RequestError(f"The number of steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
+        raise RequestError(f"the number of steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}")
     drop = options.get("drop_penultimate", False)
     count = steps + 1 if drop else steps
     if name in ("linspace", "leading", "trailing") and schedule.prediction_type != "flow":
@@ -84,8 +84,8 @@ def spaced(
         or not levels[-1] > 0
     ):
         raise RequestError(
-            f"The schedule {name!r} can't place {steps} steps in {schedule.steps} training timesteps "
-            f"from sigma {schedule.sigma_max:.4g} down to {final:.4g}; ask for fewer steps."
+            f"the schedule {name!r} can't place {steps} steps in {schedule.steps} training timesteps "
+            f"from sigma {schedule.sigma_max:.4g} down to {final:.4g}; ask for fewer steps"
         )
     return (*levels.tolist(), float(final)), tuple(ts.tolist())
 
@@ -112,9 +112,7 @@ def _levels(schedule: Schedule, count: int, name: str, options: Options) -> Floa
     low = float(options.get("sigma_min", schedule.sigma_min))
     high = float(options.get("sigma_max", schedule.sigma_max))
     if not 0 < low <= high < math.inf:
-        raise RequestError(
-            f"The schedule's sigma_min {low!r} and sigma_max {high!r} must be 0 < sigma_min < sigma_max."
-        )
+        raise RequestError(f"the schedule's sigma_min {low!r} and sigma_max {high!r} must be 0 < sigma_min < sigma_max")
     ramp = np.linspace(0.0, 1.0, count)
     if name in ("linspace", "leading", "trailing"):
         return _flow_levels(schedule, count, name)
@@ -150,7 +148,7 @@ def _levels(schedule: Schedule, count: int, name: str, options: Options) -> Floa
         return np.asarray(np.tan(ramp * math.atan(low) + (1 - ramp) * math.atan(high)))
     table = options.get("table", "sd1")
     if table not in _ALIGN_YOUR_STEPS:
-        raise RequestError(f"There is no Align Your Steps table {table!r}; there are {', '.join(_ALIGN_YOUR_STEPS)}.")
+        raise RequestError(f"there is no Align Your Steps table {table!r}; there are {', '.join(_ALIGN_YOUR_STEPS)}")
     return _log_linear(_ALIGN_YOUR_STEPS[table], count + 1)[:-1]
 
 
@@ -173,7 +171,7 @@ def _linear_quadratic(count: int) -> Floats:
 def _flow_levels(schedule: Schedule, count: int, name: str) -> Floats:
     """A flow model's s evenly spaced before its shift: from 1 to 1/T (linspace), or to one interval above 0."""
     if name == "leading":
-        raise RequestError("A flow model has no 'leading' schedule; use 'linspace', 'trailing' or 'simple'.")
+        raise RequestError("a flow model has no 'leading' schedule; use 'linspace', 'trailing' or 'simple'")
     s = np.linspace(1.0, 1.0 / schedule.steps, count) if name == "linspace" else np.linspace(1.0, 0.0, count + 1)[:-1]
     s = schedule.shift * s / (1 + (schedule.shift - 1) * s)
     with np.errstate(divide="ignore"):
@@ -189,7 +187,7 @@ def _log_linear(levels: Sequence[float], count: int) -> Floats:
 
 def _positive(value: float, name: str) -> float:
     if not 0 < value < math.inf:
-        raise RequestError(f"The schedule's {name} is {value!r}; it must be a positive number.")
+        raise RequestError(f"the schedule's {name} is {value!r}; it must be a positive number")
     return float(value)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..diffusion import spacing_name
+from ..diffusion import AUTOMATIC, spacing_name
 from ..diffusion.schedule import Schedule
 from ..errors import CheckpointError, RequestError
 from ..formats.scheduler_config import (
@@ -33,7 +33,6 @@ from ..samplers import canonical, entries, entry
 from ..samplers.multistep import LMS, PNDM
 from ..samplers.state import Sampler
 
-AUTOMATIC = "automatic"  # the schedule's name when it is the checkpoint's own (A1111 says "Automatic")
 DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing")
 MAX_STEPS = 10_000
 
@@ -171,8 +170,8 @@ def _sampler(sampler: str | None, config: Mapping[str, Any], schedule: Schedule)
         kind = known_class(config)
         if kind is None:
             raise CheckpointError(
-                f"The checkpoint's scheduler {str(config.get('_class_name'))[:60]!r} is not one of "
-                f"{', '.join(CLASSES)}; name a sampler, such as 'dpmpp_2m'."
+                f"the checkpoint's scheduler {str(config.get('_class_name'))[:60]!r} is not one of "
+                f"{', '.join(CLASSES)}; name a sampler, such as 'dpmpp_2m'"
             )
         return kind, _name(kind, config, schedule), None
     identity, implied = canonical(sampler)
@@ -196,7 +195,7 @@ def _count(steps: int | None, kind: str) -> int:
     if steps is None:
         return entry(kind).steps
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        raise RequestError(f"The number of steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
+        raise RequestError(f"the number of steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}")
     return steps
 
 
@@ -204,5 +203,5 @@ def _wish(spacing: str | None) -> str | None:
     if spacing is None or (isinstance(spacing, str) and spacing.strip().casefold() in (AUTOMATIC, "")):
         return None
     if not isinstance(spacing, str):
-        raise RequestError(f"A schedule's name is a string, not {spacing!r}.")
+        raise RequestError(f"a schedule's name is a string, not {spacing!r}")
     return spacing_name(spacing)

@@ -144,11 +144,11 @@ class ClipExtractor:
         if self._text is None:
             config = self.file.configs.get("text_encoder")
             if not isinstance(config, TextEncoderConfig):
-                raise CheckpointError(f"{self.file.path} sees pictures only; texts need a whole CLIP.")
+                raise CheckpointError(f"{self.file.path} sees pictures only; texts need a whole CLIP")
             folder = self.file.tokenizer
             tokenizer = Tokenizer.default() if folder is None else Tokenizer.from_folder(folder)
             if tokenizer.vocab_size > config.vocab_size or tokenizer.max_length > config.max_position_embeddings:
-                raise CheckpointError(f"{self.file.path} has a tokenizer that does not fit its text encoder.")
+                raise CheckpointError(f"{self.file.path} has a tokenizer that does not fit its text encoder")
             self._text = self.file.build("text_encoder", self.device, torch.float32), tokenizer
         return self._text
 
@@ -160,7 +160,7 @@ def _unit(x: Tensor) -> Vectors:
 def _three(about: Any, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
     values = about.get(name, default)
     if not isinstance(values, list | tuple) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):
-        raise CheckpointError(f"preprocessor_config.json has {name}={str(values)[:60]}; it must be three numbers.")
+        raise CheckpointError(f"preprocessor_config.json has {name}={str(values)[:60]}; it must be three numbers")
     return tuple(float(v) for v in values)
 
 

@@ -76,17 +76,17 @@ def _convert_embedding(source: Path, target: Path, wanted: Wanted) -> Path:
 
 
 def _refuse(source: Path, target: Path, wanted: Wanted) -> Path:
-    raise CheckpointError(f"{source} is a {open_other(source).what}, which Darkroom does not convert.")
+    raise CheckpointError(f"{source} is a {open_other(source).what}, which Darkroom does not convert")
 
 
 def _convert_networks(write: Callable[[Path, Path, torch.dtype | None, str | None], Path]) -> Convert:
     def convert(source: Path, target: Path, wanted: Wanted) -> Path:
         if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
             raise CheckpointError(
-                f"{target}: Darkroom writes no pickles; end the name in .safetensors, or name a folder."
+                f"{target}: Darkroom writes no pickles; end the name in .safetensors, or name a folder"
             )
         if target.exists() and source.resolve() == target.resolve():
-            raise CheckpointError(f"{target} is both the source and the target: choose another name for the result.")
+            raise CheckpointError(f"{target} is both the source and the target: choose another name for the result")
         return write(source, target, wanted.dtype, wanted.variant)
 
     return convert

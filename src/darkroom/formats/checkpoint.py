@@ -113,7 +113,7 @@ def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoin
 def _open_folder(path: Path, variant: str | None) -> Checkpoint:
     folders = folder.part_folders(path)
     if variant and not any(folder.has_variant(sub, variant) for sub in folders.values()):
-        raise CheckpointError(f"{path} has no weights of the variant {variant!r}.")
+        raise CheckpointError(f"{path} has no weights of the variant {variant!r}")
     configs: dict[Part, Any] = {
         p: network_config(p, read_json(sub / "config.json"), str(sub / "config.json")) for p, sub in folders.items()
     }
@@ -144,7 +144,7 @@ def _open_single(path: Path) -> Checkpoint:
         file = open_tensors(path)
     except CheckpointError:
         if (other := tell(Glance(path))) is not None and other.fault is None:
-            raise CheckpointError(f"{path} is {named(other.tensors) or other.what}.") from None
+            raise CheckpointError(f"{path} is {named(other.tensors) or other.what}") from None
         raise
     with file:
         found = detect.examine(file, path)
@@ -180,12 +180,12 @@ def _pool(configs: dict[Part, Any], path: Path) -> None:
         configs[part] = replace(configs[part], projection=unet.size_conditioning and part == texts[-1])
     if not unet.size_conditioning:
         if len(texts) > 1:
-            raise CheckpointError(f"{path} has two text encoders, and its U-Net is not told what SDXL's is.")
+            raise CheckpointError(f"{path} has two text encoders, and its U-Net is not told what SDXL's is")
         return
     width = sum(configs[part].hidden_size for part in texts)
     if width != unet.cross_attention_dim:
         raise CheckpointError(
-            f"{path}: its text encoders are {width} wide together, and its U-Net takes {unet.cross_attention_dim}."
+            f"{path}: its text encoders are {width} wide together, and its U-Net takes {unet.cross_attention_dim}"
         )
     with sentences(str(path)):
         unet.sizes(configs[texts[-1]].projection_dim)
@@ -197,7 +197,7 @@ def _unpack_tokenizer(content: Mapping[str, Any] | None, path: Path) -> tempfile
         return None
     texts = {name: content[name] for name in folder.TOKENIZER_FILES if isinstance(content.get(name), str)}
     if not folder.is_tokenizer(texts):
-        raise CheckpointError(f"{path} (metadata): its tokenizer lacks vocab.json or merges.txt.")
+        raise CheckpointError(f"{path} (metadata): its tokenizer lacks vocab.json or merges.txt")
     place = tempfile.TemporaryDirectory(prefix="darkroom-tokenizer-")
     for name, text in texts.items():
         Path(place.name, name).write_text(text, encoding="utf-8", errors="surrogatepass")

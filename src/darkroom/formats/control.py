@@ -93,9 +93,9 @@ def open_controlnet(source: str | Path, variant: str | None = None) -> ControlNe
 def _open_folder(path: Path, variant: str | None) -> ControlNetFile:
     place = path / "controlnet" if (path / "controlnet" / "config.json").is_file() else path
     if (place / "model_index.json").is_file():
-        raise CheckpointError(f"{path} is no ControlNet but a whole model: give it with --model.")
+        raise CheckpointError(f"{path} is no ControlNet but a whole model: give it with --model")
     if not (place / "config.json").is_file():
-        raise CheckpointError(f"{path} is no ControlNet: it has no config.json.")
+        raise CheckpointError(f"{path} is no ControlNet: it has no config.json")
     config = _published(place / "config.json")
     weights = Weights(folder.weights_file(place, variant), "diffusers")
     return _found(path, "diffusers folder", config, weights)
@@ -106,7 +106,7 @@ def _published(file: Path) -> ControlNetConfig:
     kind = content.get("_class_name")
     if kind != CLASS:
         what = "a U-Net" if kind == "UNet2DConditionModel" else f"a {str(kind)[:60]!r}"
-        raise CheckpointError(f"{file} is of {what}; a ControlNet's is of a {CLASS}.")
+        raise CheckpointError(f"{file} is of {what}; a ControlNet's is of a {CLASS}")
     config = network_config(PART, content, str(file))
     assert isinstance(config, ControlNetConfig)
     return config
@@ -120,11 +120,11 @@ def _open_file(path: Path) -> ControlNetFile:
             others = (what for mark, what in _OTHERS if any(name.startswith(mark) for name in names))
             told = foreign(names) or next(others, None)
             first = ", ".join(names[:3]) or "nothing"
-            raise CheckpointError(f"{path} is no ControlNet but {told or f'a file of tensors called {first}'}.")
+            raise CheckpointError(f"{path} is no ControlNet but {told or f'a file of tensors called {first}'}")
         unknown = [name for name in names if start and not name.startswith(start) and not _along(name)]
         if unknown:
             shown = ", ".join(unknown[:3]) + ", ..." * (len(unknown) > 3)
-            raise CheckpointError(f"{path} holds a ControlNet and {len(unknown)} unknown keys ({shown}).")
+            raise CheckpointError(f"{path} holds a ControlNet and {len(unknown)} unknown keys ({shown})")
         shapes = {name.removeprefix(start): file.shape(name) for name in names if name.startswith(start)}
         original = any(name.startswith("input_hint_block.") for name in shapes)
         config = _config(file, path, shapes, "ldm" if original else "diffusers")
@@ -165,7 +165,7 @@ def _config(file: TensorFile, path: Path, shapes: detect.Shapes, layout: Layout)
         outs = [shapes.get(f"{place}.weight", ()) for place in places]
         widths = tuple(shape[0] for shape in outs if len(shape) == 4)[:-1:2]
         if unet is None or not widths or len(outs[0]) != 4:
-            raise CheckpointError(f"{path} holds parts of a ControlNet only: download it again.")
+            raise CheckpointError(f"{path} holds parts of a ControlNet only: download it again")
         values = {name.name: getattr(unet, name.name) for name in fields(UNetConfig)}
         return ControlNetConfig(**values, hint_widths=widths, hint_channels=outs[0][1])
 
@@ -178,7 +178,7 @@ def save_controlnet(path: str | Path, state: State, config: ControlNetConfig, dt
     """
     target = Path(os.path.abspath(path))
     if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise CheckpointError(f"{path}: Darkroom writes no pickles; end the name in .safetensors, or name a folder.")
+        raise CheckpointError(f"{path}: Darkroom writes no pickles; end the name in .safetensors, or name a folder")
     if target.suffix.lower() == ".safetensors":
         metadata = {"format": "pt", METADATA: json.dumps({PART: config.to_diffusers()}, sort_keys=True)}
         with whole_file(target) as draft:

@@ -284,7 +284,7 @@ def examine(file: TensorFile, path: Path) -> SingleFile:
     """Find out what a single file holds. CheckpointError if it is some other kind of file."""
     names = file.names()
     if (other := named(names)) is not None:
-        raise CheckpointError(f"{path} is {other}.")
+        raise CheckpointError(f"{path} is {other}")
     ema = not any(name.startswith("model.diffusion_model.") for name in names)
     openclip = any(name.startswith("cond_stage_model.model.") for name in names)
     layouts: dict[Part, Layout] = {"unet": "ldm", "autoencoder": "ldm", **_text_layouts(names, openclip)}
@@ -353,12 +353,12 @@ def require_whole(found: SingleFile, path: Path) -> None:
     missing = [TITLES[part] for part in found.layouts if part not in found.configs]
     if len(missing) == len(found.layouts):
         first = ", ".join(found.unknown[:3]) or "nothing"
-        raise CheckpointError(f"{path} is not a Stable Diffusion checkpoint: its tensors are called {first}.")
+        raise CheckpointError(f"{path} is not a Stable Diffusion checkpoint: its tensors are called {first}")
     if missing:
-        raise CheckpointError(f"{path} is not a whole model: it has no {' and no '.join(missing)}.")
+        raise CheckpointError(f"{path} is not a whole model: it has no {' and no '.join(missing)}")
     if found.unknown:
         first, count = ", ".join(found.unknown[:3]), len(found.unknown)
-        raise CheckpointError(f"{path} has {count} unknown key{'s' * (count > 1)} ({first}{', ...' * (count > 3)}).")
+        raise CheckpointError(f"{path} has {count} unknown key{'s' * (count > 1)} ({first}{', ...' * (count > 3)})")
 
 
 def _told_scheduler(
@@ -392,7 +392,7 @@ def _prediction(file: TensorFile, path: Path, keys: Mapping[str, str], family: s
         if said in _PREDICTIONS:
             return _PREDICTIONS[said]
         if said not in ("", "none"):
-            raise CheckpointError(f"{path} predicts {said[:60]!r} (its {name}), which Darkroom does not load.")
+            raise CheckpointError(f"{path} predicts {said[:60]!r} (its {name}), which Darkroom does not load")
     key = keys.get(prefix("unet", "ldm") + _V_BIAS)
     if family == "sd2" and in_channels == 4 and key is not None and file.dtype(key).is_floating_point:
         bias = file.load(key).float()
@@ -408,7 +408,7 @@ def _latent_scale(file: TensorFile, path: Path, config: AutoencoderConfig) -> Au
     if not given:
         return config
     if len(given) < len(MARKS["edm"]):
-        raise CheckpointError(f"{path} has {given[0]} alone of {' and '.join(MARKS['edm'])}: download it again.")
+        raise CheckpointError(f"{path} has {given[0]} alone of {' and '.join(MARKS['edm'])}: download it again")
     mean, std = (tuple(_mark(file, path, key, config.latent_channels)) for key in MARKS["edm"])
     return dataclasses.replace(config, latents_mean=mean, latents_std=std, scaling_factor=0.5)
 
@@ -416,7 +416,7 @@ def _latent_scale(file: TensorFile, path: Path, config: AutoencoderConfig) -> Au
 def _mark(file: TensorFile, path: Path, key: str, count: int = 1) -> list[float]:
     """The numbers of a mark that has some."""
     if math.prod(file.shape(key)) != count or not file.dtype(key).is_floating_point:
-        raise CheckpointError(f"{path}: {key} must be {count} floating-point number{'s' * (count > 1)}.")
+        raise CheckpointError(f"{path}: {key} must be {count} floating-point number{'s' * (count > 1)}")
     numbers: list[float] = file.load(key).double().flatten().tolist()
     return numbers
 

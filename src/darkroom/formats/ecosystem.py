@@ -230,7 +230,7 @@ def open_other(path: Path) -> Other:
     """The same of a path that is known to be one. Raises CheckpointError where it isn't."""
     found = tell(Glance(path))
     if found is None:
-        raise CheckpointError(f"{path} is of no kind that Darkroom knows.")
+        raise CheckpointError(f"{path} is of no kind that Darkroom knows")
     return found
 
 

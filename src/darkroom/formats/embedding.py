@@ -144,7 +144,7 @@ def read_embedding(path: str | Path) -> EmbeddingFile:
     finally:
         source.close()
     if size > MAX_BYTES:
-        raise CheckpointError(f"{path} has {size:,} bytes, more than any embedding ({MAX_BYTES:,}): name another file.")
+        raise CheckpointError(f"{path} has {size:,} bytes, more than any embedding ({MAX_BYTES:,}): name another file")
     if is_pickle(head):
         content = read_pickle_tensors(path)
     else:
@@ -172,12 +172,12 @@ def bundled_word(path: Path, word: str, tensors: Mapping[str, Tensor]) -> Vector
     try:
         check_name(word)
     except RequestError as error:
-        raise CheckpointError(f"{path}: {error}.") from None
+        raise CheckpointError(f"{path}: {error}") from None
     if parts := _by_encoder(path, tensors):
         return parts
     if len(tensors) != 1:
         raise CheckpointError(
-            f"{path} has {', '.join(map(clip, sorted(tensors)[:4]))} for the word {clip(word)}: it can't be used."
+            f"{path} has {', '.join(map(clip, sorted(tensors)[:4]))} for the word {clip(word)}: it can't be used"
         )
     ((name, tensor),) = tensors.items()
     return (_vectors(path, name, tensor),)
@@ -202,22 +202,22 @@ def _by_encoder(path: Path, tensors: Mapping[str, Tensor]) -> Vectors | None:
     if outputs:
         raise CheckpointError(
             f"{path} has vectors for the output of a text encoder ({outputs[0]}: OneTrainer's output embedding), which "
-            f"Darkroom does not use: train it without."
+            f"Darkroom does not use: train it without"
         )
     if foreign := [name for name in others if _ELSEWHERE.match(name) and (places or len(tensors) == 1)]:
         raise CheckpointError(
             f"{path} has vectors for {clip(foreign[0])}, a text encoder of Stable Diffusion 3, Flux or the like, which "
-            f"Darkroom does not load: use an embedding made for this model."
+            f"Darkroom does not load: use an embedding made for this model"
         )
     if not places:
         return None
     if others or len(places) < len(tensors):
         told = ", ".join(map(clip, sorted(tensors)[:4]))
-        raise CheckpointError(f"{path} has {told} for one word: which of them a model is meant to read is not known.")
+        raise CheckpointError(f"{path} has {told} for one word: which of them a model is meant to read is not known")
     parts = tuple(_vectors(path, name, tensors[name]) for _, name in sorted(places.items()))
     if len({len(part) for part in parts}) > 1:
         raise CheckpointError(
-            f"{path} has {len(parts[0])} vectors for one text encoder, {len(parts[1])} for the other: it is broken."
+            f"{path} has {len(parts[0])} vectors for one text encoder, {len(parts[1])} for the other: it is broken"
         )
     return parts
 
@@ -255,7 +255,7 @@ def save_embedding(
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{path}: Darkroom writes no pickles; end the name in .safetensors.")
+        raise CheckpointError(f"{path}: Darkroom writes no pickles; end the name in .safetensors")
     parts: list[Tensor] = list(vectors) if isinstance(vectors, list | tuple) else [vectors]  # type: ignore[list-item]
     if form not in FORMS:
         raise RequestError(f"the form {form!r} of an embedding is unknown; choose one of {', '.join(FORMS)}")
@@ -285,7 +285,7 @@ def convert_embedding(source: str | Path, target: str | Path, form: str | None =
     if len(found.words) > 1:
         raise RequestError(f"{source} holds {len(found.words)} words; the forms that are written hold one")
     if Path(target).exists() and Path(target).resolve() == found.path.resolve():
-        raise CheckpointError(f"{target} is both the source and the target: choose another name for the result.")
+        raise CheckpointError(f"{target} is both the source and the target: choose another name for the result")
     ((token, parts),) = found.words.items()
     about = {key: str(value) for key, value in found.about.items() if key != "name"}
     return save_embedding(target, parts, token or found.path.stem[:MAX_NAME], form, about)
@@ -295,7 +295,7 @@ def _read_a1111(path: Path, content: dict[Any, Any]) -> EmbeddingFile:
     params = content["string_to_param"]
     tensors = {key: value for key, value in params.items() if _is_tensor(value)} if isinstance(params, dict) else {}
     if len(tensors) != 1:
-        raise CheckpointError(f"{path} holds {len(tensors)} learned words where one is expected: it can't be used.")
+        raise CheckpointError(f"{path} holds {len(tensors)} learned words where one is expected: it can't be used")
     about: dict[str, str | int] = {}
     for key in ("name", "step", "sd_checkpoint", "sd_checkpoint_name"):
         value = content.get(key)
@@ -319,7 +319,7 @@ def _by_token(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Vectors]:
         while (more := f"{token}_{len(rows)}") in found:
             rows.append(found[more])
         if len({row.shape[1] for row in rows}) > 1:
-            raise CheckpointError(f"{path} has vectors of different widths for {clip(token)}: it is broken.")
+            raise CheckpointError(f"{path} has vectors of different widths for {clip(token)}: it is broken")
         words[token] = (torch.cat(rows),)
     return words
 
@@ -330,15 +330,13 @@ def _vectors(path: Path, name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or 0 in shape:
         raise CheckpointError(
             f"{path}: {clip(name)} is {shape} of {str(tensor.dtype).removeprefix('torch.')}; "
-            f"a learned word has vectors [n, width] of floating-point numbers."
+            f"a learned word has vectors [n, width] of floating-point numbers"
         )
     vectors = tensor.detach().float().reshape(-1, shape[-1])
     if len(vectors) > MAX_VECTORS:
-        raise CheckpointError(
-            f"{path}: {clip(name)} has {len(vectors):,} vectors, more than the {MAX_VECTORS} allowed."
-        )
+        raise CheckpointError(f"{path}: {clip(name)} has {len(vectors):,} vectors, more than the {MAX_VECTORS} allowed")
     if not bool(vectors.isfinite().all()):
-        raise CheckpointError(f"{path}: {clip(name)} holds NaN or infinity: it can't be used.")
+        raise CheckpointError(f"{path}: {clip(name)} holds NaN or infinity: it can't be used")
     return vectors.contiguous()
 
 

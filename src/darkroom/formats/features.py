@@ -80,12 +80,12 @@ def open_features(sources: Sequence[str | Path]) -> dict[Kind, FeatureFile]:
                 first = ", ".join(file.names()[:3]) or "nothing"
                 raise CheckpointError(
                     f"{path} is no Inception, LPIPS or CLIP network: its tensors are called {first}; "
-                    f"give {'; '.join(WHERE.values())}."
+                    f"give {'; '.join(WHERE.values())}"
                 )
     for i, path in enumerate(heads or backbones):
         if not heads or i >= len(backbones):
             what, other = ("heads of LPIPS", "classifier") if heads else ("classifier of LPIPS", "heads")
-            raise CheckpointError(f"{path} holds the {what}; give its {other} as well: {WHERE['lpips']}.")
+            raise CheckpointError(f"{path} holds the {what}; give its {other} as well: {WHERE['lpips']}")
         _add(found, _lpips(path, backbones[i]))
     return found
 
@@ -93,7 +93,7 @@ def open_features(sources: Sequence[str | Path]) -> dict[Kind, FeatureFile]:
 def _add(found: dict[Kind, FeatureFile], file: FeatureFile) -> None:
     kind = cast(Kind, file.kind)
     if kind in found:
-        raise CheckpointError(f"{file.path} is a second {kind} network beside {found[kind].path}; give one.")
+        raise CheckpointError(f"{file.path} is a second {kind} network beside {found[kind].path}; give one")
     found[kind] = file
 
 
@@ -107,7 +107,7 @@ def open_text_encoder(path: Path) -> Artifact:
     content, where = read_json(path / "config.json"), str(path / "config.json")
     if content.get("model_type") not in ("clip", "clip_text_model"):
         raise CheckpointError(
-            f"{path} is a {str(content.get('model_type'))[:60]!r}; it must be a CLIP: {WHERE['clip']}."
+            f"{path} is a {str(content.get('model_type'))[:60]!r}; it must be a CLIP: {WHERE['clip']}"
         )
     configs: dict[Part, Config] = {"text_encoder": network_config("text_encoder", content, where)}
     weights = Weights(folder.weights_file(path), "diffusers")
@@ -117,7 +117,7 @@ def open_text_encoder(path: Path) -> Artifact:
 def require(found: Mapping[Kind, FeatureFile], kind: Kind, what: str) -> FeatureFile:
     """The network that `what` needs. CheckpointError, saying where to get it, where it was not given."""
     if kind not in found:
-        raise CheckpointError(f"{what} needs a network that is not given; name it by --features: {WHERE[kind]}.")
+        raise CheckpointError(f"{what} needs a network that is not given; name it by --features: {WHERE[kind]}")
     return found[kind]
 
 
@@ -125,7 +125,7 @@ def _inception(path: Path, file: TensorFile) -> FeatureFile:
     if "fc.weight" in file and file.shape("fc.weight")[0] != _CLASSES_OF_2015:
         raise CheckpointError(
             f"{path} is an Inception network of {file.shape('fc.weight')[0]} classes; distances are known by "
-            f"TensorFlow's of {_CLASSES_OF_2015}: {WHERE['inception']}."
+            f"TensorFlow's of {_CLASSES_OF_2015}: {WHERE['inception']}"
         )
     weights: dict[Part, Weights] = {"inception": Weights(path, "torchvision")}
     return FeatureFile(kind="inception", path=path, configs={"inception": InceptionConfig()}, weights=weights)
@@ -138,7 +138,7 @@ def _lpips(path: Path, backbone: Path | None) -> FeatureFile:
         shape = () if first is None else file.shape(first)
     net = _FIRST.get(shape[-1]) if len(shape) == 4 else None
     if net is None:
-        raise CheckpointError(f"{backbone or path} is neither VGG-16 nor AlexNet; give {WHERE['lpips']}.")
+        raise CheckpointError(f"{backbone or path} is neither VGG-16 nor AlexNet; give {WHERE['lpips']}")
     return FeatureFile(kind="lpips", path=path, configs={"lpips": LpipsConfig(net)}, weights={"lpips": weights})
 
 
@@ -146,7 +146,7 @@ def _clip(path: Path) -> FeatureFile:
     content = read_json(path / "config.json")
     kind = content.get("model_type")
     if kind not in _CLIPS:
-        raise CheckpointError(f"{path} is a {str(kind)[:60]!r}; it must be a CLIP: {WHERE['clip']}.")
+        raise CheckpointError(f"{path} is a {str(kind)[:60]!r}; it must be a CLIP: {WHERE['clip']}")
     where = str(path / "config.json")
     configs: dict[Part, Config] = {"image_encoder": network_config("image_encoder", content, where)}
     if kind == "clip":

@@ -42,7 +42,7 @@ def checked_defaults(content: Any, where: str) -> dict[str, float]:
     CheckpointError, naming `where`, for anything else.
     """
     if not isinstance(content, dict):
-        raise CheckpointError(f"{where} has defaults {content!r}; they are an object.")
+        raise CheckpointError(f"{where} has defaults {content!r}; they are an object")
     known = {"steps": 1000, "guidance_scale": 100, "refine_strength": 1}
     for name, value in content.items():
         whole = name == "steps"
@@ -50,7 +50,7 @@ def checked_defaults(content: Any, where: str) -> dict[str, float]:
         if name not in known or not number or not int(whole) <= value <= known[name]:
             raise CheckpointError(
                 f"{where} has the default {name}={value!r}; there may be steps (1 to 1000), guidance_scale (0 to 100), "
-                f"refine_strength (0 to 1)."
+                f"refine_strength (0 to 1)"
             )
     return content
 
@@ -78,9 +78,9 @@ def sentences(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise CheckpointError(f"{where}: {error}.") from None
+        raise CheckpointError(f"{where}: {error}") from None
     except (TypeError, AttributeError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{where} has a value of a wrong type ({error}).") from None
+        raise CheckpointError(f"{where} has a value of a wrong type ({error})") from None
 
 
 # --- which file is what ---------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def weights_file(folder: Path, variant: str | None = None) -> Path:
         found.append((named != variant if variant else False, rank, match["index"] is not None, path.name, path))
     if not found:
         raise CheckpointError(
-            f"{folder} has no weights (diffusion_pytorch_model.safetensors or the like); it has {_contents(folder)}."
+            f"{folder} has no weights (diffusion_pytorch_model.safetensors or the like); it has {_contents(folder)}"
         )
     return min(found)[-1]
 
@@ -150,17 +150,17 @@ def part_folders(path: Path) -> dict[Part, Path]:
     name = pipeline_class(path)
     if name is not None and name.startswith(_UNSUPPORTED):
         raise CheckpointError(
-            f"{path} holds a {name}, which this version does not load; it loads Stable Diffusion 1.x, 2.x and XL."
+            f"{path} holds a {name}, which this version does not load; it loads Stable Diffusion 1.x, 2.x and XL"
         )
     folders = {part: path / sub for part, sub in SUBFOLDERS.items()}
     if not folders["unet"].is_dir():
         if (path / "transformer").is_dir():
             raise CheckpointError(
-                f"{path} holds a transformer instead of a U-Net; Darkroom loads Stable Diffusion 1.x, 2.x and XL."
+                f"{path} holds a transformer instead of a U-Net; Darkroom loads Stable Diffusion 1.x, 2.x and XL"
             )
         if (path / "config.json").is_file() and read_json(path / "config.json").get("_class_name") == "ControlNetModel":
-            raise CheckpointError(f"{path} is a ControlNet, not a whole model: give it with --control beside a model.")
-        raise CheckpointError(f"{path} has no U-Net (a folder unet/); it has {_contents(path)}.")
+            raise CheckpointError(f"{path} is a ControlNet, not a whole model: give it with --control beside a model")
+        raise CheckpointError(f"{path} has no U-Net (a folder unet/); it has {_contents(path)}")
     second = path / SUBFOLDERS["text_encoder_2"]
     if not second.is_dir():
         del folders["text_encoder_2"]
@@ -169,7 +169,7 @@ def part_folders(path: Path) -> dict[Part, Path]:
     for part, folder in folders.items():
         if not folder.is_dir():
             raise CheckpointError(
-                f"{path} has no {TITLES[part]} (a folder {SUBFOLDERS[part]}/); it has {_contents(path)}."
+                f"{path} has no {TITLES[part]} (a folder {SUBFOLDERS[part]}/); it has {_contents(path)}"
             )
     return folders
 
@@ -217,7 +217,7 @@ def _listing(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
-        raise CheckpointError(f"{folder} can't be listed: {error.strerror or error}.") from None
+        raise CheckpointError(f"{folder} can't be listed: {error.strerror or error}") from None
 
 
 def _contents(folder: Path) -> str:

@@ -47,7 +47,7 @@ def read_gguf(source: Source) -> Gguf:
     cursor = _Cursor(source)
     version, tensors, pairs = cursor.take("<4xIQQ")
     if version not in (2, 3) or tensors > MAX_TENSORS or pairs > _PAIRS:
-        raise CheckpointError(f"{source.path} is a broken GGUF file, or of a version ({version}) that isn't known.")
+        raise CheckpointError(f"{source.path} is a broken GGUF file, or of a version ({version}) that isn't known")
     found: dict[str, Any] = {}
     for _ in range(pairs):
         key = cursor.text()
@@ -60,13 +60,13 @@ def read_gguf(source: Source) -> Gguf:
         name = cursor.text(MAX_NAME)
         (count,) = cursor.take("<I")
         if count > MAX_DIMENSIONS:
-            raise CheckpointError(f"{source.path} is a broken GGUF file: a tensor has {count} dimensions.")
+            raise CheckpointError(f"{source.path} is a broken GGUF file: a tensor has {count} dimensions")
         shape = tuple(reversed(cursor.take(f"<{count}Q")))
         kind, offset = cursor.take("<IQ")
         label, block, size = _TYPES.get(kind, (f"type {kind}", 1, 0))
         elements = prod(shape)
         if max(elements, offset) > MAX_SIZE:
-            raise CheckpointError(f"{source.path} is a broken GGUF file: a tensor is of an impossible size.")
+            raise CheckpointError(f"{source.path} is a broken GGUF file: a tensor is of an impossible size")
         end = max(end, offset + -(-elements // block) * size)
         shapes[name] = (shape, label)
     alignment = found.get("general.alignment", 32)
@@ -92,7 +92,7 @@ class _Cursor:
             self._piece = self.source.read(self.position, max(count, 1 << 16))
         self.position += count
         if count > len(self._piece) or self.position > _MOST:
-            raise CheckpointError(f"{self.source.path} is a broken GGUF file: its header is cut short.")
+            raise CheckpointError(f"{self.source.path} is a broken GGUF file: its header is cut short")
         return self._piece[first : first + count]
 
     def take(self, form: str) -> tuple[Any, ...]:
@@ -101,7 +101,7 @@ class _Cursor:
     def text(self, most: int = 1 << 16) -> str:
         (length,) = self.take("<Q")
         if length > most:
-            raise CheckpointError(f"{self.source.path} is a broken GGUF file: a text of {length} bytes.")
+            raise CheckpointError(f"{self.source.path} is a broken GGUF file: a text of {length} bytes")
         return self.bytes(length).decode("utf-8", errors="replace")
 
     def value(self, kind: int) -> Any:
@@ -111,13 +111,13 @@ class _Cursor:
         if kind == _TEXT:
             return self.text(1 << 20)
         if kind != _ARRAY:
-            raise CheckpointError(f"{self.source.path} is a broken GGUF file: there is no type {kind}.")
+            raise CheckpointError(f"{self.source.path} is a broken GGUF file: there is no type {kind}")
         inside, count = self.take("<IQ")
         if inside in _FIXED and count <= _MOST:
             self.bytes(struct.calcsize(_FIXED[inside]) * count)
             return None
         if inside != _TEXT or count > _MOST:
-            raise CheckpointError(f"{self.source.path} is a broken GGUF file: a list of type {inside}.")
+            raise CheckpointError(f"{self.source.path} is a broken GGUF file: a list of type {inside}")
         for _ in range(count):
             self.text(1 << 20)
         return None

@@ -49,11 +49,11 @@ def resolve(source: str | Path) -> Path:
     if isinstance(source, Path) or match is None or text.lower().endswith(_FILES):
         raise CheckpointError(
             f"{clip(text, 200) or 'An empty name'} does not exist: give a diffusers folder, a .safetensors or .ckpt "
-            "file, or a model of the hub as org/name or org/name@revision."
+            "file, or a model of the hub as org/name or org/name@revision"
         )
     repo, revision = match["repo"], match["revision"]
     if ".." in text or "--" in repo or len(repo) > 96 or repo.endswith((".git", ".", "-")):
-        raise CheckpointError(f"{clip(text, 200)} is neither an existing path nor a hub id (org/name[@revision]).")
+        raise CheckpointError(f"{clip(text, 200)} is neither an existing path nor a hub id (org/name[@revision])")
     return _download(repo, revision)
 
 
@@ -107,17 +107,17 @@ def _download(repo: str, revision: str | None) -> Path:
         else:
             files = needed(sibling.rfilename for sibling in info.siblings or ())
             if not files:
-                raise CheckpointError(f"{name} on the hub holds no weights that Darkroom reads.")
+                raise CheckpointError(f"{name} on the hub holds no weights that Darkroom reads")
             if "model_index.json" not in files and "config.json" not in files and len(files) > 1:
                 raise CheckpointError(
                     f"{name} on the hub holds {len(files)} single files ({clip(', '.join(files), 200)}): "
-                    "download the one you want and give its path."
+                    "download the one you want and give its path"
                 )
             folder = snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(file) for file in files])
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{name} {_why(error)}.") from error
+        raise CheckpointError(f"{name} {_why(error)}") from error
     return _single(Path(folder))
 
 

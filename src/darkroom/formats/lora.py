@@ -164,7 +164,7 @@ def lora_path(path: str | Path) -> Path:
     for name in FILES:
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path} is a folder without a LoRA in it ({', '.join(FILES[:2])}): name the file itself.")
+    raise CheckpointError(f"{path} is a folder without a LoRA in it ({', '.join(FILES[:2])}): name the file itself")
 
 
 def scan_lora(file: TensorFile) -> LoraFile:
@@ -173,12 +173,12 @@ def scan_lora(file: TensorFile) -> LoraFile:
     strangers = []
     names = file.names()
     if (base := lora_base(names)) is not None:
-        raise CheckpointError(f"{file.path} is a LoRA for {base}, which Darkroom does not draw with.")
+        raise CheckpointError(f"{file.path} is a LoRA for {base}, which Darkroom does not draw with")
     for part, kind in UNDRAWN:
         if example := next((name for name in names if part in name), None):
             raise CheckpointError(
                 f"{file.path} is {kind} ({clip(example)}), which Darkroom does not draw: use a LoRA, LoHa, LoKr, "
-                f"GLoRA, IA3 or OFT as kohya's scripts and LyCORIS write them."
+                f"GLoRA, IA3 or OFT as kohya's scripts and LyCORIS write them"
             )
     keys = read_keys(names) | numbered(file)
     brought = bundled(file)
@@ -189,13 +189,11 @@ def scan_lora(file: TensorFile) -> LoraFile:
         if key is None:
             strangers.append(name)
         elif key.slot in slots.setdefault(key.module, {}):
-            raise CheckpointError(f"{file.path} holds {key.slot} of {key.module} twice, as {name} too.")
+            raise CheckpointError(f"{file.path} holds {key.slot} of {key.module} twice, as {name} too")
         else:
             slots[key.module][key.slot] = name
     if not slots:
-        raise CheckpointError(
-            f"{file.path} is no LoRA: its tensors are called {', '.join(strangers[:3]) or 'nothing'}."
-        )
+        raise CheckpointError(f"{file.path} is no LoRA: its tensors are called {', '.join(strangers[:3]) or 'nothing'}")
     shapes = {name: file.shape(name) for name in names}
     dtypes = {name: file.dtype_name(name) for name in names}
     words: dict[str, dict[str, str]] = {}
@@ -239,7 +237,7 @@ def read_lora(path: str | Path, networks: Mapping[str, nn.Module] | Homes, *, al
                 unmatched += slots.values()
                 continue
             if home in taken:
-                raise CheckpointError(f"{scan.path} holds {module} twice, as {taken[home]} too.")
+                raise CheckpointError(f"{scan.path} holds {module} twice, as {taken[home]} too")
             taken[home] = module
             update = _update(file, scan, module, slots, layer, alphas, homes)
             if update is None:
@@ -311,23 +309,23 @@ def layer_tensors(file: TensorFile, module: str, slots: Mapping[str, str]) -> tu
     tensors = {slot: _plain(file.load(name)) for slot, name in slots.items()}
     for slot, tensor in tensors.items():
         if not tensor.is_floating_point() and slot not in ("alpha", "on_input"):
-            raise CheckpointError(f"{file.path}: {slots[slot]} holds no floating-point numbers.")
+            raise CheckpointError(f"{file.path}: {slots[slot]} holds no floating-point numbers")
         if slot not in ("alpha", "on_input") and not (tensor.ndim and tensor.numel()):
-            raise CheckpointError(f"{file.path} is broken: {slots[slot]} is {list(tensor.shape)}, no factor.")
+            raise CheckpointError(f"{file.path} is broken: {slots[slot]} is {list(tensor.shape)}, no factor")
     alpha = tensors.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1:
-        raise CheckpointError(f"{file.path}: {slots['alpha']} is {list(alpha.shape)}, not one number.")
+        raise CheckpointError(f"{file.path}: {slots['alpha']} is {list(alpha.shape)}, not one number")
     if tensors and (missing := _missing(_kind(tensors).removesuffix("+dora"), slots)) is not None:
-        raise CheckpointError(f"{file.path} is broken: {module} has no {missing}.")
+        raise CheckpointError(f"{file.path} is broken: {module} has no {missing}")
     if "down" in tensors and "mid" not in tensors and tensors["down"].shape[:1] != tensors["up"].shape[1:2]:
         told = ", ".join(f"{slot} {list(tensors[slot].shape)}" for slot in ("down", "up"))
-        raise CheckpointError(f"{file.path} is broken: the ranks of {module} ({told}) are not one.")
+        raise CheckpointError(f"{file.path} is broken: the ranks of {module} ({told}) are not one")
     if "oft_blocks" in tensors:
         if tensors["oft_blocks"].ndim != 3 or len({*tensors["oft_blocks"].shape[1:]}) != 1:
             blocks = list(tensors["oft_blocks"].shape)
             raise CheckpointError(
                 f"{file.path} is a BOFT or another kind of OFT ({slots['oft_blocks']} is {blocks}), which Darkroom "
-                f"does not draw: use a Diag-OFT."
+                f"does not draw: use a Diag-OFT"
             )
         if alpha is not None:  # no factor here but the largest norm that a rotation may have, by the layer's outputs
             tensors["constraint"], alpha = alpha.float().reshape(1), None
@@ -376,7 +374,7 @@ def _update(
         _check_base(scan, homes, True)
         told = ", ".join(f"{slot} {list(tensor.shape)}" for slot, tensor in tensors.items())
         raise CheckpointError(
-            f"{scan.path} is made for another model: {module} ({told or 'bias'}) does not fit a layer of {list(shape)}."
+            f"{scan.path} is made for another model: {module} ({told or 'bias'}) does not fit a layer of {list(shape)}"
         )
     bias: Tensor | None = None
     if biases:  # PEFT's is scaled with the factors, a plain difference is not
@@ -443,7 +441,7 @@ def _magnitude(
         return given.reshape(1, shape[1], *ones)
     raise CheckpointError(
         f"{scan.path} is made for another model: {module} has magnitudes {list(given.shape)} "
-        f"for a layer of {list(shape)}."
+        f"for a layer of {list(shape)}"
     )
 
 
@@ -461,7 +459,7 @@ class Alphas:
             elif file.path.stem == "adapter_model" and beside.is_file():
                 self.config = read_json(beside)
         except (ValueError, RecursionError):
-            raise CheckpointError(f"{file.path}: its {PEFT_METADATA} is not JSON.") from None
+            raise CheckpointError(f"{file.path}: its {PEFT_METADATA} is not JSON") from None
 
     def factor(self, module: str, alpha: float | None, rank: int | None) -> float:
         if alpha is not None:
@@ -502,12 +500,11 @@ def _check_base(scan: LoraFile, homes: Homes, doubtful: bool) -> None:
     width, own = scan.text_width, homes.text_width
     if width is not None and own is not None and width != own:
         raise CheckpointError(
-            f"{scan.path} is made for {family(width)}; this model is {family(own)}: "
-            f"use it with a model of its own kind."
+            f"{scan.path} is made for {family(width)}; this model is {family(own)}: use it with a model of its own kind"
         )
     if doubtful and any(_TRANSFORMERS.match(module) for module in scan.slots):
         raise CheckpointError(
-            f"{scan.path} is made for a diffusion transformer (Flux, Stable Diffusion 3 or the like), not for a U-Net."
+            f"{scan.path} is made for a diffusion transformer (Flux, Stable Diffusion 3 or the like), not for a U-Net"
         )
 
 

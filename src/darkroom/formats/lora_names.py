@@ -265,7 +265,7 @@ def numbered(file: TensorFile) -> dict[str, Key]:
     if order is None:
         raise CheckpointError(
             f"{file.path} numbers the layers of a U-Net in an order that Darkroom does not know (the first gated one "
-            f"is {min(gated)}): convert it with the trainer that wrote it."
+            f"is {min(gated)}): convert it with the trainer that wrote it"
         )
     keys = {}
     for name, match in found.items():

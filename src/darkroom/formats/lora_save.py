@@ -110,7 +110,7 @@ def convert_lora(
     """
     target = Path(target)
     if target.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{target}: a LoRA is written as safetensors; end the name in .safetensors.")
+        raise CheckpointError(f"{target}: a LoRA is written as safetensors; end the name in .safetensors")
     with open_tensors(lora_path(source)) as file:
         scan: LoraFile = scan_lora(file)
         alphas = Alphas(file)
@@ -176,7 +176,7 @@ def _write(
     if words and form == "diffusers":
         raise CheckpointError(
             f"{path}: the LoRA brings {len(words)} words along ({clip(', '.join(words))}), for which diffusers' form "
-            f"has no place: write it in kohya's form."
+            f"has no place: write it in kohya's form"
         )
     notes = {key: text for key, text in metadata.items() if key != PEFT_METADATA} | {"format": "pt"}
     entries = []

@@ -63,7 +63,7 @@ class LoraStore:
             state = os.stat(path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(f"the LoRA {str(path)!r} can't be read: {reason}.") from None
+            raise CheckpointError(f"the LoRA {str(path)!r} can't be read: {reason}") from None
         key = (str(path.resolve()), state.st_mtime_ns, state.st_size, allow_unmatched)
         with self._lock:
             if key not in self._read:

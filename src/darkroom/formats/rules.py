@@ -145,4 +145,4 @@ def native_shapes(config: Config, where: str = "the configuration") -> dict[str,
         with torch.device("meta"):
             return {name: tensor.shape for name, tensor in network_class(config)(config).state_dict().items()}
     except ValueError as error:
-        raise CheckpointError(f"{where}: {error}.") from None
+        raise CheckpointError(f"{where}: {error}") from None

@@ -155,7 +155,7 @@ def save_single_file(path: str | Path, model: Contents, dtype: torch.dtype | Non
     """
     target = Path(os.path.abspath(path))
     if isinstance(model.configs["autoencoder"], TinyAutoencoderConfig):
-        raise CheckpointError(f"{target}: a tiny autoencoder has no place in a single file; save a folder.")
+        raise CheckpointError(f"{target}: a tiny autoencoder has no place in a single file; save a folder")
     layouts: dict[Part, Layout] = {"text_encoder_2": "sdxl_openclip"}
     layouts["text_encoder"] = "openclip" if model.text.hidden_act == "gelu" else "ldm"
     if model.unet.size_conditioning:
@@ -198,7 +198,7 @@ def entries_of(
     try:
         places = table(part, layout, tensors.names(), config)
     except KeyError as error:
-        raise CheckpointError(f"{path}: {error.args[0]}.") from None
+        raise CheckpointError(f"{path}: {error.args[0]}") from None
     groups: dict[str, list[tuple[str, Place]]] = {}
     for name, place in places.items():
         groups.setdefault(place.name, []).append((name, place))
@@ -239,7 +239,7 @@ def _marks(model: Contents, path: Path) -> list[Entry]:
     vae = model.configs["autoencoder"]
     values = marks_of(model.scheduler_config, getattr(vae, "latents_mean", None), getattr(vae, "latents_std", None))
     if values is None:
-        raise CheckpointError(f"{path}: no single file tells this kind of EDM model; save a folder.")
+        raise CheckpointError(f"{path}: no single file tells this kind of EDM model; save a folder")
     made = {name: torch.tensor(numbers, dtype=torch.float32, device="cpu") for name, numbers in values.items()}
     made |= {name: mark.view(1, -1, 1, 1) for name, mark in made.items() if mark.numel() > 1}
     return [Entry(name, tuple(mark.shape), mark.dtype, mark.clone) for name, mark in made.items()]
@@ -315,7 +315,7 @@ def write_tokenizer(tokenizer: TokenizerSource, folder: Path) -> None:
         return
     found = [name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
     if not is_tokenizer(found):
-        raise CheckpointError(f"{tokenizer} is no tokenizer's folder: it has no vocab.json and merges.txt.")
+        raise CheckpointError(f"{tokenizer} is no tokenizer's folder: it has no vocab.json and merges.txt")
     for name in found:
         shutil.copyfile(tokenizer / name, folder / name)
 

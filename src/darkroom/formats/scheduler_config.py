@@ -98,7 +98,7 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
     order, lower = int(number(config, "solver_order", 2)), bool(config.get("lower_order_final", True))
     if config.get("variance_type") in ("learned", "learned_range") and name in (*_DPM_SOLVERS, "SASolverScheduler"):
         raise CheckpointError(
-            "The scheduler's variance_type says that the network predicts variances; that is not supported."
+            "the scheduler's variance_type says that the network predicts variances; that is not supported"
         )
     solver = str(config.get("solver_type", ""))
     try:
@@ -115,14 +115,14 @@ def make_sampler(name: str, config: Mapping[str, Any], schedule: Schedule) -> Sa
             return _sa_solver(config, schedule, lower, limit)
         if name == "UniPCMultistepScheduler":
             if config.get("solver_p") is not None:
-                raise CheckpointError("The scheduler's solver_p (another scheduler inside UniPC) is not supported.")
+                raise CheckpointError("the scheduler's solver_p (another scheduler inside UniPC) is not supported")
             corrected = tuple(config.get("disable_corrector") or ())
             solver = solver if solver in ("bh1", "bh2") else "bh2"
             return UniPC(order, solver, bool(config.get("predict_x0", True)), lower, corrected, limit)
         if name == "DEISMultistepScheduler":
             return DEIS(order, lower, limit)
     except RequestError as error:
-        raise CheckpointError(f"The checkpoint's scheduler can't be: {error}") from error
+        raise CheckpointError(f"the checkpoint's scheduler can't be: {error}") from error
     if name == "DDIMScheduler":
         return DDIM(limit=limit)
     if name == "TCDScheduler":
@@ -214,7 +214,7 @@ def _final(config: Mapping[str, Any], low: float) -> float:
     """The level at the end: none, or `low`."""
     ends = config.get("final_sigmas_type", "zero")
     if ends not in ("zero", "sigma_min"):
-        raise CheckpointError(f"The scheduler's final_sigmas_type {ends!r} is not zero or sigma_min.")
+        raise CheckpointError(f"the scheduler's final_sigmas_type {ends!r} is not zero or sigma_min")
     return 0.0 if ends == "zero" else low
 
 
@@ -263,9 +263,7 @@ def _discrete_layout(name: str, sampler: Sampler, config: Mapping[str, Any], sch
         halves = None
         if sampler.warm_up:
             if steps < 4:
-                raise RequestError(
-                    f"The PNDM sampler warms up in its first 3 steps, so {steps} are too few; ask for 4."
-                )
+                raise RequestError(f"the PNDM sampler warms up in its first 3 steps, so {steps} are too few; ask for 4")
             half = stride // 2
             halves = tuple((level(timesteps[i] - half), level(timesteps[i + 1] + half)) for i in range(3))
         sources = tuple(level(t + stride) for t in timesteps)
@@ -279,11 +277,11 @@ def _distilled_layout(sampler: Sampler, config: Mapping[str, Any], schedule: Sch
     """LCM's and TCD's timesteps: a subset of the grid of original_inference_steps that it was distilled on."""
     original = int(number(config, "original_inference_steps", 50))
     if not 1 <= original <= schedule.steps:
-        raise CheckpointError(f"The scheduler's original_inference_steps {original} is not from 1 to {schedule.steps}.")
+        raise CheckpointError(f"the scheduler's original_inference_steps {original} is not from 1 to {schedule.steps}")
     if not 1 <= steps <= original:
         name = "TCD" if isinstance(sampler, TCD) else "LCM"
         raise RequestError(
-            f"{name} takes from 1 to {original} steps with this checkpoint, not {steps}; 4 to 8 are usual."
+            f"{name} takes from 1 to {original} steps with this checkpoint, not {steps}; 4 to 8 are usual"
         )
     top = _top(config, schedule)
     grid = (np.arange(1, original + 1) * (schedule.steps // original) - 1)[::-1]
@@ -321,14 +319,14 @@ def _clipped(name: str, config: Mapping[str, Any], schedule: Schedule) -> Schedu
         return schedule
     kept = int((-np.log(schedule.training_sigmas) >= low).sum())
     if kept < 2:
-        raise CheckpointError(f"The scheduler's lambda_min_clipped {low!r} leaves no noise levels.")
+        raise CheckpointError(f"the scheduler's lambda_min_clipped {low!r} leaves no noise levels")
     return Schedule(schedule.alphas_cumprod[:kept], schedule.prediction_type)
 
 
 def _spacing(config: Mapping[str, Any], default: str) -> str:
     spacing = config.get("timestep_spacing", default)
     if spacing not in ("linspace", "leading", "trailing"):
-        raise CheckpointError(f"The scheduler's timestep_spacing {spacing!r} is not linspace, leading or trailing.")
+        raise CheckpointError(f"the scheduler's timestep_spacing {spacing!r} is not linspace, leading or trailing")
     return str(spacing)
 
 
@@ -338,7 +336,7 @@ def _sigma_flag(name: str, config: Mapping[str, Any]) -> str:
         return ""
     flags = [kind for kind in ("karras", "exponential", "beta") if config.get(f"use_{kind}_sigmas")]
     if len(flags) > 1:
-        raise CheckpointError(f"The scheduler asks for {' and '.join(flags)} sigmas; it can have only one of them.")
+        raise CheckpointError(f"the scheduler asks for {' and '.join(flags)} sigmas; it can have only one of them")
     if name == "DPMSolverMultistepScheduler" and config.get("use_lu_lambdas") and flags[:1] != ["karras"]:
         return "lu"
     return flags[0] if flags else ""
@@ -356,7 +354,7 @@ def _limit(name: str, config: Mapping[str, Any]) -> Limit | None:
 def _variance(config: Mapping[str, Any]) -> str:
     kind = config.get("variance_type", "fixed_small")
     if kind not in ("fixed_small", "fixed_small_log", "fixed_large"):
-        raise CheckpointError(f"The scheduler's variance_type {kind!r} is not fixed_small or fixed_large.")
+        raise CheckpointError(f"the scheduler's variance_type {kind!r} is not fixed_small or fixed_large")
     return "fixed_large" if kind == "fixed_large" else "fixed_small"
 
 
@@ -366,7 +364,7 @@ def _dpm_solver(config: Mapping[str, Any]) -> tuple[str, Literal["midpoint", "he
     algorithm = "dpmsolver++" if algorithm == "deis" else algorithm
     if not algorithm.endswith("++") and config.get("final_sigmas_type", "zero") == "zero":
         raise CheckpointError(
-            f"The scheduler's {algorithm} can't end at zero noise; final_sigmas_type must be sigma_min."
+            f"the scheduler's {algorithm} can't end at zero noise; final_sigmas_type must be sigma_min"
         )
     return algorithm, "heun" if config.get("solver_type") == "heun" else "midpoint"
 
@@ -374,10 +372,10 @@ def _dpm_solver(config: Mapping[str, Any]) -> tuple[str, Literal["midpoint", "he
 def _sa_solver(config: Mapping[str, Any], schedule: Schedule, lower: bool, limit: Limit | None) -> Sampler:
     kind = config.get("algorithm_type", "data_prediction")
     if kind not in ("data_prediction", "noise_prediction"):
-        raise CheckpointError(f"The scheduler's algorithm_type {kind!r} is not data_prediction or noise_prediction.")
+        raise CheckpointError(f"the scheduler's algorithm_type {kind!r} is not data_prediction or noise_prediction")
     if config.get("tau_func") is not None:
         raise CheckpointError(
-            f"The scheduler's tau_func {str(config['tau_func'])[:60]!r} is not supported; only null is."
+            f"the scheduler's tau_func {str(config['tau_func'])[:60]!r} is not supported; only null is"
         )
     orders = (int(number(config, "predictor_order", 2)), int(number(config, "corrector_order", 2)))
     low, high = (schedule.t_to_sigma(float(t)) for t in _SA_DRAWS)

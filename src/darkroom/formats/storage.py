@@ -63,14 +63,14 @@ class Source:
         try:
             kind = os.stat(path).st_mode
             if stat.S_ISDIR(kind):
-                raise CheckpointError(f"{path} is a folder where a weights file is wanted: name a file in it.")
+                raise CheckpointError(f"{path} is a folder where a weights file is wanted: name a file in it")
             if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
-                raise CheckpointError(f"{path} is not a regular file: name a weights file.")
+                raise CheckpointError(f"{path} is not a regular file: name a weights file")
             self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (lives as long as the TensorFile)
         except FileNotFoundError:
-            raise CheckpointError(f"{path} does not exist: check the path.") from None
+            raise CheckpointError(f"{path} does not exist: check the path") from None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} can't be opened: {getattr(error, 'strerror', None) or error}.") from None
+            raise CheckpointError(f"{path} can't be opened: {getattr(error, 'strerror', None) or error}") from None
         self.size = os.fstat(self.file.fileno()).st_size
         self._lock = threading.Lock()
 
@@ -86,7 +86,7 @@ class Source:
             while done < len(buffer) and (count := self._read_some(buffer[done:], offset + done)):
                 done += count
         except (OSError, ValueError) as error:  # ValueError: closed
-            raise CheckpointError(f"{self.path} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+            raise CheckpointError(f"{self.path} can't be read: {getattr(error, 'strerror', None) or error}") from None
         return done
 
     def _read_some(self, buffer: memoryview, offset: int) -> int:
@@ -118,19 +118,19 @@ class Slot:
         path, name = self.source.path, self.name
         check_name(path, name)
         if self.dtype not in DTYPES:
-            raise CheckpointError(f"{path} holds the tensor {name} of the unknown type {clip(self.dtype)}.")
+            raise CheckpointError(f"{path} holds the tensor {name} of the unknown type {clip(self.dtype)}")
         for numbers in (self.shape, self.stride or ()):
             if len(numbers) > MAX_DIMENSIONS or not all(is_count(n) for n in numbers):
-                raise CheckpointError(f"{path} gives the tensor {name} an impossible shape or stride: {clip(numbers)}.")
+                raise CheckpointError(f"{path} gives the tensor {name} an impossible shape or stride: {clip(numbers)}")
         if self.stride is not None and len(self.stride) != len(self.shape):
-            raise CheckpointError(f"{path} gives the tensor {name} a stride that does not match its shape.")
+            raise CheckpointError(f"{path} gives the tensor {name} a stride that does not match its shape")
         if not is_count(self.offset) or self.offset + self.span > self.source.size:
             raise CheckpointError(
                 f"{path} is cut short or broken: the tensor {name} would end at byte {clip(self.offset + self.span)} "
-                f"but the file has {self.source.size}; download it again."
+                f"but the file has {self.source.size}; download it again"
             )
         if self.stride is not None and self.bytes > self.span:  # a stride of 0 makes terabytes out of one number
-            raise CheckpointError(f"{path} repeats the bytes of the tensor {name} instead of storing them.")
+            raise CheckpointError(f"{path} repeats the bytes of the tensor {name} instead of storing them")
 
     @property
     def elements(self) -> int:
@@ -172,7 +172,7 @@ class Slot:
 
         raw = flat.view(torch.uint8)
         if len(raw) and self.source.read_into(raw.numpy().data, self.offset + start * DTYPES[self.dtype]) != len(raw):
-            raise CheckpointError(f"{self.source.path} became shorter while {self.name} was being read.")
+            raise CheckpointError(f"{self.source.path} became shorter while {self.name} was being read")
         if self.dtype == "bool":
             raw.ne_(0)  # any other byte in a bool is undefined behaviour
 
@@ -184,13 +184,13 @@ class Slot:
             return torch.empty(elements, dtype=dtype, device="cpu")
         except RuntimeError:  # how torch says that the CPU's memory is used up
             size = elements * dtype.itemsize
-            raise CheckpointError(f"{self.source.path}: no memory for {self.name}, {size} bytes.") from None
+            raise CheckpointError(f"{self.source.path}: no memory for {self.name}, {size} bytes") from None
 
 
 def check_finite(name: str, tensor: Tensor, file: Path | str) -> None:
     """Raises CheckpointError if a floating-point tensor holds NaN or infinity; `name`, `file` are for its sentence."""
     if not is_finite(tensor):
-        raise CheckpointError(f"{file} is poisoned or broken: the tensor {name} holds NaN or infinity.")
+        raise CheckpointError(f"{file} is poisoned or broken: the tensor {name} holds NaN or infinity")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -213,11 +213,11 @@ def is_count(value: object) -> bool:
 def check_name(path: Path, name: object) -> None:
     """Raises CheckpointError for a name that could be a trick: control characters, a way out of a folder, endless."""
     if not isinstance(name, str) or not name:
-        raise CheckpointError(f"{path} holds a tensor without a proper name.")
+        raise CheckpointError(f"{path} holds a tensor without a proper name")
     if len(name) > MAX_NAME:
-        raise CheckpointError(f"{path} holds a tensor whose name has {len(name)} characters (at most {MAX_NAME}).")
+        raise CheckpointError(f"{path} holds a tensor whose name has {len(name)} characters (at most {MAX_NAME})")
     if not name.isprintable() or "../" in name or "..\\" in name or name.startswith(("/", "\\")):
-        raise CheckpointError(f"{path} holds a tensor with a suspicious name: {clip(ascii(name))}.")
+        raise CheckpointError(f"{path} holds a tensor with a suspicious name: {clip(ascii(name))}")
 
 
 # --- weights in 8 bits with scales -----------------------------------------------------------------------------------
@@ -270,6 +270,6 @@ def _checked(scale: Slot, weight: Slot) -> Slot:
     if not eighth or "float" not in scale.dtype or (scale.elements != 1 and not one_each):
         raise CheckpointError(
             f"{weight.source.path} is quantized in a way that Darkroom does not read ({clip(weight.name)} is "
-            f"{weight.dtype} with scales {list(scale.shape)}): use the model in float16, or in plain or scaled float8."
+            f"{weight.dtype} with scales {list(scale.shape)}): use the model in float16, or in plain or scaled float8"
         )
     return scale

@@ -66,30 +66,30 @@ def safetensors_slots(source: Source) -> tuple[list[Slot], dict[str, str]]:
     path, size = source.path, source.size
     length = int.from_bytes(source.read(0, 8), "little")
     if length > MAX_HEADER:
-        raise CheckpointError(f"{path} claims a header of {length} bytes; more than {MAX_HEADER} is broken or hostile.")
+        raise CheckpointError(f"{path} claims a header of {length} bytes; more than {MAX_HEADER} is broken or hostile")
     begin = 8 + length
     if begin > size:
         raise CheckpointError(
-            f"{path} is cut short: its header ends at byte {begin} but the file has {size}; download it again."
+            f"{path} is cut short: its header ends at byte {begin} but the file has {size}; download it again"
         )
     header = parse_json(path, source.read(8, length))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path} is broken: its metadata is not a mapping of text to text.")
+        raise CheckpointError(f"{path} is broken: its metadata is not a mapping of text to text")
     if len(header) > MAX_TENSORS:
-        raise CheckpointError(f"{path} claims {len(header)} tensors, more than the {MAX_TENSORS} allowed.")
+        raise CheckpointError(f"{path} claims {len(header)} tensors, more than the {MAX_TENSORS} allowed")
 
     position = 0
     entries = [_entry(path, name, entry) for name, entry in header.items()]
     for start, stop, name, _, _ in sorted(entries, key=lambda entry: entry[:2]):
         if start != position:
             fault = "overlaps the one before it" if start < position else "leaves a hole before it"
-            raise CheckpointError(f"{path} is broken: the tensor {name} {fault} (byte {start}, not {position}).")
+            raise CheckpointError(f"{path} is broken: the tensor {name} {fault} (byte {start}, not {position})")
         position = stop
     if begin + position != size:
         fault = "is cut short" if begin + position > size else "has trailing bytes"
         raise CheckpointError(
-            f"{path} {fault}: its header describes {begin + position} bytes but the file has {size}; download it again."
+            f"{path} {fault}: its header describes {begin + position} bytes but the file has {size}; download it again"
         )
 
     slots = []
@@ -98,7 +98,7 @@ def safetensors_slots(source: Source) -> tuple[list[Slot], dict[str, str]]:
         if slot.bytes != stop - start:
             raise CheckpointError(
                 f"{path} is broken: the tensor {name}, {clip(shape)} of {dtype}, needs {clip(slot.bytes)} bytes "
-                f"but has {stop - start}."
+                f"but has {stop - start}"
             )
         slots.append(slot)
     return slots, metadata
@@ -108,15 +108,15 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, str, tuple
     """(start, stop, name, torch's dtype name, shape) of one header entry; what it is, not yet whether it fits."""
     check_name(path, name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{path} is broken: {name} is not described by dtype, shape and data_offsets.")
+        raise CheckpointError(f"{path} is broken: {name} is not described by dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise CheckpointError(f"{path} holds the tensor {name} of the type {clip(code)}, which is unknown.")
+        raise CheckpointError(f"{path} holds the tensor {name} of the type {clip(code)}, which is unknown")
     if not isinstance(shape, list):
-        raise CheckpointError(f"{path} gives the tensor {name} an impossible shape: {clip(shape)}.")
+        raise CheckpointError(f"{path} gives the tensor {name} an impossible shape: {clip(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)) or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{path} gives the tensor {name} impossible offsets: {clip(offsets)}.")
+        raise CheckpointError(f"{path} gives the tensor {name} impossible offsets: {clip(offsets)}")
     return offsets[0], offsets[1], name, dtype, tuple(shape)
 
 
@@ -127,7 +127,7 @@ def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in pairs:
             if key in result:
-                raise CheckpointError(f"{path} names {clip(key)} twice: it is broken or hostile.")
+                raise CheckpointError(f"{path} names {clip(key)} twice: it is broken or hostile")
             result[key] = value
         return result
 
@@ -137,9 +137,9 @@ def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is broken: its {len(raw)} bytes of header or index are not JSON.") from None
+        raise CheckpointError(f"{path} is broken: its {len(raw)} bytes of header or index are not JSON") from None
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path} is broken: its header or index is not a JSON object.")
+        raise CheckpointError(f"{path} is broken: its header or index is not a JSON object")
     return parsed
 
 
@@ -178,7 +178,7 @@ def read_pickle_tensors(path: Path | str, *, finite: bool = True) -> Any:
     source = Source(Path(path))
     try:
         if not is_pickle(source.read(0, 8)):
-            raise CheckpointError(f"{path} is no PyTorch pickle.")
+            raise CheckpointError(f"{path} is no PyTorch pickle")
         return _grown(source, _answer(source, "tree")["tree"], "", finite)
     finally:
         source.close()
@@ -232,7 +232,7 @@ def _answer(source: Source, mode: str) -> dict[str, Any]:
                     _answers.popitem(last=False)
     answer: dict[str, Any] = found if "error" in found else found[mode]
     if "error" in answer:
-        raise CheckpointError(f"{source.path} {answer['error']}.")
+        raise CheckpointError(f"{source.path} {answer['error']}")
     return answer
 
 
@@ -263,11 +263,11 @@ def _ask(source: Source, mode: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"took more than {TIMEOUT:.0f} s to look at: it is broken or hostile"}
     except OSError as error:
-        raise CheckpointError(f"{source.path}: no process could be started to look at it ({error.strerror}).") from None
+        raise CheckpointError(f"{source.path}: no process could be started to look at it ({error.strerror})") from None
     except ValueError:
         if child.returncode == -getattr(signal, "SIGXCPU", 0):
             return {"error": "takes more time to be looked at than a file of its size should: it is broken or hostile"}
-        raise CheckpointError(f"{source.path} is broken: looking at it ended with status {child.returncode}.") from None
+        raise CheckpointError(f"{source.path} is broken: looking at it ended with status {child.returncode}") from None
 
 
 # --- any weights file ------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ class TensorFile:
                 check_finite(name, part, source)
                 kind = str(result.dtype).removeprefix("torch.")
                 raise CheckpointError(
-                    f"{self.path}: {name} has values too large for {kind}: load it in bfloat16 or float32."
+                    f"{self.path}: {name} has values too large for {kind}: load it in bfloat16 or float32"
                 )
         return result.view(slot.shape)
 
@@ -364,7 +364,7 @@ class TensorFile:
         try:
             return self._slots[name]
         except KeyError:
-            raise CheckpointError(f"{self.path} holds no tensor named {clip(name)}.") from None
+            raise CheckpointError(f"{self.path} holds no tensor named {clip(name)}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._slots
@@ -505,7 +505,7 @@ def _open_one(source: Source) -> tuple[list[Slot], dict[str, str]]:
         return safetensors_slots(source)
     if is_pickle(head):
         return pickled_slots(source), {}
-    raise CheckpointError(f"{source.path} {_what_else(head)}.")
+    raise CheckpointError(f"{source.path} {_what_else(head)}")
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -535,25 +535,21 @@ def _shards(source: Source) -> tuple[list[Slot], dict[str, str]]:
     """The tensors of the set that an index describes: {"weight_map": {tensor's name: shard's name}, ...}."""
     path, folder = source.path, source.path.parent
     if source.size > MAX_HEADER:
-        raise CheckpointError(f"{path} has {source.size} bytes, too many for a shard index (at most {MAX_HEADER}).")
+        raise CheckpointError(f"{path} has {source.size} bytes, too many for a shard index (at most {MAX_HEADER})")
     weight_map = parse_json(path, source.read(0, source.size)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"{path} is JSON but no shard index (it has no weight_map): name the weights file itself."
-        )
+        raise CheckpointError(f"{path} is JSON but no shard index (it has no weight_map): name the weights file itself")
     if len(weight_map) > MAX_TENSORS:
-        raise CheckpointError(f"{path} claims {len(weight_map)} tensors, more than the {MAX_TENSORS} allowed.")
+        raise CheckpointError(f"{path} claims {len(weight_map)} tensors, more than the {MAX_TENSORS} allowed")
     for name, file in weight_map.items():
         check_name(path, name)
         if not isinstance(file, str) or not _is_plain(file):
-            raise CheckpointError(
-                f"{path} names the shard {clip(ascii(file))}: only a plain name beside it is allowed."
-            )
+            raise CheckpointError(f"{path} names the shard {clip(ascii(file))}: only a plain name beside it is allowed")
     files = list(dict.fromkeys(weight_map.values()))
     if len(files) > MAX_SHARDS:
-        raise CheckpointError(f"{path} names {len(files)} shards, more than the {MAX_SHARDS} allowed.")
+        raise CheckpointError(f"{path} names {len(files)} shards, more than the {MAX_SHARDS} allowed")
     if missing := [file for file in files if not (folder / file).exists()]:
-        raise CheckpointError(f"{path} needs the shard {missing[0]}, which is missing beside it: download it again.")
+        raise CheckpointError(f"{path} needs the shard {missing[0]}, which is missing beside it: download it again")
     found: dict[str, Slot] = {}
     metadata: dict[str, str] = {}
     opened: list[Source] = []
@@ -564,11 +560,11 @@ def _shards(source: Source) -> tuple[list[Slot], dict[str, str]]:
             metadata |= extra
             for slot in slots:
                 if weight_map.get(slot.name) != file:
-                    raise CheckpointError(f"{folder / file} holds {slot.name}, but not according to {path.name}.")
+                    raise CheckpointError(f"{folder / file} holds {slot.name}, but not according to {path.name}")
                 found[slot.name] = slot
         for name, file in weight_map.items():
             if name not in found:
-                raise CheckpointError(f"{folder / file} lacks the tensor {name}, which {path.name} places there.")
+                raise CheckpointError(f"{folder / file} lacks the tensor {name}, which {path.name} places there")
     except BaseException:
         for shard in opened:
             shard.close()

@@ -84,7 +84,7 @@ def with_vae(checkpoint: Checkpoint, source: str | Path) -> Checkpoint:
         if theirs != ours:
             raise CheckpointError(
                 f"{vae.path} is an autoencoder of {what.format(theirs)}, and {checkpoint.name} has "
-                f"{what.format(ours)}: choose one of its own family."
+                f"{what.format(ours)}: choose one of its own family"
             )
     configs = {**checkpoint.configs, PART: config}
     weights = {**checkpoint.weights, **vae.weights}
@@ -147,7 +147,7 @@ def _open_folder(path: Path) -> Vae:
         return _found(path, "diffusers folder", _published(place / "config.json"), weights)
     if halves := _encoders(path):
         return _open_file(halves[0])
-    raise CheckpointError(f"{path} holds no autoencoder: it has no config.json and no taesd_encoder file.")
+    raise CheckpointError(f"{path} holds no autoencoder: it has no config.json and no taesd_encoder file")
 
 
 def _encoders(folder: Path) -> list[Path]:
@@ -162,7 +162,7 @@ def _published(file: Path) -> AutoencoderConfig:
     content = read_json(file)
     kind = content.get("_class_name")
     if kind not in _CLASSES:
-        raise CheckpointError(f"{file} is of a {kind!r}; an autoencoder is one of {', '.join(_CLASSES)}.")
+        raise CheckpointError(f"{file} is of a {kind!r}; an autoencoder is one of {', '.join(_CLASSES)}")
     config = network_config("autoencoder", content, str(file))
     assert isinstance(config, AutoencoderConfig)
     return config
@@ -191,7 +191,7 @@ def _open_file(path: Path) -> Vae:
         config = detect.autoencoder_config(detect.as_native(PART, layout, shapes), upscaler=False)
     if config is None:
         first = ", ".join(list(shapes)[:3]) or "nothing"
-        raise CheckpointError(f"{path} holds no autoencoder: its tensors are called {first}.")
+        raise CheckpointError(f"{path} holds no autoencoder: its tensors are called {first}")
     kind = "LDM file" if layout == "ldm" else "diffusers file"
     return _found(path, kind, config, dataclasses.replace(weights, layout=layout), False)
 
@@ -202,14 +202,14 @@ def _open_halves(path: Path) -> Vae:
         if this in path.name:
             other = path.with_name(path.name.replace(this, that))
             if not other.is_file():
-                raise CheckpointError(f"{path} is the {this} of a tiny autoencoder; put its {other.name} beside it.")
+                raise CheckpointError(f"{path} is the {this} of a tiny autoencoder; put its {other.name} beside it")
             encoder, decoder = (path, other) if this == "encoder" else (other, path)
             weights = Weights(encoder, "taesd", second=decoder)
             with weights.open() as file, sentences(str(path)):
                 config = _tiny_config({name: file.shape(name) for name in file.names()}, path)
             return _found(path, "original files", config, weights)
     raise CheckpointError(
-        f"{path} seems to be half of a tiny autoencoder; its name must say which: taesd_encoder or taesd_decoder."
+        f"{path} seems to be half of a tiny autoencoder; its name must say which: taesd_encoder or taesd_decoder"
     )
 
 
@@ -233,7 +233,7 @@ def _tiny_config(shapes: Shapes, path: Path) -> TinyAutoencoderConfig:
     found = {half: shape for half, shape in first if len(shape) == 4}
     encoder, decoder = blocks("encoder"), blocks("decoder")
     if len(found) < 2 or not encoder or not decoder or 0 in (*encoder, *decoder):
-        raise CheckpointError(f"{path} is no tiny autoencoder that Darkroom knows: its layers are of another order.")
+        raise CheckpointError(f"{path} is no tiny autoencoder that Darkroom knows: its layers are of another order")
     return TinyAutoencoderConfig(
         in_channels=found["encoder"][1],
         latent_channels=found["decoder"][1],

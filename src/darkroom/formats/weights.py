@@ -75,7 +75,7 @@ def _shards(path: Path) -> list[Path]:
     shards = read_json(path, limit=16 << 20).get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise CheckpointError(f"{path} is no index of shards in its own folder.")
+        raise CheckpointError(f"{path} is no index of shards in its own folder")
     return [path.parent / name for name in sorted(set(names))]
 
 
@@ -244,7 +244,7 @@ class PartTensors:
             problems = self._problems(part, weights.layout, artifact)
             if problems:
                 raise CheckpointError(
-                    f"{weights.path}: the {TITLES[part]} does not fit its configuration: {'; '.join(problems)}."
+                    f"{weights.path}: the {TITLES[part]} does not fit its configuration: {'; '.join(problems)}"
                 )
         except BaseException:
             self._file.close()
@@ -385,7 +385,7 @@ def digest_of(paths: Sequence[Path]) -> str:
             _write(kept, digest.hexdigest())
         return digest.hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
 
 
 def content_hash(path: Path) -> str:

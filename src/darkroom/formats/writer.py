@@ -59,7 +59,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
             size *= n
         kind = _CODES.get(str(entry.dtype).removeprefix("torch."))
         if kind is None or entry.name in header:
-            raise CheckpointError(f"{path}: the tensor {entry.name} can't be written as {entry.dtype}, or comes twice.")
+            raise CheckpointError(f"{path}: the tensor {entry.name} can't be written as {entry.dtype}, or comes twice")
         header[entry.name] = {"dtype": kind, "shape": list(entry.shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -80,9 +80,9 @@ def _bytes(entry: Entry, path: Path) -> memoryview:
     tensor = entry.load().detach().to(device="cpu")
     converted = tensor.to(entry.dtype).contiguous()
     if tuple(converted.shape) != entry.shape:
-        raise CheckpointError(f"{path}: {entry.name} is {list(converted.shape)}, not {list(entry.shape)}.")
+        raise CheckpointError(f"{path}: {entry.name} is {list(converted.shape)}, not {list(entry.shape)}")
     narrow = entry.dtype.itemsize == 1 and bool(tensor.numel())  # 8 bits may saturate instead of overflowing
     if not is_finite(converted) or (narrow and float(tensor.float().abs().max()) > torch.finfo(entry.dtype).max):
         kind = str(entry.dtype).removeprefix("torch.")
-        raise CheckpointError(f"{path}: {entry.name} holds NaN, infinity or a value too large for {kind}.")
+        raise CheckpointError(f"{path}: {entry.name} holds NaN, infinity or a value too large for {kind}")
     return converted.reshape(-1).view(torch.uint8).numpy().data

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import RequestError, closest, shown
+from ..errors import RequestError, nearest, shown
 from ..names import SamplerId
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def canonical(name: object) -> tuple[SamplerId, Literal["karras", "exponential"]
     Accepts ids, A1111's names and aliases, diffusers' class names, in any case. Raises RequestError for anything else.
     """
     if not isinstance(name, str):
-        raise RequestError(f"A sampler's name is a string, not {shown(name, 80)}; there are {', '.join(names())}.")
+        raise RequestError(f"a sampler's name is a text, not {shown(name, 80)}; there are {', '.join(names())}")
     key = " ".join(name.casefold().split()).removesuffix("_gpu")  # ComfyUI's, where the noise is made on the GPU
     if key in _BY_NAME:
         return _BY_NAME[key].id, None
@@ -311,9 +311,9 @@ def canonical(name: object) -> tuple[SamplerId, Literal["karras", "exponential"]
     stem = key[: len(stem)]
     if ending in _SCHEDULES and stem in _BY_NAME:
         return _BY_NAME[stem].id, _SCHEDULES[ending]
-    near = closest(key[:80], _BY_NAME, cutoff=0.4)
-    hint = f" did you mean {_BY_NAME[near].id!r}?" if near else ""
-    raise RequestError(f"There is no sampler {shown(name, 80)};{hint} There are {', '.join(names())}.")
+    with_schedules = (f"{row.label} {ending.capitalize()}" for row in _TABLE for ending in _SCHEDULES)
+    told = nearest(name[:80], [*names(), *(row.label for row in _TABLE), *with_schedules, *_BY_NAME])
+    raise RequestError(f"there is no sampler {shown(name, 80)}{told or '; there are ' + ', '.join(names())}")
 
 
 def entry(name: object) -> Entry:
@@ -333,7 +333,7 @@ def get(name: object, /, **options: Any) -> Sampler:
     wrong = [option for option in options if option not in known]
     if wrong:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise RequestError(f"The sampler {row.id} has no option {shown(wrong[0], 80)}; {takes}.")
+        raise RequestError(f"the sampler {row.id} has no option {shown(wrong[0], 80)}; {takes}")
     sampler: Sampler = make(**{**row.options, **options})
     return sampler
 

@@ -66,12 +66,12 @@ class DPMMultistep:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            raise RequestError(f"algorithm_type {self.algorithm!r} is not one of {', '.join(ALGORITHMS)}.")
+            raise RequestError(f"algorithm_type {self.algorithm!r} is not one of {', '.join(ALGORITHMS)}")
         if self.solver not in ("midpoint", "heun"):
-            raise RequestError(f"solver_type {self.solver!r} of a DPM solver is not midpoint or heun.")
+            raise RequestError(f"solver_type {self.solver!r} of a DPM solver is not midpoint or heun")
         if self.order not in (1, 2, 3) or (self.order == 3 and self.algorithm == "sde-dpmsolver"):
             most = 2 if self.algorithm == "sde-dpmsolver" else 3
-            raise RequestError(f"solver_order {self.order!r} of {self.algorithm} is not from 1 to {most}.")
+            raise RequestError(f"solver_order {self.order!r} of {self.algorithm} is not from 1 to {most}")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         after = sigmas[state.interval + 1]
@@ -132,11 +132,11 @@ class DPMSinglestep:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS[:3]:
-            raise RequestError(f"algorithm_type {self.algorithm!r} is not one of {', '.join(ALGORITHMS[:3])}.")
+            raise RequestError(f"algorithm_type {self.algorithm!r} is not one of {', '.join(ALGORITHMS[:3])}")
         if self.solver not in ("midpoint", "heun"):
-            raise RequestError(f"solver_type {self.solver!r} of a DPM solver is not midpoint or heun.")
+            raise RequestError(f"solver_type {self.solver!r} of a DPM solver is not midpoint or heun")
         if self.order not in (1, 2, 3):
-            raise RequestError(f"solver_order {self.order!r} of a singlestep solver is not from 1 to 3.")
+            raise RequestError(f"solver_order {self.order!r} of a singlestep solver is not from 1 to 3")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         after = sigmas[state.interval + 1]

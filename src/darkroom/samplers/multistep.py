@@ -81,7 +81,7 @@ class LMS:
 
     def __post_init__(self) -> None:
         if self.order not in range(1, 9):
-            raise RequestError(f"The order of LMS is {self.order!r}; it must be from 1 to 8.")
+            raise RequestError(f"the order of LMS is {self.order!r}; it must be from 1 to 8")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         slopes = ((state.x - denoised) / state.sigma, *state.memory)[: self.order]
@@ -99,7 +99,7 @@ class IPNDM:
 
     def __post_init__(self) -> None:
         if self.order not in range(1, 5):
-            raise RequestError(f"The order of iPNDM is {self.order!r}; it must be from 1 to 4.")
+            raise RequestError(f"the order of iPNDM is {self.order!r}; it must be from 1 to 4")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         slopes = ((state.x - denoised) / state.sigma, *state.memory)[: self.order]
@@ -220,7 +220,7 @@ class DEIS:
 
     def __post_init__(self) -> None:
         if self.order not in range(1, 4):
-            raise RequestError(f"The order of DEIS is {self.order!r}; it must be from 1 to 3.")
+            raise RequestError(f"the order of DEIS is {self.order!r}; it must be from 1 to 3")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         eps = (state.x - limited(self.limit, denoised)) / state.sigma

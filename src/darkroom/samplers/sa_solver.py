@@ -39,7 +39,7 @@ class SASolver:
     def __post_init__(self) -> None:
         for name in ("predictor_order", "corrector_order"):
             if getattr(self, name) not in (1, 2, 3, 4):
-                raise RequestError(f"{name} {getattr(self, name)!r} of SA-Solver is not from 1 to 4.")
+                raise RequestError(f"{name} {getattr(self, name)!r} of SA-Solver is not from 1 to 4")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         i, x, left = state.interval, state.x, len(sigmas) - 1 - state.interval

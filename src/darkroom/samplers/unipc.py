@@ -37,9 +37,9 @@ class UniPC:
 
     def __post_init__(self) -> None:
         if self.solver not in ("bh1", "bh2"):
-            raise RequestError(f"solver_type {self.solver!r} of UniPC is not bh1 or bh2.")
+            raise RequestError(f"solver_type {self.solver!r} of UniPC is not bh1 or bh2")
         if not 1 <= self.order <= 9:
-            raise RequestError(f"solver_order {self.order!r} of UniPC is not from 1 to 9.")
+            raise RequestError(f"solver_order {self.order!r} of UniPC is not from 1 to 9")
 
     def step(self, state: SamplerState, denoised: Tensor, sigmas: Sequence[float], noise: Noise) -> SamplerState:
         i, x = state.interval, state.x

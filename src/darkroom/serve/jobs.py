@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..arguments import GROUPS, ungrouped
-from ..diffusion import spacing_name
+from ..diffusion import AUTOMATIC, spacing_name
 from ..errors import RequestError, did_you_mean, shown
 from ..formats.picture import dump_recipe
 from ..prompts.grammar import Prompt, parse
@@ -25,7 +25,6 @@ from .uploads import Upload
 
 GUIDANCE_SCALE = 7.5  # where neither the request nor the model says
 STRENGTH = 0.75
-AUTOMATIC = "automatic"  # a schedule: the model's own
 ROLES = ("image", "mask", "depth")
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
+from ..elsewhere import DRAWING, plain
 from ..errors import RequestError, nearest
 from ..request import MAX_IMAGES, Request
 from ..request import SIZE as SIZE_OF_A_REQUEST
@@ -117,7 +118,7 @@ def _is_list(value: object) -> bool:
 
 def _name(letter: str, text: str) -> str:
     """The field that a name means."""
-    key = re.sub(r"[\s\-]+", "_", text.strip().lstrip("-").lower())
+    key = plain(text)
     aliases = _aliases()
     name = aliases.get(key, key)
     known = sweepable()
@@ -140,8 +141,8 @@ def _aliases() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, _, declared in joined(Request):
         if declared.axis:
-            told = ((declared.option or "").lstrip("-"), declared.key or "", *declared.aliases)
-            found |= {re.sub(r"[\s\-]+", "_", other.lower()): name for other in told if other}
+            told = ((declared.option or "").lstrip("-"), declared.key or "", *DRAWING.of(name))
+            found |= {plain(other): name for other in told if other}
     return found
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from .. import settings
-from ..errors import TrainingError, closest
+from ..elsewhere import TRAINING
+from ..errors import TrainingError, distance
 from ..settings import Kind, SettingError, setting
 
 OPTIMIZERS = ("muon", "adamw", "adamw8bit", "adafactor")
@@ -330,12 +332,20 @@ def keys(recipe: Any, prefix: str = "") -> list[str]:
 def _set(recipe: Any, key: str, value: str, whole_key: str) -> Any:
     first, dot, rest = key.partition(".")
     declared = settings.settings(recipe)
+    if not dot and key not in declared:
+        ours = TRAINING.ours(key)
+        first = ours if ours in declared else key
     if first not in (() if dot else declared) and not (dot and is_dataclass(getattr(recipe, first, None))):
         known = keys(recipe, whole_key[: len(whole_key) - len(key)])
         same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-        near = closest(whole_key, same or known, cutoff=0.0 if same else 0.5)
-        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
-        raise TrainingError(f"the recipe has no setting {whole_key[:100]!r}; {hint}")
+        if instead := TRAINING.instead(key):
+            raise TrainingError(f"there is no setting {whole_key[:100]!r}: {instead}")
+        hint = (
+            f"; did you mean {min(same, key=partial(distance, whole_key))!r}?"
+            if same
+            else TRAINING.near(whole_key, known)
+        )
+        raise TrainingError(f"the recipe has no setting {whole_key[:100]!r}{hint}")
     if dot:
         return replace(recipe, **{first: _set(getattr(recipe, first), rest, value, whole_key)})
     try:
