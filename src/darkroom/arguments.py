@@ -209,7 +209,7 @@ def ungrouped(given: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} is in a group now, and its own argument goes with the next version; "
                 f"say {argument}=darkroom.{GROUPS[argument].__name__}({member}=...)",
                 DeprecationWarning,
-                stacklevel=3,
+                stacklevel=4,  # past `generate` and what reads other programs' names
             )
         found[name] = value
     return found

@@ -243,7 +243,7 @@ class Pipeline:
             replace(shared, latents=start, image=images[i // num_images], mask=masks[i // num_images])
             for i, start in enumerate(starting_noises(latents, count))
         ]
-        return self._drawn(requests, inputs, told, on_progress, output, deterministic)
+        return self._drawn(requests, inputs, told, on_progress, output, deterministic, 4)
 
     __call__ = generate
 
@@ -376,6 +376,7 @@ class Pipeline:
         on_progress: Callable[[Progress], None] | None,
         output: Output,
         deterministic: bool | None,
+        stacklevel: int = 3,
     ) -> Result[Any]:
         """`draw`, with the warnings that are known before. To be called by what a user calls."""
         choice("output", output, OUTPUTS)
@@ -395,7 +396,7 @@ class Pipeline:
             places[id] = i
             sentences |= dict.fromkeys(engine.jobs[id].warnings)
         for sentence in sentences:
-            warnings.warn(sentence, stacklevel=3)
+            warnings.warn(sentence, stacklevel=stacklevel)
         images: dict[int, Image.Image | Tensor] = {}
         recipes: dict[int, Request] = {}
         for event in engine.run():

@@ -121,7 +121,7 @@ def test_what_changes_nothing_gives_the_picture_back(generate: Command, line: st
         ("--image p.png --hires 2", "a given image is enlarged by upscale; leave one of them out"),
         ("--image p.png --mask m.png --outpaint left=8", "leave one of them out"),
         ("--image p.png --only-masked", "there is no mask"),
-        ("--mask m.png", "a mask is given without an image"),
+        ("--mask m.png", "--mask is given without --image"),
         ("--outpaint left=8", "outpaint is given without an image"),
     ],
 )

@@ -63,7 +63,7 @@ def test_inpainting_and_outpainting(generate: Command) -> None:
         (["--image", "image.png", "--strength", "2"], "--strength is 2.0; it must be from 0 to 1"),
         (["--image", "image.png", "--strength", "nan"], "--strength is nan"),
         (["--image", "none.png"], "--image is 'none.png', which does not exist"),
-        (["--mask", "mask.png"], "a mask is given without an image"),
+        (["--mask", "mask.png"], "--mask is given without --image"),
         (["--image", "image.png", "--mask", "none.png"], "--mask is 'none.png'"),
         (["--image", "image.png", "--fill", "grey"], "--fill is 'grey'"),
         (["--image", "image.png", "--mask-blur", "-1"], "--mask-blur is -1"),
