@@ -25,6 +25,7 @@ FAKE = Path(__file__).with_name("fake_engine.py")
 
 START = """
 import sys, json
+{before}
 from darkroom.serve.options import ServeOptions
 from darkroom.serve.run import run
 from pathlib import Path
@@ -39,12 +40,12 @@ sys.exit(run(ServeOptions(**values), lambda server: print(server.options.port, s
 class Running:
     """A server's process and its address."""
 
-    def __init__(self, data: Path, options: dict[str, Any], environment: dict[str, str]) -> None:
+    def __init__(self, data: Path, options: dict[str, Any], environment: dict[str, str], before: str = "") -> None:
         values = {"data": str(data), "port": 0, "engines": 1, "cores": 1, "max_body": 2**20} | options
         self.data = data
         self.log = open(data.parent / f"{data.name}.log", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START, json.dumps(values)],
+            [sys.executable, "-c", START.replace("{before}", before), json.dumps(values)],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
@@ -132,11 +133,15 @@ def serve(tmp_path: Path) -> Iterator[Start]:
     running: list[Running] = []
 
     def start(
-        data: str = "data", environment: dict[str, str] | None = None, real: bool = False, **options: Any
+        data: str = "data",
+        environment: dict[str, str] | None = None,
+        real: bool = False,
+        before: str = "",
+        **options: Any,
     ) -> Running:
         if not real:
             options.setdefault("engine_command", [sys.executable, str(FAKE)])
-        server = Running(tmp_path / data, options, environment or {})
+        server = Running(tmp_path / data, options, environment or {}, before)
         running.append(server)
         return server.ready()
 

@@ -41,6 +41,22 @@ def test_an_engine_that_dies_loses_nothing(serve: Callable[..., Running]) -> Non
     assert len(hashes(server)) == 14
 
 
+SLOW_SNAPSHOTS = """
+import time
+from darkroom.serve.data import Data
+plain = Data.snapshot
+Data.snapshot = lambda self, id: time.sleep(0.3) or plain(self, id)
+"""
+
+
+def test_pictures_claimed_for_an_engine_that_died_before_it_had_them_wait_again(serve: Callable[..., Running]) -> None:
+    server = serve(before=SLOW_SNAPSHOTS)
+    jobs = [server.post(prompt="a fox, slow", seed=i) for i in range(6)]
+    server.until(lambda: any(state == "running" for state, _, _ in states(server.data)))
+    os.kill(server.engines()[0], signal.SIGKILL)  # some were claimed, and are not there yet
+    assert all(server.ended(job["id"])["state"] == "finished" for job in jobs)
+
+
 def test_a_picture_that_kills_engines_is_given_up_and_the_others_are_drawn(serve: Callable[..., Running]) -> None:
     server = serve()
     poison = server.post(prompt="a fox, die")

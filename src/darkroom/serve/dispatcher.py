@@ -228,6 +228,8 @@ class Dispatcher:
     async def _fill(self, seat: Seat) -> None:
         """Give an engine pictures while it has room."""
         rows = await self.store.read(lambda c: queue.waiting(c, None, 256))
+        if not seat.link.alive:
+            return  # it died meanwhile, and knows nothing of what would be asked of it
         self._choose_models(seat, [row.model for row in rows])
         loaded = {} if seat.wanted is not None and not self._may_stay(seat, rows) else seat.link.models
         chosen: list[str] = []
@@ -247,11 +249,29 @@ class Dispatcher:
             alone = bool(row.deaths)
         if not chosen:
             return
-        now = time.time()
-        for picture in await self.store.write(lambda c: queue.claim(c, chosen, seat.link.name, now)):
-            await self._submit(seat, picture)
+        now, life = time.time(), seat.link.restarts
+        claimed = await self.store.write(lambda c: queue.claim(c, chosen, seat.link.name, now))
+        handed = 0
+        try:
+            while handed < len(claimed) and await self._submit(seat, claimed[handed], life):
+                handed += 1
+        finally:
+            if handed < len(claimed):
+                await self._give_back(seat, claimed[handed:])
 
-    async def _submit(self, seat: Seat, picture: Claimed) -> None:
+    async def _give_back(self, seat: Seat, claimed: list[Claimed]) -> None:
+        """Pictures that were claimed for an engine and never reached it wait again."""
+        now = time.time()
+        try:
+            await self.store.write(lambda c: [queue.put_back(c, picture.id, picture.claim, now) for picture in claimed])
+        except StoreFull:
+            self._owed.add(seat.link.name)
+            self.disk_full()
+        for picture in claimed:
+            self._changed(picture)
+
+    async def _submit(self, seat: Seat, picture: Claimed, life: int) -> bool:
+        """Hand a picture over to an engine. False: the process that it was claimed for has died meanwhile."""
         roles = roles_in_order(picture.inputs)
         loop = asyncio.get_running_loop()
         try:
@@ -261,8 +281,10 @@ class Dispatcher:
             sentence, now = str(error), time.time()
             await self.store.write(lambda c: queue.fail(c, picture.id, picture.claim, now, sentence))
             self._changed(picture)
-            return
+            return True
         state = await loop.run_in_executor(None, self.data.snapshot, picture.id)
+        if not seat.link.alive or seat.link.restarts != life:
+            return False
         seat.aboard[picture.id] = picture
         seat.used[picture.model] = time.monotonic()
         self._changed(picture)
@@ -282,6 +304,7 @@ class Dispatcher:
             snapshot=state is not None,
             watched=self.hub.watched(picture.job, picture.key),
         )
+        return True
 
     # --- which models an engine holds
 
