@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from darkroom.diffusion import SPACINGS, spacing_name
@@ -186,6 +186,9 @@ def test_drop_penultimate(sd):
 
 
 @settings(max_examples=80)
+@example(1000, "linear_quadratic", "flow", False)
+@example(300, "linear_quadratic", "flow", True)
+@example(1000, "ddim_uniform", "sd", False)
 @given(st.integers(1, 1000), st.sampled_from(SPACINGS), st.sampled_from(["sd", "zero-snr", "flow"]), st.booleans())
 def test_every_count_descends_to_zero(steps, spacing, kind, drop):
     schedule = Schedule.flow(shift=3.0) if kind == "flow" else Schedule.from_config(SD if kind == "sd" else ZERO_SNR)
@@ -199,7 +202,7 @@ def test_every_count_descends_to_zero(steps, spacing, kind, drop):
         assert drop
         return
     if spacing == "ddim_uniform":
-        assert len(levels) > steps
+        assert len(levels) > min(steps, 999)  # it begins at timestep 1
     elif spacing == "beta_timesteps":
         assert len(levels) <= steps + 1
     else:

@@ -142,8 +142,8 @@ def _levels(schedule: Schedule, count: int, name: str, options: Options) -> Floa
         way = _linear_quadratic(count)
         if schedule.prediction_type != "flow":
             return high * way
-        with np.errstate(divide="ignore"):
-            return np.minimum(way / (1 - way), high)
+        left = way * (high / (1 + high))  # of the line between picture and noise, whose very end has no sigma
+        return np.asarray(left / (1 - left))
     if name == "kl_optimal":
         return np.asarray(np.tan(ramp * math.atan(low) + (1 - ramp) * math.atan(high)))
     table = options.get("table", "sd1")
