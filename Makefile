@@ -20,7 +20,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak floors clients page check format docs pictures bench bench-smoke embedded clean
+.PHONY: help demo test soak floors clients page check format docs site pictures bench bench-smoke embedded clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,13 +43,14 @@ page: page/node_modules/.installed  ## Check and build the server's page (needs 
 soak: $(VENV)/.tested  ## Run the long forms of tests (an hour and more)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m soak
 
-check: $(VENV)/.checked  ## Check format, lint, types (users' programs', too), imports between rooms, and that the documentation's code runs
+check: $(VENV)/.checked  ## Check format, lint, types (users' programs', too), imports between rooms, the documentation's code and site
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) tools/imports.py
 	$(RUN) tools/check_types.py
 	$(RUN) tools/run_docs.py
+	$(RUN) tools/make_site.py --check --if-possible
 
 format: $(VENV)/.checked  ## Put the code in its format, and fix what can be fixed
 	$(RUN) -m ruff format .
@@ -57,6 +58,9 @@ format: $(VENV)/.checked  ## Put the code in its format, and fix what can be fix
 
 docs: $(VENV)/.installed  ## Run the documentation's code
 	$(RUN) tools/run_docs.py
+
+site: $(VENV)/.checked  ## Build the documentation's site, in build/site, from docs/ and the code
+	$(RUN) tools/make_site.py
 
 pictures: $(VENV)/.installed  ## Draw the documentation's pictures again (docs/pictures)
 	$(RUN) tools/run_docs.py --keep-pictures

@@ -101,8 +101,8 @@ def run(path: Path, keep_pictures: bool = False) -> int:
 
 
 def pages() -> list[Path]:
-    """README.md and everything in docs/."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README.md and everything in docs/, but translations, whose code is that of their originals (a test keeps it)."""
+    return [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) if p.parent.name != "ko")]
 
 
 def main() -> int:
