@@ -38,6 +38,7 @@ floors: $(FLOORS)/.installed  ## Run the tests with the lowest versions that pyp
 clients: $(CLIENTS)/.installed  ## Install other people's clients of the server, for its tests (without them, those are skipped)
 
 page: page/node_modules/.installed  ## Check and build the server's page (needs node; what is built is kept in git)
+	@[ ! -e $(VENV)/.tested ] || $(RUN) tools/page_types.py
 	cd page && npm run --silent check && npm test --silent && npm run --silent build
 
 soak: $(VENV)/.tested  ## Run the long forms of tests (an hour and more)

@@ -57,6 +57,7 @@ def description(name: str) -> dict[str, Any]:
         "base": "Stable Diffusion 1.x (text width 768)",
         "words": ["owl", "fox", "fig"],
         "examples": ["an owl", "a fox", "a fig"],
+        "load_seconds": 0.5,
         "bit_class": "fake",
         "bit_exact": True,
         "budget": 32 * 64 * 64 / 1e6,
@@ -169,7 +170,9 @@ class Fake:
     def call(self, message: Message) -> None:
         if message["name"] == "explain":
             prompt = message["arguments"]["prompt"]
-            self.say("answer", call=message["call"], value={"prompt": prompt, "tokens": prompt.split()}, error=None)
+            chunk = [{"text": word, "weight": 1.0} for word in prompt.split()]
+            told = {"prompt": prompt, "parts": [{"texts": [{"chunks": [chunk]}]}]}
+            self.say("answer", call=message["call"], value=told, error=None)
         elif message["name"] == "adapters" and "FAKE_ADAPTERS" not in os.environ:
             told = [adapter(kind, path) for kind, path in message["arguments"]["files"]]
             self.say("answer", call=message["call"], value=told, error=None)

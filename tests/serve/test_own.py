@@ -185,7 +185,8 @@ def test_what_the_server_is_it_tells(fake: Running) -> None:
     assert not {"prompt", "model", "model_hash", "image"} & info["settings"].keys()
     assert fake.client.get("/healthz").text == "ok\n"
     assert b"darkroom_jobs{" in fake.client.get("/metrics").content
-    assert fake.post("/api/explain", prompt="a fox")["tokens"] == ["a", "fox"]
+    told = fake.post("/api/explain", prompt="a fox")["parts"][0]["texts"][0]["chunks"][0]
+    assert [token["text"] for token in told] == ["a", "fox"]
 
 
 def test_the_recipe_in_a_dropped_picture_is_read_and_nothing_is_kept(fake: Running) -> None:

@@ -68,10 +68,10 @@ def test_a_sweep_is_drawn_and_laid_out(fake: Running, tmp_path: Path) -> None:
 def test_a_killed_server_goes_on_with_a_sweep(serve: Callable[..., Running]) -> None:
     server = serve(environment={"FAKE_TICK": "0.05"})
     made = server.post("/api/sweeps", prompt="an owl, slow", axes=["seed=1,2,3", "guidance=2,4"])
-    server.until(lambda: server.client.get(f"/api/sweeps/{made['id']}").json()["finished"] > 0)
+    server.until(lambda: server.client.get(f"/api/sweeps/{made['id']}").json()["state"] == "running")
+    part = picture(server, f"/api/sweeps/{made['id']}/sheet")  # nothing is there yet
     server.kill()
     again = serve(environment={"FAKE_TICK": "0.001"})
-    part = picture(again, f"/api/sweeps/{made['id']}/sheet")  # a sheet of what is there
     done = ended(again, made["id"])
     assert (done["state"], done["finished"]) == ("finished", 6)
     assert [cell["job"] for cell in done["cells"]] == [cell["job"] for cell in made["cells"]]

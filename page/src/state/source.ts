@@ -44,7 +44,7 @@ export interface Carried {
 }
 
 export async function carried({ recipe, job }: Source): Promise<Carried> {
-  const adapters = await api.adapters().catch((): Adapters => ({ loras: [], embeddings: [], controlnets: [], reading: 0 }))
+  const adapters = await api.adapters().catch((): Adapters => ({ loras: [], embeddings: [], controlnets: [], vaes: [], reading: 0 }))
   const found: Carried = { image: null, mask: null, controls: [], further: {}, model: modelOf(recipe, job), missing: [] }
   if (found.model === null) found.missing.push(`${t('model')} ${String(recipe.model)}`)
   attached({ recipe, job, left: [] }, adapters, found)

@@ -35,10 +35,9 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
-def make_app(server: Server) -> ASGIApp:
-    """The ASGI application of a server."""
+def bare_app() -> FastAPI:
+    """All routes, of no server yet: enough to describe them."""
     app = FastAPI(title="Darkroom", version=__version__, docs_url=None, redoc_url=None)
-    app.state.server = server
     app.include_router(own.router)
     app.include_router(sweeps.router)
     app.include_router(openai.router, prefix="/v1")
@@ -50,6 +49,13 @@ def make_app(server: Server) -> ASGIApp:
     app.add_api_route("/healthz", healthz, include_in_schema=False)
     app.add_api_route("/readyz", readyz, include_in_schema=False)
     app.add_api_route("/metrics", metrics, include_in_schema=False)
+    return app
+
+
+def make_app(server: Server) -> ASGIApp:
+    """The ASGI application of a server."""
+    app = bare_app()
+    app.state.server = server
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         Refused: _refused,
         RequestValidationError: _invalid,

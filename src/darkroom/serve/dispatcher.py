@@ -35,6 +35,8 @@ RENEW = 15.0  # seconds between words to the database that engines live
 PROBE = 5.0  # seconds between looks whether a full disk has room again
 TURN = 10.0  # seconds that a model with work runs before another takes its place in memory
 
+FACTS = ("hash", "size", "task", "defaults", "sampler", "xl", "base", "words", "examples")  # that are shown of a model
+
 log = logging.getLogger(__name__)
 
 
@@ -135,7 +137,7 @@ class Dispatcher:
         """What is known of a model; it is loaded where that isn't known yet. Raises RequestError."""
         if (known := self.descriptions.get(found.fingerprint)) is not None:
             return known
-        room = self.options.model_memory / max(len(self.seats), 1)
+        room = self.room
         if found.bytes > room:
             raise RequestError(
                 f"the model {found.name!r} takes {found.bytes / 1e9:.1f} GB, and an engine's models may take "
@@ -158,6 +160,29 @@ class Dispatcher:
             )
             raise RequestError(f"the model {found.name!r} can't be used: {sentence or 'it changed meanwhile'}")
         return known
+
+    def told(self, found: Found) -> dict[str, Any]:
+        """A model as it is shown: whether there is room for it, how long loading it takes, and what engines told."""
+        links = [seat.link for seat in self.seats]
+        known = self.descriptions.get(found.fingerprint)
+        loaded, loading = (any(found.name in group for group in groups) for groups in (
+            [link.models for link in links], [link.loading for link in links],
+        ))  # fmt: skip
+        paces = [one["load_seconds"] / one["bytes"] for one in self.descriptions.values() if one.get("load_seconds")]
+        seconds = (known or {}).get("load_seconds") or (found.bytes * sum(paces) / len(paces) if paces else None)
+        return {
+            "name": found.name,
+            "bytes": found.bytes,
+            "fits": found.bytes <= self.room,
+            "state": "loaded" if loaded else "loading" if loading else "here",
+            "seconds": seconds,
+            **({} if known is None else {name: known.get(name) for name in FACTS}),
+        }
+
+    @property
+    def room(self) -> float:
+        """Bytes that an engine's models may take."""
+        return self.options.model_memory / max(len(self.seats), 1)
 
     async def remember(self, told: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what an engine told of files, by their fingerprints, beyond a restart."""
@@ -344,7 +369,7 @@ class Dispatcher:
         they do. The last model stays while nothing else is needed, and a single one is tried whatever it takes."""
         held = {name: told["bytes"] for name, told in seat.link.models.items()}
         busy = {picture.model for picture in seat.aboard.values()}
-        room = self.options.model_memory / max(len(self.seats), 1)
+        room = self.room
         for name in sorted(held, key=lambda name: seat.used.get(name, 0.0)):
             if sum(held.values()) + need <= room or (len(held) == 1 and not need):
                 return True

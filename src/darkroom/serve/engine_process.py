@@ -183,11 +183,13 @@ class Worker:
             return
         self.say("phase", name="loading", seconds=message.fields.get("seconds", 600))
 
+        began = time.monotonic()
+
         def work() -> None:
             try:
                 vae, lora_dir = message.fields.get("vae"), message.fields.get("lora_dir")
                 pipe = load(path, device=self.device, dtype=self.dtype, vae=vae, lora_dir=lora_dir)
-                described = _describe(name, pipe, self.max_rows)
+                described = _describe(name, pipe, self.max_rows) | {"load_seconds": time.monotonic() - began}
                 self._loading.append((pipe, described))
                 self.inbox.put(Message("loaded", {"name": name}))
             except Exception as error:

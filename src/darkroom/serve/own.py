@@ -23,7 +23,7 @@ from ..formats.picture import load_recipe
 from ..hints import HINTS, make
 from ..request import MAX_IMAGES, MAX_PIXELS, MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from ..samplers import entries
-from . import gallery, queue
+from . import gallery, queue, views
 from .answers import Json, Refused
 from .bodies import event, event_stream, file_bytes, form_body, json_body, owner_of, parse, server_of
 from .data import DataError
@@ -39,7 +39,6 @@ router = APIRouter(prefix="/api")
 Decode = Callable[[str, Any], bytes | str]
 STATES = (QUEUED, RUNNING, FINISHED, FAILED, CANCELLED)
 SESSION_DAYS = 30
-MODEL_FACTS = ("hash", "size", "task", "defaults", "sampler", "xl", "base", "words", "examples")
 MAX_PREFERENCES = 64 * 1024  # bytes
 
 
@@ -83,7 +82,7 @@ async def job_body(request: Request) -> tuple[dict[str, Any], Decode]:
     return values, decode
 
 
-@router.post("/jobs", status_code=202, openapi_extra=_takes(body_schema()))
+@router.post("/jobs", status_code=202, openapi_extra=_takes(body_schema()), response_model=views.Job)
 async def new_job(request: Request) -> Response:
     """Take a job in: the arguments of `Pipeline.generate` as JSON, or a form of `request` and files by their roles."""
     server, owner = server_of(request), owner_of(request)
@@ -94,7 +93,7 @@ async def new_job(request: Request) -> Response:
     return Json(await server.view(owner, id), 202, {"Location": f"/api/jobs/{id}"})
 
 
-@router.get("/jobs")
+@router.get("/jobs", response_model=views.Jobs)
 async def list_jobs(request: Request, state: str = "queued,running", limit: int = 100) -> Response:
     """The caller's jobs in some states, newest first."""
     states = [word for word in state.split(",") if word]
@@ -106,7 +105,7 @@ async def list_jobs(request: Request, state: str = "queued,running", limit: int 
     return Json({"jobs": await server_of(request).views(owner_of(request), states, limit)})
 
 
-@router.get("/jobs/{id}")
+@router.get("/jobs/{id}", response_model=views.Job)
 async def one_job(request: Request, id: str) -> Response:
     """A job's present state."""
     view = await server_of(request).view(owner_of(request), id)
@@ -115,7 +114,7 @@ async def one_job(request: Request, id: str) -> Response:
     return Json(view)
 
 
-@router.delete("/jobs/{id}")
+@router.delete("/jobs/{id}", response_model=views.Job)
 async def cancel_job(request: Request, id: str) -> Response:
     """End a job; its finished pictures stay."""
     server, owner = server_of(request), owner_of(request)
@@ -124,7 +123,7 @@ async def cancel_job(request: Request, id: str) -> Response:
     return Json(await server.view(owner, id))
 
 
-@router.delete("/jobs")
+@router.delete("/jobs", response_model=views.Cancelled)
 async def cancel_jobs(request: Request, state: str) -> Response:
     """End all of the caller's jobs in a state: queued or running."""
     server, owner = server_of(request), owner_of(request)
@@ -137,7 +136,7 @@ async def cancel_jobs(request: Request, state: str) -> Response:
     return Json({"cancelled": len(ids)})
 
 
-@router.post("/jobs/{id}/rerun", status_code=202, openapi_extra=_takes(_OBJECT))
+@router.post("/jobs/{id}/rerun", status_code=202, openapi_extra=_takes(_OBJECT), response_model=views.Job)
 async def rerun_job(request: Request, id: str) -> Response:
     """A job once more, with `changes` to its request (a new seed: null)."""
     server, owner = server_of(request), owner_of(request)
@@ -228,7 +227,7 @@ def _told(server: Server, view: dict[str, Any], told: dict[str, tuple[Any, ...]]
 # --- inputs
 
 
-@router.put("/inputs/{sha256}")
+@router.put("/inputs/{sha256}", response_model=views.Input)
 async def put_input(request: Request, sha256: str) -> Response:
     """Send a picture ahead, under the SHA-256 of its bytes; jobs name it as input:SHA256."""
     server, owner = server_of(request), owner_of(request)
@@ -256,7 +255,7 @@ async def get_input(request: Request, sha256: str) -> Response:
 # --- the gallery
 
 
-@router.get("/images")
+@router.get("/images", response_model=views.Pictures)
 async def list_images(
     request: Request,
     q: str = "",
@@ -284,7 +283,7 @@ async def _row(request: Request, id: str) -> Any:
     return row
 
 
-@router.get("/images/{id}")
+@router.get("/images/{id}", response_model=views.PictureInfo)
 async def one_image(request: Request, id: str) -> Response:
     """A picture with its recipe, as Darkroom's JSON and as A1111's text."""
     row = await _row(request, id)
@@ -335,7 +334,7 @@ async def image_thumb(request: Request, id: str) -> Response:
     return Response(small, media_type="image/webp", headers=headers)
 
 
-@router.patch("/images/{id}", openapi_extra=_takes(_OBJECT))
+@router.patch("/images/{id}", openapi_extra=_takes(_OBJECT), response_model=views.Picture)
 async def change_image(request: Request, id: str) -> Response:
     """Pin, rate (0 to 5) or tag a picture; `deleted: false` brings one back."""
     server, row, body = server_of(request), await _row(request, id), await json_body(request)
@@ -363,7 +362,7 @@ def _are_tags(given: Any) -> bool:
     return plain and all(isinstance(tag, str) and 0 < len(tag) <= gallery.MAX_TAG for tag in given)
 
 
-@router.delete("/images/{id}")
+@router.delete("/images/{id}", response_model=views.Deleted)
 async def delete_image(request: Request, id: str) -> Response:
     """Take a picture out of the gallery; for 30 s PATCH {"deleted": false} brings it back."""
     server, row = server_of(request), await _row(request, id)
@@ -371,7 +370,7 @@ async def delete_image(request: Request, id: str) -> Response:
     return Json({"id": row.id, "undo_seconds": 30})
 
 
-@router.post("/images/import")
+@router.post("/images/import", response_model=views.Imported)
 async def import_image(request: Request) -> Response:
     """The recipe in a picture that somebody dropped; nothing is kept."""
     body = await request.body()
@@ -395,26 +394,19 @@ def _recipe_of(data: bytes) -> dict[str, Any]:
 # --- what a page needs to know
 
 
-@router.get("/server")
+@router.get("/server", response_model=views.ServerInfo)
 async def server_info(request: Request) -> Response:
     """What the server is and has: models, samplers, schedules, limits."""
     server = server_of(request)
     options = server.options
     owner = owner_of(request)
-    known = {
-        name: server.dispatcher.descriptions.get(one.fingerprint) for name, one in server.index.found["model"].items()
-    }
     return Json(
         {
             "version": __version__,
             "ready": server.dispatcher.ready,
             "bit_exact": server.dispatcher.bit_exact,
             "default_model": server.index.default_model.name,
-            "models": [
-                {"name": name, "bytes": server.index.found["model"][name].bytes}
-                | ({} if told is None else {k: told.get(k) for k in MODEL_FACTS})
-                for name, told in known.items()
-            ],
+            "models": [server.dispatcher.told(one) for one in server.index.found["model"].values()],
             "samplers": [{"id": row.id, "label": row.label} for row in entries()],
             "schedules": list(SPACINGS),
             "hints": list(HINTS),
@@ -439,7 +431,7 @@ async def server_info(request: Request) -> Response:
     )
 
 
-@router.get("/adapters")
+@router.get("/adapters", response_model=views.Adapters)
 async def adapters(request: Request, model: str = "") -> Response:
     """LoRAs, learned words and ControlNets by name, how prompts use them, and which of them fit a model."""
     server = server_of(request)
@@ -447,7 +439,7 @@ async def adapters(request: Request, model: str = "") -> Response:
     return Json(await server.adapters.listed(found))
 
 
-@router.post("/explain", openapi_extra=_takes(_OBJECT))
+@router.post("/explain", openapi_extra=_takes(_OBJECT), response_model=views.Explained)
 async def explain(request: Request) -> Response:
     """What the model will read of a prompt: tokens, weights, chunks."""
     body = await json_body(request)

@@ -26,7 +26,7 @@ from ..errors import RequestError
 from ..formats.picture import dump_recipe, encoded, load_recipe
 from ..sweeps.axes import LETTERS, parse_axis
 from ..sweeps.sweep import Sweep
-from . import queue
+from . import queue, views
 from .answers import Json, Refused
 from .bodies import owner_of, server_of
 from .data import Data
@@ -61,7 +61,7 @@ _TAKES = {"requestBody": {"required": True, "content": {"application/json": {"sc
 # --- taking in
 
 
-@router.post("", status_code=202, openapi_extra=_TAKES)
+@router.post("", status_code=202, openapi_extra=_TAKES, response_model=views.Sweep)
 async def new_sweep(request: Request) -> Response:
     """Take a grid in: a job's fields, and `axes`, one to three; one job a cell, all of them or none."""
     server, owner = server_of(request), owner_of(request)
@@ -192,7 +192,7 @@ async def _view(server: Server, owner: Owner, id: str) -> dict[str, Any] | None:
     return await server.store.read(read)
 
 
-@router.get("")
+@router.get("", response_model=views.Sweeps)
 async def list_sweeps(request: Request, limit: int = 50) -> Response:
     """The caller's sweeps, newest first, without their cells."""
     if not 1 <= limit <= LISTED:
@@ -210,14 +210,14 @@ async def list_sweeps(request: Request, limit: int = 50) -> Response:
     return Json({"sweeps": await server_of(request).store.read(read)})
 
 
-@router.get("/{id}")
+@router.get("/{id}", response_model=views.Sweep)
 async def one_sweep(request: Request, id: str) -> Response:
     """A sweep's present state, with every cell's job and picture."""
     row = await _row(request, id)
     return Json(await _view(server_of(request), owner_of(request), row.id))
 
 
-@router.delete("/{id}")
+@router.delete("/{id}", response_model=views.Sweep)
 async def cancel_sweep(request: Request, id: str) -> Response:
     """End all of a sweep's jobs; what is drawn already stays."""
     server, owner, row = server_of(request), owner_of(request), await _row(request, id)
