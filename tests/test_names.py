@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from darkroom import diffusion, hints, loading, pipeline, samplers
+from darkroom import devices, diffusion, hints, loading, pipeline, samplers
 from darkroom.arguments import Inpaint
 from darkroom.errors import RequestError
 from darkroom.evaluate.measure import METRICS
@@ -48,7 +48,7 @@ def test_the_others() -> None:
     assert set(get_args(Hint)) == set(hints.HINTS)
     assert set(get_args(Metric)) == set(METRICS)
     assert set(get_args(Training)) == set(KINDS)
-    assert set(get_args(DType)) == {"auto", *pipeline.DTYPES}
+    assert set(get_args(DType)) == {"auto", *devices.DTYPES}
     assert set(get_args(Quantization)) == set(loading.QUANTIZED)
     assert settings(Request)["fill"].kind.choices == get_args(Fill)
     with pytest.raises(RequestError, match="fill is 'nose'; it must be one of original, fill, noise"):

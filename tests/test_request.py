@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from darkroom.errors import RequestError, nearest
 from darkroom.request import Request, draw_seed
+from darkroom.settings import settings
 
 REFUSED = [
     ({"width": 0}, "width is 0"),
@@ -134,3 +135,14 @@ def test_a_field_that_is_none_is_refused_with_the_nearest() -> None:
 def test_nearest() -> None:
     assert nearest("Eulr", ["euler", "heun"]) == "; did you mean 'euler'?"
     assert nearest("zzz", ["euler", "heun"]) == ""
+
+
+def test_a_request_shows_what_was_set_and_its_help_lists_its_fields() -> None:
+    assert repr(Request(prompt="a fox", steps=3, noise="nv")) == "Request(prompt='a fox', steps=3, noise='nv')"
+    assert repr(Request(prompt="")) == "Request(prompt='')"
+    told = Request.__doc__ or ""
+    assert all(f"    {name}: " in told for name in settings(Request))
+    assert "    steps: a whole number from 1 to 1000. [default: the sampler's]\n" in told
+    assert "    noise: one of cpu, nv. " in told
+    assert "[default: 'cpu']" in told
+    assert "--" not in told

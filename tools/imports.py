@@ -45,7 +45,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "backends": "adapters kernels models",
         "diffusion": "accelerate adapters kernels models",
         "samplers": "",
-        "bench": "diffusion kernels models",
+        "devices": "kernels models request",
+        "bench": "devices diffusion kernels models",
         "prompts": "adapters models",
         # networks on `meta`; tokenizers; what a scheduler's configuration names
         "formats": "adapters diffusion embedded models picture_headers prompts request samplers",
@@ -55,12 +56,12 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "recipe": "formats request",
         "model": "diffusion formats models prompts",
         "keywords": "adapters arguments engine formats images request",
-        "pipeline": "accelerate adapters arguments diffusion engine formats images keywords model models prompts "
-        "recipe request result samplers sweeps",
-        "loading": "accelerate backends embedded engine formats kernels model models pipeline prompts request",
+        "pieces": "accelerate adapters devices diffusion engine formats images model models prompts request samplers",
+        "pipeline": "adapters arguments engine formats images keywords pieces prompts recipe request result sweeps",
+        "loading": "accelerate backends devices embedded engine formats model models pieces pipeline request",
         "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
-        "training": "adapters data diffusion embedded engine evaluate formats hints images kernels model models "
-        "pipeline prompts request samplers toy",
+        "training": "adapters data devices diffusion embedded engine evaluate formats hints images kernels model "
+        "models pipeline prompts request samplers toy",
         "serve": "accelerate adapters arguments diffusion embedded engine formats hints images kernels loading "
         "picture_headers pipeline prompts request samplers sweeps",
         "cluster": "formats request samplers serve",

@@ -16,11 +16,11 @@ from typing import Any
 from .errors import RequestError, nearest, shown
 from .names import Fill, NoiseSource
 from .request import Request
-from .settings import SettingError, joined, settings
+from .settings import Brief, SettingError, joined, settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guidance:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Guidance(Brief):
     """How prompts guide, besides the `guidance_scale`; docs/guidance.md tells of all of it.
 
     Attributes:
@@ -47,8 +47,8 @@ class Guidance:
     image_scale: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inpaint:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Inpaint(Brief):
     """How a masked part of a picture is drawn anew, and what is added around it (docs/inpainting.md).
 
     Attributes:
@@ -67,8 +67,8 @@ class Inpaint:
     outpaint: Mapping[str, int] | Sequence[int] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Noise(Brief):
     """Which of a picture's noise levels are gone through, and what its noise is.
 
     Attributes:
@@ -113,8 +113,8 @@ class Noise:
     sgm_noise_multiplier: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiling:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Tiling(Brief):
     """Overlapping windows that the U-Net sees instead of the whole, for pictures larger than the model is good at
     (docs/upscaling.md).
 
@@ -127,8 +127,8 @@ class Tiling:
     overlap: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Speed(Brief):
     """Faster, and lossy; docs/faster.md has what each costs.
 
     Attributes:
@@ -142,8 +142,8 @@ class Speed:
     token_merging: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SizeConditioning:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SizeConditioning(Brief):
     """What SDXL is told of the picture, its "micro-conditioning" (docs/sdxl.md). What begins with negative_ goes with
     the negative prompt.
 

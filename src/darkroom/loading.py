@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +16,7 @@ from .accelerate.fp8 import fp8_problem, to_fp8
 from .accelerate.graphs import record_calls
 from .accelerate.int8 import int8_problem, to_int8
 from .backends import BACKENDS, Networks, classes
+from .devices import check_dtype, device_named, dtype_named, dtype_within
 from .embedded import HOME, MODEL
 from .engine.decode import Previewer
 from .errors import CheckpointError, RequestError, check_room, out_of_memory
@@ -21,16 +24,16 @@ from .files import cache_folder
 from .formats.checkpoint import Checkpoint, open_checkpoint
 from .formats.layouts import Part
 from .formats.vae import with_vae
-from .kernels.packed import available
 from .model import Model
 from .models.autoencoder import TinyAutoencoder
 from .models.config import AutoencoderConfig, TinyAutoencoderConfig
 from .names import Backend, DType, Quantization
-from .pipeline import DTYPES, Pipeline
+from .pieces import Changes, Origin
+from .pipeline import Pipeline
 from .request import choice
 
+log = logging.getLogger(__name__)
 QUANTIZED = get_args(Quantization)
-WIDE = 512  # channels from which on bfloat16 pays on a CPU; in smaller networks calls cost more than products
 
 
 def load(
@@ -67,18 +70,22 @@ def load(
     Raises CheckpointError for a model that is missing, broken or of an architecture we don't know, RequestError for a
     device, dtype or backend that can't be.
     """
+    asked = {
+        "source": source, "device": device, "dtype": dtype, "compile": compile, "backend": backend,
+        "quantize": quantize, "lora_dir": lora_dir, "vae": vae, "preview": preview,
+    }  # fmt: skip
     choice("backend", backend, BACKENDS)
     place = device_named("cpu" if backend == "openvino" and device == "auto" else device)
     _check_quantize(quantize, place, compile, backend)
     kinds = _networks(backend, place, compile)
-    _check_dtype(dtype, place)
+    check_dtype(dtype, place)
     if source is None and not MODEL.exists():
         raise CheckpointError(
             f"the embedded model is missing from this installation ({MODEL}); install the package again, "
             f"or name a model: a diffusers folder, a .safetensors file or a hub id"
         )
     checkpoint = open_checkpoint(MODEL if source is None else source)
-    numbers = _dtype(dtype, place, max(checkpoint.unet_config.block_out_channels) >= WIDE)
+    numbers = dtype_named(dtype, place, checkpoint.unet_config)
     previewing = None if preview is None else with_vae(checkpoint, preview)
     checkpoint = checkpoint if vae is None else with_vae(checkpoint, vae)
     try:
@@ -98,7 +105,37 @@ def load(
         _compile(pipe)
     own = HOME / "lora" if source is None and (HOME / "lora").is_dir() else None
     pipe.loras.folder = own if lora_dir is None else Path(lora_dir)
+    pipe.origin = Origin(again=load_again, arguments={name: _anywhere(value) for name, value in asked.items()})
+    log.info("%s", _chosen(pipe, backend, quantize, compile))
     return pipe
+
+
+def load_again(arguments: Mapping[str, Any], changes: Changes) -> Pipeline:
+    """What a pickle of a pipeline becomes. Raises as `load` does, and CheckpointError where its file is another one."""
+    pipe = load(**arguments)
+    if changes.model_hash != pipe.model_hash:
+        raise CheckpointError(
+            f"the pipeline was pickled with the model {changes.model_hash}, and {pipe.name!r} is {pipe.model_hash}; "
+            "bring that file back, or load and pickle anew"
+        )
+    pipe.change(changes)
+    return pipe
+
+
+def _anywhere(value: Any) -> Any:
+    """An argument that means the same in another folder; what is not there is a name on the hub."""
+    if isinstance(value, str | Path) and (os.sep in str(value) or isinstance(value, Path)) and os.path.exists(value):
+        return os.path.abspath(value)
+    return value
+
+
+def _chosen(pipe: Pipeline, backend: str, quantize: str | None, compile: bool) -> str:
+    """What "auto" has come to, for the log."""
+    library = "openvino" if backend == "openvino" else "torch"
+    threads = f", {torch.get_num_threads()} threads" if pipe.device.type == "cpu" else ""
+    more = [*([f"rounded to {quantize}"] if quantize else []), *(["compiled"] if compile else [])]
+    size = f"{pipe.size[0]}x{pipe.size[1]}"
+    return ", ".join([f"{pipe.name} ({size}) on {pipe.device} in {str(pipe.dtype)[6:]}, by {library}{threads}", *more])
 
 
 def _check_quantize(quantize: str | None, device: torch.device, compile: bool, backend: str) -> None:
@@ -156,16 +193,12 @@ def _build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kin
 
 
 def _empty(checkpoint: Checkpoint, part: Part, dtype: torch.dtype, kinds: Networks) -> tuple[Any, torch.dtype]:
-    """A network of a checkpoint on `meta`, and what it computes in.
-
-    The published autoencoders overflow in float16 (black pictures); they say so by force_upcast.
-    """
+    """A network of a checkpoint on `meta`, and what it computes in."""
     config: Any = checkpoint.config(part)
     with torch.device("meta"):
         if isinstance(config, AutoencoderConfig):
             kind: Any = TinyAutoencoder if isinstance(config, TinyAutoencoderConfig) else kinds.autoencoder
-            network = kind(config)
-            return network, torch.float32 if dtype == torch.float16 and config.force_upcast else dtype
+            return kind(config), dtype_within(config, dtype)
         return kinds.unet(config) if part == "unet" else kinds.text_encoder(config), dtype
 
 
@@ -183,42 +216,3 @@ def _networks(backend: str, device: torch.device, compile: bool) -> Networks:
     if backend == "openvino" and compile:
         raise RequestError("backend is 'openvino', which compiles the networks itself, and compile is true; leave one")
     return classes(backend)
-
-
-def device_named(name: str) -> torch.device:
-    """The device that a user means. Raises RequestError."""
-    if name == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise RequestError(
-            f"device is {name!r}; it must be auto, cpu, cuda, cuda:1 (or another number) or mps"
-        ) from error
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        raise RequestError(f"device is {name!r}, and this machine (with this build of torch) has none; use cpu or auto")
-    return device
-
-
-def _check_dtype(name: str, device: torch.device) -> None:
-    """Raise RequestError where the networks can't be had in what a user asks for."""
-    choice("dtype", name, ("auto", *DTYPES))
-    if name == "float16" and device.type == "cpu":
-        raise RequestError(
-            'dtype is "float16", which a CPU computes a hundred times slower; use "bfloat16" or "float32"'
-        )
-
-
-def _dtype(name: str, device: torch.device, large: bool) -> torch.dtype:
-    """What a user means, for a large model or a small one."""
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cpu":
-        return torch.bfloat16 if large and available(torch.bfloat16) else torch.float32
-    return torch.float16

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import torch
@@ -15,22 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .accelerate.compiled import compile_blocks, is_compiled
-from .adapters import Adapter, Lora, Merged, Scaled
 from .arguments import Noise, Tiling, check_known, ungrouped
-from .diffusion.denoiser import Denoiser
-from .engine.decode import Previewer, decode, finite
 from .engine.engine import Engine, Failed, Finished, Progress
-from .engine.job import Control, Inputs, LoadedControlNet
+from .engine.job import Control, Inputs
 from .engine.prepare.upscale import upscaling
-from .errors import CheckpointError, RequestError
-from .formats.control import PART as CONTROLNET
-from .formats.control import open_controlnet
-from .formats.embedding import Embedding, learned_words
-from .formats.lora_store import LoraStore
-from .formats.save import save_folder, save_single_file
-from .formats.writer import saved_type
-from .images import Picture, depth_map, open_mask, open_picture, pad_to_grid, to_pil, to_tensor
+from .errors import RequestError
+from .formats.embedding import learned_words
+from .images import Picture, depth_map, open_mask, open_picture
 from .keywords import (
     DrawKeywords,
     Embeddings,
@@ -46,18 +36,12 @@ from .keywords import (
     texts,
     with_keywords,
 )
-from .model import Model
-from .models.autoencoder import Autoencoder
-from .models.controlnet import ControlNet
 from .names import Output
+from .pieces import Pieces
 from .prompts.embeddings import unused
-from .prompts.encoder import encoder_of
-from .prompts.explain import Explanation
-from .prompts.explain import explain as explain_prompt
 from .recipe import Recipe
-from .request import MAX_IMAGES, MAX_STEPS, OUTPUTS, Request, choice, whole
+from .request import MAX_IMAGES, OUTPUTS, Request, choice, whole
 from .result import Result, gathered
-from .samplers import STEPS
 from .sweeps.axes import Given, parse_axis
 from .sweeps.sweep import Sweep
 
@@ -65,84 +49,8 @@ Requests = Sequence[Request | Recipe]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Pipeline:
-    """A loaded model: three networks, a tokenizer, a noise schedule, and the calls that put them to work.
-
-    Attributes:
-        model: all of it as one value.
-        unet, autoencoder, text_encoder: the networks, in evaluation mode; all is open to a curious person.
-        tokenizer: text to token ids.
-        text_encoder_2, tokenizer_2: SDXL's second text encoder and its tokenizer; None where there is none.
-        zero_negative: an empty negative prompt means zeros (SDXL).
-        schedule: the noise levels the U-Net was trained at, t <-> sigma.
-        scheduler_config: the checkpoint's scheduler_config.json, which sampler and spacing follow if no other is asked.
-        denoiser: D(x; sigma, conditions), the U-Net as x = x0 + sigma * noise sees it.
-        prompts: texts to embeddings.
-        previewer: latents to rough pictures, without a network.
-        loras: LoRA files read for these networks; `loras.folder` is where <lora:name:weight> in a prompt is looked up.
-        checkpoint: where it all came from; None for networks made by hand.
-    """
-
-    def __init__(self, model: Model | None = None, **parts: Any) -> None:
-        """`model`, or the fields of one: Pipeline(unet=..., autoencoder=..., ...)."""
-        self.model = model = Model(**parts) if model is None else model
-        for network in model.networks.values():
-            network.eval().requires_grad_(False)
-        self.unet = model.unet
-        self.autoencoder = model.autoencoder
-        self.text_encoder = model.text_encoder
-        self.tokenizer = model.tokenizer
-        self.text_encoder_2 = model.text_encoder_2
-        self.tokenizer_2 = model.tokenizer_2
-        self.zero_negative = model.zero_negative
-        self.scheduler_config = dict(model.scheduler_config)
-        self.schedule = model.schedule
-        self.low_res_schedule = model.low_res_schedule
-        self.checkpoint = model.checkpoint
-        self.name = model.name
-        self.denoiser = Denoiser(model.unet, model.schedule)
-        texts = [(model.tokenizers[part], encoder) for part, encoder in model.text_encoders.items()]
-        self.prompts = encoder_of(texts, penultimate=model.unet.config.size_conditioning)
-        self.previewer = Previewer(model.autoencoder)
-        self.controlnets: dict[str, LoadedControlNet] = {}
-        self.loras = LoraStore({"unet": model.unet, **model.text_encoders})
-        self._merged: Merged | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the U-Net is."""
-        return next(self.unet.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the U-Net computes in. Pictures in progress are float32 whatever it is."""
-        return next(self.unet.parameters()).dtype
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels that the model was trained at."""
-        side = self.unet.config.sample_size * self.autoencoder.config.downscale
-        return side, side
-
-    @property
-    def defaults(self) -> Mapping[str, float]:
-        """What suits this model, where its folder says so (`darkroom.json`): steps, guidance_scale, refine_strength."""
-        return self.model.defaults or {}
-
-    @property
-    def model_hash(self) -> str | None:
-        """Ten hexadecimal digits of the weights' SHA-256, as A1111 writes them; read from disk on first use."""
-        return self.checkpoint.hash() if self.checkpoint else None
-
-    @property
-    def vae(self) -> str | None:
-        """The name of the autoencoder that was put in place of the model's own, if there is one."""
-        return self.checkpoint.vae.name if self.checkpoint and self.checkpoint.vae else None
-
-    @property
-    def vae_hash(self) -> str | None:
-        """Ten hexadecimal digits of its SHA-256."""
-        return self.checkpoint.hash("autoencoder") if self.checkpoint and self.checkpoint.vae else None
+class Pipeline(Pieces):
+    """A loaded model and the calls that draw with it. What it is made of, and can do besides, is in `Pieces`."""
 
     @overload
     def generate(
@@ -442,126 +350,3 @@ class Pipeline:
             if isinstance(event, Progress) and on_progress is not None:
                 on_progress(replace(event, index=places[cell.place]))
         return sweep
-
-    def find_lora(self, name: str) -> Adapter:
-        """The LoRA that prompts call `name`, from the folder `loras.folder`. Raises RequestError if there is none."""
-        return self.loras.find(name)
-
-    def controlnet(self, source: str | Path | ControlNet) -> LoadedControlNet:
-        """A ControlNet on the U-Net's device: from a folder, a file or the hub, in its dtype; read once and kept in
-        `controlnets` (clear that to free the memory); or one that is loaded already. Raises CheckpointError.
-        """
-        if isinstance(source, ControlNet):
-            return LoadedControlNet(source.to(self.device), "given", None)
-        key = str(source)
-        if key not in self.controlnets:
-            found = open_controlnet(source)
-            net = found.build(CONTROLNET, self.device, self.dtype)
-            if is_compiled(self.unet):
-                compile_blocks(net)  # they are blocks of the U-Net's kinds
-            self.controlnets[key] = LoadedControlNet(net, found.name, found.hash())
-        return self.controlnets[key]
-
-    @property
-    def merged_loras(self) -> tuple[Scaled, ...]:
-        """What `merge_loras` added to the weights."""
-        return () if self._merged is None else self._merged.scaled
-
-    def merge_loras(self, *loras: Lora | str | Path) -> None:
-        """Add LoRAs to the weights, in place of those merged before, until `unmerge_loras`: no step costs more then.
-
-        All pictures, and `save`, have them. Nothing may be in progress. The original weights of the touched layers are
-        kept, so memory holds these twice. Raises CheckpointError for a file that can't be used; then nothing changes.
-        """
-        scaled = [self.loras.get(lora) for lora in loras]
-        self.unmerge_loras()
-        self._merged = Merged(self.loras.networks, scaled)
-        self.prompts.clear()
-
-    def unmerge_loras(self) -> None:
-        """Bring the original weights back, bit for bit."""
-        if self._merged is not None:
-            self._merged.undo()
-            self._merged = None
-            self.prompts.clear()
-
-    def encode_prompt(self, text: str, style: str = "a1111", clip_skip: int = 0) -> Tensor:
-        """A prompt as the U-Net sees it: [1, 77 k, D] float32 (k chunks of 75 tokens, with their begin and end)."""
-        return self.prompts.encode(text, style=style, clip_skip=clip_skip)[None]
-
-    def explain(
-        self,
-        prompt: str,
-        style: str = "a1111",
-        steps: int | None = None,
-        *,
-        embeddings: Sequence[Embedding | str | Path] = (),
-        negative: bool = False,
-    ) -> Explanation:
-        """What the model will read of a prompt: parts, steps, chunks, tokens, ids, weights. Print it.
-
-        Args:
-            steps: the picture's; None: what the model's folder recommends, or 30.
-            embeddings: as in `generate`.
-            negative: whether it is a negative prompt.
-
-        Raises RequestError for a prompt that can't be drawn.
-        """
-        return explain_prompt(
-            prompt,
-            self.tokenizer,
-            style,
-            whole("steps", steps, 1, MAX_STEPS) if steps is not None else int(self.defaults.get("steps", STEPS)),
-            words=learned_words(embeddings),
-            negative=negative,
-            length=self.prompts.length,
-            widths=self.prompts.widths,
-        )
-
-    @torch.no_grad()
-    def encode_image(self, image: Picture) -> Tensor:
-        """A PIL picture or a path as a scaled latent mean [1, C, H/8, W/8] float32.
-
-        Sizes that are no multiple of 8 are continued with their last row and column. Raises ImageError.
-        """
-        picture = pad_to_grid(to_tensor(open_picture(image)), self.autoencoder.config.downscale)
-
-        def encoded(network: Autoencoder) -> Tensor:
-            return network.encode(picture.to(next(network.parameters()))).float()
-
-        moments = finite(self.autoencoder, encoded, "encoding")
-        return self.autoencoder.scale(moments.chunk(2, dim=1)[0])
-
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Scaled latents [N, C, h, w] (or one, [C, h, w]) as PIL pictures of 8 w x 8 h pixels."""
-        channels = self.autoencoder.config.latent_channels
-        if not isinstance(latents, Tensor) or latents.ndim not in (3, 4) or latents.shape[-3] != channels:
-            shape = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise RequestError(f"latents are {shape}; decode takes a tensor [N, {channels}, h, w]")
-        latents = latents if latents.ndim == 4 else latents[None]
-        return [to_pil(decode(self.autoencoder, latent[None])[0]) for latent in latents]
-
-    def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
-        """What training shows the U-Net at timestep t (0..999): x0 + sigma(t) * noise, in Darkroom's coordinates.
-
-        The U-Net itself is given this divided by sqrt(1 + sigma^2) (`denoiser.scaling.c_in`), which keeps its variance.
-        """
-        return latents + self.schedule.t_to_sigma(t) * noise
-
-    def save(self, path: str | Path, dtype: str | None = None, defaults: Mapping[str, float] | None = None) -> Path:
-        """Write the model: one LDM-layout file if the name ends in .safetensors, else a diffusers folder.
-
-        dtype: what to convert to: "float32", "bfloat16", "float16", or 8 bits, "float8_e4m3" or "float8_e5m2" (its
-        vectors then in float16); None keeps each network's own. `defaults`: the steps and the guidance scale to
-        recommend; None: as this model does. Raises CheckpointError.
-        """
-        path = Path(path)
-        write = save_single_file if path.suffix == ".safetensors" else save_folder
-        model = self.model if defaults is None else replace(self.model, defaults=defaults)
-        try:
-            return write(path, model.contents, None if dtype is None else saved_type(dtype))
-        except OSError as error:
-            raise CheckpointError(f"{str(path)!r} can't be written ({error.strerror}); choose another place") from error
-
-    def __repr__(self) -> str:
-        return f"Pipeline({self.name!r}, {self.size[0]}x{self.size[1]}, {self.device}, {str(self.dtype)[6:]})"

@@ -223,13 +223,18 @@ _MARGIN = kind.whole(0, MAX_MARGIN, " pixels")
 _SIZE = kind.pixels(1, "(width, height)", kind.read_size, "WxH")
 _CROP = kind.pixels(0, "(left, top)", kind.read_two("pixels", "64,0"), "LEFT,TOP")
 _WORD = kind.text(1000)
-_HIRES = Kind(lambda name, value: Hires.checked(value), kind.read_nothing, of=Hires)
+_HIRES = Kind(lambda name, value: Hires.checked(value), kind.read_nothing, wanted="a darkroom.Hires", of=Hires)
 
 SIZE = Joint(
     "size",
     ("width", "height"),
     Setting(_SIZE, "In pixels. [default: the model's]", option="--size", key="Size"),
 )
+
+
+def _named(what: str) -> Kind:
+    """Names that the rooms know which have what is named."""
+    return replace(_WORD, wanted=f"a {what}'s name")
 
 
 # A field that people ask for has an option and a key of its name, where it doesn't say another.
@@ -241,8 +246,8 @@ def _recorded(help: str, key: str | None = None, of: Kind = _WORD, default: Any 
     return setting(default, of, help, option=None, key=key, axis=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Request(kind.Brief):
     """One picture. Raises RequestError on anything that can't be done; numbers are plain ints and floats afterwards."""
 
     # Any length of tokens is possible: they are encoded in chunks of 75.
@@ -312,10 +317,15 @@ class Request:
         key="Image CFG scale",
         group="guidance.image_scale",
     )
-    sampler: SamplerName | None = _asked(None, _WORD, "See `darkroom samplers`. [default: the model's]", metavar="NAME")
+    sampler: SamplerName | None = _asked(
+        None,
+        _named("sampler"),
+        "See `darkroom samplers`. [default: the model's]",
+        metavar="NAME",
+    )
     schedule: ScheduleName | None = _asked(
         None,
-        _WORD,
+        _named("schedule"),
         "Spacing of the noise levels: karras, exponential, ...",
         metavar="NAME",
         key="Schedule type",
@@ -571,6 +581,8 @@ class Request:
         """
         return from_plain(cls, values, "a request", RequestError)
 
+
+Request.__doc__ = f"{Request.__doc__}\n\n{kind.documented(Request)}"
 
 # What engines and tasks ask of the declarations.
 OF_AN_IMAGE = tuple(name for name, declared in settings(Request).items() if declared.extra.get("of_image"))

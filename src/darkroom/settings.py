@@ -195,6 +195,32 @@ def changed(instance: Any) -> dict[str, Any]:
     return {f.name: value for f in fields(instance) if (value := getattr(instance, f.name)) != _default(f)}
 
 
+class Brief:
+    """A dataclass (with repr=False) that shows what was given to it: what has its default goes without saying."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in changed(self).items())
+        return f"{type(self).__name__}({told})"
+
+
+def documented(owner: Any) -> str:
+    """A dataclass's settings as its docstring lists them: of each its values and the line that says what it is."""
+    names = {told.option: name for name, _, told in joined(owner) if told.option}
+    lines = []
+    for name, declared in settings(owner).items():
+        usual = default(owner, name)
+        told = declared.help or (declared.joint.told.help.removeprefix("In pixels. ") if declared.joint else "")
+        told = re.sub(r"--[a-z-]+", lambda option: names.get(option[0], option[0][2:].replace("-", "_")), told)
+        told = re.sub(r"^[0-9.]+ to [0-9.]+[:,] ", "", told)  # the values say that
+        values = declared.kind.wanted or "what a finished recipe holds"
+        line = f"{name}: {values}. {told[:1].upper()}{told[1:]}".rstrip()
+        unsaid = usual in (MISSING, None, "", ()) or "[default" in line
+        lines.append(line if unsaid else f"{line} [default: {usual!r}]")
+    return "Attributes:\n" + "".join(f"    {line}\n" for line in lines)
+
+
 @functools.cache
 def _fields(owner: Any) -> tuple[Field[Any], ...]:
     return fields(owner)

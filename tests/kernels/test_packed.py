@@ -343,6 +343,17 @@ def test_doubling(dtype: torch.dtype, size: tuple[int, int]) -> None:
         assert up(x).abs().max() == 0
 
 
+def test_doubling_in_other_numbers_takes_their_weights() -> None:
+    """`to` changes what a parameter holds, and neither the parameter nor its version."""
+    torch.manual_seed(1)
+    up = Upsample(32).eval().requires_grad_(False)
+    x = torch.randn(2, 32, 5, 8)
+    with torch.no_grad():
+        up(x)
+        fresh = copy.deepcopy(up).to(torch.bfloat16)
+        assert torch.equal(up.to(torch.bfloat16)(x.bfloat16()), fresh(x.bfloat16()))
+
+
 def test_networks_without_values_are_left_alone_and_decide_nothing_for_others() -> None:
     """A memory estimate must neither pack tensors without values nor answer, for the whole process, what packs."""
     before = available(torch.float32)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..devices import DTYPES as DTYPES
 from ..diffusion.condition import Condition
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import ClassifierFree
@@ -47,7 +48,6 @@ AUTOENCODERS = {
     "embedded": _SMALL,
     "tiny": replace(_SMALL, block_out_channels=(8, 8, 16, 16), norm_num_groups=8),
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENS = 77
 SCALE = 7.5
 SIGMA = 1.6  # about timestep 475 of Stable Diffusion's schedule

@@ -55,7 +55,7 @@ def bench(
         from ..bench import table
         from ..bench.networks import DTYPES
         from ..bench.table import machine
-        from ..loading import device_named
+        from ..devices import device_named
 
         if dtype is not None and dtype not in DTYPES:
             raise RequestError(f"--dtype is {dtype[:40]!r}{did_you_mean(dtype, list(DTYPES))}")

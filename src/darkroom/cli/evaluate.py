@@ -157,7 +157,7 @@ def evaluate(
         elif "adherence" in chosen and pipe is not None:
             scores = adherence(display, pipe, count or 100, drawing)
         if known is None and asked.metrics:
-            from ..loading import device_named
+            from ..devices import device_named
 
             def report(what: str, done: int, total: int) -> None:
                 display.steps(done, total, what)

@@ -164,6 +164,13 @@ class Artifact:
         network.load_state_dict(native_state(self, part, expected, dtype), strict=True, assign=True)
         network.to(device)
 
+    def holds(self, part: Part, state: Mapping[str, Tensor]) -> bool:
+        """Whether a network's `state_dict()` is what `fill` makes of the files, bit for bit; reads them."""
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        dtypes = {tensor.dtype for tensor in state.values()}
+        there = native_state(self, part, shapes, next(iter(dtypes)))
+        return len(dtypes) == 1 and all(there[name].equal(tensor.cpu()) for name, tensor in state.items())
+
     def hash(self, part: Part | None = None) -> str:
         """The ecosystem's model hash: ten hex digits of the SHA-256 of a network's files (a single file: of it all).
 

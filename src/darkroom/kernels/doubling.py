@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed import Geometry, blocks_of, convolve, narrow, packable, unsettled
+from .packed import Geometry, blocks_of, convolve, narrow, packable, stamp, unsettled
 
 CORNER: Geometry = ([1, 1], [1, 1], [1, 1], 1)
 # Of the two pixels that one becomes, down or across: which of the three weights fall on each of two sources.
@@ -27,7 +27,7 @@ class Doubling(nn.Conv2d):
     taken once; they are a second, larger copy of the weight.
     """
 
-    _sums: tuple[Tensor, ReferenceType[Tensor], int] | None = None  # blocks, of which weight, at which version
+    _sums: tuple[Tensor, ReferenceType[Tensor], tuple[object, ...]] | None = None  # blocks, of which weight, its stamp
 
     def doubled(self, x: Tensor, padded: bool = False) -> Tensor | None:
         """The answer to x [N, I, H, W] enlarged, [N, O, 2 H, 2 W]; None where that has to be done the ordinary way.
@@ -40,9 +40,9 @@ class Doubling(nn.Conv2d):
         if not packable(weight) or narrow(weight) or unsettled(4 * weight.shape[0]) or x.dtype != weight.dtype:
             return None
         sums = self._sums  # once: another thread may find them at the same time
-        if sums is None or sums[1]() is not weight or sums[2] != weight._version:
-            version = weight._version
-            sums = self._sums = blocks_of(corners(weight), CORNER), ref(weight), version
+        if sums is None or sums[1]() is not weight or sums[2] != stamp(weight):
+            before = stamp(weight)
+            sums = self._sums = blocks_of(corners(weight), CORNER), ref(weight), before
         bias = None if self.bias is None else self.bias.repeat(4)
         y = interleaved(convolve(x, sums[0], bias, ([0, 0], *CORNER[1:]) if padded else CORNER))
         # A LoRA's hook belongs to the layer's call, which is not made here.

@@ -58,7 +58,7 @@ class Form:
 
     def know(self, weight: Tensor) -> None:
         """These are the blocks of a weight as it is now. One assignment: other threads see all of it or nothing."""
-        self._known: tuple[ReferenceType[Tensor], tuple[object, ...]] = ref(weight), _stamp(weight)
+        self._known: tuple[ReferenceType[Tensor], tuple[object, ...]] = ref(weight), stamp(weight)
 
     def weight(self) -> Tensor | None:
         """The weight itself, while anybody keeps it."""
@@ -66,12 +66,12 @@ class Form:
 
     def holds(self) -> bool:
         """Whether the weight is still what was packed."""
-        origin, stamp = self._known
+        origin, before = self._known
         weight = origin()
-        return weight is None or _stamp(weight) == stamp
+        return weight is None or stamp(weight) == before
 
 
-def _stamp(weight: Tensor) -> tuple[object, ...]:
+def stamp(weight: Tensor) -> tuple[object, ...]:
     """What changes when a weight does."""
     return weight._version, weight.data_ptr(), weight.dtype, weight.device, weight.requires_grad
 
@@ -431,11 +431,11 @@ def _pack(layer: Any) -> bool:
     with _packing:  # threads that come to a new network at once: one packs, and the others find that done
         if _packed(layer):
             return True
-        before = _stamp(weight)
+        before = stamp(weight)
         blocks = blocks_of(weight, _geometry(layer)) if kind is PackedConv2d else blocks_of(weight.flatten(1))
         with _lock:
             own = layer.__dict__["_parameters"]
-            if own.get("weight") is not weight or _stamp(weight) != before:
+            if own.get("weight") is not weight or stamp(weight) != before:
                 return False  # somebody has changed it meanwhile; the next call looks again
             layer.__dict__["_form"] = Form(blocks, weight)
             # First: another thread that is calling the layer finds a weight at every moment.

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from ..devices import DTYPES
 from ..diffusion.schedule import Schedule
 from ..errors import TrainingError
-from ..pipeline import DTYPES, Pipeline
+from ..pipeline import Pipeline
 from ..settings import setting
 from .kinds import Report, Source
 from .memory import with_values
