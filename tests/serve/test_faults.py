@@ -57,6 +57,14 @@ def test_pictures_claimed_for_an_engine_that_died_before_it_had_them_wait_again(
     assert all(server.ended(job["id"])["state"] == "finished" for job in jobs)
 
 
+def test_a_picture_cancelled_on_its_way_to_an_engine_never_reaches_it(serve: Callable[..., Running]) -> None:
+    server = serve(before=SLOW_SNAPSHOTS)
+    job = server.post(prompt="a fox, hang")
+    server.until(lambda: states(server.data)[0][0] == "running")
+    server.client.delete(f"/api/jobs/{job['id']}")
+    assert server.ended(server.post(prompt="an owl")["id"], 20)["state"] == "finished"
+
+
 def test_a_picture_that_kills_engines_is_given_up_and_the_others_are_drawn(serve: Callable[..., Running]) -> None:
     server = serve()
     poison = server.post(prompt="a fox, die")

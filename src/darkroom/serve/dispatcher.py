@@ -64,6 +64,7 @@ class Dispatcher:
         self.descriptions: dict[str, dict[str, Any]] = {}  # by fingerprint, of all files that engines told of
         self.full = False  # the disk is
         self.stopping = False
+        self._handing: set[str] = set()  # pictures on their way from the database to an engine, unless cancelled
         self._owed: set[str] = set()  # engines whose pictures must go back once the disk has room
         self._awake = asyncio.Event()
         self._calls: dict[int, asyncio.Future[Message]] = {}
@@ -275,12 +276,15 @@ class Dispatcher:
         if not chosen:
             return
         now, life = time.time(), seat.link.restarts
-        claimed = await self.store.write(lambda c: queue.claim(c, chosen, seat.link.name, now))
+        claimed: list[Claimed] = []
         handed = 0
+        self._handing.update(chosen)
         try:
+            claimed = await self.store.write(lambda c: queue.claim(c, chosen, seat.link.name, now))
             while handed < len(claimed) and await self._submit(seat, claimed[handed], life):
                 handed += 1
         finally:
+            self._handing.difference_update(chosen)
             if handed < len(claimed):
                 await self._give_back(seat, claimed[handed:])
 
@@ -310,6 +314,8 @@ class Dispatcher:
         state = await loop.run_in_executor(None, self.data.snapshot, picture.id)
         if not seat.link.alive or seat.link.restarts != life:
             return False
+        if picture.id not in self._handing:
+            return True
         seat.aboard[picture.id] = picture
         seat.used[picture.model] = time.monotonic()
         self._changed(picture)
@@ -558,6 +564,7 @@ class Dispatcher:
 
     def cancel(self, pictures: list[str]) -> None:
         """Tell engines that pictures are not wanted any more; their rows say so already."""
+        self._handing.difference_update(pictures)
         for seat in self.seats:
             for id in pictures:
                 if (picture := seat.aboard.pop(id, None)) is not None:
