@@ -13,6 +13,17 @@ export interface Size {
 
 export const MOST = 32
 
+/** A part of a picture: left, top, width, height, as fractions of it. */
+export type Part = [number, number, number, number]
+export const WHOLE: Part = [0, 0, 1, 1]
+
+/** Where a picture lies in one of `width` x `height` that it was extended to, by (left, top, right, bottom) pixels. */
+export function placed(width: number, height: number, border: unknown): Part {
+  if (!Array.isArray(border) || border.length !== 4) return WHOLE
+  const [left, top, right, bottom] = border.map(Number) as Part
+  return [left / width, top / height, (width - left - right) / width, (height - top - bottom) / height]
+}
+
 /** The whole picture, in the middle, never larger than `largest` times its size. */
 export function fitted(picture: Size, box: Size, largest = 1): Place {
   const scale = Math.min(largest, box.width / picture.width, box.height / picture.height) || 1

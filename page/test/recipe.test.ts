@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { asked, EMPTY, fromRecipe, merged, shown, tagged, weighed } from '../src/state/recipe'
-import { fitted, held, zoomed } from '../src/zoom'
+import { bare } from '../src/state/png'
+import { fitted, held, placed, zoomed } from '../src/zoom'
 
 describe('a draft', () => {
   it('leaves to the model what was left open', () => {
@@ -89,5 +90,28 @@ describe('all of a recipe', () => {
     expect(tagged('a <lora:ink:0.8> fox <lora: my lora >')).toEqual(['ink', 'my lora'])
     expect(shown([{ name: 'ink', scale: 0.8, text_scale: null }])).toBe('ink 0.8')
     expect(shown({ steps: 4, upscaler: 'lanczos', x: null })).toBe('steps 4, upscaler lanczos')
+  })
+})
+
+describe('a PNG without its texts', () => {
+  const chunk = (kind: string, data: number[]) => [0, 0, 0, data.length, ...[...kind].map((letter) => letter.charCodeAt(0)), ...data, 1, 2, 3, 4]
+  const head = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]
+  const file = (...chunks: number[][]) => new Uint8Array([...head, ...chunks.flat()])
+  const joined = (parts: Uint8Array[]) => parts.flatMap((part) => [...part])
+  it('keeps the pixels, byte for byte', () => {
+    const whole = file(chunk('IHDR', [1]), chunk('tEXt', [65, 66]), chunk('iTXt', []), chunk('sRGB', [0]), chunk('eXIf', [1]), chunk('IDAT', [7, 8]), chunk('IEND', []))
+    expect(joined(bare(whole))).toEqual([...file(chunk('IHDR', [1]), chunk('sRGB', [0]), chunk('IDAT', [7, 8]), chunk('IEND', []))])
+  })
+  it('is none of a file that is no PNG or was cut short', () => {
+    expect(() => bare(new Uint8Array([1, 2, 3]))).toThrow('not a PNG')
+    expect(() => bare(file(chunk('IDAT', [1, 2, 3]).slice(0, 11)))).toThrow()
+    expect(() => bare(file([0, 0, 9, 9, 1, 2, 3, 4, 5, 6, 7, 8]))).toThrow('cut short')
+  })
+})
+
+describe('an original', () => {
+  it('lies where it was extended from', () => {
+    expect(placed(128, 64, [32, 0, 0, 16])).toEqual([0.25, 0, 0.75, 0.75])
+    expect(placed(128, 64, null)).toEqual([0, 0, 1, 1])
   })
 })

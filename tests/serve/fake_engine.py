@@ -80,7 +80,8 @@ def drawn(
     """The picture and recipe of a request: a function of what is asked and nothing else."""
     request = Request.from_dict(wanted["request"]).numbered(index)
     size = Image.open(io.BytesIO(pictures["image"])).size if "image" in pictures else (64, 64)
-    width, height = request.width or size[0], request.height or size[1]
+    left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
+    width, height = request.width or size[0] + left + right, request.height or size[1] + top + bottom
     digest = hashlib.sha256(dump_recipe(request.to_dict()).encode())
     for picture in pictures.values():
         digest.update(picture)

@@ -264,14 +264,14 @@ def test_a_picture_is_extended_and_compared(serve: Callable[..., Running], brows
         server.ended(server.post(prompt=prompt)["id"])
     page = browse(server, "/#gallery", ".cells li >> nth=1")
     page.click('.cells button[aria-label="Open a fox"]')
-    page.click("text=Compare with this later")
+    page.click("text=Set aside to compare")
     page.keyboard.press("ArrowRight")
     page.wait_for_selector('dialog.viewer[aria-label="an owl"]')
     page.keyboard.press("c")
     page.wait_for_selector(".compare img >> nth=1")
     until(page, "[...document.querySelectorAll('.compare img')].every((one) => one.naturalWidth === 64)")
     page.fill(".compare input", "25")
-    style = "document.querySelectorAll('.compare img')[1].style.clipPath"
+    style = "document.querySelector('.compare .before').style.clipPath"
     assert page.evaluate(style) in ("inset(0px 75% 0px 0px)", "inset(0 75% 0 0)")
     page.keyboard.press("c")
     page.click("text=Start from it")

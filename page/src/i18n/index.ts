@@ -25,6 +25,11 @@ export function t(key: Key, values: Record<string, string | number> = {}): strin
   return asked === 'pseudo' ? pseudo(text) : text
 }
 
+/** A fraction as the language writes it: 1 is 100%. */
+export function percent(value: number): string {
+  return new Intl.NumberFormat(language.value, { style: 'percent', maximumFractionDigits: 0, useGrouping: false }).format(value)
+}
+
 /** A moment as the language writes it. */
 export function moment(seconds: number): string {
   return new Intl.DateTimeFormat(language.value, { dateStyle: 'medium', timeStyle: 'short' }).format(seconds * 1000)

@@ -1,12 +1,13 @@
 import { signal } from '@preact/signals'
-import { api, fileOf, Problem, type Job, type PictureInfo } from '../api'
+import { api, Problem, type Job, type PictureInfo, type Recipe } from '../api'
 import { t } from '../i18n'
 import { change, draft, faults, more } from './draft'
+import { fileBlob } from './files'
 import { asked, EMPTY, FIELDS, fromRecipe, type Only } from './recipe'
 import { controls, dataUrl, image, inputOf, mask, setImage, setMask } from './inputs'
 import { put, watched } from './queue'
 import { readServer, server } from './server'
-import { carried, type Source } from './source'
+import { carried, ofPicture, type Source } from './source'
 import { closePicture, said, show, tell, tellProblem } from './ui'
 
 /** What somebody does that concerns more than one part of the page. */
@@ -115,14 +116,8 @@ export function focusPrompt(): void {
   requestAnimationFrame(() => document.getElementById('field-prompt')?.focus())
 }
 
-async function fileBlob(id: string): Promise<Blob> {
-  const answer = await fetch(fileOf(id))
-  if (!answer.ok) throw new Error(t('gone'))
-  return answer.blob()
-}
-
 /** Start from a picture of the gallery. */
-export async function startFrom(picture: PictureInfo): Promise<boolean> {
+export async function startFrom(picture: { id: string; prompt: string }): Promise<boolean> {
   try {
     setImage(await inputOf(await fileBlob(picture.id)))
   } catch (error) {
@@ -144,12 +139,25 @@ export async function again(picture: PictureInfo): Promise<void> {
   }
 }
 
-/** Draw a picture twice as large, by what the model can do best. */
-export async function enlarge(picture: PictureInfo): Promise<void> {
-  const form = new FormData()
-  const prompt = typeof picture.recipe.prompt === 'string' ? picture.recipe.prompt : ''
-  form.set('request', JSON.stringify({ prompt, upscale: 2, ...(draft.value.model ? { model: draft.value.model } : {}) }))
+/** Draw a picture twice as large, by what the model can do best; the picture stays as it is. */
+export const enlarge = (picture: PictureInfo) => drawnFrom(picture, ({ prompt }) => ({ prompt: prompt ?? '', upscale: 2 }))
+
+export const SECOND_PASS = 0.35 // of the picture is drawn anew
+
+/** A picture's recipe once more over the picture itself, twice as large: with new detail. */
+export const secondPass = (picture: PictureInfo) =>
+  drawnFrom(picture, (recipe) => {
+    const again = fromRecipe(recipe, { ...EMPTY, model: '' }, 'all', server.value?.settings)
+    const fields = asked({ ...again, strength: String(SECOND_PASS), left: '', top: '', right: '', bottom: '' }, true)
+    return { ...fields, width: 2 * picture.width, height: 2 * picture.height }
+  })
+
+/** A job that starts from a picture, with its model and LoRAs. */
+async function drawnFrom(picture: PictureInfo, fields: (recipe: Recipe) => object): Promise<void> {
   try {
+    const { recipe, job } = await ofPicture(picture.id)
+    const form = new FormData()
+    form.set('request', JSON.stringify({ ...fields(recipe), ...(job ? { model: job.model, loras: job.loras } : {}) }))
     form.set('image', await fileBlob(picture.id), 'image')
     began(await api.draw(form))
   } catch (error) {
@@ -164,16 +172,6 @@ export async function takeAsMask(file: Blob): Promise<void> {
   try {
     const { sized } = await import('../mask/picture')
     setMask(await inputOf(await sized(file, own.width, own.height)))
-  } catch (error) {
-    tellProblem(error)
-  }
-}
-
-/** Put a picture's recipe, as A1111's text, on the clipboard. */
-export async function copy(info: PictureInfo): Promise<void> {
-  try {
-    await navigator.clipboard.writeText(info.infotext)
-    tell(t('copied'))
   } catch (error) {
     tellProblem(error)
   }

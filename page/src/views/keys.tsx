@@ -8,15 +8,21 @@ import { opened, show } from '../state/ui'
 import { masking } from './masking'
 
 export const helping = signal(false)
+/** The stage shows what was started from, as long as a key or a button is held. */
+export const peeking = signal(false)
 
 const LIST: [string, Key][] = [
   ['Ctrl+Enter', 'keyGenerate'],
   ['Esc Esc', 'keyCancel'],
   ['Ctrl+↑ Ctrl+↓', 'keyWeight'],
+  ['o Alt+O', 'keyOriginal'],
   ['/', 'keySearch'],
   ['← →', 'keyViewer'],
-  ['+ − 0', 'keyZoom'],
-  ['c', 'compareNow'],
+  ['+ − 0 1', 'keyZoom'],
+  ['c', 'keyCompare'],
+  ['v', 'keyAside'],
+  ['p', 'keyPin'],
+  ['i', 'keyCopy'],
   ['Delete', 'keyDelete'],
   ['?', 'keyHelp'],
 ]
@@ -36,6 +42,10 @@ export function watchKeys(): void {
       if (document.querySelector('dialog[open]')) return
       if (event.timeStamp - escaped < 800) cancelCurrent()
       escaped = event.timeStamp
+    } else if (event.code === 'KeyO' && (event.altKey || (!typing(event.target) && !event.ctrlKey && !event.metaKey))) {
+      if (document.querySelector('dialog[open]')) return
+      event.preventDefault()
+      peeking.value = true
     } else if (typing(event.target) || event.ctrlKey || event.metaKey || event.altKey) {
       return
     } else if (event.key === '?') {
@@ -46,6 +56,8 @@ export function watchKeys(): void {
       setTimeout(() => document.getElementById('search')?.focus(), 50)
     }
   })
+  addEventListener('keyup', () => (peeking.value = false))
+  addEventListener('blur', () => (peeking.value = false))
 }
 
 export function Help() {

@@ -1,14 +1,19 @@
 import { useSignal } from '@preact/signals'
-import { fileOf, thumbOf } from '../api'
+import { fileOf } from '../api'
 import { t } from '../i18n'
 import { pictures } from '../state/gallery'
 import { image } from '../state/inputs'
+import { originalOf } from '../state/original'
 import { alive, cancel, jobs, previews, watched } from '../state/queue'
-import { openPicture } from '../state/ui'
+import { peeking } from './keys'
+import { lazy } from './lazy'
+import { Results } from './results'
+
+const Compare = lazy(() => import('./compare').then((found) => found.Compare))
 
 /** The picture that is being drawn, or was last. */
 export function Stage() {
-  const original = useSignal(false)
+  const comparing = useSignal(false)
   const job = watched.value ? jobs.value.get(watched.value) : undefined
   const chosen = useSignal<string | null>(null)
   const drawing = job && alive(job)
@@ -19,13 +24,18 @@ export function Stage() {
   const prompt = String(job?.request.prompt ?? '') || t('noPrompt')
   const width = job?.request.width
   const height = job?.request.height
+  const began = job && shown ? originalOf(job, shown.width, shown.height) : null
+  const original = began?.url ?? image.value?.url
+  const compared = comparing.value && began !== null && shown !== undefined && !drawing
   const ratio = typeof width === 'number' && typeof height === 'number' ? `${width} / ${height}` : undefined
   return (
     <section class="stage" aria-label={t('prompt')}>
       <div class="canvas">
-        {original.value && image.value ? (
-          <img src={image.value.url} alt={t('picture')} />
-        ) : drawing && preview ? (
+        {peeking.value && original ? (
+          <img src={original} alt={t('picture')} />
+        ) : compared ? (
+          <Compare key={shown.id} before={began.url} after={fileOf(shown.id)} width={shown.width} height={shown.height} place={began.place} />
+        ) : drawing && preview && shown?.id !== chosen.value ? (
           <img class="preview" src={preview} alt={prompt} style={ratio ? { aspectRatio: ratio } : {}} />
         ) : shown ? (
           <a href={`#picture/${shown.id}`}>
@@ -51,34 +61,28 @@ export function Stage() {
           </button>
         </div>
       ) : null}
-      {shown && image.value && !drawing ? (
+      {original ? (
         <button
           type="button"
-          onPointerDown={() => (original.value = true)}
-          onPointerUp={() => (original.value = false)}
-          onPointerLeave={() => (original.value = false)}
-          onKeyDown={(event) => event.key === ' ' && (original.value = true)}
-          onKeyUp={() => (original.value = false)}
+          title="o"
+          onPointerDown={() => (peeking.value = true)}
+          onPointerUp={() => (peeking.value = false)}
+          onPointerLeave={() => (peeking.value = false)}
+          onKeyDown={(event) => event.key === ' ' && (peeking.value = true)}
+          onKeyUp={() => (peeking.value = false)}
         >
           {t('showOriginal')}
         </button>
       ) : null}
-      {job && job.n > 1 && done.length ? (
-        <ul class="strip">
-          {done.map((one) => (
-            <li key={one.id}>
-              <button
-                type="button"
-                aria-pressed={one.id === shown?.id}
-                aria-label={`${t('seed')} ${one.seed}`}
-                onClick={() => (chosen.value = one.id)}
-                onDblClick={() => openPicture(one.id)}
-              >
-                <img src={thumbOf(one.id)} alt="" loading="lazy" />
-              </button>
-            </li>
-          ))}
-        </ul>
+      {shown ? (
+        <Results
+          results={done}
+          shown={shown}
+          prompt={String(job?.request.prompt ?? '')}
+          comparing={compared}
+          onCompare={began && !drawing ? () => (comparing.value = !comparing.value) : null}
+          onChoose={(id) => (chosen.value = id)}
+        />
       ) : null}
       {shown?.warnings.map((text) => (
         <p key={text} class="warning">

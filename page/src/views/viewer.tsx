@@ -1,16 +1,16 @@
 import { useSignal } from '@preact/signals'
 import { useEffect, useRef } from 'preact/hooks'
-import { api, fileOf, type PictureInfo } from '../api'
+import { api, fileOf, type Job, type PictureInfo } from '../api'
 import { moment, t } from '../i18n'
-import { again, copy, enlarge, startFrom } from '../state/actions'
+import { copyRecipe } from '../state/files'
 import { pictures, pin, readOn, remove } from '../state/gallery'
-import { ofPicture } from '../state/source'
+import { originalOf } from '../state/original'
 import { closePicture, openPicture, tellProblem } from '../state/ui'
-import { fitted, gestures, held, zoomed, type Place } from '../zoom'
 import { lazy } from './lazy'
-import { aside, masking } from './masking'
+import { aside } from './masking'
 import { Notice } from './notice'
-import { RecipeActions } from './recipes'
+import { Actions } from './picture_actions'
+import { Sight } from './sight'
 
 const Compare = lazy(() => import('./compare').then((found) => found.Compare))
 
@@ -18,6 +18,7 @@ const Compare = lazy(() => import('./compare').then((found) => found.Compare))
 export function Viewer({ id }: { id: string }) {
   const dialog = useRef<HTMLDialogElement>(null)
   const info = useSignal<PictureInfo | null>(null)
+  const job = useSignal<Job | null>(null)
   const comparing = useSignal(false)
   const all = pictures.value
   const at = all.findIndex((one) => one.id === id)
@@ -30,7 +31,16 @@ export function Viewer({ id }: { id: string }) {
   useEffect(() => {
     let current = true
     api.picture(id).then(
-      (found) => current && (info.value = found),
+      (found) => {
+        if (!current) return
+        info.value = found
+        if (job.value?.id !== found.job) {
+          api.job(found.job).then(
+            (asked) => (job.value = asked),
+            () => (job.value = null),
+          )
+        }
+      },
       (error) => {
         if (!current) return
         closePicture()
@@ -39,12 +49,17 @@ export function Viewer({ id }: { id: string }) {
     )
     return () => void (current = false)
   }, [id, all[at]?.pinned])
+  const setAside = () => {
+    aside.value = aside.value === id ? null : id
+    comparing.value = false
+  }
   const compare = () => {
-    if (!aside.value || aside.value === id) aside.value = id
-    else comparing.value = !comparing.value
+    comparing.value = !comparing.value
   }
   const now = info.value?.id === id ? info.value : null
   const listed = all[at] ?? now
+  const original = now && job.value?.id === now.job ? originalOf(job.value, now.width, now.height) : null
+  const other = aside.value !== null && aside.value !== id
   return (
     <dialog
       ref={dialog}
@@ -52,12 +67,14 @@ export function Viewer({ id }: { id: string }) {
       aria-label={listed?.prompt || t('noPrompt')}
       onClose={closePicture}
       onKeyDown={(event) => {
-        if (event.target instanceof HTMLInputElement && event.key !== 'c') return
+        if (event.target instanceof HTMLInputElement && !'cvp'.includes(event.key)) return
         if (event.key === 'ArrowLeft') go(-1)
         else if (event.key === 'ArrowRight') go(1)
         else if (event.key === 'Delete') void remove(id)
         else if (event.key === 'c') compare()
-        else if (event.key === 'i' && now) void copy(now)
+        else if (event.key === 'v') setAside()
+        else if (event.key === 'p' && listed) void pin(listed)
+        else if (event.key === 'i' && now) void copyRecipe(now)
         else return
         event.preventDefault()
       }}
@@ -70,8 +87,13 @@ export function Viewer({ id }: { id: string }) {
           ›
         </button>
         <span class="grow" />
-        <button type="button" aria-pressed={comparing.value || aside.value === id} onClick={compare}>
-          {aside.value && aside.value !== id ? t('compareNow') : t('compareWith')}
+        {other || original ? (
+          <button type="button" class="late" title="c" aria-pressed={comparing.value} onClick={compare}>
+            {other ? t('compareNow') : t('compareOriginal')}
+          </button>
+        ) : null}
+        <button type="button" class="late" title="v" aria-pressed={aside.value === id} onClick={setAside}>
+          {t('compareWith')}
         </button>
         <button type="button" onClick={() => dialog.current!.close()}>
           {t('close')}
@@ -80,8 +102,10 @@ export function Viewer({ id }: { id: string }) {
       {listed ? (
         listed.gone ? (
           <p class="empty">{t('gone')}</p>
-        ) : comparing.value && aside.value && aside.value !== id ? (
-          <Compare key={id} before={aside.value} after={id} />
+        ) : comparing.value && aside.value && other ? (
+          <Compare key={id} before={fileOf(aside.value)} after={fileOf(id)} width={listed.width} height={listed.height} />
+        ) : comparing.value && original ? (
+          <Compare key={id} before={original.url} after={fileOf(id)} width={listed.width} height={listed.height} place={original.place} />
         ) : (
           <Sight key={id} picture={listed} onSwipe={go} />
         )
@@ -94,48 +118,6 @@ export function Viewer({ id }: { id: string }) {
       </div>
       <Notice />
     </dialog>
-  )
-}
-
-function Actions({ info }: { info: PictureInfo }) {
-  return (
-    <>
-      <div class="row wrap">
-        <button type="button" onClick={() => void again(info)}>
-          {t('again')}
-        </button>
-        <RecipeActions offer={{ title: info.prompt || t('noPrompt'), load: () => ofPicture(info.id) }} />
-      </div>
-      {info.gone ? null : (
-        <div class="row wrap">
-          <button type="button" onClick={() => void startFrom(info)}>
-            {t('asStart')}
-          </button>
-          <button type="button" onClick={() => void startFrom(info).then((there) => (masking.value = there))}>
-            {t('asMask')}
-          </button>
-          <button type="button" title={t('enlargeHint')} onClick={() => void enlarge(info)}>
-            {t('enlarge')}
-          </button>
-        </div>
-      )}
-      <div class="row wrap">
-        <button type="button" aria-pressed={info.pinned} onClick={() => void pin(info)}>
-          {info.pinned ? t('unpin') : t('pin')}
-        </button>
-        {info.gone ? null : (
-          <a class="button" href={`${fileOf(info.id)}?download=true`} download={`${info.id}.png`}>
-            {t('download')}
-          </a>
-        )}
-        <button type="button" onClick={() => void copy(info)}>
-          {t('copy')}
-        </button>
-        <button type="button" class="bad" onClick={() => void remove(info.id)}>
-          {t('remove')}
-        </button>
-      </div>
-    </>
   )
 }
 
@@ -176,62 +158,5 @@ function Recipe({ info }: { info: PictureInfo }) {
         </p>
       ))}
     </>
-  )
-}
-
-function Sight({ picture, onSwipe }: { picture: { id: string; width: number; height: number; prompt: string }; onSwipe: (by: number) => void }) {
-  const box = useRef<HTMLDivElement>(null)
-  const place = useSignal<Place | null>(null)
-  const size = () => ({ width: box.current!.clientWidth, height: box.current!.clientHeight })
-  const whole = () => fitted(picture, size(), 4)
-  const set = (next: Place) => (place.value = held(next, picture, size()))
-  const zoom = (factor: number, x = size().width / 2, y = size().height / 2) =>
-    set(zoomed(place.value ?? whole(), factor, x, y, whole().scale))
-  useEffect(() => {
-    place.value = whole()
-    const observer = new ResizeObserver(() => box.current && (place.value = whole())) // it may call once more when the picture has gone
-    observer.observe(box.current!)
-    const end = gestures(box.current!, {
-      move: (dx, dy) => place.value && set({ ...place.value, x: place.value.x + dx, y: place.value.y + dy }),
-      zoom,
-      drags: () => true,
-      swipe: (by) => {
-        if (place.value && place.value.scale <= whole().scale * 1.01) onSwipe(by)
-      },
-    })
-    return () => {
-      observer.disconnect()
-      end()
-    }
-  }, [])
-  const now = place.value
-  return (
-    <div
-      class="sight"
-      ref={box}
-      tabIndex={0}
-      role="group"
-      aria-label={t('keyZoom')}
-      onKeyDown={(event) => {
-        if (event.key === '+' || event.key === '=') zoom(1.25)
-        else if (event.key === '-') zoom(0.8)
-        else if (event.key === '0') place.value = whole()
-        else if (event.key === '1') zoom(1 / (place.value?.scale ?? 1))
-        else return
-        event.preventDefault()
-        event.stopPropagation()
-      }}
-      onDblClick={() => (now && now.scale !== 1 ? zoom(1 / now.scale) : (place.value = whole()))}
-    >
-      <img
-        src={fileOf(picture.id)}
-        alt={picture.prompt || t('noPrompt')}
-        width={picture.width}
-        height={picture.height}
-        draggable={false}
-        style={now ? { transform: `translate(${now.x}px, ${now.y}px) scale(${now.scale})` } : {}}
-        class={now && now.scale > 3 ? 'sharp' : ''}
-      />
-    </div>
   )
 }
