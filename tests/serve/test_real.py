@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -87,3 +88,19 @@ def test_an_end_in_order_loses_no_step(serve: Callable[..., Running]) -> None:
     server = serve(real=True)
     assert server.until(lambda: server.job(job)["step"], 60) >= 5
     assert server.client.delete(f"/api/jobs/{job}").json()["state"] == "cancelled"
+
+
+UNENCODABLE = """
+from darkroom.serve import engine_process
+def encoded(*_):
+    raise MemoryError("no room for a file")
+engine_process.encoded = encoded
+engine_process.main()
+"""
+
+
+def test_a_picture_whose_file_cannot_be_made_fails_with_the_reason(serve: Callable[..., Running]) -> None:
+    server = serve(real=True, engine_command=[sys.executable, "-c", UNENCODABLE])
+    ended = server.ended(server.post(prompt="a large fox", width=64, height=64, steps=1)["id"], 120)
+    assert ended["state"] == "failed"
+    assert "no room for a file" in ended["error"]

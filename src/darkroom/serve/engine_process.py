@@ -180,7 +180,7 @@ class Worker:
     def _load(self, message: Message) -> None:
         name, path = message["name"], message["path"]
         if name in self.models:
-            return
+            return self.say("loaded", name=name, description=self.models[name].description)
         self.say("phase", name="loading", seconds=message.fields.get("seconds", 600))
 
         began = time.monotonic()
@@ -302,20 +302,20 @@ class Worker:
         assert isinstance(image, Image.Image)
 
         def work() -> None:
-            recipe = event.request.to_dict()
-            data = encoded(image, "PNG", recipe)
-            self.say(
-                "finished",
-                data,
-                id=event.id,
-                claim=picture.claim,
-                width=image.width,
-                height=image.height,
-                sha256=sha256(data).hexdigest(),
-                infotext=to_infotext(recipe).encode("utf-8", "replace").decode(),
-                recipe=dump_recipe(recipe),
-                warnings=list(event.warnings),
-            )
+            try:
+                recipe = event.request.to_dict()
+                data = encoded(image, "PNG", recipe)
+                facts = {
+                    "width": image.width,
+                    "height": image.height,
+                    "sha256": sha256(data).hexdigest(),
+                    "infotext": to_infotext(recipe).encode("utf-8", "replace").decode(),
+                    "recipe": dump_recipe(recipe),
+                    "warnings": list(event.warnings),
+                }
+            except Exception as error:
+                return self._failed(event.id, picture.claim, error)
+            self.say("finished", data, id=event.id, claim=picture.claim, **facts)
 
         self.encoders.submit(work)
 
