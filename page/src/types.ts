@@ -251,10 +251,18 @@ export interface ServerInfo {
   /** What can be asked for, and what it is where nothing is said. */
   settings: Record<string, unknown>
   limits: Limits
+  styles: Style[]
   key: string | null
   keys_needed: boolean
   queue: Record<string, number>
   engines: EngineState[]
+}
+
+/** Texts of the models' folder (styles.csv) that a prompt is put into. */
+export interface Style {
+  name: string
+  prompt: string
+  negative_prompt: string
 }
 
 /** A sweep, x fastest. */

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { completing, loras, withLora, withoutLora, withWord } from '../src/state/words'
+import { completing, loras, styled, withLora, withoutLora, withWord } from '../src/state/words'
 
 describe('what is put into a prompt', () => {
   it('adds a LoRA once and then changes its weight', () => {
@@ -20,6 +20,12 @@ describe('what is put into a prompt', () => {
     expect(withWord('a fox', 'ohwx')).toBe('a fox, ohwx')
     expect(withWord('a fox, OHWX', 'ohwx')).toBe('a fox, OHWX')
     expect(withWord('a fox <lora:ink:1>', 'ohwx')).toBe('a fox <lora:ink:1> ohwx')
+  })
+  it('puts a prompt into a style', () => {
+    expect(styled('a fox', 'ink, black')).toBe('a fox, ink, black')
+    expect(styled(' a $& fox', 'drawing of {prompt}, {prompt}')).toBe('drawing of a $& fox, a $& fox')
+    expect(styled('', 'ink')).toBe('ink')
+    expect(styled('a fox', ' ')).toBe('a fox')
   })
   it('offers the rest of a word', () => {
     const words = ['fig', 'fox', 'four', 'owl']

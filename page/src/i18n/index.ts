@@ -30,6 +30,12 @@ export function percent(value: number): string {
   return new Intl.NumberFormat(language.value, { style: 'percent', maximumFractionDigits: 0, useGrouping: false }).format(value)
 }
 
+/** Bytes as the language writes them. */
+export function size(bytes: number): string {
+  const [value, unit] = bytes >= 1e9 ? [bytes / 1e9, 'gigabyte'] : [bytes / 1e6, 'megabyte']
+  return new Intl.NumberFormat(language.value, { style: 'unit', unit, maximumSignificantDigits: 2 }).format(value)
+}
+
 /** A moment as the language writes it. */
 export function moment(seconds: number): string {
   return new Intl.DateTimeFormat(language.value, { dateStyle: 'medium', timeStyle: 'short' }).format(seconds * 1000)

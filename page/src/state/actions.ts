@@ -8,6 +8,7 @@ import { controls, dataUrl, image, inputOf, mask, setImage, setMask } from './in
 import { put, watched } from './queue'
 import { readServer, server } from './server'
 import { carried, ofPicture, type Source } from './source'
+import { axesAsked, sweep, sweeping } from './sweeps'
 import { closePicture, said, show, tell, tellProblem } from './ui'
 
 /** What somebody does that concerns more than one part of the page. */
@@ -51,16 +52,45 @@ export async function generate(): Promise<void> {
   }
 }
 
+/** Ask for a grid of the draft, and look at it. */
+export async function drawSweep(): Promise<void> {
+  sending.value++
+  try {
+    faults.value = {}
+    const body = await bodyOf()
+    const fields = body instanceof FormData ? JSON.parse(body.get('request') as string) : body
+    delete fields.n
+    fields.axes = axesAsked()
+    if (body instanceof FormData) body.set('request', JSON.stringify(fields))
+    sweep.value = await api.sweep(body)
+    said.value = t('saidQueued')
+    location.hash = `sweeps/${sweep.value.id}`
+  } catch (error) {
+    refused(error)
+  } finally {
+    sending.value--
+  }
+}
+
+/** A recipe in the fields, with those of a grid open. */
+export async function vary(load: () => Promise<Source>): Promise<void> {
+  await take(load, 'all')
+  more.value = true
+  sweeping.value = true
+  setTimeout(() => document.getElementById('field-axes')?.focus(), 50)
+}
+
 /** Say what is wrong where it is wrong: the server's sentences begin with the field that they are about. */
 function refused(error: unknown): void {
   if (!(error instanceof Problem)) return tellProblem(error)
   if (error.status === 401) return void readServer()
-  const name = error.field ?? error.message.match(/^[a-z_]+/)?.[0] ?? ''
-  const field = FIELDS[name] ?? (name === 'image' || name === 'mask' || name === 'controls' ? name : null)
+  const name = error.field ?? (/^(axis|the (cell|axes|sheet))\b/.test(error.message) ? 'axes' : (error.message.match(/^[a-z_]+/)?.[0] ?? ''))
+  const field = FIELDS[name] ?? (name === 'image' || name === 'mask' || name === 'controls' || name === 'axes' ? name : null)
   if (error.status !== 422 || field === null) return tellProblem(error)
   faults.value = { [field]: error.message }
   said.value = error.message
   if (field !== 'prompt') more.value = true
+  if (name === 'axes') sweeping.value = true
   requestAnimationFrame(() => document.getElementById(`field-${field}`)?.focus())
 }
 

@@ -11,6 +11,6 @@ export async function begin(): Promise<void> {
 /** Models are told of once an engine has loaded them: until then sizes and defaults aren't known. */
 export function watchModels(): void {
   setInterval(() => {
-    if (!document.hidden && !locked.value && server.value && !server.value.models.some((one) => one.size)) void readServer()
+    if (!document.hidden && !locked.value && server.value && (!server.value.models.some((one) => one.size) || server.value.models.some((one) => one.state === 'loading'))) void readServer()
   }, 2000)
 }

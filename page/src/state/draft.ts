@@ -5,7 +5,7 @@ import { store, stored } from './ui'
 /** What is going to be asked for, as it stands in the fields. */
 export const draft = signal<Draft>(merged(stored('darkroom.draft')))
 /** What the server said of a field of the draft. */
-export const faults = signal<Partial<Record<keyof Draft | 'image' | 'mask' | 'controls', string>>>({})
+export const faults = signal<Partial<Record<keyof Draft | 'image' | 'mask' | 'controls' | 'axes', string>>>({})
 /** More than the prompt is shown. */
 export const more = signal(false)
 

@@ -4,7 +4,9 @@ import { chosen, type Language } from '../i18n'
 
 /** What of the page is shown, and what it says. */
 
-export type View = 'draw' | 'gallery' | 'settings'
+export type View = 'draw' | 'gallery' | 'sweeps' | 'settings'
+/** The grid that is looked at. */
+export const sweepId = signal<string | null>(null)
 export const view = signal<View>('draw')
 /** The picture that the viewer shows. */
 export const opened = signal<string | null>(null)
@@ -36,8 +38,9 @@ export interface Preferences {
   theme: 'system' | 'light' | 'dark'
   previews: boolean
   presets: Record<string, Record<string, unknown>>
+  styles: Record<string, { prompt: string; negative: string }>
 }
-const usual: Preferences = { language: null, theme: 'system', previews: true, presets: {} }
+const usual: Preferences = { language: null, theme: 'system', previews: true, presets: {}, styles: {} }
 export const preferences = signal<Preferences>({ ...usual, ...stored('darkroom.preferences') })
 
 export function stored(name: string): object {
@@ -85,7 +88,8 @@ function readHash(): void {
     return
   }
   opened.value = null
-  view.value = first === 'gallery' || first === 'settings' ? first : 'draw'
+  view.value = first === 'gallery' || first === 'settings' || first === 'sweeps' ? first : 'draw'
+  sweepId.value = first === 'sweeps' && second ? second : null
 }
 
 export function show(next: View): void {
@@ -99,7 +103,7 @@ export function openPicture(id: string): void {
 }
 
 export function closePicture(): void {
-  history.replaceState(null, '', `#${view.value}`)
+  history.replaceState(null, '', `#${view.value}${view.value === 'sweeps' && sweepId.value ? `/${sweepId.value}` : ''}`)
   opened.value = null
 }
 

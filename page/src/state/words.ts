@@ -24,6 +24,13 @@ export function withWord(prompt: string, word: string): string {
   return word.startsWith('<') || /[,>]$/.test(plain) ? `${plain} ${word}` : `${plain}, ${word}`
 }
 
+/** A prompt in a style, as A1111 has them: where the style says {prompt} it goes around, else it comes behind. */
+export function styled(prompt: string, style: string): string {
+  if (!style.trim()) return prompt
+  if (style.includes('{prompt}')) return style.replaceAll('{prompt}', () => prompt.trim())
+  return prompt.trim() ? `${prompt.trim()}, ${style.trim()}` : style.trim()
+}
+
 /** The names of the LoRAs that a prompt asks for. */
 export function loras(prompt: string): string[] {
   return [...prompt.matchAll(/<lora:([^:<>]+)(?::[^<>]*)?>/g)].map((found) => found[1]!)

@@ -2,11 +2,12 @@ import { t } from '../i18n'
 import { generate } from '../state/actions'
 import { live } from '../state/queue'
 import { locked, lost } from '../state/server'
-import { opened, said, show, view, type View } from '../state/ui'
+import { opened, said, show, sweepId, view, type View } from '../state/ui'
 import { Compose } from './compose'
 import { Drop } from './drop'
 import { Gallery } from './gallery'
 import { Help, helping } from './keys'
+import { lazy } from './lazy'
 import { masking } from './masking'
 import { Notice } from './notice'
 import { Queue } from './queue'
@@ -16,7 +17,8 @@ import { SignIn } from './signin'
 import { Stage } from './stage'
 import { Viewer } from './viewer'
 
-const VIEWS: View[] = ['draw', 'gallery', 'settings']
+const Sweeps = lazy(() => import('./sweeps').then((found) => found.Sweeps))
+const VIEWS: View[] = ['draw', 'gallery', 'sweeps', 'settings']
 
 export function App() {
   if (locked.value) return <SignIn />
@@ -64,6 +66,7 @@ export function App() {
           </>
         ) : null}
         {view.value === 'gallery' ? <Gallery /> : null}
+        {view.value === 'sweeps' ? <Sweeps id={sweepId.value} /> : null}
         {view.value === 'settings' ? <Settings /> : null}
       </main>
       {opened.value ? <Viewer id={opened.value} /> : null}

@@ -1,10 +1,11 @@
-import { t } from '../i18n'
+import { size, t } from '../i18n'
 import { focusPrompt, sending } from '../state/actions'
 import { change, draft, more } from '../state/draft'
 import { EMPTY } from '../state/recipe'
 import { controls, image, setImage, setMask } from '../state/inputs'
 import { live, newestFirst } from '../state/queue'
 import { model, server } from '../state/server'
+import { type Model } from '../api'
 import { Extras } from './extras'
 import { Choice, described, Fault, NumberField, Range } from './fields'
 import { Further } from './further'
@@ -12,6 +13,7 @@ import { Icon } from './icon'
 import { Inputs } from './inputs'
 import { Presets } from './presets'
 import { Prompt } from './prompt'
+import { SweepFields } from './sweep_fields'
 
 export function Compose({ onGenerate }: { onGenerate: () => void }) {
   return (
@@ -128,12 +130,7 @@ function More() {
         <Choice name="sampler" label={t('sampler')} usual={own?.sampler ? `${own.sampler}` : t('byModel')} options={known?.samplers ?? []} />
         <Choice name="schedule" label={t('schedule')} usual={t('byModel')} options={(known?.schedules ?? []).map((id) => ({ id, label: id }))} />
       </div>
-      <Choice
-        name="model"
-        label={t('model')}
-        usual={known?.default_model ?? ''}
-        options={(known?.models ?? []).filter((one) => one.name !== known?.default_model).map(({ name }) => ({ id: name, label: name }))}
-      />
+      <ModelChoice />
       {image.value ? null : (
         <fieldset>
           <label class="check">
@@ -150,6 +147,7 @@ function More() {
       )}
       <Extras />
       <Further />
+      <SweepFields />
       <Presets />
       <button
         type="button"
@@ -164,6 +162,24 @@ function More() {
         {t('reset')}
       </button>
     </div>
+  )
+}
+
+/** Models with what they take; one that there is no room for can't be chosen. Others are loaded when a job needs them. */
+function ModelChoice() {
+  const known = server.value
+  const all = known?.models ?? []
+  const own = all.find((one) => one.name === known?.default_model)
+  const told = (one: Model) =>
+    !one.fits ? t('modelTooLarge') : one.state === 'loading' ? t('modelLoading') : one.state === 'loaded' ? t('modelLoaded') : one.seconds ? t('modelSeconds', { n: Math.ceil(one.seconds) }) : ''
+  const label = (one: Model) => [one.name, size(one.bytes), told(one)].filter(Boolean).join(' · ')
+  return (
+    <Choice
+      name="model"
+      label={t('model')}
+      usual={own ? label(own) : ''}
+      options={all.filter((one) => one !== own).map((one) => ({ id: one.name, label: label(one), disabled: !one.fits }))}
+    />
   )
 }
 

@@ -60,7 +60,7 @@ export function NumberField(props: {
   )
 }
 
-export function Choice(props: { name: Name; label: string; usual: string; options: { id: string; label: string }[] }) {
+export function Choice(props: { name: Name; label: string; usual: string; options: { id: string; label: string; disabled?: boolean }[] }) {
   const { name, label, usual, options } = props
   const value = draft.value[name]
   const known = options.some((one) => one.id === value) || value === ''
@@ -75,7 +75,7 @@ export function Choice(props: { name: Name; label: string; usual: string; option
       >
         <option value="">{usual}</option>
         {options.map((one) => (
-          <option key={one.id} value={one.id}>
+          <option key={one.id} value={one.id} disabled={one.disabled}>
             {one.label}
           </option>
         ))}

@@ -1,7 +1,7 @@
 import { signal, useSignal } from '@preact/signals'
 import { useEffect, useMemo, useRef } from 'preact/hooks'
 import { t } from '../i18n'
-import { againWith, take } from '../state/actions'
+import { againWith, take, vary } from '../state/actions'
 import { server } from '../state/server'
 import type { Source } from '../state/source'
 import { tellProblem } from '../state/ui'
@@ -43,6 +43,15 @@ export function RecipeActions({ offer, done }: { offer: Offer; done?: () => void
         }}
       >
         {t('againWith')}
+      </button>
+      <button
+        type="button"
+        onClick={() => {
+          done?.()
+          void vary(offer.load)
+        }}
+      >
+        {t('varyIt')}
       </button>
     </>
   )

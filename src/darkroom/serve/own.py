@@ -24,12 +24,14 @@ from ..hints import HINTS, make
 from ..request import MAX_IMAGES, MAX_PIXELS, MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from ..samplers import entries
 from . import gallery, queue, views
+from .a1111.fields import read_styles
 from .answers import Json, Refused
 from .bodies import event, event_stream, file_bytes, form_body, json_body, owner_of, parse, server_of
 from .data import DataError
 from .events import CHANGED, PREVIEW
 from .jobs import body_schema, read_wanted, usual_settings
 from .keys import Owner
+from .models import ModelIndex
 from .server import Server
 from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, jobs
 from .uploads import from_text, read_picture
@@ -420,6 +422,7 @@ async def server_info(request: Request) -> Response:
                 "n": MAX_IMAGES,
                 "cost": options.max_cost,
             },
+            "styles": await server.in_pool(_styles, server.index),
             "key": owner.name or None,
             "keys_needed": server.keys.needed,
             "queue": await server.store.read(queue.counts),
@@ -429,6 +432,14 @@ async def server_info(request: Request) -> Response:
             ],
         }
     )
+
+
+def _styles(index: ModelIndex) -> list[dict[str, str]]:
+    try:
+        found = read_styles(index)
+    except RequestError:  # a file that can't be read is no reason to tell nothing else
+        return []
+    return [{"name": name, "prompt": text, "negative_prompt": other} for name, (text, other) in found.items()]
 
 
 @router.get("/adapters", response_model=views.Adapters)

@@ -185,6 +185,14 @@ class Limits(View):
     cost: float
 
 
+class Style(View):
+    """Texts of the models' folder (styles.csv) that a prompt is put into."""
+
+    name: str
+    prompt: str
+    negative_prompt: str
+
+
 class EngineState(View):
     """An engine's process."""
 
@@ -206,6 +214,7 @@ class ServerInfo(View):
     hints: list[str]
     settings: dict[str, Any] = Field(description="What can be asked for, and what it is where nothing is said.")
     limits: Limits
+    styles: list[Style]
     key: str | None
     keys_needed: bool
     queue: dict[str, int]
