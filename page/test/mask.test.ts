@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { Mask, type Stroke } from '../src/mask/engine'
+import { DEPTH, Mask, type Stroke } from '../src/mask/engine'
 
 const stroke = (seed: number): Stroke => ({
   kind: seed % 3 ? 'paint' : 'erase',
@@ -59,5 +59,27 @@ describe('a mask', () => {
     expect(grown.data).toEqual(whole.data)
     grown.undo()
     expect(grown.empty).toBe(true)
+  })
+})
+
+describe('undo', () => {
+  it('goes back two hundred strokes at least, however many there were, to exactly what there was', () => {
+    const mask = new Mask(20, 20)
+    const states = [mask.data.slice()]
+    for (let i = 0; i < 500; i++) {
+      if (i % 50 === 49) mask.add({ kind: 'clear' })
+      else mask.add({ kind: 'rectangle', x: i % 19, y: (i * 7) % 19, width: 1 + (i % 3), height: 2 })
+      states.push(mask.data.slice())
+    }
+    let undone = 0
+    while (mask.canUndo) {
+      mask.undo()
+      undone++
+      expect(mask.data).toEqual(states.at(-1 - undone))
+    }
+    expect(undone).toBeGreaterThanOrEqual(DEPTH)
+    expect(undone).toBeLessThan(DEPTH + 40)
+    for (let i = 0; i < undone; i++) mask.redo()
+    expect(mask.data).toEqual(states.at(-1))
   })
 })

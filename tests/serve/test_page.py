@@ -120,7 +120,7 @@ def test_a_mask_is_sent_as_it_was_painted(serve: Callable[..., Running], browse:
     page.click(".cells button")
     page.click("text=Repaint a part")
     page.wait_for_selector("dialog.masking canvas")
-    page.click("text=Rectangle")
+    page.click("summary >> text=Rectangle by numbers")
     for label, value in (("Left", 10), ("Top", 5), ("Width", 30), ("Height", 20)):
         page.get_by_label(label, exact=True).locator("visible=true").fill(str(value))
     page.click("text=Add the rectangle")

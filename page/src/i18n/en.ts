@@ -136,6 +136,7 @@ export const en = {
   keyPin: 'in a picture: pin',
   keyCopy: 'in a picture: copy its recipe',
   rectangle: 'Rectangle',
+  byNumbers: 'Rectangle by numbers',
   addRectangle: 'Add the rectangle',
   left: 'Left',
   top: 'Top',

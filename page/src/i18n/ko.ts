@@ -138,6 +138,7 @@ export const ko: Record<Key, string> = {
   keyPin: '그림에서: 고정',
   keyCopy: '그림에서: 레시피 복사',
   rectangle: '사각형',
+  byNumbers: '숫자로 사각형',
   addRectangle: '사각형 더하기',
   left: '왼쪽',
   top: '위',

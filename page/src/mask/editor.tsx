@@ -1,14 +1,15 @@
 import { useSignal } from '@preact/signals'
 import { useEffect, useMemo, useRef } from 'preact/hooks'
 import { t } from '../i18n'
+import { save } from '../state/files'
 import { inputOf, type Input } from '../state/inputs'
 import { tellProblem } from '../state/ui'
 import { Notice } from '../views/notice'
 import { fitted, gestures, held, zoomed, type Place } from '../zoom'
 import { Mask, type Box, type Stroke } from './engine'
+import { Panel } from './panel'
 import { pngOf, valuesOf } from './picture'
-
-type Tool = 'paint' | 'erase' | 'pan'
+import { Toolbar, type Tool } from './toolbar'
 
 export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: (mask: Input | null) => void; onClose: () => void }) {
   const { picture, onDone, onClose } = props
@@ -22,7 +23,9 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
   const soft = useSignal(0)
   const place = useSignal<Place>({ scale: 1, x: 0, y: 0 })
   const changed = useSignal(0) // counts: the mask itself is no signal
-  const rectangle = useSignal({ x: 0, y: 0, width: Math.round(width / 2), height: Math.round(height / 2) })
+  /** The rectangle that is being drawn: two corners, on the borders of pixels. */
+  const corners = useSignal<{ x: number; y: number; toX: number; toY: number } | null>(null)
+  const pointer = useSignal<{ x: number; y: number } | null>(null)
 
   const draw = ({ x, y, width: w, height: h }: Box) => {
     changed.value++
@@ -52,7 +55,7 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
     dialog.current!.showModal()
     const observer = new ResizeObserver(() => box.current && fit())
     observer.observe(box.current!)
-    if (props.mask) valuesOf(props.mask.blob, width, height).then((data) => add({ kind: 'load', data }), tellProblem)
+    if (props.mask) load(props.mask.blob)
     const end = gestures(box.current!, {
       move: (dx, dy) => (place.value = held({ ...place.value, x: place.value.x + dx, y: place.value.y + dy }, picture, room())),
       zoom,
@@ -77,21 +80,41 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
     fingers.current.add(event.pointerId)
     if (fingers.current.size > 1 && painting.current !== null) {
       painting.current = null // two fingers zoom: what the first one had begun is taken back
-      undo()
+      if (corners.value) corners.value = null
+      else undo()
       return
     }
     if (tool.value === 'pan' || event.button !== 0 || fingers.current.size > 1) return
     painting.current = event.pointerId
-    add({ kind: tool.value, soft: soft.value, points: [at(event)] })
+    const { x, y } = at(event)
+    if (tool.value === 'rectangle') corners.value = { x: Math.round(x), y: Math.round(y), toX: Math.round(x), toY: Math.round(y) }
+    else add({ kind: tool.value, soft: soft.value, points: [at(event)] })
   }
   const move = (event: PointerEvent) => {
+    const rect = box.current!.getBoundingClientRect()
+    pointer.value = event.pointerType === 'touch' ? null : { x: event.clientX - rect.left, y: event.clientY - rect.top }
     if (painting.current !== event.pointerId) return
+    if (corners.value) {
+      const { x, y } = at(event)
+      corners.value = { ...corners.value, toX: Math.round(x), toY: Math.round(y) }
+      return
+    }
     for (const one of event.getCoalescedEvents?.() ?? [event]) draw(mask.extend(at(one)))
   }
   const up = (event: PointerEvent) => {
     fingers.current.delete(event.pointerId)
-    if (painting.current === event.pointerId) painting.current = null
+    if (painting.current !== event.pointerId) return
+    painting.current = null
+    const drawn = between()
+    corners.value = null
+    if (drawn && drawn.width > 0 && drawn.height > 0) add({ kind: 'rectangle', ...drawn })
   }
+  const between = (): Box | null => {
+    if (!corners.value) return null
+    const { x, y, toX, toY } = corners.value
+    return { x: Math.min(x, toX), y: Math.min(y, toY), width: Math.abs(toX - x), height: Math.abs(toY - y) }
+  }
+  const load = (file: Blob) => void valuesOf(file, width, height).then((data) => add({ kind: 'load', data }), tellProblem)
   const finish = async () => {
     try {
       onDone(mask.empty ? null : await inputOf(await pngOf(mask)))
@@ -100,13 +123,6 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
     }
     dialog.current!.close()
   }
-  const save = async () => {
-    const link = document.createElement('a')
-    link.href = URL.createObjectURL(await pngOf(mask))
-    link.download = 'mask.png'
-    link.click()
-    URL.revokeObjectURL(link.href)
-  }
   const keys = (event: KeyboardEvent) => {
     const control = event.ctrlKey || event.metaKey
     if (control && event.key === 'z') event.shiftKey ? redo() : undo()
@@ -114,6 +130,9 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
     else if (event.target instanceof HTMLInputElement && event.target.type === 'number') return
     else if (event.key === 'b') tool.value = 'paint'
     else if (event.key === 'e') tool.value = 'erase'
+    else if (event.key === 'r') tool.value = 'rectangle'
+    else if (event.key === 'm') tool.value = 'pan'
+    else if (event.key === 'x') add({ kind: 'invert' })
     else if (event.key === '[') size.value = Math.max(1, Math.round(size.value * 0.8))
     else if (event.key === ']') size.value = Math.round(size.value * 1.25) + 1
     else if (event.key === '+') zoom(1.25)
@@ -125,62 +144,25 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
   void changed.value
   const { scale, x, y } = place.value
   const moved = { width: `${width}px`, height: `${height}px`, transform: `translate(${x}px, ${y}px) scale(${scale})` }
-  const tools: [Tool, string][] = [
-    ['paint', t('brush')],
-    ['erase', t('eraser')],
-    ['pan', t('pan')],
-  ]
+  const ring = tool.value === 'paint' || tool.value === 'erase' ? pointer.value : null
+  const across = size.value * scale
+  const drawn = between()
   return (
     <dialog ref={dialog} class="masking" aria-label={t('editMask')} onClose={onClose} onKeyDown={keys}>
-      <div class="bar row wrap">
-        {tools.map(([one, label]) => (
-          <button key={one} type="button" aria-pressed={tool.value === one} onClick={() => (tool.value = one)}>
-            {label}
-          </button>
-        ))}
-        <label class="row">
-          {t('brushSize')}
-          <input
-            type="range"
-            min={1}
-            max={Math.max(width, height) / 2}
-            value={size.value}
-            onInput={(event) => (size.value = Number(event.currentTarget.value))}
-          />
-        </label>
-        <label class="row">
-          {t('softEdge')}
-          <input type="range" min={0} max={1} step={0.05} value={soft.value} onInput={(event) => (soft.value = Number(event.currentTarget.value))} />
-        </label>
-        <button type="button" disabled={!mask.canUndo} onClick={undo}>
-          {t('undo')}
-        </button>
-        <button type="button" disabled={!mask.canRedo} onClick={redo}>
-          {t('redo')}
-        </button>
-        <button type="button" onClick={() => add({ kind: 'invert' })}>
-          {t('invert')}
-        </button>
-        <button type="button" onClick={() => add({ kind: 'clear' })}>
-          {t('clear')}
-        </button>
-        <button type="button" aria-label={t('zoomOut')} onClick={() => zoom(0.8)}>
-          −
-        </button>
-        <button type="button" onClick={fit}>
-          {t('zoomFit')}
-        </button>
-        <button type="button" aria-label={t('zoomIn')} onClick={() => zoom(1.25)}>
-          +
-        </button>
-        <span class="grow" />
-        <button type="button" class="main" onClick={() => void finish()}>
-          {t('done')}
-        </button>
-        <button type="button" onClick={() => dialog.current!.close()}>
-          {t('close')}
-        </button>
-      </div>
+      <Toolbar
+        tool={tool}
+        size={size}
+        soft={soft}
+        largest={Math.max(width, height) / 2}
+        undo={mask.canUndo ? undo : null}
+        redo={mask.canRedo ? redo : null}
+        invert={() => add({ kind: 'invert' })}
+        clear={() => add({ kind: 'clear' })}
+        zoom={zoom}
+        fit={fit}
+        done={() => void finish()}
+        close={() => dialog.current!.close()}
+      />
       <div
         ref={box}
         class={`sight ${tool.value}`}
@@ -190,49 +172,25 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
         onPointerMove={move}
         onPointerUp={up}
         onPointerCancel={up}
+        onPointerLeave={() => (pointer.value = null)}
       >
         <img src={picture.url} alt="" draggable={false} style={moved} class={scale > 3 ? 'sharp' : ''} />
         <canvas ref={canvas} width={width} height={height} style={moved} class={scale > 3 ? 'sharp' : ''} />
+        {ring ? <div class="ring" style={{ left: `${ring.x - across / 2}px`, top: `${ring.y - across / 2}px`, width: `${across}px`, height: `${across}px` }} /> : null}
+        {drawn ? (
+          <div
+            class="ring square"
+            style={{ left: `${x + drawn.x * scale}px`, top: `${y + drawn.y * scale}px`, width: `${drawn.width * scale}px`, height: `${drawn.height * scale}px` }}
+          />
+        ) : null}
       </div>
-      <details class="about">
-        <summary>{t('rectangle')}</summary>
-        <div class="row wrap end">
-          {(
-            [
-              ['x', t('left')],
-              ['y', t('top')],
-              ['width', t('width')],
-              ['height', t('height')],
-            ] as const
-          ).map(([name, label]) => (
-            <label key={name}>
-              {label}
-              <input
-                type="number"
-                value={rectangle.value[name]}
-                onInput={(event) => (rectangle.value = { ...rectangle.value, [name]: Number(event.currentTarget.value) })}
-              />
-            </label>
-          ))}
-          <button type="button" onClick={() => add({ kind: 'rectangle', ...rectangle.value })}>
-            {t('addRectangle')}
-          </button>
-          <label class="filepick">
-            {t('loadMask')}
-            <input
-              type="file"
-              accept="image/png,image/jpeg,image/webp"
-              onChange={(event) => {
-                const file = event.currentTarget.files?.[0]
-                if (file) valuesOf(file, width, height).then((data) => add({ kind: 'load', data }), tellProblem)
-              }}
-            />
-          </label>
-          <button type="button" onClick={() => void save()}>
-            {t('saveMask')}
-          </button>
-        </div>
-      </details>
+      <Panel
+        width={width}
+        height={height}
+        add={(rectangle) => add({ kind: 'rectangle', ...rectangle })}
+        load={load}
+        save={() => void pngOf(mask).then((blob) => save(blob, 'mask.png'), tellProblem)}
+      />
       <Notice />
     </dialog>
   )

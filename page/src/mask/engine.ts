@@ -21,12 +21,15 @@ export interface Box {
 }
 
 const EVERY = 16 // strokes between two copies that undo starts from
+export const DEPTH = 200 // strokes that can be undone at least; a copy of a large picture is many megabytes
 
 export class Mask {
   readonly data: Uint8Array
   private done: Stroke[] = []
   private undone: Stroke[] = []
   private copies: { after: number; data: Uint8Array }[] = []
+  /** What there was before the first of `done`. */
+  private base: Uint8Array | null = null
 
   constructor(
     readonly width: number,
@@ -93,6 +96,12 @@ export class Mask {
     if (this.done.length && this.done.length % EVERY === 0 && this.copies.at(-1)?.after !== this.done.length) {
       this.copies.push({ after: this.done.length, data: this.data.slice() })
     }
+    const first = this.copies[0]
+    if (first && this.done.length >= DEPTH + first.after) {
+      this.base = first.data
+      this.done.splice(0, first.after)
+      this.copies = this.copies.slice(1).map(({ after, data }) => ({ after: after - first.after, data }))
+    }
     this.done.push(stroke)
     return this.draw(stroke)
   }
@@ -101,6 +110,7 @@ export class Mask {
     while (this.copies.length && this.copies.at(-1)!.after > this.done.length) this.copies.pop()
     const copy = this.copies.at(-1)
     if (copy) this.data.set(copy.data)
+    else if (this.base) this.data.set(this.base)
     else this.data.fill(0)
     for (const stroke of this.done.slice(copy?.after ?? 0)) this.draw(stroke)
   }

@@ -5,6 +5,7 @@ import { t } from '../i18n'
 import { change, draft } from '../state/draft'
 import { said } from '../state/ui'
 import { loras as lorasIn, withLora, withoutLora, withWord } from '../state/words'
+import { FilePick } from './filepick'
 import { addControlNet } from './inputs'
 
 const SHOWN = 60 // of a search; more than that is for the search to narrow
@@ -34,18 +35,7 @@ export function Extras() {
         <Picker found={found.value} />
       </details>
       {found.value.controlnets.length ? (
-        <label class="filepick">
-          {t('addControl')}
-          <input
-            type="file"
-            accept="image/png,image/jpeg,image/webp"
-            onChange={(event) => {
-              const file = event.currentTarget.files?.[0]
-              event.currentTarget.value = ''
-              if (file) void addControlNet(file)
-            }}
-          />
-        </label>
+        <FilePick label={t('addControl')} take={(file) => void addControlNet(file)} />
       ) : null}
     </>
   )

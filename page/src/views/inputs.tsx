@@ -7,6 +7,7 @@ import { controls, dataUrl, image, inputOf, mask, setControl, setImage, setMask,
 import { server } from '../state/server'
 import { tellProblem } from '../state/ui'
 import { Fault, NumberField, Range } from './fields'
+import { FilePick } from './filepick'
 import { masking } from './masking'
 
 const MaskEditor = lazy(() => import('../mask/editor').then((found) => found.MaskEditor))
@@ -87,18 +88,7 @@ export function Inputs() {
           <Fault name="mask" />
         </fieldset>
       ) : (
-        <label class="filepick">
-          {t('chooseFile')}
-          <input
-            type="file"
-            accept="image/png,image/jpeg,image/webp"
-            onChange={(event) => {
-              const file = event.currentTarget.files?.[0]
-              event.currentTarget.value = ''
-              if (file) void chooseImage(file)
-            }}
-          />
-        </label>
+        <FilePick label={t('chooseFile')} take={(file) => void chooseImage(file)} />
       )}
       {controls.value.map((control, i) => (
         <ControlBox key={control.picture.url} control={control} at={i} />
