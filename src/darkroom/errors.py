@@ -85,10 +85,10 @@ def visible(text: str, newlines: bool = False) -> str:
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was meant to be, or None where none is near.
 
-    Near is what differs by a slip or two (Damerau and Levenshtein's distance): one in a short word, one in every four
-    letters of a long one, three at most. A guess that is far from what was written leads astray.
+    Near is what differs by a slip or two (Damerau and Levenshtein's distance): one in a short word, two in one of
+    eight letters or more. A guess that is far from what was written leads astray.
     """
-    best, least = None, min(3, max(1, len(name) // 4)) + 1
+    best, least = None, min(2, max(1, len(name) // 4)) + 1
     for each in known:
         if abs(len(each) - len(name)) < least and (apart := distance(name[:100], each[:100])) < least:
             best, least = each, apart

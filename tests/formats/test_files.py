@@ -42,7 +42,7 @@ def refused(path) -> str:
         open_tensors(path)
     sentence = str(caught.value)
     assert sentence.startswith(str(path.parent))
-    assert not sentence.endswith(".")
+    assert not sentence.endswith(".") or sentence.endswith("...")  # of what was cut
     assert "\n" not in sentence
     return sentence
 

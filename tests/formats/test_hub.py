@@ -164,9 +164,9 @@ def test_every_refusal_is_one_sentence(endpoint, home):
         home, endpoint, "lab/unknown", "lab/model@nope", GATED, "lab/empty", "lab/broken"
     )
     assert unknown.startswith("Error: lab/unknown is neither a path here nor a model on the hub")
-    assert revision == "Error: lab/model@nope is not on the hub: the model is, but not that revision."
+    assert revision == "Error: lab/model@nope is not on the hub: the model is, but not that revision"
     assert gated.startswith("Error: lab/gated is gated: accept its terms")
-    assert empty == "Error: lab/empty on the hub holds no weights that Darkroom reads."
+    assert empty == "Error: lab/empty on the hub holds no weights that Darkroom reads"
     assert "the hub answered with status 500" in broken
 
 

@@ -31,7 +31,8 @@ COMMANDS = {
     "hint": "Make a picture that steers a ControlNet, to look at it.",
     "upscale": "Make a picture larger.",
     "explain": "Say what a model reads of a prompt.",
-    "info": "Say what a model is and holds, or how a picture was made.",
+    "info": "Say what a model, picture, folder of pictures or run is.",
+    "gallery": "Write a folder's pictures and recipes as one HTML file.",
     "verify": "Draw a picture again from its own recipe and compare.",
     "convert": "Write a model as a diffusers folder or as a single file.",
     "train": "Train networks, or tune a model on pictures.",
@@ -41,9 +42,11 @@ COMMANDS = {
     "keys": "Make, list and remove a server's API keys.",
     "samplers": "List the samplers.",
     "objects": "List what the embedded model knows.",
+    "completion": "Let bash, zsh or fish complete commands and options.",
     "bench": "Measure how fast this machine is.",
 }
 
+ASKING = "_DARKROOM_COMPLETE"  # in the environment, it says that a shell asks what it may offer
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 
 
@@ -104,6 +107,10 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):  # a prompt may hold what the terminal's encoding can't say
             stream.reconfigure(errors="backslashreplace")
     _end_on_signals()
+    if (instruction := os.environ.get(ASKING)) is not None:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(command_line(), {}, "darkroom", ASKING, instruction))
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

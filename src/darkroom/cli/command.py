@@ -14,16 +14,20 @@ flag. The rest is click's, in its public parts (docs/decisions/0023-click-in-pla
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import click
 
 from ..elsewhere import DRAWING, TRAINING, plain
 from ..errors import closest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # The panels of --help, in their order.
 PANELS = (
@@ -55,6 +59,7 @@ class Option:
         min, max: of a number.
         panel: under which heading --help shows it, of `PANELS`; None: "Options", or the first panel if there are any.
         complete: (what is begun) -> what a shell may offer; None: by the kind of value.
+        hidden: whether help leaves it out.
         config: the key of a setting in darkroom.toml that is taken where nothing is given (`config.py`).
     """
 
@@ -69,6 +74,7 @@ class Option:
     complete: Callable[[str], Sequence[str]] | None
     config: str | None
     show_default: bool
+    hidden: bool
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class Option:
         complete: Callable[[str], Sequence[str]] | None = None,
         config: str | None = None,
         show_default: bool = True,
+        hidden: bool = False,
     ) -> None:
         values = {k: v for k, v in locals().items() if k != "self"} | {"aliases": tuple(aliases)}
         for name, value in values.items():
@@ -231,6 +238,11 @@ class Command(_Sentences):
             extra["default_map"] = {name: found[key].value for name, key in wanted.items() if key in found}
         return super().make_context(info_name, args, parent, **extra)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """click's, without other programs' names."""
+        also = {name for p in self.params if isinstance(p, _Option) for name in p.declared.aliases}
+        return [item for item in super().shell_complete(ctx, incomplete) if item.value not in also]
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Arguments, then options by their panels."""
         told = [p for p in self.get_params(ctx) if isinstance(p, _Argument)]
@@ -278,7 +290,7 @@ def _parameter(parameter: inspect.Parameter) -> click.Parameter:
         rest: dict[str, Any] = {"nargs": -1} if multiple else {"default": default} if not required else {}
         return _Argument(
             declared, [parameter.name], type=_type(kind, declared), required=required,
-            shell_complete=_completion(declared.complete), **rest,
+            shell_complete=_completion(declared.complete, declared.metavar), **rest,
         )  # fmt: skip
     names = declared.names or (f"--{parameter.name.replace('_', '-')}",)
     options: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": _type(kind, declared)}
@@ -286,9 +298,10 @@ def _parameter(parameter: inspect.Parameter) -> click.Parameter:
         options["default"] = default
     return _Option(
         declared, [parameter.name, *names, *declared.aliases], required=required, multiple=multiple,
+        hidden=declared.hidden,
         metavar=None if kind is bool else declared.metavar, help=declared.help,
         show_default=declared.show_default and default != "" and "[default:" not in declared.help,
-        shell_complete=_completion(declared.complete), **options,
+        shell_complete=_completion(declared.complete, declared.metavar or ""), **options,
     )  # fmt: skip
 
 
@@ -325,14 +338,21 @@ class _Parsed(click.ParamType[Any]):
         return self.parser(value) if isinstance(value, str) else value
 
 
-def _completion(complete: Callable[[str], Sequence[str]] | None) -> Any:
-    """What a shell offers, as click wants it; None leaves it to the type."""
-    if complete is None:
+_FILES, _FOLDERS = {"FILE", "IMAGE", "MODEL", "DATA", "SRC"}, {"DIR", "FOLDER"}
+
+
+def _completion(complete: Callable[[str], Sequence[str]] | None, metavar: str) -> Any:
+    """What a shell offers, as click wants it: words, else files or folders where such are taken."""
+    words = set(re.findall(r"[A-Z]+", metavar))
+    kind = "file" if words & _FILES else "dir" if words & _FOLDERS else ""
+    if complete is None and not kind:
         return None
-    from click.shell_completion import CompletionItem
 
     def offer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        found = [CompletionItem(each) for each in complete(incomplete) if each.startswith(incomplete)]
-        return found or [CompletionItem(incomplete, type="file")]
+        from click.shell_completion import CompletionItem
+
+        known = [] if complete is None else complete(incomplete)
+        found = [CompletionItem(each) for each in known if each.startswith(incomplete)]
+        return found or ([CompletionItem(incomplete, type=kind)] if kind else [])
 
     return offer

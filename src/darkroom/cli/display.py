@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import complain
+from .command import is_quiet
 
 
 class Display:
@@ -25,7 +26,7 @@ class Display:
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Display:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not is_quiet():
             self._bar = _bar(desc=self._task, bar_format="{desc} ...")
         return self
 
@@ -40,6 +41,13 @@ class Display:
             self._bar.close()
             self._bar = None
 
+    def now(self, task: str) -> None:
+        """Say what is being done, where that is not the next step of many."""
+        if self._bar is None:
+            return
+        self._bar.set_description(task)
+        self._bar.refresh()
+
     def steps(self, done: int, total: int, description: str) -> None:
         """Show `done` of `total` steps."""
         if self._bar is None:
@@ -52,6 +60,11 @@ class Display:
         bar.set_description(description, refresh=False)
         bar.update(done - bar.n)
 
+    def hide(self) -> None:
+        """Clear the bar's line, for something else to be shown there."""
+        if self._bar is not None:
+            self._bar.clear()
+
     def answer(self, line: str) -> None:
         """Print a line of the answer on stdout, above the bar, at once."""
         if self._bar is not None:
@@ -59,6 +72,11 @@ class Display:
         print(line, flush=True)
         if self._bar is not None:
             self._bar.refresh()
+
+    def note(self, sentence: str) -> None:
+        """Tell of what is no error; nothing with --quiet."""
+        if not is_quiet():
+            self.complain(sentence)
 
     def complain(self, sentence: str) -> None:
         """Tell of an error on stderr, above the bar."""

@@ -12,9 +12,10 @@ import click
 from ..arguments import GROUPS
 from ..elsewhere import DRAWING
 from ..errors import RequestError
+from ..formats.hub import check_source
 from ..request import OF_AN_IMAGE, Request
 from ..settings import Setting, SettingError, default, joined, settings
-from . import command, completing, note, options
+from . import command, completion, note, options
 
 if TYPE_CHECKING:
     from ..engine import Inputs
@@ -115,8 +116,8 @@ _PANELS = {
     "sizes": command.SDXL,
 }
 COMPLETE: dict[str, Callable[[str], Sequence[str]]] = {
-    "sampler": completing.samplers,
-    "schedule": completing.schedules,
+    "sampler": completion.samplers,
+    "schedule": completion.schedules,
 }
 
 
@@ -180,6 +181,8 @@ class DrawingOptions:
     request: Request  # with an empty prompt
     load: Callable[[], Pipeline]
     inputs: Callable[[Pipeline, Sequence[Request]], Inputs]  # what all its pictures are made from beside requests
+    model: str | None
+    given: options.Reader
 
 
 @options.taking(options.given, "inputs")
@@ -209,16 +212,19 @@ def drawing(
         if request.schedule.lower() != AUTOMATIC:
             spacing_name(request.schedule)
 
+    if model is not None:
+        check_source(model)
+
     def load() -> Pipeline:
         return options.load(model, device, dtype, compile, threads, lora_dir, vae, backend, quantize=quantize)
 
     def read(pipe: Pipeline, requests: Sequence[Request]) -> Inputs:
         from ..prompts.embeddings import unused
 
-        made: Inputs = inputs(pipe, requests)
+        made: Inputs = inputs.read(pipe, requests)
         texts = [(text, one.prompt_style) for one in requests for text in (one.prompt, one.negative_prompt)]
         for sentence in unused(made.embeddings, texts):
             note(sentence)
         return made
 
-    return DrawingOptions(request, load, read)
+    return DrawingOptions(request, load, read, model, inputs)

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +17,11 @@ from ..formats.picture import PictureExists, file_stem, write_into, write_pictur
 from ..recipe import read_recipe
 from ..request import MAX_IMAGES, Request, whole
 from ..settings import changed
-from . import INTERRUPTED, USER_ERROR, complain, options
-from .command import App, Argument, Option
+from . import INTERRUPTED, USER_ERROR, complain, note, options
+from .command import OUTPUT, App, Argument, Option
 from .display import Display, uninterrupted
 from .drawing import DrawingOptions, drawing
+from .terminal import shower
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,11 +42,25 @@ def generate(
     ] = None,
     output: options.Output = ".",
     prompts_file: Annotated[
-        str | None, Option("--prompts", metavar="FILE", help="Read prompts from a file, one a line.")
+        str | None,
+        Option(
+            "--prompts",
+            aliases=options.also("prompts"),
+            metavar="FILE",
+            help="Read prompts from a file, one a line; # begins a comment.",
+        ),
     ] = None,
+    more: Annotated[list[str] | None, Option("--prompt", "-p", hidden=True)] = None,
     count: Annotated[
         int,
-        Option("-n", "--num-images", metavar="N", parser=options.whole_number, help="Pictures of each prompt."),
+        Option(
+            "-n",
+            "--num-images",
+            aliases=options.also("num_images"),
+            metavar="N",
+            parser=options.whole_number,
+            help="Pictures of each prompt.",
+        ),
     ] = 1,
     recipe: Annotated[
         str | None,
@@ -54,6 +69,10 @@ def generate(
     strict: Annotated[bool, Option("--strict", help="Refuse a recipe that can't be followed in full.")] = False,
     *,
     asked: DrawingOptions,
+    sheet: Annotated[
+        bool, Option("--sheet", panel=OUTPUT, help="Also all of them on one labelled sheet; with -o FILE that alone.")
+    ] = False,
+    preview: options.Preview = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:
@@ -64,9 +83,9 @@ def generate(
     if recipe is not None:
         found = read_recipe(recipe, strict=strict)
         for sentence in found.warnings:
-            complain(sentence)
+            note(sentence)
         asked = replace(asked, request=_changed(found.request, asked.request))
-    texts = _prompts(prompts or [], prompts_file, None if recipe is None else asked.request.prompt)
+    texts = _prompts([*(prompts or []), *(more or [])], prompts_file, None if recipe is None else asked.request.prompt)
     with options.named_as_options():
         whole("num_images", count, 1, MAX_IMAGES)
     first = asked.request.seeded()
@@ -75,8 +94,16 @@ def generate(
             first.numbered(number, prompt=text)
             for number, text in enumerate(text for text in texts for _ in range(count))
         ]
-    write = writer(output, len(requests), overwrite)
-    with Display("loading the model") as display:
+    alone = sheet and options.is_file_name(options.path(output))
+    write = writer(output, 1 if alone else len(requests), overwrite)
+    gathered: list[tuple[Image.Image, dict[str, Any]]] = []
+
+    def written(image: Image.Image, recipe: dict[str, Any]) -> Path | None:
+        gathered.append((image, recipe))
+        return None if alone else write(image, recipe)
+
+    show = shower(preview)
+    with Display(f"loading {asked.model or 'the model'}") as display:
         pipe = asked.load()
         from ..engine import Engine
 
@@ -84,19 +111,65 @@ def generate(
         on_cpu = pipe.device.type == "cpu"
         engine = Engine(pipe, deterministic=on_cpu)
         together = 1 if on_cpu else max(1, engine.max_rows // 2)
-        return draw(engine, requests, asked.inputs(pipe, requests), write, display, as_json, together)
+        display.now("opening what the pictures are made from")
+        inputs = asked.inputs(pipe, requests)
+
+        def lay() -> dict[str, Any]:
+            if not gathered:
+                return {}
+            image, path = _write_sheet(gathered, output, alone, texts, overwrite)
+            if not as_json:
+                display.answer(str(path))
+            display.hide()
+            show(image)
+            return {"sheet": str(path)}
+
+        return draw(engine, requests, inputs, written if sheet else write, display, as_json, together, show, lay)
+
+
+def _write_sheet(
+    drawn: Sequence[tuple[Image.Image, dict[str, Any]]], output: str, file: bool, texts: Sequence[str], overwrite: bool
+) -> tuple[Image.Image, Path]:
+    """Lay what was drawn out on a sheet, and write it: as the file `output`, or into that folder."""
+    from ..sweeps.sheet import overview
+
+    title = texts[0] if len(texts) == 1 else ""
+    made = overview([image for image, _ in drawn], [_label(recipe, not title) for _, recipe in drawn], title)
+    recipes = [told for _, told in drawn]
+    recipe = {key: value for key, value in recipes[0].items() if all(told.get(key) == value for told in recipes)}
+    varied = [name for name in ("prompt", "seed") if name not in recipe]
+    recipe["prompt"] = title or " | ".join(texts)[:1000]
+    recipe["sweep"] = [{"name": name, "values": [told.get(name) for told in recipes]} for name in varied]
+    recipe["extra"] = {"Script": "darkroom generate --sheet"}
+    stem = f"sheet-{file_stem(drawn[0][1])}"
+    if file:
+        return made, write_picture(made, output, recipe, overwrite=overwrite)
+    if overwrite:
+        return made, write_picture(made, Path(output) / f"{stem}.png", recipe, overwrite=True)
+    return made, write_into(output, made, recipe, stem)
+
+
+def _label(recipe: Mapping[str, Any], whole: bool) -> str:
+    """What the sheet says of a picture."""
+    seed = f"seed {recipe.get('seed')}"
+    return f"{recipe.get('prompt')}, {seed}" if whole else seed
 
 
 def draw(
     engine: Engine,
     requests: Sequence[Request],
     inputs: Inputs,
-    write: Callable[[Image.Image, dict[str, Any]], Path],
+    write: Callable[[Image.Image, dict[str, Any]], Path | None],
     display: Display,
     as_json: bool,
     together: int,
+    show: Callable[[Image.Image], None],
+    after: Callable[[], dict[str, Any]] = dict,
 ) -> int:
-    """Draw the requests, at most `together` at a time, and write each picture as soon as it is finished."""
+    """Draw the requests, at most `together` at a time, and write each picture as soon as it is finished.
+
+    `show` is given each picture; `after` makes something of them all, and what it tells goes into the JSON.
+    """
     from ..engine import Failed, Finished, Progress
 
     waiting = deque(requests)
@@ -107,12 +180,13 @@ def draw(
     def refill() -> None:
         nonlocal per_picture
         while waiting and len(engine.jobs) < together:
+            display.now("encoding the picture and the prompt" if inputs.image is not None else "encoding the prompt")
             job = engine.jobs[engine.add(waiting.popleft(), inputs)]
             per_picture = job.total
             for sentence in job.warnings:
                 if sentence not in told:
                     told.add(sentence)
-                    display.complain(sentence)
+                    display.note(sentence)
 
     try:
         for event in engine.run(refill):
@@ -120,6 +194,8 @@ def draw(
                 crossed += 1
                 now = f"picture {len(written) + failed + 1} of {len(requests)}" if len(requests) > 1 else "drawing"
                 display.steps(crossed, max(crossed, per_picture * len(requests)), now)
+                if event.step == event.steps:
+                    display.now(f"{now}, decoding")
             elif isinstance(event, Failed):
                 failed += 1
                 code = USER_ERROR
@@ -128,16 +204,20 @@ def draw(
                 recipe = event.request.to_dict()
                 with uninterrupted():
                     path = write(event.image, recipe)
-                    written.append({"path": str(path), "recipe": recipe})
-                    if not as_json:
+                    written.append({"path": None if path is None else str(path), "recipe": recipe})
+                    if not as_json and path is not None:
                         display.answer(str(path))
+                if path is not None:
+                    display.hide()
+                    show(event.image)
     except KeyboardInterrupt:
         display.close()
         complain(f"interrupted; {len(written)} of {len(requests)} pictures are written")
         code = INTERRUPTED
     finally:
+        more = after()
         if as_json:
-            display.answer(json.dumps({"images": written}, indent=2))
+            display.answer(json.dumps({"images": written, **more}, indent=2))
     return code
 
 
@@ -161,7 +241,7 @@ def _prompts(arguments: list[str], file: str | None, otherwise: str | None = Non
 
 
 def _lines(file: str) -> list[str]:
-    """The lines of a UTF-8 file, or of stdin for "-", without the empty ones. Raises `RequestError`."""
+    """The lines of a UTF-8 file, or of stdin for "-", without empty ones and comments. Raises `RequestError`."""
     name = "stdin" if file == "-" else repr(file)
     try:
         if file == "-":
@@ -180,18 +260,21 @@ def _lines(file: str) -> list[str]:
         texts = [line.strip() for line in data.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise RequestError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    texts = [text for text in texts if text]
+    texts = [text for text in texts if text and not text.startswith("#")]
     if not texts:
         raise RequestError(f"{name} holds no prompts: write one a line")
     return texts
 
 
-def writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Image, dict[str, Any]], Path]:
-    """How finished pictures are written. What can be known to fail fails now, before a model is loaded."""
+def writer(
+    output: str, pictures: int, overwrite: bool, name: Callable[[dict[str, Any]], str] = file_stem
+) -> Callable[[Image.Image, dict[str, Any]], Path]:
+    """How finished pictures are written: into a folder under the `name` of their recipe. What can be known to fail
+    fails now, before a model is loaded."""
     if options.is_file_name(options.path(output)):
         file = Path(output)
         if pictures > 1:
-            raise RequestError(f"{pictures} pictures don't fit into one file {output!r}: give a folder")
+            raise RequestError(f"{pictures} pictures don't fit into one file {output!r}: give a folder, or add --sheet")
         if os.path.lexists(file) and not overwrite:
             raise PictureExists(f"{output!r} exists already: choose another name, or add --overwrite")
         if not file.parent.is_dir():
@@ -207,7 +290,7 @@ def writer(output: str, pictures: int, overwrite: bool) -> Callable[[Image.Image
         except OSError as error:
             raise RequestError(f"can't create the folder {output!r}: {str(error.strerror).lower()}") from error
         if overwrite:
-            return write_picture(image, folder / f"{file_stem(recipe)}.png", recipe, overwrite=True)
-        return write_into(folder, image, recipe)
+            return write_picture(image, folder / f"{name(recipe)}.png", recipe, overwrite=True)
+        return write_into(folder, image, recipe, name(recipe))
 
     return write

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +14,7 @@ from ..errors import RequestError, visible
 from ..formats.picture import Metadata, read_metadata
 from ..picture_headers import format_of
 from ..request import Hires, UsedControl, UsedLora
-from . import USER_ERROR, complain, options
+from . import USER_ERROR, complain, folders, options
 from .command import App, Argument, Option
 from .verify import TOOLS
 
@@ -25,12 +28,28 @@ _TOOLS = TOOLS | {"darkroom": "Darkroom", "a1111": "A1111 infotext"}
 def info(
     source: Annotated[
         str | None,
-        Argument(metavar="MODEL|IMAGE", help="A model (folder, file, ORG/NAME), LoRA or picture. [default: embedded]"),
+        Argument(
+            metavar="MODEL|IMAGE|FOLDER",
+            help="A model (folder, file, ORG/NAME), LoRA, picture, folder of pictures, or a training's run. "
+            "[default: embedded]",
+        ),
     ] = None,
     with_hash: Annotated[bool, Option("--hash", help="Also a model's hash (reads the whole file).")] = False,
+    config: Annotated[
+        bool, Option("--config", help="Instead: the defaults of darkroom.toml and the environment, and where they lie.")
+    ] = False,
     as_json: options.Json = False,
 ) -> int:
-    """Say what a model is and holds, without loading its weights; or how a picture was made, by its metadata."""
+    """Say what a model is and holds, without loading its weights; or how a picture was made, by its metadata.
+
+    Of a folder of pictures the recipes are a table; of a training's run it is told what it did, and how its result is
+    used.
+    """
+    if config:
+        _config(as_json)
+        return 0
+    if source is not None and os.path.isdir(source) and _folder(Path(source), as_json):
+        return 0
     if source is not None and is_picture(source):
         _picture(source, as_json)
         return 0
@@ -59,6 +78,84 @@ def is_picture(source: str) -> bool:
     except (OSError, ValueError):
         pass
     return Path(source).suffix.lower() in _PICTURES
+
+
+def _config(as_json: bool) -> None:
+    """What is taken where the command line says nothing, and who says so."""
+    from .config import places, table
+
+    rows = table()
+    if as_json:
+        print(json.dumps({"files": [str(place) for place in places()], "defaults": rows}, indent=2))
+        return
+    for row in rows:
+        value = "-" if row["value"] is None else str(row["value"])
+        print(f"  {row['key']:14}  {visible(value):30}  {visible(row['source'] or row['help'])}".rstrip())
+    files = ", then ".join(f"{place} ({'read' if place.is_file() else 'not there'})" for place in places())
+    print(f"first comes the command line, then the environment (DARKROOM_MODEL, ...), then {visible(files)}")
+
+
+def _folder(folder: Path, as_json: bool) -> bool:
+    """Tell of a folder's pictures, or of a run; False where it is neither, but perhaps a model."""
+    if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+        return False
+    if folders.is_run(folder):
+        told = folders.run_told(folder)
+        print(json.dumps(told, indent=2) if as_json else visible("\n".join(folders.run_lines(told)), newlines=True))
+        return True
+    paths = folders.picture_paths(folder)
+    if not paths:
+        return False
+    found = list(folders.read_all(paths))
+    if as_json:
+        every = [
+            {"path": str(one.path), **(dataclasses.asdict(one.told) if one.told else {}), "fault": one.fault or None}
+            for one in found
+        ]
+        print(json.dumps({"pictures": every}, indent=2))
+        return True
+    print("\n".join(_recipes(folder, found)))
+    return True
+
+
+# Of the table of a folder: heading, field of the recipe, characters at most.
+_COLUMNS = (
+    ("seed", "seed", 12),
+    ("steps", "steps", 5),
+    ("guidance", "guidance_scale", 8),
+    ("sampler", "sampler", 20),
+    ("schedule", "schedule", 16),
+    ("model", "model", 24),
+    ("prompt", "prompt", 80),
+)
+
+
+def _recipes(folder: Path, found: list[folders.Found]) -> Iterator[str]:
+    """A table: a line a picture."""
+    rows = [["file", "size", *(heading for heading, _, _ in _COLUMNS)]]
+    for one in found:
+        size = f"{one.told.width}x{one.told.height}" if one.told else "-"
+        cells = [_cell(one.recipe.get(name))[:most] for _, name, most in _COLUMNS]
+        if not one.recipe:
+            cells[-1] = one.fault or "(no recipe)"
+        rows.append([visible(str(one.path.relative_to(folder)))[:60], size, *cells])
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = (cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+    yield f"{len(found):,} pictures, {sum(1 for one in found if one.recipe):,} with a recipe"
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else visible(" ".join(str(value).split()))
 
 
 def _picture(source: str, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,10 +16,11 @@ import click
 
 from ..elsewhere import DRAWING
 from ..embedded import place_of
-from ..errors import RequestError
+from ..errors import RequestError, did_you_mean
+from ..formats.picture import check_picture
 from ..request import MAX_LORA_SCALE, Request, real, whole
 from ..settings import joined
-from . import completing
+from . import completion
 from .command import ADAPTERS, DEVICE, OUTPUT, PICTURE, SPEED, Option
 
 if TYPE_CHECKING:
@@ -48,7 +50,6 @@ def controls(given: list[str] | None, guess: bool) -> list[Control]:
 
 
 def _control(text: str, guess: bool) -> Control:
-    from ..engine import Control
     from ..hints import HINTS
 
     readings = list(_readings(text, tuple(HINTS)))
@@ -57,6 +58,8 @@ def _control(text: str, guess: bool) -> Control:
             values: dict[str, Any] = {
                 k: float(v) for k, v in match.groupdict().items() if v is not None and k != "image"
             }
+            from ..engine import Control
+
             return Control(net, match["image"], guess=guess, hint=cast("Hint | None", hint), **values)
     if not readings:
         raise RequestError(
@@ -64,6 +67,11 @@ def _control(text: str, guess: bool) -> Control:
             f"net.safetensors=canny@photo.jpg"
         )
     image = readings[-1][2]["image"]
+    name, at, photo = image.partition("@")
+    if at and any((m := ending.fullmatch(photo)) and _exists(m["image"]) for ending in _ENDINGS):
+        raise RequestError(
+            f"--control is {text[:200]!r}, and there is no hint {name[:60]!r}{did_you_mean(name, HINTS)}"
+        )
     raise RequestError(f"--control is {text[:200]!r}, and there is no picture {image[:200]!r}; check the path")
 
 
@@ -116,7 +124,7 @@ def real_number(text: str) -> float:
         raise click.BadParameter(f"{text[:40]!r} is not a number") from None
 
 
-def _also(name: str) -> tuple[str, ...]:
+def also(name: str) -> tuple[str, ...]:
     """What other programs call an option."""
     return tuple(f"--{other.replace('_', '-')}" for other in DRAWING.of(name))
 
@@ -124,9 +132,9 @@ def _also(name: str) -> tuple[str, ...]:
 Model = Annotated[
     str | None,
     Option(
-        aliases=_also("model"),
+        aliases=also("model"),
         panel=DEVICE,
-        complete=completing.models,
+        complete=completion.models,
         config="model",
         metavar="M",
         help="A diffusers folder, a checkpoint file, or ORG/NAME on the hub. [default: the embedded model]",
@@ -135,7 +143,7 @@ Model = Annotated[
 Vae = Annotated[
     str | None,
     Option(
-        aliases=_also("vae"),
+        aliases=also("vae"),
         panel=DEVICE,
         metavar="V",
         help="Another autoencoder: a folder, a file, or ORG/NAME. [default: its own]",
@@ -154,7 +162,7 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     Option(
-        aliases=_also("dtype"),
+        aliases=also("dtype"),
         panel=DEVICE,
         config="dtype",
         complete=lambda _: ("auto", "float32", "bfloat16", "float16"),
@@ -198,7 +206,7 @@ Embeddings = Annotated[
 EmbeddingDir = Annotated[
     str | None,
     Option(
-        aliases=_also("embedding_dir"),
+        aliases=also("embedding_dir"),
         panel=ADAPTERS,
         config="embedding_dir",
         metavar="DIR",
@@ -209,9 +217,9 @@ Loras = Annotated[
     list[str] | None,
     Option(
         "--lora",
-        aliases=_also("lora"),
+        aliases=also("lora"),
         panel=ADAPTERS,
-        complete=completing.loras,
+        complete=completion.loras,
         metavar="FILE[:SCALE]",
         help="A LoRA to draw with; may come several times.",
     ),
@@ -220,7 +228,7 @@ LoraDir = Annotated[
     str | None,
     Option(
         "--lora-dir",
-        aliases=_also("lora_dir"),
+        aliases=also("lora_dir"),
         panel=ADAPTERS,
         config="lora_dir",
         metavar="DIR",
@@ -232,7 +240,7 @@ Output = Annotated[
     Option(
         "-o",
         "--output",
-        aliases=_also("output"),
+        aliases=also("output"),
         panel=OUTPUT,
         config="output",
         metavar="DIR|FILE",
@@ -240,6 +248,12 @@ Output = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, Option("--overwrite", panel=OUTPUT, help="Replace files that exist.")]
+Preview = Annotated[
+    bool,
+    Option(
+        "--preview", panel=OUTPUT, config="preview", help="Show pictures in a terminal that can (kitty, iTerm2, sixel)."
+    ),
+]
 NewGlyph = Annotated[
     str | None,
     Option("--glyph", metavar="EMOJI|FILE", help="How it looks. [default: the emoji that Unicode calls by the noun]"),
@@ -263,22 +277,27 @@ def loras(given: list[str] | None) -> list[tuple[str, float]]:
     return found
 
 
-# (Pipeline, requests) -> Inputs; annotations are evaluated, and nothing here imports torch.
-Reader = Callable[[Any, Iterable[Request]], Any]
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What a picture is made from besides its request: the options that say so, and (pipeline, requests) -> Inputs."""
+
+    read: Callable[[Any, Iterable[Request]], Any]  # annotations are evaluated, and nothing here imports torch
+    image: str | None
+    mask: str | None
 
 
 def given(
     image: Annotated[
-        str | None, Option(aliases=_also("image"), panel=PICTURE, metavar="FILE", help="A picture to start from.")
+        str | None, Option(aliases=also("image"), panel=PICTURE, metavar="FILE", help="A picture to start from.")
     ] = None,
     mask: Annotated[
         str | None,
-        Option(aliases=_also("mask"), panel=PICTURE, metavar="FILE", help="Of that picture: what is white is redrawn."),
+        Option(aliases=also("mask"), panel=PICTURE, metavar="FILE", help="Of that picture: what is white is redrawn."),
     ] = None,
     depth: Annotated[
         str | None,
         Option(
-            aliases=_also("depth"),
+            aliases=also("depth"),
             panel=PICTURE,
             metavar="FILE",
             help="A depth map for depth-to-image models; brighter is nearer.",
@@ -288,7 +307,7 @@ def given(
         list[str] | None,
         Option(
             panel=PICTURE,
-            complete=completing.controls,
+            complete=completion.controls,
             metavar="NET=[HINT@]IMAGE[:SCALE]",
             help="A ControlNet and its picture; HINT (canny, ...) makes it. May come several times.",
         ),
@@ -309,8 +328,10 @@ def given(
     files = loras(lora)
     steering = controls(control, control_guess)
     for option, file in (("--image", image), ("--mask", mask), ("--depth", depth)):
-        if file is not None and not Path(path(file)).exists():
-            raise RequestError(f"{option} is {file[:200]!r}, which does not exist; check the path")
+        if file is not None:
+            if not Path(path(file)).exists():
+                raise RequestError(f"{option} is {file[:200]!r}, which does not exist; check the path")
+            check_picture(file)
 
     def read(pipe: Pipeline, requests: Iterable[Request]) -> Inputs:
         from ..adapters import Lora
@@ -325,7 +346,7 @@ def given(
     def called(texts: Iterable[str], style: str) -> Sequence[Path]:
         return embeddings_called(embedding_dir, texts, style)
 
-    return read
+    return Reader(read, image, mask)
 
 
 def load(

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from ..elsewhere import TRAINING
 from ..errors import RequestError, TrainingError
+from ..formats.hub import check_source
 from ..request import choice, whole
 from ..training.kinds import KINDS, PRESETS, Source
-from . import INTERRUPTED, complain, completing, options
+from . import INTERRUPTED, complain, completion, options
 from .command import App, Argument, Option
 from .progress import Line
 
@@ -45,7 +46,7 @@ def _as_one(command: Callable[..., int]) -> Callable[..., int]:
 @app.command()
 @_as_one
 def train(
-    kind: Annotated[str, Argument("KIND", f"What to train: {', '.join(KINDS)}.", completing.trainings)],
+    kind: Annotated[str, Argument("KIND", f"What to train: {', '.join(KINDS)}.", completion.trainings)],
     output: Annotated[
         str, Option("--output", "-o", aliases=_also("output"), metavar="DIR", help="Where the run lives.")
     ],
@@ -76,7 +77,7 @@ def train(
         str | None,
         Option(
             aliases=_also("model"),
-            complete=completing.models,
+            complete=completion.models,
             metavar="M",
             help="What to start from; for unet: whose autoencoder to use, a run or a model. "
             "[default: the embedded model]",
@@ -119,6 +120,12 @@ def train(
         takers = ", ".join(name for name, other in KINDS.items() if other.data)
         raise RequestError(f"--data is for {takers}; {kind} is trained on the built-in scenes")
     from ..training import recipe as recipes
+
+    if model is not None:
+        check_source(model)
+    if data is not None and not os.path.exists(data) and not set(data) & set("*?[{"):
+        raise RequestError(f"--data is {data[:200]!r}, which does not exist; give a folder of pictures, or shards")
+    recipes.check_early([*(settings or []), *([] if steps is None else [f"steps={steps}"])])
     from ..training.loop import Stopped
 
     recipe: Any = what.recipe_of(preset)

@@ -87,7 +87,7 @@ def verify(
         from ..images import open_picture
 
         theirs = open_picture(picture)
-        ours = _draw(Engine(pipe, deterministic=True), request, inputs(pipe, [request]), display)
+        ours = _draw(Engine(pipe, deterministic=True), request, inputs.read(pipe, [request]), display)
     result = compare(theirs, ours)
     passed = result["max_difference"] is not None and result["max_difference"] <= allowed
     foreign = found.source != "darkroom"

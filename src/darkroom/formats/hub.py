@@ -38,6 +38,15 @@ def resolve(source: str | Path) -> Path:
 
     Raises CheckpointError, one sentence, for anything else.
     """
+    found = check_source(source)
+    return found if isinstance(found, Path) else _download(*found)
+
+
+def check_source(source: str | Path) -> Path | tuple[str, str | None]:
+    """The place that `source` names, or a repository of the hub and its revision, which nobody has been asked for yet.
+
+    Raises CheckpointError for what can be neither.
+    """
     source = place_of(source)
     text = os.fspath(source)
     path = Path(text)
@@ -54,7 +63,7 @@ def resolve(source: str | Path) -> Path:
     repo, revision = match["repo"], match["revision"]
     if ".." in text or "--" in repo or len(repo) > 96 or repo.endswith((".git", ".", "-")):
         raise CheckpointError(f"{clip(text, 200)} is neither an existing path nor a hub id (org/name[@revision])")
-    return _download(repo, revision)
+    return repo, revision
 
 
 def needed(files: Iterable[str]) -> list[str]:

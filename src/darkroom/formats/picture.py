@@ -19,6 +19,7 @@ import math
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -240,12 +241,15 @@ def _exif(recipe: Mapping[str, Any]) -> bytes:
     return exif.tobytes()
 
 
-def write_into(folder: str | os.PathLike[str], image: Image.Image, recipe: Mapping[str, Any]) -> Path:
-    """Write a PNG picture into a folder, under a free name made from its prompt and seed. Returns its path.
+def write_into(
+    folder: str | os.PathLike[str], image: Image.Image, recipe: Mapping[str, Any], stem: str | None = None
+) -> Path:
+    """Write a PNG picture into a folder, under a free name: `stem`, or one made from its prompt and seed. Returns its
+    path.
 
     "a fox!" with seed 7 becomes `a-fox-7.png`, the next one `a-fox-7-2.png`. Raises `ImageError` as `write_picture`.
     """
-    stem = file_stem(recipe)
+    stem = file_stem(recipe) if stem is None else stem
     for count in range(1, 100_000):
         path = Path(folder) / (f"{stem}.png" if count == 1 else f"{stem}-{count}.png")
         if not os.path.lexists(path):
@@ -255,10 +259,20 @@ def write_into(folder: str | os.PathLike[str], image: Image.Image, recipe: Mappi
 
 
 def file_stem(recipe: Mapping[str, Any]) -> str:
-    """A file name without its ending, from a recipe's prompt and seed: a-z, 0-9 and "-" only, so safe everywhere."""
-    words = re.findall(r"[a-z0-9]+", str(recipe.get("prompt") or "")[:1000].lower())
-    text = "-".join(words)[:60].strip("-") or "picture"
-    return f"{text}-{recipe['seed']}" if isinstance(recipe.get("seed"), int) else text
+    """A file name without its ending, from a recipe's prompt and seed: letters and digits of all scripts, and "-".
+
+    So short that every file system takes it, with an ending and a number.
+    """
+    text = unicodedata.normalize("NFC", str(recipe.get("prompt") or "")[:1000]).lower()
+    words = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text).split()
+    stem = shortened("-".join(words), 60, 150) or "picture"
+    return f"{stem}-{recipe['seed']}" if isinstance(recipe.get("seed"), int) else stem
+
+
+def shortened(stem: str, characters: int, size: int) -> str:
+    """A file's stem cut to so many characters and bytes of UTF-8, with no letter cut in two."""
+    stem = stem[:characters].encode("utf-8", "ignore")[:size].decode("utf-8", "ignore")
+    return stem.strip("-")
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -284,6 +298,12 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     if found is None:
         return Metadata(format, width, height, texts=texts, frames=frames)
     return Metadata(format, width, height, found.source, found.recipe, texts, found.ignored, found.warnings, frames)
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Raise `ImageError` unless a file begins as a picture of a kind and a size that can be read."""
+    with _opened(Path(path)):
+        return
 
 
 @contextlib.contextmanager

@@ -186,5 +186,19 @@ def contact_sheet(
     return arrange({place: picture.size for place, picture in pictures.items()}, labels, title).draw(pictures)
 
 
+def overview(pictures: Sequence[Image.Image], labels: Sequence[str], title: str = "") -> Image.Image:
+    """Pictures side by side, each under its label, about as wide as high; made smaller where there are too many."""
+    room = math.isqrt(MAX_PIXELS // (2 * max(1, len(pictures))))  # of each: half of the sheet is left for words
+    largest = max(max(picture.size) for picture in pictures)
+    fitting = [picture if largest <= room else _within(picture, room) for picture in pictures]
+    return contact_sheet({(0, 0, i): picture for i, picture in enumerate(fitting)}, [[], [], labels], title)
+
+
+def _within(picture: Image.Image, side: int) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
+
+
 def _widest(words: str, letters: int) -> float:
     return max(font_of(letters).getlength(line) for line in words.split("\n"))

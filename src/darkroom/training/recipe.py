@@ -7,6 +7,7 @@ be beside each other in a method `check`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -193,7 +194,9 @@ class LoopConfig:
         300.0, number("above 0 (seconds)", lambda v: v > 0), "Seconds between checkpoints.", free=True
     )
     log_every: int = setting(50, whole("1 or more", lambda v: v >= 1), "Steps between log lines.", free=True)
-    tensorboard: bool = setting(False, flag(), "Write the log for TensorBoard too.", free=True)
+    tensorboard: bool = setting(
+        False, flag(), "Write the log for TensorBoard too.", free=True, needs=("tensorboard", "train")
+    )
     keep: int = setting(2, whole("1 or more", lambda v: v >= 1), "Checkpoints kept.", free=True)
     device: str = setting("cpu", text(), "cpu, cuda, cuda:1 or mps.", free=True)
 
@@ -237,6 +240,25 @@ class LoopConfig:
 
 
 # --- what is derived
+
+
+def check_early(assignments: Iterable[str]) -> None:
+    """Raise TrainingError for what is wrong with "key=value" whatever is trained: said before torch is imported."""
+    declared = settings.settings(LoopConfig)
+    for assignment in assignments:
+        key, _, text = (part.strip() for part in assignment.partition("="))
+        known = declared.get(TRAINING.ours(key) or key)
+        if known is None:
+            continue
+        try:
+            value = known.kind.check(key, known.kind.read(key, text))
+        except SettingError as wrong:
+            raise TrainingError(str(wrong)) from None
+        module, extra = known.extra.get("needs", ("", ""))
+        if value and module and importlib.util.find_spec(module) is None:
+            raise TrainingError(
+                f"{key} is {text}, and {module} isn't installed; pip install 'darkroom-diffusion[{extra}]', or leave it"
+            )
 
 
 def check(recipe: LoopConfig, workers: int = 1) -> None:

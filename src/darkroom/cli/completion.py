@@ -1,15 +1,44 @@
-"""What a shell may offer after what has been begun. Quick: no torch, no model opened, and the hub isn't asked."""
+"""`darkroom completion`: let a shell complete commands, options and their values; and what it may offer.
+
+What is offered is quick: no torch, no model opened, and the hub isn't asked.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from ..errors import Error
+from ..request import choice
+from .command import App, Argument
 
+app = App()
+SHELLS = ("bash", "zsh", "fish")
 _ENDINGS = (".safetensors", ".ckpt", ".gguf")
 _MOST = 200  # of what a folder holds
+
+
+@app.command()
+def completion(
+    shell: Annotated[str, Argument("SHELL", f"Which: {', '.join(SHELLS)}.", lambda begun: SHELLS)],
+) -> None:
+    """Print what a shell needs to complete darkroom's commands, options, samplers, schedules and models.
+
+    \b
+    bash:  echo 'eval "$(darkroom completion bash)"' >> ~/.bashrc
+    zsh:   echo 'eval "$(darkroom completion zsh)"' >> ~/.zshrc
+    fish:  darkroom completion fish > ~/.config/fish/completions/darkroom.fish
+    """
+    choice("SHELL", shell, SHELLS)
+    from click.shell_completion import get_completion_class
+
+    from . import ASKING, command_line
+
+    found = get_completion_class(shell)
+    assert found is not None
+    print(found(command_line(), {}, "darkroom", ASKING).source())
 
 
 def samplers(begun: str) -> list[str]:
