@@ -59,7 +59,8 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "pieces": "accelerate adapters devices diffusion engine formats images model models prompts request samplers",
         "pipeline": "adapters arguments engine formats images keywords pieces prompts recipe request result sweeps",
         "loading": "accelerate backends devices embedded engine formats model models pieces pipeline request",
-        "evaluate": "adapters data diffusion engine formats images models pipeline prompts request samplers sweeps toy",
+        "evaluate": "adapters data devices diffusion engine formats images loading models pipeline "
+        "prompts request samplers sweeps toy",
         "training": "adapters data devices diffusion embedded engine evaluate formats hints images kernels model "
         "models pipeline prompts request samplers toy",
         "serve": "accelerate adapters arguments diffusion embedded engine formats hints images kernels loading "

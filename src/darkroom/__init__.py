@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .adapters import Lora
     from .arguments import Guidance, Inpaint, Noise, SizeConditioning, Speed, Tiling
     from .engine import Control, Engine, Failed, Finished, Inputs, Progress
+    from .evaluate.call import Evaluation, EvaluationProgress, evaluate
     from .formats.embedding import Embedding
     from .loading import load
     from .names import SamplerId
@@ -37,6 +38,8 @@ _WHERE = {
     "Control": "engine",
     "Embedding": "formats.embedding",
     "Engine": "engine",
+    "Evaluation": "evaluate.call",
+    "EvaluationProgress": "evaluate.call",
     "Failed": "engine",
     "Finished": "engine",
     "Guidance": "arguments",
@@ -54,6 +57,7 @@ _WHERE = {
     "Speed": "arguments",
     "Tiling": "arguments",
     "__version__": "version",
+    "evaluate": "evaluate",
     "hints": "hints",
     "load": "loading",
     "read_recipe": "recipe",
@@ -66,6 +70,8 @@ __all__ = [
     "Embedding",
     "Engine",
     "Error",
+    "Evaluation",
+    "EvaluationProgress",
     "Failed",
     "Finished",
     "Guidance",
@@ -86,6 +92,7 @@ __all__ = [
     "Tiling",
     "TrainingError",
     "__version__",
+    "evaluate",
     "hints",
     "load",
     "read_recipe",

@@ -36,6 +36,7 @@ Training = Literal[
     "textual-inversion",
     "distill",
     "controlnet",
+    "upscaler",
     "inpainting",
 ]
 

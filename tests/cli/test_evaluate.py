@@ -146,7 +146,7 @@ def test_all_distances_from_the_ecosystems_files(command: Command, model: Path, 
 
 
 def test_scores_of_a_new_object_as_a_table() -> None:
-    from darkroom.cli.evaluate import as_text
+    from darkroom.evaluate.call import as_text
 
     score = {"background": 1.0, "objects": 0.5, "layout": 0.25, "right": 0.125}
     text = as_text({"word": "<coin>", "pictures_a_row": 8, "rows": {"new, after": score}})
@@ -158,7 +158,7 @@ def test_scores_of_a_new_object_as_a_table() -> None:
 
 
 def test_scores_as_a_table() -> None:
-    from darkroom.cli.evaluate import as_text
+    from darkroom.evaluate.call import as_text
 
     score = {"background": 1.0, "objects": 0.5, "layout": 0.25, "right": 0.125}
     text = as_text({"autoencoder_psnr": 30.5, "pictures_a_category": 8, "categories": {"single": {"seen": score}}})
@@ -177,10 +177,10 @@ def test_scores_as_a_table() -> None:
         (["--steps", "0"], "--steps is 0"),
         (["--guidance", "nan"], "--guidance is nan"),
         (["--sampler", "eulr"], "eulr"),
-        (["--word", "<x>"], "--word tells of a new object; name it with --object"),
+        (["--word", "<x>"], "--word tells of a new object; name it, too: object"),
         (["--metrics", ","], "--metrics is empty"),
-        (["--data", "x"], "--data is of no use to adherence; name other --metrics"),
-        (["--metrics", "fud"], "metrics has 'fud'"),
+        (["--data", "x"], "--data is of no use to adherence; name other metrics"),
+        (["--metrics", "fud"], "--metrics is 'fud'; it must be one of adherence"),
         (["--metrics", "fid"], "fid needs a network that is not given; name it by --features: pt_inception"),
         (["--metrics", "memorisation"], "name them by --data"),
         (["--resize", "bicubic"], "--resize is 'bicubic'"),
@@ -198,7 +198,7 @@ def test_what_can_t_be_is_one_sentence(arguments: list[str], said: str, command:
 
 
 def test_what_else_was_measured_as_lines() -> None:
-    from darkroom.cli.evaluate import as_text
+    from darkroom.evaluate.call import as_text
 
     copies = {
         "suspicious": 0.25, "pictures": 8, "training_pictures": 20, "threshold": 0.125, "seen_by": "clip",

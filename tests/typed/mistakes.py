@@ -23,3 +23,4 @@ darkroom.Noise(source="gpu")  # refused
 darkroom.load(dtype="float17")  # refused
 darkroom.load(backend="onnx")  # refused
 darkroom.Engine(3)  # refused
+darkroom.evaluate(pipe, metrics="fud")  # refused

@@ -71,3 +71,8 @@ while engine.jobs:
             raise event.error
         else:
             assert_type(event, darkroom.Progress)
+
+found = darkroom.evaluate(
+    pipe, ("adherence", "reconstruction"), count=8, on_progress=lambda progress: print(progress.task)
+)
+print(found, found["categories"], found.get("fid"))

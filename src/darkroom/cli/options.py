@@ -362,15 +362,9 @@ def load(
     quantize: str | None = None,
 ) -> Pipeline:
     """Load a model as the options say. Raises `darkroom.Error`."""
-    if threads is not None:
-        with named_as_options():
-            whole("threads", threads, 1, 4096)
-    import torch
-
+    set_threads(threads)
     import darkroom
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     with named_as_options():
         return darkroom.load(
             model,
@@ -384,14 +378,27 @@ def load(
         )
 
 
+def set_threads(threads: int | None) -> None:
+    """Let torch compute with so many threads. Raises RequestError."""
+    if threads is None:
+        return
+    with named_as_options():
+        whole("threads", threads, 1, 4096)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 @contextmanager
-def named_as_options() -> Iterator[None]:
-    """Let a RequestError inside name the option, as `--guidance`, instead of the field, as `guidance_scale`."""
+def named_as_options(*more: str) -> Iterator[None]:
+    """Let a RequestError inside name the option, as `--guidance`, instead of the field, as `guidance_scale`. `more`:
+    names of a command's own that its sentences begin with."""
     try:
         yield
     except RequestError as error:
         field, _, rest = str(error).partition(" ")
-        raise RequestError(f"{_option_names().get(field, field)} {rest}") from error
+        option = f"--{field}" if field in more else _option_names().get(field, field)
+        raise RequestError(f"{option} {rest}") from error
 
 
 def taking(shared: Callable[..., Any], place: str = "asked") -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -9,8 +9,8 @@ How far the judge itself can be trusted is measured on true renders, the ceiling
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +220,24 @@ def evaluate(
         truth += renders
         through += back
     return {"autoencoder_psnr": psnr(truth, through), "scores": table}
+
+
+def score_as_json(score: Score) -> dict[str, float]:
+    """A row's fractions, rounded to four places."""
+    return {name: round(value, 4) for name, value in asdict(score).items() if name != "count"}
+
+
+def scores_as_json(table: Mapping[str, Any]) -> dict[str, Any]:
+    """`evaluate`'s answer as plain values, fractions rounded to four places."""
+    rows = {
+        kind: {row: score_as_json(score) for row, score in kinds.items()} for kind, kinds in table["scores"].items()
+    }
+    counts = [score.count for kinds in table["scores"].values() for score in kinds.values()]
+    return {
+        "autoencoder_psnr": round(table["autoencoder_psnr"], 2),
+        "pictures_a_category": max(counts, default=0),
+        "categories": rows,
+    }
 
 
 # --- one object more

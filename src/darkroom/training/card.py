@@ -7,9 +7,8 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +17,6 @@ from ..files import read_json, whole_file, write_json
 from ..models.layers import parameter_count
 from ..toy.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
 from . import state
-
-if TYPE_CHECKING:
-    from ..evaluate.judge import Score
 
 ROWS = ("seen", "held out", "renders", "reconstructions", "chance")
 
@@ -46,7 +42,7 @@ def write_cards(output: Path, model: Path, count: int, workers: int = 1) -> dict
     }
     scores = _old_scores(path, card["model"], count)
     if scores is None and count:
-        from ..evaluate.judge import evaluate
+        from ..evaluate.judge import evaluate, scores_as_json
 
         scores = scores_as_json(evaluate(pipe, count))
     if scores is not None:
@@ -66,24 +62,6 @@ def _old_scores(path: Path, model: str | None, count: int) -> dict[str, Any] | N
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return scores if enough and card.get("model") == model else None
-
-
-def score_as_json(score: Score) -> dict[str, float]:
-    """A row's fractions, rounded to four places."""
-    return {name: round(value, 4) for name, value in asdict(score).items() if name != "count"}
-
-
-def scores_as_json(table: Mapping[str, Any]) -> dict[str, Any]:
-    """`evaluate.scenes.evaluate`'s answer as plain values, fractions rounded to four places."""
-    rows = {
-        kind: {row: score_as_json(score) for row, score in kinds.items()} for kind, kinds in table["scores"].items()
-    }
-    counts = [score.count for kinds in table["scores"].values() for score in kinds.values()]
-    return {
-        "autoencoder_psnr": round(table["autoencoder_psnr"], 2),
-        "pictures_a_category": max(counts, default=0),
-        "categories": rows,
-    }
 
 
 def run_facts(run: Path, workers: int = 1) -> dict[str, Any]:
