@@ -19,14 +19,14 @@ export class Problem extends Error {
 }
 
 async function ask(method: string, path: string, body?: unknown): Promise<Response> {
-  const form = body instanceof FormData || body instanceof Blob
+  const file = body instanceof Blob
   let answer: Response
   try {
     answer = await fetch(path, {
       method,
       credentials: 'same-origin',
-      headers: body === undefined || form ? {} : { 'Content-Type': 'application/json' },
-      body: body === undefined ? null : form ? body : JSON.stringify(body),
+      headers: body === undefined || file ? {} : { 'Content-Type': 'application/json' },
+      body: body === undefined ? null : file ? body : JSON.stringify(body),
     })
   } catch {
     throw new Problem(0, t('lost'))
@@ -40,7 +40,7 @@ const json = async <T>(method: string, path: string, body?: unknown): Promise<T>
 
 export const api = {
   server: () => json<ServerInfo>('GET', 'api/server'),
-  draw: (body: object | FormData) => json<Job>('POST', 'api/jobs', body),
+  draw: (body: object) => json<Job>('POST', 'api/jobs', body),
   rerun: (id: string, changes: object) => json<Job>('POST', `api/jobs/${id}/rerun`, { changes }),
   job: (id: string) => json<Job>('GET', `api/jobs/${id}`),
   cancel: (id: string) => json<Job>('DELETE', `api/jobs/${id}`),
@@ -58,7 +58,7 @@ export const api = {
   import: (file: Blob) => json<Imported>('POST', 'api/images/import', file),
   adapters: (model = '') => json<Adapters>('GET', `api/adapters?${new URLSearchParams(model ? { model } : {})}`),
   explain: (prompt: string, model: string) => json<Explained>('POST', 'api/explain', model ? { prompt, model } : { prompt }),
-  sweep: (body: object | FormData) => json<Sweep>('POST', 'api/sweeps', body),
+  sweep: (body: object) => json<Sweep>('POST', 'api/sweeps', body),
   sweeps: () => json<Sweeps>('GET', 'api/sweeps?limit=20'),
   oneSweep: (id: string) => json<Sweep>('GET', `api/sweeps/${id}`),
   cancelSweep: (id: string) => json<Sweep>('DELETE', `api/sweeps/${id}`),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,49 @@ def test_a_drawn_rectangle_is_exactly_those_pixels(serve: Callable[..., Running]
         expected = Image.new("L", (96, 64))
         ImageDraw.Draw(expected).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
         assert sent(server, "mask").tobytes() == expected.tobytes(), (zoom, scale)
+
+
+def test_a_picture_is_sent_once_and_made_smaller_when_asked(serve: Callable[..., Running], browse: Opened) -> None:
+    server = serve(max_pixels=10_000)
+    page = browse(server)
+    sends: list[str] = []
+    page.on("request", lambda one: sends.append(one.url[-64:]) if one.method == "PUT" and "inputs" in one.url else None)
+
+    def choose(page: Any, side: int) -> str:
+        buffer = io.BytesIO()
+        Image.effect_mandelbrot((side, side), (-2, -1.5, 1, 1.5), 50).save(buffer, "PNG")
+        picture = {"name": "a.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+        page.locator("label.filepick", has_text="Choose a picture").locator("input").set_input_files([picture])
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+    small = choose(page, 80)
+    for i in range(2):
+        draw(page, f"a fox {i}")
+        page.wait_for_selector(f'.canvas a img[alt="a fox {i}"]')
+    page.reload()  # the draft and its picture are kept
+    page.wait_for_selector(".inputs .thumb img")
+    draw(page, "a cat")
+    page.wait_for_selector('.canvas a img[alt="a cat"]')
+    assert sends == [small]
+    assert sent(server, "image").size == (80, 80)
+    page.click("text=Take the picture out")
+    choose(page, 200)
+    page.click("dialog.ask >> text=Cancel")
+    page.wait_for_selector(".notice >> text=The picture was left out.")
+    choose(page, 200)
+    assert "200 × 200 pixels" in page.inner_text("dialog.ask")
+    page.click("dialog.ask >> text=Make it smaller")
+    page.wait_for_selector(".inputs .thumb img")
+    draw(page, "a bear")
+    page.wait_for_selector('.canvas a img[alt="a bear"]')
+    assert sent(server, "image").size == (100, 100)
+    # At an address without https browsers have no SHA-256: the page's own finds the same names.
+    other = browse(server)
+    other.evaluate("Object.defineProperty(crypto, 'subtle', { value: undefined })")
+    other.on("request", lambda one: pytest.fail("it was sent again") if one.method == "PUT" else None)
+    choose(other, 80)
+    draw(other, "a wolf")
+    other.wait_for_selector('.canvas a img[alt="a wolf"]')
 
 
 def test_a_mask_is_loaded_turned_around_saved_and_painted_by_a_pen(

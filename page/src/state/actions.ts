@@ -4,36 +4,29 @@ import { t } from '../i18n'
 import { change, draft, faults, more } from './draft'
 import { fileBlob } from './files'
 import { asked, EMPTY, FIELDS, fromRecipe, type Only } from './recipe'
-import { controls, dataUrl, image, inputOf, mask, setImage, setMask } from './inputs'
+import { controls, image, inputOf, mask, setImage, setMask } from './inputs'
 import { put, watched } from './queue'
 import { readServer, server } from './server'
 import { carried, ofPicture, type Source } from './source'
 import { axesAsked, sweep, sweeping } from './sweeps'
+import { sent } from './uploads'
 import { closePicture, said, show, tell, tellProblem } from './ui'
 
 /** What somebody does that concerns more than one part of the page. */
 
 export const sending = signal(0)
 
-async function bodyOf(): Promise<object | FormData> {
-  const body = asked(draft.value, image.value !== null, mask.value !== null)
-  if (controls.value.length) {
-    body.controls = await Promise.all(
-      controls.value.map(async ({ net, hint, scale, picture, more }) => ({
-        ...more,
-        net,
-        scale: Number(scale),
-        ...(hint ? { hint } : {}),
-        image: await dataUrl(picture.blob),
-      })),
-    )
+/** The draft as a job, once the server has its pictures. */
+async function bodyOf(): Promise<Record<string, unknown>> {
+  const [own, masked, followed] = [image.value, mask.value, controls.value]
+  const body = asked(draft.value, own !== null, masked !== null)
+  const [start, painted, ...shown] = await Promise.all([own, masked, ...followed.map((one) => one.picture)].map((one) => one && sent(one.blob)))
+  if (start) body.image = start
+  if (start && painted) body.mask = painted
+  if (followed.length) {
+    body.controls = followed.map(({ net, hint, scale, more }, i) => ({ ...more, net, scale: Number(scale), ...(hint ? { hint } : {}), image: shown[i] }))
   }
-  if (!image.value) return body
-  const form = new FormData()
-  form.set('request', JSON.stringify(body))
-  form.set('image', image.value.blob, 'image')
-  if (mask.value) form.set('mask', mask.value.blob, 'mask')
-  return form
+  return body
 }
 
 /** Ask for the draft. It stays as it is, so that the next one can be asked for at once. */
@@ -57,12 +50,8 @@ export async function drawSweep(): Promise<void> {
   sending.value++
   try {
     faults.value = {}
-    const body = await bodyOf()
-    const fields = body instanceof FormData ? JSON.parse(body.get('request') as string) : body
-    delete fields.n
-    fields.axes = axesAsked()
-    if (body instanceof FormData) body.set('request', JSON.stringify(fields))
-    sweep.value = await api.sweep(body)
+    const { n: _, ...body } = await bodyOf()
+    sweep.value = await api.sweep({ ...body, axes: axesAsked() })
     said.value = t('saidQueued')
     location.hash = `sweeps/${sweep.value.id}`
   } catch (error) {
@@ -186,10 +175,8 @@ export const secondPass = (picture: PictureInfo) =>
 async function drawnFrom(picture: PictureInfo, fields: (recipe: Recipe) => object): Promise<void> {
   try {
     const { recipe, job } = await ofPicture(picture.id)
-    const form = new FormData()
-    form.set('request', JSON.stringify({ ...fields(recipe), ...(job ? { model: job.model, loras: job.loras } : {}) }))
-    form.set('image', await fileBlob(picture.id), 'image')
-    began(await api.draw(form))
+    const own = job ? { model: job.model, loras: job.loras } : {}
+    began(await api.draw({ ...fields(recipe), ...own, image: await sent(await fileBlob(picture.id)) }))
   } catch (error) {
     tellProblem(error)
   }

@@ -3,6 +3,7 @@ import { get, set } from 'idb-keyval'
 import { t } from '../i18n'
 import { server } from './server'
 import { change } from './draft'
+import { confirmed } from './ui'
 
 /** The pictures of the draft: where it starts, what of it is drawn anew, what it follows. Kept on this device. */
 
@@ -26,7 +27,7 @@ export const image = signal<Input | null>(null)
 export const mask = signal<Input | null>(null)
 export const controls = signal<readonly Control[]>([])
 
-/** A picture out of a file. Raises an Error with a sentence for anything else; scales down what is over the cap. */
+/** A picture out of a file. Raises an Error with a sentence for anything else; makes smaller what the server doesn't take, after asking. */
 export async function inputOf(blob: Blob): Promise<Input> {
   if (!/^image\/(png|jpeg|webp)$/.test(blob.type)) throw new Error(t('notAPicture'))
   let bitmap: ImageBitmap
@@ -39,12 +40,18 @@ export async function inputOf(blob: Blob): Promise<Input> {
   const scale = Math.min(1, Math.sqrt(most / (bitmap.width * bitmap.height)))
   const width = Math.floor(bitmap.width * scale)
   const height = Math.floor(bitmap.height * scale)
-  if (scale < 1) {
+  const heavy = blob.size > (server.value?.limits.body ?? Infinity)
+  if (scale < 1 || heavy) {
+    const size = { width: bitmap.width, height: bitmap.height, megabytes: Math.ceil(blob.size / 1e6), w: width, h: height }
+    if (!(await confirmed(t('tooLarge', size), t('makeSmaller')))) {
+      bitmap.close()
+      throw new Error(t('leftOut'))
+    }
     const canvas = document.createElement('canvas')
     canvas.width = width
     canvas.height = height
     canvas.getContext('2d')!.drawImage(bitmap, 0, 0, width, height)
-    blob = await new Promise<Blob>((done) => canvas.toBlob((made) => done(made!), 'image/png'))
+    blob = await new Promise<Blob>((done) => canvas.toBlob((made) => done(made!), heavy ? 'image/jpeg' : 'image/png', 0.93))
   }
   bitmap.close()
   return { blob, url: URL.createObjectURL(blob), width, height }
@@ -71,16 +78,6 @@ export function setControl(at: number, values: Partial<Control> | null): void {
   if (values === null && old) release(old.picture)
   controls.value =
     values === null ? controls.value.filter((_, i) => i !== at) : controls.value.map((one, i) => (i === at ? { ...one, ...values } : one))
-}
-
-/** A picture as a data address. */
-export function dataUrl(blob: Blob): Promise<string> {
-  return new Promise((done, fail) => {
-    const reader = new FileReader()
-    reader.onload = () => done(reader.result as string)
-    reader.onerror = () => fail(reader.error)
-    reader.readAsDataURL(blob)
-  })
 }
 
 interface Kept {

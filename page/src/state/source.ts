@@ -3,6 +3,7 @@ import { t } from '../i18n'
 import { inputOf, type Control, type Input } from './inputs'
 import { tagged } from './recipe'
 import { server } from './server'
+import { remember } from './uploads'
 
 /** Where a recipe comes from: a picture of the gallery, a job of the queue, or a file that somebody dropped. */
 export interface Source {
@@ -52,6 +53,7 @@ export async function carried({ recipe, job }: Source): Promise<Carried> {
   const picture = async (role: string, name: string): Promise<Input | null> => {
     const sha = job?.inputs[role]
     const blob = sha ? await api.input(sha).catch(() => null) : null
+    if (sha && blob) remember(blob, sha)
     const input = blob && (await inputOf(blob).catch(() => null))
     if (!input && (sha || (!job && recipe[role]))) found.missing.push(name)
     return input

@@ -18,6 +18,9 @@ export interface Notice {
   bad?: boolean
 }
 export const notice = signal<Notice | null>(null)
+/** A question that something waits for. */
+export const question = signal<{ text: string; yes: string; answer: (yes: boolean) => void } | null>(null)
+export const confirmed = (text: string, yes: string) => new Promise<boolean>((answer) => (question.value = { text, yes, answer }))
 /** What a screen reader is told. */
 export const said = signal('')
 let timer = 0

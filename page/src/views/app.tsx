@@ -4,6 +4,7 @@ import { live } from '../state/queue'
 import { locked, lost } from '../state/server'
 import { opened, said, show, sweepId, view, type View } from '../state/ui'
 import { Compose } from './compose'
+import { Confirm } from './confirm'
 import { Drop } from './drop'
 import { Gallery } from './gallery'
 import { Help, helping } from './keys'
@@ -71,6 +72,7 @@ export function App() {
       </main>
       {opened.value ? <Viewer id={opened.value} /> : null}
       <Drop />
+      <Confirm />
       <Recipes />
       {helping.value ? <Help /> : null}
       <div class="hidden" aria-live="polite">

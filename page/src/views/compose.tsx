@@ -5,6 +5,7 @@ import { EMPTY } from '../state/recipe'
 import { controls, image, setImage, setMask } from '../state/inputs'
 import { live, newestFirst } from '../state/queue'
 import { model, server } from '../state/server'
+import { uploading } from '../state/uploads'
 import { type Model } from '../api'
 import { Extras } from './extras'
 import { Choice, described, Fault, NumberField, Range } from './fields'
@@ -48,6 +49,7 @@ export function Compose({ onGenerate }: { onGenerate: () => void }) {
       <button type="submit" class="main" aria-disabled={sending.value > 0 ? 'true' : undefined}>
         {sending.value ? t('generating') : live.value.length ? t('queueAnother') : t('generate')}
       </button>
+      {uploading.value ? <progress max={uploading.value.all} value={uploading.value.sent} aria-label={t('uploading')} /> : null}
       <Inputs />
       <details open={more.value} onToggle={(event) => (more.value = event.currentTarget.open)}>
         <summary>{t('more')}</summary>

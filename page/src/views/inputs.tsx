@@ -3,9 +3,10 @@ import { lazy } from './lazy'
 import { api } from '../api'
 import { t } from '../i18n'
 import { change, draft } from '../state/draft'
-import { controls, dataUrl, image, inputOf, mask, setControl, setImage, setMask, type Control } from '../state/inputs'
+import { controls, image, inputOf, mask, setControl, setImage, setMask, type Control } from '../state/inputs'
 import { server } from '../state/server'
 import { tellProblem } from '../state/ui'
+import { sent } from '../state/uploads'
 import { Fault, NumberField, Range } from './fields'
 import { FilePick } from './filepick'
 import { masking } from './masking'
@@ -106,7 +107,7 @@ function ControlBox({ control, at }: { control: Control; at: number }) {
   const nets = useSignal<string[]>([control.net])
   const showHint = async () => {
     try {
-      const blob = await api.hint(control.hint, await dataUrl(control.picture.blob))
+      const blob = await api.hint(control.hint, await sent(control.picture.blob))
       if (shown.value) URL.revokeObjectURL(shown.value)
       shown.value = URL.createObjectURL(blob)
     } catch (error) {
