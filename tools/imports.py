@@ -62,7 +62,7 @@ MAY_USE: Mapping[str, frozenset[str]] = {
         "evaluate": "adapters data devices diffusion engine formats images loading models pipeline "
         "prompts request samplers sweeps toy",
         "training": "adapters data devices diffusion embedded engine evaluate formats hints images kernels model "
-        "models pipeline prompts request samplers toy",
+        "models pipeline prompts request samplers sweeps toy",
         "serve": "accelerate adapters arguments diffusion embedded engine formats hints images kernels loading "
         "picture_headers pipeline prompts request samplers sweeps",
         "cluster": "formats request samplers serve",

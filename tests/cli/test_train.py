@@ -31,6 +31,7 @@ def settings(*values: str) -> list[str]:
     [
         (["embeded"], "did you mean 'embedded'?"),
         (["unet", "--preset", "tpu"], "--preset is 'tpu'; it must be one of cpu, gpu"),
+        (["lora", "--preset", "gpu", "--preset", "cpu"], "the presets gpu and cpu exclude each other"),
         (["unet", "--set", "lrr=1"], "the recipe has no setting 'lrr'; did you mean 'lr'?"),
         (["unet", "--set", "lr=nan"], "lr is 'nan'; it must be a finite number"),
         (["unet", "--set", "lr"], "'lr' is no setting; write key=value"),
@@ -70,17 +71,37 @@ def test_a_recipe_is_shown_whole(command: Command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_are_listed(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = command("train", "lora", "--settings", "--preset", "style", *settings("rank=16"))
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith("Settings of lora")
+    for line in ("  rank=16 ", "  train=unet ", "  weight=constant "):
+        assert f"\n{line}" in answer.out
+    assert max(map(len, answer.out.splitlines())) < 80
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_set_and_changes_nothing_is_said(command: Command, tmp_path: Path) -> None:
+    answer = command("train", "unet", "-o", tmp_path, "--show-recipe", *settings("shift=3"))
+    assert answer.err.startswith("darkroom: shift is set and changes nothing: it is for prediction=flow\n")
+
+
 def test_a_u_net_from_the_command_line(command: Command, model: Path, tmp_path: Path) -> None:
     """On the latents of a given model's autoencoder; then longer; then refused, and not resumed."""
     small = settings(
         "widths=16,32", "attention_levels=false,true", "groups=8", "heads=2", "text_width=32", "scenes=24",
-        "batch_size=8", "log_every=1",
+        "batch_size=8", "log_every=1", "compare=0",
     )  # fmt: skip
     arguments = ["train", "unet", "-o", tmp_path, "--model", model, "--workers", 1, *small]
     answer = command(*arguments, "--steps", 2)
     assert answer.code == 0
     assert answer.err.startswith("darkroom: memory: about ")
     assert answer.paths == [tmp_path / "model"]
+    assert answer.err.splitlines()[-2:] == [
+        f"darkroom: to look at: {tmp_path / 'loss.svg'}",
+        f"darkroom: next: darkroom generate '' --model {tmp_path / 'model'}",
+    ]
     assert command("info", tmp_path / "model", "--json").code == 0
     assert command(*arguments, "--steps", 3).code == 0
     rows = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -190,3 +211,13 @@ def test_the_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     line._show("encoding")
     line._show("unet")
     assert terminal.getvalue().endswith("\rencoding\runet    ")
+
+
+def test_help_has_the_kinds_and_a_kind_s_settings(command: Command) -> None:
+    kinds = command("train", "--help").out
+    assert "\n  lora               a LoRA: " in kinds
+    assert "rank=" not in kinds
+    for arguments in (("lora", "--help"), ("-o", "x", "lora", "-h")):
+        told = command("train", *arguments).out
+        assert "\n  rank=8 " in told
+        assert "\n  --preset NAME" in told

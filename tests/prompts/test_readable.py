@@ -11,7 +11,7 @@ from darkroom.embedded import MODEL
 from darkroom.formats.checkpoint import open_checkpoint
 from darkroom.prompts.embeddings import LearnedWord
 from darkroom.prompts.grammar import Prompt
-from darkroom.prompts.readable import unread, whole_words
+from darkroom.prompts.readable import spelled, unread, whole_words
 from darkroom.prompts.tokenizer import Tokenizer
 from darkroom.toy.objects import BACKGROUNDS, OBJECTS, RELATIONS, plural, vocabulary, with_article
 
@@ -96,3 +96,12 @@ def test_words_outside_a_small_vocabulary_are_told_with_near_ones(embedded: Toke
 @pytest.mark.parametrize("text", ["{" + "|" * 31_000, "/__" * 10_000, "<" * 31_000, "{a|" * 10_000, "여" * 31_000])
 def test_hostile_prompts_take_no_longer_than_others(text: str) -> None:
     assert all(len(sentence) < 1000 for sentence in told(text))
+
+
+def test_words_that_captions_teach(embedded: Tokenizer) -> None:
+    tigers = ["a large tiger on a red background", "a small tiger", "a fox", "a fox and a zyx, a zyx"]
+    assert spelled(tigers, embedded) == {"tiger": 2, "and": 1, "zyx": 1}
+    assert spelled(["a large fox on a red background"], embedded) == {}
+    dogs = ["a photo of zwxqy dog", "zwxqy dog", "an anthropomorphically shaped dog", "a dog"]
+    assert spelled(dogs, CLIP) == {"zwxqy": 2}
+    assert spelled(dogs[:1], CLIP) == {}

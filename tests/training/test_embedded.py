@@ -25,6 +25,7 @@ from darkroom.training import run as runs
 from darkroom.training.cache import fingerprint
 from darkroom.training.embedded import EmbeddedRecipe, embedded
 from darkroom.training.kinds import Source
+from darkroom.training.log import read_log
 from darkroom.training.loop import Stopped
 from darkroom.training.recipe import override
 from darkroom.training.run import train_to_end
@@ -257,6 +258,6 @@ def test_facts_of_a_run() -> None:
 
 
 def test_a_log_that_was_cut_short_is_read(tmp_path: Path) -> None:
-    assert card.read_log(tmp_path) == []
+    assert read_log(tmp_path) == []
     (tmp_path / "log.jsonl").write_text('{"step": 1, "seconds": 1.0}\n{"step": 2, "sec')
-    assert [row["step"] for row in card.read_log(tmp_path)] == [1]
+    assert [row["step"] for row in read_log(tmp_path)] == [1]

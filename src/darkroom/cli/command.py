@@ -43,7 +43,8 @@ PANELS = (
     "Output",
 )
 BASICS, PICTURE, GUIDANCE, ADAPTERS, LARGE, NOISE, SDXL, SPEED, DEVICE, OUTPUT = PANELS
-QUIET = "darkroom.quiet"  # where a context notes it
+QUIET, TYPED = "darkroom.quiet", "darkroom.typed"  # where a context notes it
+More = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -110,13 +111,16 @@ class App:
     """The commands of a module: one, or a group of them."""
 
     about: str | None = None
-    commands: list[tuple[str, Callable[..., Any]]] = field(default_factory=list)
+    commands: list[tuple[str, Callable[..., Any], More | None]] = field(default_factory=list)
 
-    def command(self, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Make a function a command, called as it is, or otherwise."""
+    def command(
+        self, name: str | None = None, more: More | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Make a function a command, called as it is, or otherwise. `more` of its help: (the words that were typed) ->
+        a text below the options."""
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            self.commands.append((name or function.__name__.replace("_", "-"), function))
+            self.commands.append((name or function.__name__.replace("_", "-"), function, more))
             return function
 
         return decorate
@@ -124,10 +128,10 @@ class App:
     def build(self, name: str) -> click.Command:
         """The command line of it all."""
         if self.about is None:
-            return built(name, self.commands[0][1])
+            return built(name, *self.commands[0][1:])
         group = Group(name, help=self.about, context_settings=SETTINGS, no_args_is_help=False)
-        for each, function in self.commands:
-            group.add_command(built(each, function))
+        for each, function, more in self.commands:
+            group.add_command(built(each, function, more))
         return group
 
 
@@ -139,7 +143,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def built(name: str, function: Callable[..., Any]) -> click.Command:
+def built(name: str, function: Callable[..., Any], more: More | None = None) -> click.Command:
     """A function as a command."""
     several = []
     parameters: list[click.Parameter] = []
@@ -161,7 +165,8 @@ def built(name: str, function: Callable[..., Any]) -> click.Command:
             values[each] = list(values[each]) or None
         return function(**values)
 
-    return Command(name, callback=call, params=parameters, help=inspect.getdoc(function), context_settings=SETTINGS)
+    made_of = {"params": parameters, "help": inspect.getdoc(function), "context_settings": SETTINGS}
+    return Command(name, more, callback=call, **made_of)
 
 
 def _quieten(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -225,6 +230,20 @@ class Group(_Sentences, click.Group):
 
 class Command(_Sentences):
     """With panels in its help, and defaults from darkroom.toml."""
+
+    def __init__(self, name: str, more: More | None = None, **rest: Any) -> None:
+        super().__init__(name, **rest)
+        self.more = more
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """And note what was typed, for help."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What there is more to say."""
+        if self.more is not None and (text := self.more(ctx.meta.get(TYPED, ()))):
+            formatter.write(f"\n{text}\n")
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

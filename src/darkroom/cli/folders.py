@@ -151,7 +151,7 @@ def run_told(folder: Path) -> dict[str, Any]:
     """What a run did, and how its result is used, ready for JSON. Raises TrainingError for one that is broken."""
     from ..errors import TrainingError
     from ..files import read_json
-    from ..training.card import read_log, seconds_of
+    from ..training.log import read_log, seconds_of
 
     stages: list[dict[str, Any]] = []
     for place in _runs(folder):

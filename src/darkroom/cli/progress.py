@@ -64,7 +64,7 @@ class Line(logging.Handler):
 
 def progress(text: str, run: Path | None, steps: int) -> str:
     """What the line says of a stage."""
-    from ..training.card import read_log
+    from ..training.log import read_log
 
     rows = read_log(run) if run is not None else []
     if not rows:

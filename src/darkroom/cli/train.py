@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 from ..elsewhere import TRAINING
-from ..errors import RequestError, TrainingError
+from ..errors import Error, RequestError, TrainingError
 from ..formats.hub import check_source
 from ..request import choice, whole
-from ..training.kinds import KINDS, PRESETS, Source
-from . import INTERRUPTED, complain, completion, options
+from ..training.kinds import KINDS, Kind, Source, default_output
+from . import INTERRUPTED, complain, completion, note, options
 from .command import App, Argument, Option
 from .progress import Line
 
@@ -43,14 +45,38 @@ def _as_one(command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
-@app.command()
+def _more(typed: Sequence[str]) -> str:
+    """What help says further: the settings of the kind that was typed, or the kinds."""
+    kind = next((word for word in typed if word in KINDS), None)
+    if kind is not None:
+        return settings_text(kind, KINDS[kind].recipe_of())
+    width = max(map(len, KINDS)) + 4
+    kinds = [f"  {name:<{width - 2}}{what.about}" for name, what in KINDS.items()]
+    return "\n".join(["Kinds:", *kinds, "", "darkroom train KIND --help has the settings of a kind."])
+
+
+@app.command(more=_more)
 @_as_one
 def train(
     kind: Annotated[str, Argument("KIND", f"What to train: {', '.join(KINDS)}.", completion.trainings)],
     output: Annotated[
-        str, Option("--output", "-o", aliases=_also("output"), metavar="DIR", help="Where the run lives.")
-    ],
-    preset: Annotated[str, Option(metavar="NAME", help="cpu: two cores, hours. gpu: one large GPU.")] = "cpu",
+        str | None,
+        Option(
+            "--output",
+            "-o",
+            aliases=_also("output"),
+            metavar="DIR",
+            help="Where the run lives. [default: runs/KIND-DATA]",
+        ),
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="cpu (two cores) or gpu (a large one); and what a lora is for: object or style; may be repeated. "
+            "[default: cpu]",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         Option(
@@ -99,19 +125,24 @@ def train(
     show: Annotated[
         bool, Option("--show-recipe", help="Print the complete recipe as JSON, and train nothing.")
     ] = False,
+    listed: Annotated[
+        bool, Option("--settings", help="List the settings of KIND, what each is and what for; train nothing.")
+    ] = False,
 ) -> int:
     """Train networks from nothing, or from a model; interrupt at any moment, and the same command goes on.
 
-    darkroom train embedded --output runs/embedded
+    darkroom train lora --data my-pictures/
 
-    darkroom train lora --data my-pictures/ --output runs/my-style
+    darkroom train lora --settings
     """
+    presets = preset or []
     with options.named_as_options():
         choice("KIND", kind, KINDS)
-        choice("--preset", preset, PRESETS)
+        for name in presets:
+            choice("--preset", name, KINDS[kind].presets)
         if workers is not None:
             whole("--workers", workers, 1, 256)
-    folder = _folder(output)
+    folder = _folder(str(default_output(kind, data)) if output is None else output)
     what = KINDS[kind]
     if model is not None and not what.model:
         takers = ", ".join(name for name, other in KINDS.items() if other.model)
@@ -128,12 +159,17 @@ def train(
     recipes.check_early([*(settings or []), *([] if steps is None else [f"steps={steps}"])])
     from ..training.loop import Stopped
 
-    recipe: Any = what.recipe_of(preset)
+    recipe: Any = what.recipe_of(*presets, model=model)
     if steps is not None:
         if not hasattr(recipe, "steps"):
             raise RequestError("--steps is for one network; use --set autoencoder.steps=N and --set unet.steps=N")
         recipe = recipes.override(recipe, [f"steps={steps}"])
     recipe = recipes.override(recipe, settings or [])
+    if listed:
+        print(settings_text(kind, recipe))
+        return 0
+    for sentence in recipes.unused(recipe, recipes.assigned(settings or [])):
+        complain(sentence)
     if show:
         from dataclasses import asdict
 
@@ -148,15 +184,51 @@ def train(
     if skip_damaged:
         _skip_damaged(folder)
     _tell_memory(recipe, model, workers)
+    if output is None:
+        note(f"the run is in {folder}; -o names another folder")
     try:
         with Line() as line:
-            print(what.train(recipe, Source(model, data), folder, workers, line.stage))
+            made = what.train(recipe, Source(model, data), folder, workers, line.stage)
+            print(made, flush=True)
+            ending = _conclude(what, recipe, Source(model, data), folder, made, line)
     except Stopped as stop:
         complain(str(stop))
         return INTERRUPTED
     except OSError as error:
         raise TrainingError(f"{str(error.filename or folder)!r} can't be used: {error.strerror or error}") from error
+    for sentence in ending:
+        note(sentence)
     return 0
+
+
+def _conclude(what: Kind, recipe: Any, source: Source, folder: Path, made: Path, line: Line) -> list[str]:
+    """What is told at the end of a run, whose result is there whatever happens now."""
+    try:
+        ending = what.conclude(recipe, source, folder, made, line.stage)
+    except Error as error:
+        return [f"there is no sheet of before and after: {error}"]
+    return [*(f"to look at: {path}" for path in ending.pictures), f"next: {ending.next}"]
+
+
+def settings_text(kind: str, recipe: Any) -> str:
+    """All settings of a kind of training: name and value in this recipe, what it is for, what its values must be."""
+    from ..training.recipe import listing
+
+    width = min(max(shutil.get_terminal_size((80, 24)).columns, 60), 120) - 1
+    lines = [f"Settings of {kind}, to be changed by --set NAME=VALUE:"]
+    heading = None
+    for each in listing(recipe):
+        if each.heading != heading:
+            heading = each.heading
+            lines += ["", f"{heading}:"]
+        left = f"  {each.name}={each.written}"
+        told = textwrap.wrap(f"{each.help} [{each.wanted}]" if each.wanted else each.help, width - 26)
+        if len(left) > 24:
+            lines.append(left)
+            left = ""
+        lines.append(f"{left:<26}{told[0]}")
+        lines += [" " * 26 + line for line in told[1:]]
+    return "\n".join(lines)
 
 
 def _tell_memory(recipe: Any, model: str | None, workers: int) -> None:

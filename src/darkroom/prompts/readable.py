@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ..errors import clip, visible
@@ -35,12 +36,12 @@ def unread(
     finder = Finder(words, prompt.style)
     texts = [part.text.replace("BREAK", " ") if prompt.style == "a1111" else part.text for part in prompt.parts]
     text = " ".join(piece for part in texts for piece in finder.split(part) if isinstance(piece, str))
-    if called := _listed(_CALLED.findall(text)):
+    if called := listed(_CALLED.findall(text)):
         yield (
             f"{called} in the prompt is no learned word that was given, and is read as plain text: "
             f"give its file, or leave it out"
         )
-    if templates := _listed(_TEMPLATE.findall(text)):
+    if templates := listed(_TEMPLATE.findall(text)):
         hint = ", or [red|blue] to change from step to step" if prompt.style == "a1111" else ""
         yield (
             f"{templates} in the prompt is read as plain text: templates are not filled in; "
@@ -53,12 +54,22 @@ def unread(
         if not taught and (unknown := [word for word in found if len(tokenizer.tokens(word)) > 1]):
             near = [like for word in unknown[:_NAMED] for like in difflib.get_close_matches(word, known, 1)]
             also = f" (near: {', '.join(dict.fromkeys(near))})" if near else ""
-            yield f"this model doesn't know {_listed(unknown)}, and draws something else{also}"
+            yield f"this model doesn't know {listed(unknown)}, and draws something else{also}"
     elif spelled := [word for word in found if not word.isascii() and len(tokenizer.tokens(word)) > len(word)]:
         yield (
-            f"this model knows no words such as {_listed(spelled)}, and reads them byte by byte; "
+            f"this model knows no words such as {listed(spelled)}, and reads them byte by byte; "
             f"write the prompt in the language that it was trained on, mostly English"
         )
+
+
+def spelled(captions: Sequence[str], tokenizer: Tokenizer) -> dict[str, int]:
+    """The words of training captions that a text encoder has likely not met as they are meant, and in how many captions
+    each is: of a model that was taught some words and no others all that it spells in pieces; of any other those in
+    half of the captions and more, which are what the pictures have in common, as "sks" is.
+    """
+    counts = Counter(word for caption in captions for word in set(_WORD.findall(normal(caption))))
+    least = 1 if whole_words(tokenizer) else max(len(captions) / 2, 2)
+    return {word: n for word, n in counts.items() if n >= least and len(tokenizer.tokens(word)) > 1}
 
 
 def whole_words(tokenizer: Tokenizer) -> list[str]:
@@ -70,7 +81,7 @@ def whole_words(tokenizer: Tokenizer) -> list[str]:
     return found if len(found) >= _LEAST else []
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
     """Words as a sentence has them, each once."""
     once = list(dict.fromkeys(words))
     told = ", ".join(repr(visible(clip(word, 40))) for word in once[:_NAMED])

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -73,6 +73,7 @@ WIDEST = 2.0  # the longest side of a picture's bucket, in its shortest
 SHOWN = 8  # pictures that are looked at on the way, where none are held out
 UNSEEN = 10_000_000  # the scene from which those are counted that nothing learns from
 SCALINGS = ("folded", "factor", "kept")
+game = partial(setting, needs=(("adversarial",),))  # of the discriminator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,32 +98,30 @@ class AutoencoderRecipe(LoopConfig):
         1.0, FRACTION, "Fraction of the run after which only the decoder goes on, and the latents are final."
     )
     held_out: int = setting(0, COUNT, "Pictures that are never learned from, for `validate_every` and `sample_every`.")
-    collages: float = setting(
-        0.2, FRACTION, "Fraction of pictures off the grid, with emoji that are no object of ours (scenes)."
-    )
+    collages: float = setting(0.2, FRACTION, "Fraction of pictures off the grid, with emoji not of ours (scenes).")
     # The loss.
     kl: float = setting(1e-6, number("0 or more", lambda v: v >= 0), "Weight of the KL term, a sum over a latent.")
     l2: float = setting(1.0, WEIGHT, "Weight of the mean squared error.")
     l1: float = setting(0.1, WEIGHT, "Weight of the mean absolute error.")
     perceptual: float = setting(0.0, WEIGHT, "Weight of the distance in features.")
     features: str = setting(
-        OWN, text(), "Whose: \"own\" (of the embedded model's autoencoder), or LPIPS' files: vgg.pth,vgg16.pth."
+        OWN, text(), "Whose: \"own\" (the embedded model's), or LPIPS' vgg.pth,vgg16.pth.", needs=(("perceptual",),)
     )
     adversarial: float = setting(
         0.0, WEIGHT, "Weight of the discriminator beside the reconstruction, times the adaptive one."
     )
-    adversarial_from: float = setting(0.5, FRACTION, "Fraction of the run after which the discriminator plays.")
-    discriminator_width: int = setting(
+    adversarial_from: float = game(0.5, FRACTION, "Fraction of the run after which the discriminator plays.")
+    discriminator_width: int = game(
         64,
         whole("between 4 and 1024, a multiple of 4", lambda v: 4 <= v <= 1024 and v % 4 == 0),
         "Of its first layer.",
     )
-    discriminator_layers: int = setting(
+    discriminator_layers: int = game(
         3,
         whole("between 1 and 6", lambda v: 1 <= v <= 6),
         "That halve: an answer sees 70 x 70 pixels with 3, 34 x 34 with 2.",
     )
-    discriminator_lr: float = setting(2e-4, RATE, "Its learning rate.")
+    discriminator_lr: float = game(2e-4, RATE, "Its learning rate.")
     # The result.
     scaling: str = setting(
         "folded",
@@ -216,6 +215,7 @@ class AutoencoderStage(Stage):
     `distance`, of wanted and given pictures to [N], counts by the recipe's weight `perceptual`; None: it is left out.
     """
 
+    afterwards: ClassVar[Sequence[str]] = ("evaluate", "--vae", "{}", "--metrics", "reconstruction")
     title: ClassVar[str] = "autoencoder"
     writing: ClassVar[str] = "normalising latents"
     others: ClassVar[Mapping[str, str]] = {

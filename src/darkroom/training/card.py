@@ -17,6 +17,7 @@ from ..files import read_json, whole_file, write_json
 from ..models.layers import parameter_count
 from ..toy.objects import BACKGROUNDS, CANVAS, COUNTS, OBJECTS, RELATIONS, SIZES
 from . import state
+from .log import read_log, seconds_of
 
 ROWS = ("seen", "held out", "renders", "reconstructions", "chance")
 
@@ -88,32 +89,6 @@ def pictures_seen(recipe: Mapping[str, Any], steps: int) -> int:
     crops = min(steps, math.ceil(float(recipe["whole_from"]) * int(recipe["steps"])))
     whole = batch // (CANVAS // int(recipe["crop"])) ** 2
     return crops * batch + (steps - crops) * whole
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log.jsonl; none if there is no log. A last line that is half written is left out."""
-    try:
-        lines = (run / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
-
-
-def seconds_of(rows: list[dict[str, Any]]) -> float:
-    """Seconds of training over all sessions of a run: every session counts its own from zero."""
-    total = last = 0.0
-    for row in rows:
-        now = float(row.get("seconds", 0.0))
-        if now < last:
-            total += last
-        last = now
-    return total + last
 
 
 def machine(device: str, workers: int = 1) -> str:

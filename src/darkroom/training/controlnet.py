@@ -27,6 +27,7 @@ from .kinds import Report
 from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import flag, listed, on, several, whole
+from .sheets import Use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,10 @@ class ControlNetStage(PictureStage):
 
     def write(self, output: Path, report: Report) -> Path:
         return save_controlnet(output / "controlnet", self.net.state_dict(), self.net.config, torch.float16)
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        return Use(control=made, hint=recipe.hint)
 
 
 def check_hint_widths(recipe: ControlNetRecipe, net: ControlNet, wanted: int) -> None:

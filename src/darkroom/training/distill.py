@@ -36,6 +36,7 @@ from .objective import DenoisingRecipe, noise_of, times_of
 from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import ABOVE_ZERO, BELOW_ONE, again, named, number, on, several, whole
+from .sheets import Use
 
 STUDENTS = ("full", "lora")
 STEPS = 4  # that the result recommends
@@ -65,9 +66,13 @@ class DistillRecipe(PictureRecipe):
         0.95, BELOW_ONE, "Decay of the student that is aimed at; 0: the student itself, without gradients."
     )
     huber: float = setting(0.001, ABOVE_ZERO, "Below differences of this size the loss is a square, above a distance.")
-    rank: int = setting(64, RANK, 'Of "lora".')
-    alpha: float = setting(64.0, ABOVE_ZERO, 'Of "lora": the difference is multiplied by alpha / rank.')
-    targets: tuple[str, ...] = setting(("all",), TARGETS, 'Of "lora": the layers it changes (`lora.chooser`).')
+    rank: int = setting(64, RANK, 'Of "lora".', needs=(("student", "lora"),))
+    alpha: float = setting(
+        64.0, ABOVE_ZERO, 'Of "lora": the difference is multiplied by alpha / rank.', needs=(("student", "lora"),)
+    )
+    targets: tuple[str, ...] = setting(
+        ("all",), TARGETS, 'Of "lora": the layers it changes (`lora.chooser`).', needs=(("student", "lora"),)
+    )
     save_dtype: str = again(FinetuneRecipe, "save_dtype")
 
     @property
@@ -226,6 +231,12 @@ class DistillStage(PictureStage):
         dtype = getattr(torch, self.config.save_dtype)
         return save_lora(output / "lora.safetensors", self.lora.adapter(name=output.name), networks,
                          dtype=dtype, metadata=about)  # fmt: skip
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        if recipe.student == "full":
+            return Use(model=made)
+        return Use(lora=made, options={"sampler": "lcm", "steps": STEPS, "guidance_scale": 1.0})
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:

@@ -22,10 +22,11 @@ from . import autoencoder as ae
 from . import unet
 from .autoencoder import AutoencoderRecipe
 from .card import write_cards
+from .chart import draw_loss
 from .kinds import Report, Source, silent
 from .memory import Estimate
 from .recipe import COUNT, check
-from .run import finish, run, train_to_end
+from .run import Ending, conclude, finish, run, train_to_end
 from .tokenizer import scene_tokenizer
 from .unet import UNetRecipe
 
@@ -68,6 +69,16 @@ def train_embedded(
             report("evaluating", None, 0)
         write_cards(output, model, recipe.evaluate, workers)
     return model
+
+
+def conclude_embedded(
+    recipe: EmbeddedRecipe, source: Source, output: Path, made: Path, report: Report = silent
+) -> Ending:
+    """As `run.conclude`, of both runs."""
+    first, second = output / "autoencoder", output / "unet"
+    chart = draw_loss(first, "autoencoder: loss")
+    ending = conclude(recipe.unet, Source(str(first)), second, made, report)
+    return Ending(ending.next, (*ending.pictures, *((chart,) if chart else ())))
 
 
 def check_embedded(recipe: EmbeddedRecipe, workers: int = 1) -> None:

@@ -7,17 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..devices import DTYPES
 from ..diffusion.schedule import Schedule
+from ..embedded import MODEL
 from ..errors import TrainingError
+from ..formats.checkpoint import open_checkpoint
+from ..models.layers import parameter_count
+from ..models.unet import UNet
 from ..pipeline import Pipeline
 from ..settings import setting
 from .kinds import Report, Source
 from .memory import with_values
 from .pictures import PictureRecipe, PictureStage
 from .recipe import FRACTION, either, flag, listed, on
+from .sheets import Use
 
 TRAIN = either(("unet", "text-encoder", "both"))
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
@@ -53,12 +59,20 @@ def finetune(preset: str = "cpu") -> FinetuneRecipe:
     return on(FinetuneRecipe(steps=2000, batch_size=4, lr=1e-5, optimizer="adamw", warmup=50, cooldown=0.5), preset)
 
 
-def dreambooth(preset: str = "cpu") -> FinetuneRecipe:
-    """Eight hundred steps of a picture of the subject and one of its class (Ruiz et al. 2022, arXiv 2208.12242)."""
+def dreambooth(preset: str = "cpu", small: bool = False) -> FinetuneRecipe:
+    """Eight hundred steps of a picture of the subject and one of its class (Ruiz et al. 2022, arXiv 2208.12242); for
+    `small` U-Nets five hundred of 24 at a hundred times the rate (docs/worked-examples.md)."""
     recipe = FinetuneRecipe(
         steps=800, batch_size=2, lr=5e-6, optimizer="adamw", warmup=20, cooldown=0.5, ema=0.99, **DREAMBOOTH
     )
-    return on(recipe, preset)
+    return on(replace(recipe, steps=500, batch_size=24, lr=5e-4) if small else recipe, preset)
+
+
+def unet_size(model: str | None = None) -> int:
+    """The parameters of a model's U-Net, by its configuration. Raises CheckpointError."""
+    config = open_checkpoint(MODEL if model is None else model).unet_config
+    with torch.device("meta"):
+        return parameter_count(UNet(config))
 
 
 class FinetuneStage(PictureStage):
@@ -92,6 +106,10 @@ class FinetuneStage(PictureStage):
 
     def write(self, output: Path, report: Report) -> Path:
         return self.pipe.save(output / "model", dtype=self.config.save_dtype)
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        return Use(model=made)
 
 
 def rescheduled(pipe: Pipeline, prediction: str, zero_snr: bool) -> Pipeline:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from .finetune import FinetuneRecipe, FinetuneStage, rebuilt
 from .kinds import Source
 from .parallel import Rank
 from .recipe import FRACTION, on
+from .sheets import Use, middle
 
 Mask = NDArray[np.bool_]
 
@@ -113,11 +115,13 @@ class InpaintingStage(FinetuneStage):
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:
         """Sheets show the first picture with a box in its middle drawn anew."""
-        width, height = self.dataset.sizes[0]
-        mask = Image.new("L", (width, height))
-        ImageDraw.Draw(mask).rectangle((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill=255)
+        shown = Image.fromarray(self.dataset.picture(0))
         with super().drawing() as told:
-            yield {**told, "image": Image.fromarray(self.dataset.picture(0)), "mask": mask}
+            yield {**told, "image": shown, "mask": middle(shown.size)}
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        return Use(model=made, paints=True)
 
 
 def widened(unet: UNet, channels: int) -> UNet:

@@ -7,14 +7,18 @@ of a kind is in its own file.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from ..errors import TrainingError
+
 Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps
 PRESETS = ("cpu", "gpu")  # every kind has a recipe for each: two cores; one large GPU
+SMALL = 100_000_000  # parameters of a U-Net, below which a model learns with the small models' numbers
 log = logging.getLogger("darkroom.training")  # warnings to whoever started a run, who may not come back for days
 
 
@@ -39,21 +43,49 @@ class Kind:
 
     Attributes:
         about: what it is, for the command's help.
-        recipe: "module:function" of `darkroom.training`: preset -> recipe.
+        recipe: "module:function" of `darkroom.training`: preset -> recipe. Where the kind has `purposes`, or is
+            `sized`, the function takes also `purpose=` and `small=`.
         run: "module:function": (recipe, source, output, workers, report) -> what was made, as `run.run`.
+        ending: "module:function": (recipe, source, output, made, report) -> a `run.Ending`, as `run.conclude`.
         model: what --model means; "": it starts from nothing and takes none.
         data: whether it takes --data; otherwise it is trained on the built-in scenes alone.
+        purposes: further presets: what it is for.
+        sized: whether its recipe is another for models with small U-Nets (fewer than `SMALL` parameters).
     """
 
     about: str
     recipe: str
     run: str = "run:run"
+    ending: str = "run:conclude"
     model: str = "the model to start from"
     data: bool = True
+    purposes: tuple[str, ...] = ()
+    sized: bool = False
 
-    def recipe_of(self, preset: str = "cpu") -> Any:
-        """The recipe of one of `PRESETS`."""
-        return _found(self.recipe)(preset)
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The names that `recipe_of` knows."""
+        return (*PRESETS, *self.purposes)
+
+    def recipe_of(self, *presets: str, model: str | None = None) -> Any:
+        """The recipe of one of `PRESETS` (default: cpu), of one of the kind's `purposes` beside it, for a model of the
+        size that `model` has (as in `Source`).
+
+        Raises TrainingError for presets that exclude each other, CheckpointError for a model that can't be opened.
+        """
+        devices, purposes = ([p for p in dict.fromkeys(presets) if (p in PRESETS) is on] for on in (True, False))
+        for chosen in (devices, purposes):
+            if len(chosen) > 1:
+                raise TrainingError(f"the presets {chosen[0]} and {chosen[1]} exclude each other; choose one of them")
+        unknown = [p for p in purposes if p not in self.purposes]
+        if unknown:
+            raise TrainingError(f"preset is {unknown[0]!r}; it must be one of {', '.join(self.presets)}")
+        options: dict[str, Any] = {}
+        if self.purposes and purposes:
+            options["purpose"] = purposes[0]
+        if self.sized:
+            options["small"] = _found("finetune:unet_size")(model) < SMALL
+        return _found(self.recipe)(*(devices or PRESETS[:1]), **options)
 
     def train(self, recipe: Any, source: Source, output: Path, workers: int = 1, report: Report = silent) -> Path:
         """Train to the end, or go on with what is in the folder `output`; returns what was made.
@@ -62,6 +94,16 @@ class Kind:
         goes on).
         """
         return cast("Path", _found(self.run)(recipe, source, output, workers, report))
+
+    def conclude(self, recipe: Any, source: Source, output: Path, made: Path, report: Report = silent) -> Any:
+        """What is told when a run is over, a `run.Ending`: what to type next, a sheet of before and after, the loss."""
+        return _found(self.ending)(recipe, source, output, made, report)
+
+
+def default_output(kind: str, data: str | None) -> Path:
+    """Where a run lives, if nobody says: runs/lora-pictures for a lora on my/pictures/."""
+    name = re.sub(r"[^\w.]+", "-", Path(data).name).strip("-.")[:60] if data is not None else ""
+    return Path("runs", f"{kind}-{name}" if name else kind)
 
 
 def _found(name: str) -> Callable[..., Any]:
@@ -72,7 +114,7 @@ def _found(name: str) -> Callable[..., Any]:
 KINDS: Mapping[str, Kind] = {
     "embedded": Kind(
         "the embedded model: autoencoder, text encoder and U-Net, on the built-in scenes",
-        "embedded:embedded", "embedded:train_embedded", model="", data=False,
+        "embedded:embedded", "embedded:train_embedded", "embedded:conclude_embedded", model="", data=False,
     ),
     "autoencoder": Kind(
         "an autoencoder from nothing, or from a finished one", "autoencoder:autoencoder",
@@ -86,10 +128,12 @@ KINDS: Mapping[str, Kind] = {
         model="whose autoencoder to use: an autoencoder's run, or a model",
     ),
     "finetune": Kind("a model's own networks, all of them or some", "finetune:finetune"),
-    "dreambooth": Kind("a subject, from a few pictures of it", "finetune:dreambooth"),
-    "dreambooth-lora": Kind("the same as a LoRA", "lora:dreambooth_lora"),
-    "lora": Kind("a LoRA: a small file of changes to a model", "lora:lora"),
-    "textual-inversion": Kind("a word's vectors", "textual_inversion:textual_inversion"),
+    "dreambooth": Kind("a subject, from a few pictures of it", "finetune:dreambooth", sized=True),
+    "dreambooth-lora": Kind("the same as a LoRA", "lora:dreambooth_lora", sized=True),
+    "lora": Kind(
+        "a LoRA: a small file of changes to a model", "lora:lora", purposes=("object", "style"), sized=True
+    ),
+    "textual-inversion": Kind("a word's vectors", "textual_inversion:textual_inversion", sized=True),
     "distill": Kind(
         "a student that draws in few steps (LCM): a model, or a LoRA", "distill:distill", model="the teacher"
     ),

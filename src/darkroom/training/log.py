@@ -86,6 +86,32 @@ class Log:
         self._sums, self._last, self._last_step = {}, now, step
 
 
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log.jsonl; none if there is no log. A last line that is half written is left out."""
+    try:
+        lines = (run / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
+def seconds_of(rows: list[dict[str, Any]]) -> float:
+    """Seconds of training over all sessions of a run: every session counts its own from zero."""
+    total = last = 0.0
+    for row in rows:
+        now = float(row.get("seconds", 0.0))
+        if now < last:
+            total += last
+        last = now
+    return total + last
+
+
 def _rewind(path: Path, step: int) -> None:
     """Leave the whole rows up to `step` in a log."""
     if not path.is_file():

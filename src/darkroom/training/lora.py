@@ -26,6 +26,7 @@ from .memory import moved, with_values
 from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import ABOVE_ZERO, BELOW_ONE, again, flag, listed, on, several, text, whole
+from .sheets import Use
 
 _VERSIONS = {768: "sd_v1", 1024: "sd_v2", 2048: "sdxl_base_v1-0"}  # kohya's names, by the width of the text
 _ARCHITECTURES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2", 2048: "stable-diffusion-xl-v1-base"}
@@ -49,6 +50,7 @@ class LoraRecipe(PictureRecipe):
         0,
         whole("between 0 and 1024", lambda v: 0 <= v <= 1024),
         "Of convolutions of more than one pixel; 0: as the others.",
+        needs=(("targets", "convolutions", "all", "*"),),
     )
     rslora: bool = setting(False, flag(), "Multiply by alpha / sqrt(rank) instead.")
     targets: tuple[str, ...] = setting(("attention",), TARGETS, "The layers it changes: see `chooser`.")
@@ -84,14 +86,33 @@ class LoraRecipe(PictureRecipe):
             )
 
 
-def lora(preset: str = "cpu") -> LoraRecipe:
-    """A thousand steps of four pictures."""
-    return on(LoraRecipe(steps=1000, batch_size=4, lr=1e-4, optimizer="adamw", warmup=20, cooldown=0.5), preset)
+# What teaches the embedded model an object in a minute or two (docs/lora.md): every layer, and the word itself.
+OBJECT: Mapping[str, Any] = {
+    "steps": 250, "batch_size": 6, "lr": 2e-3, "rank": 8, "alpha": 8.0, "targets": ("all",), "train": "both",
+    "text_lr": 1e-3,
+}  # fmt: skip
 
 
-def dreambooth_lora(preset: str = "cpu") -> LoraRecipe:
+def lora(preset: str = "cpu", purpose: str = "", small: bool = False) -> LoraRecipe:
+    """A thousand steps of four pictures at the rate, rank and layers that are usual for Stable Diffusion (diffusers'
+    script); `purpose` "object": the text encoder learns the word, too, at half of that rate (kohya's custom).
+
+    For `small` U-Nets what was measured with the embedded model; an object where nothing is said.
+    """
+    recipe = LoraRecipe(steps=1000, batch_size=4, lr=1e-4, optimizer="adamw", warmup=20, cooldown=0.5)
+    if small:
+        recipe = replace(recipe, **OBJECT)
+        if purpose == "style":
+            recipe = replace(recipe, lr=1e-3, train="unet", text_lr=0.0)
+    elif purpose == "object":
+        recipe = replace(recipe, rank=8, alpha=8.0, train="both", text_lr=5e-5)
+    return on(recipe, preset)
+
+
+def dreambooth_lora(preset: str = "cpu", small: bool = False) -> LoraRecipe:
     """The same for a subject: see `finetune.dreambooth`."""
-    return on(replace(lora(), steps=800, batch_size=2, ema=0.99, **DREAMBOOTH), preset)
+    length: Mapping[str, Any] = {} if small else {"steps": 800, "batch_size": 2}
+    return on(replace(lora(small=small), ema=0.99, **length, **DREAMBOOTH), preset)
 
 
 class LoraStage(PictureStage):
@@ -156,6 +177,10 @@ class LoraStage(PictureStage):
             output / "lora.safetensors", Adapter(parts, metadata=self.before.metadata), self.pipe.loras.networks,
             cast("Form", c.form), dtype=getattr(torch, c.save_dtype), metadata=self.notes(output.name),
         )  # fmt: skip
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        return Use(lora=made)
 
     def notes(self, name: str) -> dict[str, str]:
         """What the file says of itself, under the keys of kohya's tools and of modelspec; the same for the same run."""

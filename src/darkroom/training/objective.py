@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -78,14 +79,29 @@ _TINY = 1e-6  # how near to 0 and 1 a time may come before it is bent
 class DenoisingRecipe(LoopConfig):
     """What every training against `denoising_loss` has. The defaults are the plain loss of Stable Diffusion."""
 
+    heading: ClassVar[str] = "The loss"
+
     dropout: float = setting(0.1, FRACTION, "Fraction of captions replaced by the empty one, so that guidance works.")
     weight: str = setting("constant", either(WEIGHTS), "Of a noise level in the loss (see `weight_of`).")
-    gamma: float = setting(5.0, ABOVE_ZERO, 'Where the weights "min-snr" and "snr-plus-one" are cut off.')
+    gamma: float = setting(
+        5.0,
+        ABOVE_ZERO,
+        'Where the weights "min-snr" and "snr-plus-one" are cut off.',
+        needs=(("weight", "min-snr", "snr-plus-one"),),
+    )
     times: str = setting("uniform", either(TIMES), "How timesteps are drawn (see `times_of`).")
     times_mean: float = setting(
-        0.0, number("between -10 and 10", lambda v: -10 <= v <= 10), 'Of "logit-normal": below 0, low noise comes more.'
+        0.0,
+        number("between -10 and 10", lambda v: -10 <= v <= 10),
+        'Of "logit-normal": below 0, low noise comes more.',
+        needs=(("times", "logit-normal"),),
     )
-    times_std: float = setting(1.0, number("above 0, at most 10", lambda v: 0 < v <= 10), 'Of "logit-normal".')
+    times_std: float = setting(
+        1.0,
+        number("above 0, at most 10", lambda v: 0 < v <= 10),
+        'Of "logit-normal".',
+        needs=(("times", "logit-normal"),),
+    )
     times_from: float = setting(
         0.0, FRACTION, "Timesteps are of this part of the schedule: 0 is the least noise, 1 the most."
     )

@@ -13,7 +13,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,11 +31,9 @@ from ..data.dataset import Dataset, SceneDataset, open_dataset
 from ..data.order import Order
 from ..diffusion.condition import Batch, alike
 from ..embedded import MODEL
-from ..engine.job import Inputs
 from ..errors import TrainingError
 from ..files import whole_file
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..images import tiled
 from ..model import Model
 from ..models.autoencoder import Autoencoder, TinyAutoencoder
 from ..models.config import AutoencoderConfig, TinyAutoencoderConfig, UNetConfig
@@ -46,7 +44,7 @@ from ..pipeline import Pipeline
 from ..prompts.chunks import Chunk
 from ..prompts.embeddings import LearnedWord
 from ..prompts.encoder import Encoded, JointEncoder, PromptEncoder
-from ..request import Request
+from ..prompts.readable import listed, spelled
 from ..settings import setting
 from . import memory
 from .background import interruptible
@@ -57,6 +55,7 @@ from .memory import Estimate, Sketch
 from .objective import DenoisingRecipe, denoising_loss
 from .parallel import Rank, this_rank
 from .recipe import COUNT, FRACTION, WEIGHT, flag, named, number, several, text, whole
+from .sheets import PICTURES, before_and_after, draw, labelled, spread
 from .stage import Stage
 
 OTHER = "was trained on other pictures or for another model"
@@ -67,13 +66,14 @@ CUT = named(("centre", "random"))
 CHUNKS = 4  # of a caption at most: texts of 1 to 4 chunks have a length of 12 in common, those of 1 to 5 one of 60
 KEPT_TEXTS = 4096  # captions whose encodings are kept on disk; where there are more, each is encoded when it comes
 DRAWN = "drawn.json"  # in the folder of class pictures: of which model and prompt they are
-PICTURES = 4  # in a sheet, where the recipe names no prompts
 TEXTS = 256  # chunks of encoded captions kept, where no text encoder learns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureRecipe(DenoisingRecipe):
     """What every training on pictures with captions has."""
+
+    heading: ClassVar[str] = "Pictures and captions"
 
     encode_precision: str = setting(
         "float32",
@@ -90,7 +90,10 @@ class PictureRecipe(DenoisingRecipe):
         False, flag(), "Several sizes, by a picture's shape; else every picture is cut to a square."
     )
     aspect: float = setting(
-        2.0, number("between 1 and 16", lambda v: 1 <= v <= 16), "The longest side a bucket may have, in its shortest."
+        2.0,
+        number("between 1 and 16", lambda v: 1 <= v <= 16),
+        "The longest side a bucket may have, in its shortest.",
+        needs=(("buckets",),),
     )
     enlarge: bool = setting(True, flag(), "Without: a picture smaller than its bucket gets a smaller one.")
     cut: str = setting("centre", CUT, "Where a picture is cut.")
@@ -99,6 +102,7 @@ class PictureRecipe(DenoisingRecipe):
         4,
         whole("between 0 and 1024", lambda v: 0 <= v <= 1024),
         "Where cuts are random or pictures mirrored: how many versions of each there are; 0: no end.",
+        needs=(("cut", "random"), ("flip",)),
     )
     template: str = setting(
         "{}",
@@ -107,7 +111,9 @@ class PictureRecipe(DenoisingRecipe):
     )
     prefix: str = setting("", text(), "Before every caption.")
     shuffle: bool = setting(False, flag(), "Put tags (between commas) in another order each time.")
-    keep_tags: int = setting(0, COUNT, "That many first tags stay where they are.")
+    keep_tags: int = setting(
+        0, COUNT, "That many first tags stay where they are.", needs=(("shuffle",), ("tag_dropout",))
+    )
     tag_dropout: float = setting(0.0, FRACTION, "Fraction of tags left out.")
     chunks: int = setting(
         1,
@@ -124,12 +130,29 @@ class PictureRecipe(DenoisingRecipe):
     class_prompt: str = setting(
         "", text(), 'Prior preservation: what the subject is one of, such as "a photo of a dog".'
     )
-    class_data: str = setting("", text(), "A folder of pictures of that; none: the model itself draws them.")
-    class_pictures: int = setting(100, whole("between 1 and 100000", lambda v: 1 <= v <= 100_000), "How many it draws.")
-    prior_weight: float = setting(1.0, WEIGHT, "Of class pictures in the loss, against the subject's.")
-    held_out: int = setting(0, COUNT, "Pictures that are never learned from, for the losses of `validate_every`.")
+    class_data: str = setting(
+        "", text(), "A folder of pictures of that; none: the model itself draws them.", needs=(("class_prompt",),)
+    )
+    class_pictures: int = setting(
+        100,
+        whole("between 1 and 100000", lambda v: 1 <= v <= 100_000),
+        "How many it draws.",
+        needs=(("class_prompt",),),
+    )
+    prior_weight: float = setting(
+        1.0, WEIGHT, "Of class pictures in the loss, against the subject's.", needs=(("class_prompt",),)
+    )
+    held_out: int = setting(
+        0,
+        COUNT,
+        "Pictures that are never learned from, for the losses of `validate_every`.",
+        needs=(("validate_every",),),
+    )
     prompts: tuple[str, ...] = setting(
-        (), several(text()), "Of the sheets of `sample_every`; none: the first captions.", free=True
+        (), several(text()), "Of the sheets of samples, and of the one at the end; none: some captions.", free=True
+    )
+    compare: int = setting(
+        PICTURES, COUNT, "Prompts of the sheet at the end, drawn before and after; 0: no sheet.", free=True
     )
 
     def check(self, workers: int) -> None:
@@ -168,8 +191,7 @@ class PictureStage(Stage):
         pipe = cls.model(recipe, source)
         if report is not None and recipe.class_prompt and not recipe.class_data:
             draw_class(pipe, recipe.class_prompt, recipe.class_pictures, recipe.seed, class_folder(output), report)
-        grid = pipe.autoencoder.config.downscale * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-        return cls(recipe, pipe, dataset_at(recipe, source, pipe.size[0], grid, output, cls.called(recipe)))
+        return cls(recipe, pipe, dataset_at(recipe, source, pipe.size[0], grid_of(pipe), output, cls.called(recipe)))
 
     @classmethod
     def model(cls, recipe: Any, source: Source) -> Pipeline:
@@ -230,6 +252,13 @@ class PictureStage(Stage):
             log.warning(
                 "%d of %d pictures have no caption, and are learned from with the empty one; "
                 "write one beside each, or set one for all (caption=...)", without, len(self.dataset),
+            )  # fmt: skip
+        own = [c for c, prior in zip(self.dataset.captions, self.dataset.prior, strict=True) if not prior]
+        if not (self.text_learns or self.words) and (found := spelled(own, self.encoders[0].tokenizer)):
+            cure = "; set train=both to teach it" if hasattr(self.config, "train") else ""
+            log.warning(
+                "captions have %s, which this model spells in pieces, and its text encoder stays as it is%s",
+                listed(list(found)), cure,
             )  # fmt: skip
 
     @classmethod
@@ -365,9 +394,38 @@ class PictureStage(Stage):
         batches = [same[k : k + n] for same in by_size.values() for k in range(0, len(same), n)]
         return [self.shown(rows, NEVER) for rows in batches]
 
+    @classmethod
+    def prompts(cls, recipe: Any, captions: Sequence[str]) -> list[str]:
+        """Of the sheets of a run that learns from pictures with such captions."""
+        return list(recipe.prompts) or spread(captions) or [""]
+
+    @torch.no_grad()
     def sheet(self) -> Image.Image:
-        """The loop's hook: a sheet of samples."""
-        return draw_sheet(self)
+        """The loop's hook: a picture of each prompt, picture i of seed i. Afterwards all networks are as before."""
+        learning = [module for module in self.modules.values() if module.training]
+        for module in learning:
+            module.eval()
+        try:
+            prompts = self.prompts(self.config, self.dataset.captions)
+            with self.drawing() as told:
+                side = self.config.size
+                drawn = draw(self.pipe, prompts, told, (side, side) if side else self.pipe.size)
+        finally:
+            for module in learning:
+                module.train()
+        return labelled({"": drawn}, prompts)
+
+    @classmethod
+    def compare(cls, recipe: Any, source: Source, made: Path, output: Path, report: Report) -> tuple[str, Path | None]:
+        use = cls.use(recipe, made)
+        if not recipe.compare:
+            return use.command(cls.prompts(recipe, [cls.called(recipe)])[0], source.model), None
+        pipe = darkroom.load(source.model if use.begun else made, device=recipe.device)
+        dataset = dataset_at(recipe, source, pipe.size[0], grid_of(pipe), output, cls.called(recipe))
+        prompts = cls.prompts(recipe, dataset.captions)
+        shown = Image.fromarray(dataset.picture(0)) if use.paints or use.control else None
+        drawn = before_and_after(use, pipe, prompts[: recipe.compare], shown, recipe, output, report)
+        return use.command(prompts[0], source.model), drawn
 
     @property
     def compiled(self) -> list[nn.Module]:
@@ -446,6 +504,11 @@ class PictureStage(Stage):
         crop = self.dataset.crop(i, self.dataset.version(i, step, self.config.seed))
         (width, height), (left, top), size = crop.original, crop.corner, self.dataset.sizes[i]
         return (height, width, top, left, size[1], size[0])
+
+
+def grid_of(pipe: Pipeline) -> int:
+    """The pixels of which a side of a picture must be a multiple, so that every level of the U-Net can halve it."""
+    return int(pipe.autoencoder.config.downscale * 2 ** (len(pipe.unet.config.block_out_channels) - 1))
 
 
 def autoencoder_like(config: AutoencoderConfig) -> Autoencoder | TinyAutoencoder:
@@ -530,35 +593,3 @@ def draw_class(pipe: Pipeline, prompt: str, count: int, seed: int, folder: Path,
 def _seed(seed: int, i: int) -> int:
     """A seed for class picture i that no sample sheet and no other class picture has."""
     return int(hashlib.sha256(f"class {step_seed(seed, i)}".encode()).hexdigest()[:8], 16)
-
-
-# --- samples
-
-
-@torch.no_grad()
-def draw_sheet(stage: PictureStage) -> Image.Image:
-    """The pictures of a stage's prompts, side by side; picture i has seed i. Afterwards all networks are as before."""
-    learning = [module for module in stage.modules.values() if module.training]
-    for module in learning:
-        module.eval()
-    try:
-        with stage.drawing() as told:
-            pictures = _drawn(stage, told)
-    finally:
-        for module in learning:
-            module.train()
-    return tiled([pictures])
-
-
-def _drawn(stage: PictureStage, told: Mapping[str, Any]) -> list[Image.Image]:
-    known = {field.name for field in fields(Inputs)}
-    inputs = Inputs(**{name: value for name, value in told.items() if name in known})
-    options: dict[str, Any] = {name: value for name, value in told.items() if name not in known}
-    if inputs.image is None:
-        width, height = stage.pipe.size if not stage.config.size else (stage.config.size,) * 2
-        options |= {"width": width, "height": height}
-    prompts = list(stage.config.prompts or dict.fromkeys(filter(None, stage.dataset.captions)))
-    prompts = prompts if stage.config.prompts else prompts[:PICTURES]
-    requests = [Request.from_dict({"prompt": p, "seed": i, **options}) for i, p in enumerate(prompts or [""])]
-    images = stage.pipe.draw(requests, [inputs] * len(requests)).images
-    return [image for image in images if isinstance(image, Image.Image)]

@@ -1,18 +1,19 @@
 """Recipes: complete, typed configurations of a training; every setting is declared once, on its field.
 
 A recipe is a frozen dataclass. A field says what its values must be and what it is for (`settings.setting`); `check`,
-`override` and `keys` are derived from that. A kind of training adds its own fields in its own file, and what they must
-be beside each other in a method `check`.
+`override`, `keys`, `listing` and `unused` are derived from that. A kind of training adds its own fields in its own
+file, and what they must be beside each other in a method `check`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from .. import settings
 from ..elsewhere import TRAINING
@@ -128,7 +129,9 @@ def _lengths(value: Any) -> bool:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
     """What every stage's recipe has. A `free` setting decides when, where and how, not what is learned: it may be
-    another when a run is resumed."""
+    another when a run is resumed. One that `needs` others changes nothing without them (see `unused`)."""
+
+    heading: ClassVar[str] = "The loop"  # of a class's own settings in a listing
 
     steps: int = setting(
         kind=whole("between 1 and 10^9", lambda v: 1 <= v <= 10**9),
@@ -148,10 +151,16 @@ class LoopConfig:
         '"stable": constant until the cool-down; "constant": without one; "linear", "cosine": falling to zero over the '
         'whole run; "restarts": falling as a cosine `cycles` times.',
     )
-    cycles: int = setting(1, whole("between 1 and 1000", lambda v: 1 <= v <= 1000), 'Of "restarts".')
+    cycles: int = setting(
+        1, whole("between 1 and 1000", lambda v: 1 <= v <= 1000), 'Of "restarts".', needs=(("schedule", "restarts"),)
+    )
     warmup: int = setting(200, COUNT, "Steps over which the learning rate rises.")
     cooldown: float = setting(
-        0.4, FRACTION, 'The fraction of a "stable" run over which the learning rate falls to zero.', free=True
+        0.4,
+        FRACTION,
+        'The fraction of a "stable" run over which the learning rate falls to zero.',
+        free=True,
+        needs=(("schedule", "stable"),),
     )
     clip: float = setting(1.0, ABOVE_ZERO, "Largest norm of the gradient.")
     accumulate: int = setting(
@@ -166,7 +175,9 @@ class LoopConfig:
         several(number("", lambda v: True), "none, or two or more different lengths above 0 and below 0.28", _lengths),
         "Power-function averages to keep snapshots of, such as 0.05,0.1.",
     )
-    snapshot_every: int = setting(1000, whole("1 or more (steps)", lambda v: v >= 1), "Steps between those.")
+    snapshot_every: int = setting(
+        1000, whole("1 or more (steps)", lambda v: v >= 1), "Steps between those.", needs=(("ema_lengths",),)
+    )
     ema_length: float = setting(
         0.0,
         number("0, or above 0 and below 0.28", lambda v: 0 <= v < 0.28),
@@ -342,6 +353,11 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     return recipe
 
 
+def assigned(assignments: Iterable[str]) -> list[str]:
+    """The names of the settings that `override` changes by some assignments."""
+    return list(dict.fromkeys(assignment.partition("=")[0].strip() for assignment in assignments))
+
+
 def keys(recipe: Any, prefix: str = "") -> list[str]:
     """The names that `override` knows in a recipe."""
     names: list[str] = []
@@ -349,6 +365,67 @@ def keys(recipe: Any, prefix: str = "") -> list[str]:
         value = getattr(recipe, f.name)
         names += keys(value, f"{prefix}{f.name}.") if is_dataclass(value) else [prefix + f.name]
     return names
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A setting as it is told to people: its name in `override`, the heading that it stands under, what its values
+    must be, its value in this recipe, and what it is for."""
+
+    name: str
+    heading: str
+    wanted: str
+    value: Any
+    help: str
+
+    @property
+    def written(self) -> str:
+        """Its value as `override` reads it."""
+        if isinstance(self.value, bool):
+            return str(self.value).lower()
+        if isinstance(self.value, tuple):
+            return ",".join(str(v).lower() if isinstance(v, bool) else str(v) for v in self.value)
+        return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+
+
+def listing(recipe: Any, prefix: str = "") -> list[Listed]:
+    """All settings of a recipe, those of its own first and those of the loop last; of several parts one after the
+    other."""
+    found: list[Listed] = []
+    for owner in type(recipe).__mro__:
+        for name in inspect.get_annotations(owner):
+            value = getattr(recipe, name, None)
+            if isinstance(value, LoopConfig):
+                found += listing(value, f"{prefix}{name}.")
+            elif (declared := settings.settings(recipe).get(name)) and prefix + name not in [f.name for f in found]:
+                heading = owner.__dict__.get("heading", "Its own")
+                found.append(Listed(prefix + name, heading, declared.kind.wanted, value, declared.help))
+    return found
+
+
+def unused(recipe: Any, given: Iterable[str]) -> list[str]:
+    """A sentence for each of the settings `given`, by name, that changes nothing in this recipe: what it `needs` is
+    not asked for. A need is (name, values that will do) or (name,), which must be set; one of several is enough."""
+    sentences = []
+    for name in given:
+        first, dot, rest = name.partition(".")
+        if dot:
+            sentences += [f"{first}.{sentence}" for sentence in unused(getattr(recipe, first), [rest])]
+            continue
+        declared = settings.settings(recipe)
+        known = name if name in declared else TRAINING.ours(name) or name
+        needs = declared[known].extra.get("needs", ())
+        if needs and not any(_met(getattr(recipe, other), values) for other, *values in needs):
+            wanted = " or ".join("=".join((n, "|".join(map(str, values)))) if values else n for n, *values in needs)
+            sentences.append(f"{name} is set and changes nothing: it is for {wanted}")
+    return sentences
+
+
+def _met(value: Any, wanted: Sequence[Any]) -> bool:
+    """Whether a setting is one of some values (of several, one that has one of them in it), or, without any, set."""
+    if not wanted:
+        return bool(value)
+    return any(w in part for part in value for w in wanted) if isinstance(value, tuple) else value in wanted
 
 
 def _set(recipe: Any, key: str, value: str, whole_key: str) -> Any:

@@ -5,18 +5,21 @@ OUTPUT/left-out.txt              the pictures that can't be learned from, and wh
 OUTPUT/class/                    class pictures, where they were drawn for the run (pictures.py)
 OUTPUT/cache/                    latents of the pictures (latents.py)
 OUTPUT/step-*.pt, log.jsonl      the run (loop.py)
+OUTPUT/loss.svg, before-after.png  what it was like (`conclude`)
 OUTPUT/lora.safetensors, word.safetensors, controlnet/, vae/, clip/ or model/: what was made
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
 from ..files import Owner, owned, read_bytes, read_json, whole_file
 from . import state
+from .chart import draw_loss
 from .ema import result
 from .kinds import Report, Source, silent
 from .loop import check_done, train
@@ -127,6 +130,25 @@ def finish(stage: Stage, folder: Path, output: Path, report: Report = silent) ->
         module.load_state_dict(saved["ema"][name])
     with stage.hooks:
         return stage.write(output, report)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is told when a run is over: the command to type next, and what there is to look at."""
+
+    next: str
+    pictures: tuple[Path, ...]
+
+
+def conclude(recipe: Any, source: Source, output: Path, made: Path, report: Report = silent) -> Ending:
+    """Draw the loss of a finished run, and a sheet of before and after with what it has `made`, into its folder.
+
+    Raises what drawing raises: the result is written already.
+    """
+    recipe = recipe.stage.settled(recipe, source)
+    chart = draw_loss(output, f"{output.name}: loss")
+    command, sheet = recipe.stage.compare(recipe, source, made, output, report)
+    return Ending(command, tuple(found for found in (sheet, chart) if found is not None))
 
 
 def estimate(recipe: Any, model: str | None = None, world: int = 1) -> Estimate:

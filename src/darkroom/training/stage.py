@@ -21,6 +21,7 @@ from .kinds import Report, Source, log
 from .memory import Estimate
 from .parallel import Rank
 from .recipe import LoopConfig
+from .sheets import Use, near
 
 LEFT_OUT = "left-out.txt"  # in the output folder: the pictures that can't be learned from, and why
 
@@ -38,6 +39,7 @@ class Stage(ABC):
     title: ClassVar[str] = "training"  # what the line of progress calls it
     encoding: ClassVar[str] = ""  # and what is computed before the first step; empty: nothing is
     writing: ClassVar[str] = ""  # and its end
+    afterwards: ClassVar[Sequence[str]] = ()  # what to type next, {} being the result, where nothing is drawn with it
     # What a run belongs to, by `belongs`, and the sentence where it is resumed with something else.
     others: ClassVar[Mapping[str, str]] = {}
     unnoted: ClassVar[Mapping[str, Any]] = {}  # what runs of earlier versions belong to that have not noted it
@@ -91,6 +93,16 @@ class Stage(ABC):
     def write(self, output: Path, report: Report) -> Path:
         """Write what was made, in the form that others read; the modules hold the averages."""
         raise NotImplementedError
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        """How what was `made` is used: what to type next, and how the sheet of before and after is drawn."""
+        return Use(instead=[word.format(near(made)) for word in cls.afterwards])
+
+    @classmethod
+    def compare(cls, recipe: Any, source: Source, made: Path, output: Path, report: Report) -> tuple[str, Path | None]:
+        """What to type next, and a sheet in `output`, before and after, drawn with what was `made`; None: no sheet."""
+        return cls.use(recipe, made).command("", source.model), None
 
     # --- the loop
 

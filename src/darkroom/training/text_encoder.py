@@ -141,6 +141,7 @@ def network(recipe: TextEncoderRecipe, tokenizer: Tokenizer, vocabulary: int | N
 class TextEncoderStage(Stage):
     """A text encoder's training, with the image encoder beside it."""
 
+    afterwards: ClassVar[Sequence[str]] = ("train", "unet", "--set", "text_encoder={}")
     title: ClassVar[str] = "text encoder"
     others: ClassVar[Mapping[str, str]] = {"key": "was trained on other pictures or captions, or they have changed"}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .kinds import Report
 from .parallel import Rank
 from .pictures import PictureRecipe, PictureStage
 from .recipe import flag, on, text, whole
+from .sheets import Use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,13 @@ class InversionRecipe(PictureRecipe):
         return InversionStage
 
 
-def textual_inversion(preset: str = "cpu") -> InversionRecipe:
-    """Two thousand steps of four pictures; captions are never dropped."""
+def textual_inversion(preset: str = "cpu", small: bool = False) -> InversionRecipe:
+    """Two thousand steps of four pictures; captions are never dropped. For models with `small` U-Nets two vectors, in
+    250 steps of ten (docs/worked-examples.md)."""
     recipe = InversionRecipe(
         steps=2000, batch_size=4, lr=5e-3, optimizer="adamw", warmup=20, cooldown=0.5, dropout=0.0, ema=0.99
     )
-    return on(recipe, preset)
+    return on(replace(recipe, steps=250, batch_size=10, lr=1e-2, vectors=2) if small else recipe, preset)
 
 
 class Vectors(nn.Module):
@@ -146,6 +148,15 @@ class InversionStage(PictureStage):
 
     def write(self, output: Path, report: Report) -> Path:
         return save_embedding(output / "word.safetensors", self.word().detach(), name=self.config.word)
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        return Use(embedding=made)
+
+    @classmethod
+    def prompts(cls, recipe: Any, captions: Sequence[str]) -> list[str]:
+        """Those with the word, or what is read instead of one without."""
+        return super().prompts(recipe, [c for c in captions if recipe.word in c] or [_plain(recipe)])
 
     @contextmanager
     def drawing(self) -> Iterator[Mapping[str, Any]]:

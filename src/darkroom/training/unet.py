@@ -33,6 +33,7 @@ from .memory import Estimate, Sketch
 from .pictures import PictureRecipe, PictureStage, autoencoder_like, dataset_at
 from .pretrained import open_text, text_config
 from .recipe import again, flag, listed, number, several, text, whole
+from .sheets import Use
 from .text_encoder import TextEncoderRecipe
 from .tokenizer import TOKENIZER, learn_tokenizer, run_tokenizer, scene_tokenizer, texts_of
 
@@ -87,6 +88,7 @@ class UNetRecipe(PictureRecipe):
         1.0,
         number("between 0.001 and 1000", lambda v: 1e-3 <= v <= 1e3),
         "Of a flow model's times: above 1 high noise comes more often.",
+        needs=(("prediction", "flow"),),
     )
     save_dtype: str = again(FinetuneRecipe, "save_dtype")
 
@@ -193,6 +195,10 @@ class UNetStage(PictureStage):
 
     def write(self, output: Path, report: Report) -> Path:
         return self.pipe.save(output / "model", dtype=self.config.save_dtype, defaults=DEFAULTS)
+
+    @classmethod
+    def use(cls, recipe: Any, made: Path) -> Use:
+        return Use(model=made, begun=False)
 
 
 def autoencoder_of(source: str | None) -> Autoencoder:
