@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .names import SamplerId
     from .pipeline import Pipeline
     from .recipe import Recipe, read_recipe
-    from .request import Hires, Request
+    from .request import Enlarge, Hires, Request
     from .result import Result
     from .version import __version__
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Control": "engine",
     "Embedding": "formats.embedding",
+    "Enlarge": "request",
     "Engine": "engine",
     "Evaluation": "evaluate.call",
     "EvaluationProgress": "evaluate.call",
@@ -69,6 +70,7 @@ __all__ = [
     "Control",
     "Embedding",
     "Engine",
+    "Enlarge",
     "Error",
     "Evaluation",
     "EvaluationProgress",

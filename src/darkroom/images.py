@@ -45,6 +45,32 @@ def open_picture(source: Picture, name: str = "image", tell: Callable[[str], Non
     return _opened(source, name, normalise, tell)
 
 
+PLAIN = ("L", "LA", "RGB", "RGBA", "I;16")  # the modes of `open_plain`
+
+
+def open_plain(source: Picture, name: str = "image", tell: Callable[[str], None] = log.warning) -> Image.Image:
+    """A picture as it is, upright: grey or RGB, with its transparency, of 8 bits or, grey ones, of 16 (`PLAIN`).
+
+    Raises ImageError as `open_picture` does.
+    """
+    return _opened(source, name, _plain, tell)
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise ImageError("a picture of floating-point numbers (mode F) has no known range; convert it to 8 bits first")
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        deep = picture.mode != "I" or values.max(initial=0) > 255
+        return Image.fromarray(values.astype(np.uint16 if deep else np.uint8))
+    if picture.mode in ("RGBA", "PA", "RGBa") or (picture.mode not in ("LA", "La") and "transparency" in picture.info):
+        return picture.convert("RGBA")
+    if picture.mode in ("LA", "La"):
+        return picture.convert("LA")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+
+
 def open_mask(source: Picture, name: str = "mask", tell: Callable[[str], None] = log.warning) -> Image.Image:
     """A picture as an 8-bit gray mask, upright, colours by their brightness, transparency over black.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .arguments import Guidance, Inpaint, Noise, SizeConditioning, Speed, Tiling
     from .engine.engine import Progress
     from .names import NoiseSource, PromptStyle, SamplerName, ScheduleName
-    from .request import Hires
+    from .request import Enlarge, Hires
 
 F = TypeVar("F", bound=Callable[..., Any])
 Texts = str | Sequence[str]
@@ -54,6 +54,7 @@ class CommonKeywords(DrawKeywords, total=False):
     latents: Tensor | None
     depth: Picture | NDArray[Any] | Tensor | None
     hires: Hires | None
+    enlarge: Enlarge | float | None
     controls: Control | Sequence[Control]
     loras: Loras
     embeddings: Embeddings

@@ -20,13 +20,15 @@ from .adapters import Adapter, Lora, Merged, Scaled
 from .devices import check_dtype, device_named, dtype_named, dtype_within
 from .diffusion.denoiser import Denoiser
 from .engine.decode import Previewer, decode, finite
+from .engine.enlarge import Upscaler, load_upscaler
 from .engine.job import LoadedControlNet
-from .errors import CheckpointError, RequestError
+from .errors import CheckpointError, RequestError, nearest
 from .formats.control import PART as CONTROLNET
 from .formats.control import open_controlnet
 from .formats.embedding import Embedding, learned_words
 from .formats.lora_store import LoraStore
 from .formats.save import save_folder, save_single_file
+from .formats.upscaler import A1111_NAMES
 from .formats.writer import saved_type
 from .images import Picture, open_picture, pad_to_grid, to_pil, to_tensor
 from .model import Model
@@ -36,7 +38,7 @@ from .names import DType
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
-from .request import MAX_STEPS, whole
+from .request import EMBEDDED_UPSCALER, MAX_STEPS, whole
 from .samplers import STEPS
 
 
@@ -90,6 +92,7 @@ class Pieces:
         denoiser: D(x; sigma, conditions), the U-Net as x = x0 + sigma * noise sees it.
         prompts: texts to embeddings.
         previewer: latents to rough pictures, without a network.
+        upscalers: networks that enlarge pictures, read by `upscaler`.
         loras: LoRA files read for these networks; `loras.folder` is where <lora:name:weight> in a prompt is looked up.
         checkpoint: where it all came from; None for networks made by hand.
         origin: how `load` made it; None: it didn't.
@@ -119,6 +122,7 @@ class Pieces:
         self.prompts = encoder_of(texts, penultimate=model.unet.config.size_conditioning)
         self.previewer = Previewer(model.autoencoder)
         self.controlnets: dict[str, LoadedControlNet] = {}
+        self.upscalers: dict[str, Upscaler] = {}
         self.loras = LoraStore({"unet": model.unet, **model.text_encoders})
         self._merged: list[Merged] = []  # one at most; shallow copies share it, as they share the weights
 
@@ -176,6 +180,36 @@ class Pieces:
                 compile_blocks(net)  # they are blocks of the U-Net's kinds
             self.controlnets[key] = LoadedControlNet(net, found.name, found.hash())
         return self.controlnets[key]
+
+    def upscaler(self, source: str | Path) -> Upscaler:
+        """A network that enlarges, on the U-Net's device: a file, "org/name" on the hub, or "embedded:upscaler"; read
+        once and kept in `upscalers`, where requests and recipes find it by its name. Raises CheckpointError.
+        """
+        key = str(source)
+        if key not in self.upscalers:
+            self.upscalers[key] = load_upscaler(source, self.device)
+        return self.upscalers[key]
+
+    def find_upscaler(self, name: str, hash: str | None = None) -> Upscaler:
+        """The network that a request or a recipe means, of those that `upscaler` has read: by its hash where one is
+        told, else by its name, its file, or what A1111 calls it. A recipe is data from anywhere: no other file is
+        opened but what comes with the package. Raises RequestError.
+        """
+        known = list(self.upscalers.values())
+        for found in known:
+            if hash is not None and found.hash == hash[:10]:
+                return found
+        if name in self.upscalers:
+            return self.upscalers[name]
+        called = {found.name: found for found in known}
+        if name in called or A1111_NAMES.get(name) in called:
+            return called[name] if name in called else called[A1111_NAMES[name]]
+        if name == EMBEDDED_UPSCALER:
+            return self.upscaler(name)
+        raise RequestError(
+            f"there is no upscaler {name[:100]!r} here{nearest(name[:100], called)}; give its file (--upscaler, or "
+            "Pipeline.upscaler), or enlarge by 'lanczos'"
+        )
 
     @property
     def merged_loras(self) -> tuple[Scaled, ...]:
@@ -311,6 +345,7 @@ class Pieces:
             network.to(place, dtype_within(network.config, numbers))
         self.prompts.clear()
         self.controlnets.clear()
+        self.upscalers = {key: load_upscaler(key, place) for key in self.upscalers}
         self.loras = LoraStore(self.loras.networks, self.loras.folder)
         if merged:
             self._merge([replace(one, adapter=one.adapter.to(place)) for one in merged])
@@ -325,6 +360,7 @@ class Pieces:
         made.__dict__.update(self.__dict__)
         made.scheduler_config = dict(self.scheduler_config)
         made.controlnets = dict(self.controlnets)
+        made.upscalers = dict(self.upscalers)
         made.loras = LoraStore(self.loras.networks, self.loras.folder)
         return made
 

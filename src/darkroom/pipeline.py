@@ -138,6 +138,10 @@ class Pipeline(Pieces):
             raise RequestError(f"{count:,} pictures are asked for at once; ask for {MAX_IMAGES:,} or fewer a call")
         check_known(asked, inspect.signature(self.generate).parameters)
         first = Request(prompt=prompts[0], negative_prompt=negatives[0], **ungrouped(asked))
+        if first.hires is not None and first.hires.network is not None:
+            self.upscaler(first.hires.network)
+        if first.enlarge is not None and first.enlarge.upscaler is not None:
+            self.upscaler(first.enlarge.upscaler)
         first = first.seeded()
         requests = [
             first.numbered(i, prompt=prompts[i // num_images], negative_prompt=negatives[i // num_images])

@@ -22,6 +22,7 @@ from .names import Fill, HiresUpscaler, NoiseSource, Output, PromptStyle, Sample
 from .request_kinds import margins, noise_levels, unet_levels
 from .settings import Joint, Kind, Setting, SettingError, check, from_plain, setting, settings, to_plain
 
+EMBEDDED_UPSCALER = "embedded:upscaler"  # what enlarges where no other is named
 MIN_SIDE, MAX_SIDE = 8, 8192  # pixels
 MAX_PIXELS = 4096 * 4096
 MAX_STEPS = 1000
@@ -92,6 +93,19 @@ def _several(one: Callable[[Any], Any], wanted: str, of: type = str) -> Kind:
         return tuple(one(part) for part in value)
 
     return Kind(check, kind.read_nothing, of=of, count=0)
+
+
+def _upscaler() -> Kind:
+    """A name or a file of a network that enlarges, or a way that needs none."""
+    word = kind.text(1000)
+
+    def check(name: str, value: Any) -> str:
+        text: str = word.check(name, value)
+        if not text.strip() or "\0" in text:
+            raise SettingError(f"{name} is {shown(value)}; give {', '.join(get_args(HiresUpscaler))}, or a file")
+        return text
+
+    return replace(word, check=check)
 
 
 # --- what a request holds that is more than a number or a word
@@ -167,7 +181,9 @@ class Hires(_Part):
         scale: 1 to 16, of each side.
         strength: 0 to 1, how much of the enlarged picture is drawn anew.
         steps: 1 to 1000, of which steps * strength are taken; None: the first pass's.
-        upscaler: what is enlarged: the latent (bilinear), or the picture ("lanczos").
+        upscaler: what is enlarged: the latent (bilinear), or the picture: by "lanczos", or by a network, a file or
+            "embedded:upscaler" (docs/upscaling.md).
+        upscaler_hash: of a finished recipe: ten hexadecimal digits of the network's SHA-256.
     """
 
     refused: ClassVar[str] = "hires is {}; give scale, strength, steps and upscaler, or some of them"
@@ -195,21 +211,66 @@ class Hires(_Part):
         key="Hires steps",
         called="hires steps",
     )
-    upscaler: HiresUpscaler = setting(
+    upscaler: HiresUpscaler | str = setting(
         "latent",
-        kind.one_of(get_args(HiresUpscaler)),
-        "What is enlarged: latent or lanczos. [default: latent]",
+        _upscaler(),
+        "By latent, lanczos, or a network: FILE or embedded:upscaler. [default: latent]",
         option="--hires-upscaler",
         metavar="HOW",
         key="Hires upscaler",
         called="hires upscaler",
     )
+    upscaler_hash: str | None = setting(None, kind.or_none(kind.text(100)), called="hires upscaler_hash")
+
+    @property
+    def network(self) -> str | None:
+        """The name or the file of the network that enlarges, if one does."""
+        return None if self.upscaler in get_args(HiresUpscaler) else self.upscaler
 
     @property
     def words(self) -> str:
         """For people: "2 times as large, strength 0.7, latent"."""
         steps = "" if self.steps is None else f", {self.steps} steps"
-        return f"{self.scale:g} times as large, strength {self.strength:g}{steps}, {self.upscaler}"
+        how = self.upscaler if self.upscaler_hash is None else f"{self.upscaler} ({self.upscaler_hash})"
+        return f"{self.scale:g} times as large, strength {self.strength:g}{steps}, {how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Enlarge(_Part):
+    """The finished picture made larger by a network that does nothing else.
+
+    Attributes:
+        scale: above 0, at most 16, of each side.
+        upscaler: the network, a file or "embedded:upscaler"; None: that.
+        upscaler_hash: of a finished recipe: ten hexadecimal digits of its SHA-256.
+    """
+
+    refused: ClassVar[str] = "enlarge is {}; give a scale, such as 4, or scale and upscaler"
+    scale: float = setting(
+        4.0,
+        kind.real(0.01, MAX_SCALE),
+        "In the end, enlarge X times by a network (--upscaler).",
+        option="--upscale",
+        key="Postprocess upscale by",
+        called="enlarge scale",
+    )
+    upscaler: str | None = setting(
+        None, kind.or_none(_upscaler()), key="Postprocess upscaler", called="enlarge upscaler"
+    )
+    upscaler_hash: str | None = setting(None, kind.or_none(kind.text(100)), called="enlarge upscaler_hash")
+
+    @classmethod
+    def checked(cls, value: object) -> Self:
+        """A number is a scale."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return cls(value)
+        return super(Enlarge, cls).checked(value)  # a class with slots is not the one that this is written in
+
+    @property
+    def words(self) -> str:
+        """For people: "4 times as large by embedded:upscaler"."""
+        told = "" if self.upscaler_hash is None else f" ({self.upscaler_hash})"
+        return f"{self.scale:g} times as large by {self.upscaler or EMBEDDED_UPSCALER}{told}"
 
 
 # --- the request
@@ -224,6 +285,12 @@ _SIZE = kind.pixels(1, "(width, height)", kind.read_size, "WxH")
 _CROP = kind.pixels(0, "(left, top)", kind.read_two("pixels", "64,0"), "LEFT,TOP")
 _WORD = kind.text(1000)
 _HIRES = Kind(lambda name, value: Hires.checked(value), kind.read_nothing, wanted="a darkroom.Hires", of=Hires)
+_ENLARGE = Kind(
+    lambda name, value: Enlarge.checked(value),
+    kind.read_nothing,
+    wanted="a darkroom.Enlarge, or how many times",
+    of=Enlarge,
+)
 
 SIZE = Joint(
     "size",
@@ -512,6 +579,7 @@ class Request(kind.Brief):
     hires: Hires | None = setting(
         None, _HIRES, "A second pass that draws it larger; width and height are the first one's."
     )
+    enlarge: Enlarge | None = setting(None, _ENLARGE, "The finished picture made larger by a network.")
     image: str | None = _recorded("The fingerprint of the picture that was given.", "Image fingerprint")
     mask: str | None = _recorded("The fingerprint of its mask.", "Mask fingerprint")
     depth: str | None = _recorded("The fingerprint of the depth map.", "Depth fingerprint")

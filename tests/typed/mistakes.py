@@ -18,7 +18,7 @@ pipe.upscale("fox.png", width=512)  # refused
 pipe.sweep("a fox", "steps=1,2", stepz=3)  # refused
 darkroom.Inpaint(fill="nose")  # refused
 darkroom.Request(prompt="a fox", sampler="eular")  # refused
-darkroom.Hires(upscaler="bicubic")  # refused
+darkroom.Hires(upscaler=4)  # refused
 darkroom.Noise(source="gpu")  # refused
 darkroom.load(dtype="float17")  # refused
 darkroom.load(backend="onnx")  # refused

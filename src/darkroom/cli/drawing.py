@@ -131,7 +131,7 @@ def options_of(owner: type = Request) -> list[Option]:
         group = declared.group and declared.group.partition(".")[0]
         if is_dataclass(declared.kind.of) and declared.kind.count == 1:
             inner = joined(declared.kind.of)
-            parts = [Option(part, fields, None, names[0]) for _, fields, part in inner]
+            parts = [Option(part, fields, None, names[0]) for _, fields, part in inner if part.option is not None]
             found += [(groups.index(group), part) for part in parts]
         elif declared.option is not None:
             found.append((groups.index(group), Option(declared, names, default(owner, names[0]))))
@@ -183,6 +183,7 @@ class DrawingOptions:
     inputs: Callable[[Pipeline, Sequence[Request]], Inputs]  # what all its pictures are made from beside requests
     model: str | None
     given: options.Reader
+    upscalers: Sequence[str] = ()  # networks that enlarge, which requests and recipes name
 
 
 @options.taking(options.given, "inputs")
@@ -192,6 +193,7 @@ def drawing(
     *,
     request: Request,
     inputs: options.Reader,
+    upscaler: options.Upscalers = None,
     lora_dir: options.LoraDir = None,
     vae: options.Vae = None,
     device: options.Device = "auto",
@@ -214,6 +216,9 @@ def drawing(
 
     if model is not None:
         check_source(model)
+    upscalers = options.upscalers(upscaler)
+    if upscalers and request.enlarge is not None:
+        request = replace(request, enlarge=replace(request.enlarge, upscaler=upscalers[0]))
 
     def load() -> Pipeline:
         return options.load(model, device, dtype, compile, threads, lora_dir, vae, backend, quantize=quantize)
@@ -221,10 +226,15 @@ def drawing(
     def read(pipe: Pipeline, requests: Sequence[Request]) -> Inputs:
         from ..prompts.embeddings import unused
 
+        if upscalers and not any(one.enlarge or (one.hires and one.hires.network) for one in requests):
+            raise RequestError("--upscaler is given without --upscale; give it too, such as --upscale 4")
+        for file in (*upscalers, *([] if asked is None else [asked])):
+            pipe.upscaler(file)
         made: Inputs = inputs.read(pipe, requests)
         texts = [(text, one.prompt_style) for one in requests for text in (one.prompt, one.negative_prompt)]
         for sentence in unused(made.embeddings, texts):
             note(sentence)
         return made
 
-    return DrawingOptions(request, load, read, model, inputs)
+    asked = None if request.hires is None else request.hires.network
+    return DrawingOptions(request, load, read, model, inputs, upscalers)

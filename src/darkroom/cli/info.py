@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from ..errors import RequestError, visible
 from ..formats.picture import Metadata, read_metadata
 from ..picture_headers import format_of
-from ..request import Hires, UsedControl, UsedLora
+from ..request import Enlarge, Hires, UsedControl, UsedLora
 from . import USER_ERROR, complain, folders, options
 from .command import App, Argument, Option
 from .verify import TOOLS
@@ -188,8 +188,8 @@ def _picture_lines(source: str, found: Metadata) -> str:
 def _in_words(key: str, value: Any) -> Any:
     """What a recipe says of LoRAs, controls and a second pass for people; as it is, where it can't be that."""
     try:
-        if key == "hires":
-            return Hires.checked(value).words
+        if key in ("hires", "enlarge"):
+            return (Hires if key == "hires" else Enlarge).checked(value).words
         if key in ("loras", "controls") and isinstance(value, list):
             return "\n".join((UsedLora if key == "loras" else UsedControl).checked(one).words for one in value)
         if key == "embeddings" and isinstance(value, list) and all(isinstance(one, str) for one in value):

@@ -258,6 +258,15 @@ NewGlyph = Annotated[
     str | None,
     Option("--glyph", metavar="EMOJI|FILE", help="How it looks. [default: the emoji that Unicode calls by the noun]"),
 ]
+Upscalers = Annotated[
+    list[str] | None,
+    Option(
+        "--upscaler",
+        panel="Large pictures",
+        metavar="FILE",
+        help="A network that enlarges, or embedded:upscaler, for --upscale and recipes. May come several times.",
+    ),
+]
 NewWord = Annotated[str | None, Option("--word", metavar="W", help="What prompts call it. [default: the noun]")]
 Json = Annotated[bool, Option("--json", panel=OUTPUT, help="Print JSON.")]
 
@@ -275,6 +284,17 @@ def loras(given: list[str] | None) -> list[tuple[str, float]]:
             raise RequestError(f"there is no LoRA {pair[0][:200]!r}: --lora takes a file, as in ink.safetensors:0.8")
         found.append((pair[0], real("--lora", pair[1], -MAX_LORA_SCALE, MAX_LORA_SCALE)))
     return found
+
+
+def upscalers(given: list[str] | None) -> tuple[str, ...]:
+    """Files of networks that enlarge, or their names on the hub. Raises `RequestError` for a file that isn't there."""
+    for text in given or ():
+        if text.lower().endswith((".pth", ".pt", ".safetensors", ".ckpt", ".bin")) and not Path(path(text)).exists():
+            raise RequestError(
+                f"there is no upscaler {text[:200]!r}: --upscaler takes a file, as in RealESRGAN_x4plus.pth"
+            )
+        path(text)
+    return tuple(given or ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ def verify(
     ] = None,
     *,
     inputs: options.Reader,
+    upscaler: options.Upscalers = None,
     lora_dir: options.LoraDir = None,
     vae: options.Vae = None,
     device: options.Device = "auto",
@@ -73,6 +74,7 @@ def verify(
     """
     with options.named_as_options():
         allowed = whole("tolerance", TOLERANCE if tolerance is None else tolerance, 0, 255)
+    upscalers = options.upscalers(upscaler)
     found = read_metadata(picture)
     recipe = recipe_of(found, picture)
     request = recipe.request
@@ -83,6 +85,8 @@ def verify(
     with Display("loading the model") as display:
         source = model if model is not None else recorded_model(found, picture, models)
         pipe = options.load(source, device, dtype, False, threads, lora_dir, vae)
+        for file in upscalers:
+            pipe.upscaler(file)
         from ..engine import Engine
         from ..images import open_picture
 

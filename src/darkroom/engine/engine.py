@@ -29,7 +29,7 @@ from ..request import Request, whole
 from .advance import advance, release
 from .decode import Preview, finish
 from .job import Inputs, Job
-from .prepare import LoadedModel, prepare, prepare_next
+from .prepare import LoadedModel, enlarged, prepare, prepare_next
 from .queue import Asked, Jobs, Queue
 from .scheduler import ACCELERATOR_ROWS, ACCELERATOR_UNITS, ADMITTED, CPU_ROWS, CPU_UNITS, Width, pick
 from .snapshot import bit_class, dump, restore
@@ -262,6 +262,8 @@ class Engine:
         try:
             result = finish(self.model.autoencoder, job)
             after = None if job.next is None else prepare_next(self.model, job, result)
+            if after is None and isinstance(result, Image.Image):
+                result = enlarged(self.model, job.request, result)
         except Exception as error:
             if out_of_memory(error):
                 release(self.model.device)

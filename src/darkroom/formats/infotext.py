@@ -13,6 +13,7 @@ way of its own, or tells of several fields at once, has its functions here.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..prompts.grammar import take_tags
-from ..request import MAX_MERGING, Hires, Request
+from ..request import MAX_MERGING, Enlarge, Hires, Request
 from ..settings import Kind, default, joined
 from .sampler_names import SAMPLER_NAMES, SCHEDULE_NAMES, read_sampler
 
@@ -133,12 +134,18 @@ def _read_sampler(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[s
 
 
 _UPSCALERS = {"Latent": "latent", "Lanczos": "lanczos"}  # A1111's -> ours
+_NO_NETWORKS = re.compile(r"latent\b|lanczos|nearest|none\Z|antialias", re.IGNORECASE)  # other ways of theirs
+
+
+def _upscaler(name: str) -> str | None:
+    """What enlarges, as we call it: networks have their own names; None for ways that we don't have."""
+    return _UPSCALERS.get(name) or (None if not name or _NO_NETWORKS.match(name) else name)
 
 
 def _hires(pairs: Mapping[str, str]) -> dict[str, Any] | None:
     """The second pass that the pairs tell of, if there is one and we can do it; A1111's 0 steps are the first's."""
     scale, strength = number(pairs.get("Hires upscale")), number(pairs.get("Denoising strength"))
-    upscaler, steps = _UPSCALERS.get(pairs.get("Hires upscaler", "")), whole(pairs.get("Hires steps", 0))
+    upscaler, steps = _upscaler(pairs.get("Hires upscaler", "")), whole(pairs.get("Hires steps", 0))
     if scale is None or strength is None or upscaler is None or steps is None:
         return None
     return {"scale": scale, "strength": strength, "upscaler": upscaler, **({"steps": steps} if steps else {})}
@@ -149,12 +156,23 @@ def _read_hires(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str
     return None if hires is None else {"hires": hires}
 
 
-def _of_hires(name: str) -> Callable[[Mapping[str, Any]], object]:
+def _inside(part: str, name: str) -> Callable[[Mapping[str, Any]], object]:
     def written(recipe: Mapping[str, Any]) -> object:
-        hires = recipe.get("hires")
-        return hires.get(name) if isinstance(hires, Mapping) else None
+        found = recipe.get(part)
+        return found.get(name) if isinstance(found, Mapping) else None
 
     return written
+
+
+_of_hires = functools.partial(_inside, "hires")
+
+
+def _read_enlarge(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
+    """What A1111's postprocessing did to the picture, where a network did it."""
+    scale, upscaler = number(pairs.get("Postprocess upscale by")), _upscaler(pairs.get("Postprocess upscaler", ""))
+    if not scale or upscaler is None or "Postprocess upscaler 2" in pairs:
+        return None
+    return {"enlarge": {"scale": scale, "upscaler": upscaler}}
 
 
 def _write_upscaler(recipe: Mapping[str, Any]) -> object:
@@ -295,6 +313,8 @@ _ROWS: Mapping[str, tuple[Callable[[Mapping[str, Any]], object], Read]] = {
     "hires.scale": (_of_hires("scale"), _read_hires),
     "hires.steps": (_of_hires("steps"), _read_hires),
     "hires.upscaler": (_write_upscaler, _read_hires),
+    "enlarge.scale": (_inside("enlarge", "scale"), _read_enlarge),
+    "enlarge.upscaler": (_inside("enlarge", "upscaler"), _read_enlarge),
 }
 # Single values that A1111 writes in words of its own: field -> write. None: not worth a pair.
 _WRITERS: Mapping[str, Callable[[Any], object]] = {
@@ -323,6 +343,7 @@ _ORDER = (
     "VAE hash", "VAE", "Variation seed", "Variation seed strength", "Seed resize from", "Denoising strength",
     "Clip skip", "Eta", "ENSD", "Token merging ratio", "RNG", "Brownian noise", "Mask blur", "Masked content",
     "Inpaint area", "Masked area padding", "Hires upscale", "Hires steps", "Hires upscaler",
+    "Postprocess upscale by", "Postprocess upscaler",
     *(f"ControlNet {i}" for i in range(10)), "Lora hashes", "TI hashes",
     "Cache interval", "CFG rescale", "CFG interval", "CFG projection", "PAG scale", "PAG adaptive scale", "PAG levels",
     "Dynamic threshold", "Dynamic threshold mimic", "Prompt style", "Exact steps", "Outpaint", "Tile", "Tile overlap",
@@ -336,8 +357,8 @@ def rows_of(owner: type = Request) -> tuple[Row, ...]:
     """The rows that a kind of request declares, in the order of the line."""
     rows = [_control(i) for i in range(10)]
     for name, names, declared in joined(owner):
-        if declared.kind.of is Hires:
-            told = [(inner.key, _ROWS[f"{name}.{part}"]) for part, _, inner in joined(Hires) if inner.key]
+        if declared.kind.of in (Hires, Enlarge):
+            told = [(inner.key, _ROWS[f"{name}.{part}"]) for part, _, inner in joined(declared.kind.of) if inner.key]
             rows += [Row(key, names, *functions) for key, functions in told]
         elif declared.key is not None and name in _ROWS:
             rows.append(Row(declared.key, names, *_ROWS[name]))

@@ -174,7 +174,7 @@ def encoded(
 
     Raises `ImageError` for a recipe that isn't plain, and a JPEG whose recipe passes the 64 KB that it has room for.
     """
-    if image.mode not in ("L", "RGB", "RGBA"):
+    if image.mode not in ("L", "RGB", "RGBA") and (format != "PNG" or image.mode not in ("LA", "I;16")):
         image = image.convert("RGB")
     buffer = BytesIO()
     if format == "PNG":

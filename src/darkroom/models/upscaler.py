@@ -64,6 +64,21 @@ class RRDBConfig(Config):
     def scale(self) -> int:
         return int(2**self.doublings // self.unshuffle)
 
+    @property
+    def reach(self) -> int:
+        """How many pixels of the given picture away a pixel of the result may depend on, in each direction."""
+        return self.unshuffle * (4 + 15 * self.blocks)
+
+    @property
+    def grid(self) -> int:
+        """Pixels a side that the network joins to one before all else."""
+        return self.unshuffle
+
+    @property
+    def kept(self) -> int:
+        """Numbers that are kept for each pixel of the given picture between the network's parts."""
+        return 4 * self.width // self.unshuffle**2
+
 
 class DenseBlock(nn.Module):
     """Five 3x3 convolutions, each of which sees the answers of all before it; a fifth of the last is added to x."""
@@ -168,6 +183,21 @@ class CompactConfig(Config):
     def architecture(self) -> str:
         return "Compact"
 
+    @property
+    def reach(self) -> int:
+        """As `RRDBConfig.reach`."""
+        return self.layers + 2
+
+    @property
+    def grid(self) -> int:
+        """As `RRDBConfig.grid`."""
+        return 1
+
+    @property
+    def kept(self) -> int:
+        """As `RRDBConfig.kept`."""
+        return self.out_channels * self.scale**2
+
 
 class Compact(nn.Module):
     """The picture, each pixel repeated, and what the convolutions add to it."""
@@ -183,7 +213,7 @@ class Compact(nn.Module):
 
     def forward(self, x: Tensor, run: Run = whole) -> Tensor:
         c = self.config
-        return run(Step(self._enlarged, c.layers + 2, 2 * c.width + 3 * c.out_channels * c.scale**2, c.scale), x)
+        return run(Step(self._enlarged, c.reach, 2 * c.width + 3 * c.out_channels * c.scale**2, c.scale), x)
 
     def _enlarged(self, x: Tensor) -> Tensor:
         detail = F.pixel_shuffle(self.body(x), self.config.scale)
@@ -212,6 +242,21 @@ class SpanConfig(Config):
     @property
     def architecture(self) -> str:
         return "SPAN"
+
+    @property
+    def reach(self) -> int:
+        """As `RRDBConfig.reach`."""
+        return 21  # the first layer, three in each of six blocks, two at the end
+
+    @property
+    def grid(self) -> int:
+        """As `RRDBConfig.grid`."""
+        return 1
+
+    @property
+    def kept(self) -> int:
+        """As `RRDBConfig.kept`."""
+        return self.out_channels * self.scale**2
 
 
 MEAN_COLOUR = (0.4488, 0.4371, 0.4040)  # of DIV2K, as published; files don't hold it
@@ -275,8 +320,7 @@ class Span(nn.Module):
 
     def forward(self, x: Tensor, run: Run = whole) -> Tensor:
         c = self.config
-        # The first layer, three in each of six blocks, two at the end.
-        return run(Step(self._enlarged, 1 + 18 + 2, 10 * c.width + 3 * c.out_channels * c.scale**2, c.scale), x)
+        return run(Step(self._enlarged, c.reach, 10 * c.width + 3 * c.out_channels * c.scale**2, c.scale), x)
 
     def _enlarged(self, x: Tensor) -> Tensor:
         if self.config.normalised:

@@ -101,7 +101,7 @@ _JSON = {int: "integer", float: "number", str: "string", bool: "boolean"}
 def asked_settings() -> dict[str, Setting]:
     """The settings that somebody can ask for in a job, by name."""
     found = settings(Request).items()
-    return {name: one for name, one in found if one.option is not None or name in ("prompt", "hires")}
+    return {name: one for name, one in found if one.option is not None or name in ("prompt", "hires", "enlarge")}
 
 
 def usual_settings() -> dict[str, Any]:

@@ -20,9 +20,9 @@ from .control import steered
 from .extra_channels import depth_to_image, edit, is_editor, takes_depth
 from .image import from_image, from_text
 from .inpaint import inpaint
-from .upscale import enlarge, is_upscaler, second_pass, windowed, with_second_pass
+from .upscale import check_enlarged, enlarge, enlarged, is_upscaler, second_pass, windowed, with_second_pass
 
-__all__ = ["Inputs", "LoadedModel", "prepare", "prepare_next", "text_to_image"]
+__all__ = ["Inputs", "LoadedModel", "enlarged", "prepare", "prepare_next", "text_to_image"]
 
 
 def prepare(model: LoadedModel, request: Request, id: str, inputs: Inputs | None = None, output: str = "pil") -> Job:
@@ -36,6 +36,7 @@ def prepare(model: LoadedModel, request: Request, id: str, inputs: Inputs | None
     parsed = parse(model, request, id, inputs or Inputs(), output)
     job = with_second_pass(model, _task(model, parsed)(model, parsed), parsed)
     job = steered(model, windowed(model, job), parsed.controls)
+    check_enlarged(job)
     job.warnings = parsed.warnings
     return job
 
@@ -47,7 +48,7 @@ def prepare_next(model: LoadedModel, job: Job, result: Image.Image | Tensor) -> 
     """The job of the next pass of a picture, from the result of the one before. Its recipe stays the first one's."""
     coming = job.next
     assert coming is not None
-    after = second_pass(model, coming.parsed, result)
+    after = second_pass(model, coming, result)
     after = steered(model, windowed(model, after), coming.parsed.controls)
     after.first = job.state.x
     after.enlarged, after.before, after.request = after.size, job.before + job.steps, job.request

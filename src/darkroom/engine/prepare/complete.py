@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -22,12 +22,24 @@ from ...images import open_mask, open_picture
 from ...prompts.embeddings import Finder, LearnedWord, fingerprints, names_in, normal
 from ...prompts.grammar import Prompt, Tag
 from ...prompts.readable import unread
-from ...request import MAX_PIXELS, OF_AN_IMAGE, OUTPUTS, Request, UsedControl, UsedLora, choice
+from ...request import (
+    EMBEDDED_UPSCALER,
+    MAX_PIXELS,
+    OF_AN_IMAGE,
+    OUTPUTS,
+    Enlarge,
+    Hires,
+    Request,
+    UsedControl,
+    UsedLora,
+    choice,
+)
 from ...samplers import entry
 from ..job import Control, Inputs, OpenedControl, ParsedRequest
 from ..plan import Plan
 from .common import LoadedModel
 
+Enlarging = TypeVar("Enlarging", Hires, Enlarge)
 FAR = 2.5  # times a model's own size, or below: twice is common, and may be meant
 GUIDANCE_SCALE = 7.5  # what diffusers, and the published examples, use
 
@@ -41,13 +53,14 @@ def parse(model: LoadedModel, request: Request, id: str, inputs: Inputs, output:
     prompt = Prompt.parse(request.prompt, request.prompt_style)
     negative = Prompt.parse(request.negative_prompt, request.prompt_style, negative=True)
     told = list(inputs.told)
+    request = _at_hand(model, request, told)
     inputs = replace(
         inputs,
         loras=_loras(model, request, inputs.loras, prompt.loras),
         image=None if inputs.image is None else open_picture(inputs.image, tell=told.append),
         mask=None if inputs.mask is None else open_mask(inputs.mask, tell=told.append),
     )
-    _check(model, request, inputs)
+    _check(model, request, inputs, output)
     brought = _brought(request, inputs.embeddings, (*model.merged_loras, *inputs.loras), (prompt, negative))
     words = _learned_words(request, (*inputs.embeddings, *brought), (prompt, negative))
     controls = tuple(_opened(model, control, told.append) for control in inputs.controls)
@@ -137,6 +150,8 @@ def complete(model: LoadedModel, parsed: ParsedRequest, plan: Plan, **decided: A
         "embeddings": fingerprints(parsed.words),
         "loras": tuple(_used(lora) for lora in (*model.merged_loras, *inputs.loras)),
         "controls": tuple(control.used for control in parsed.controls),
+        "hires": asked.hires and _by_network(model, asked.hires, asked.hires.network),
+        "enlarge": asked.enlarge and _by_network(model, asked.enlarge, asked.enlarge.upscaler or EMBEDDED_UPSCALER),
         "model": model.name or None,
         "model_hash": model.model_hash,
         "vae": model.vae,
@@ -144,6 +159,39 @@ def complete(model: LoadedModel, parsed: ParsedRequest, plan: Plan, **decided: A
         "version": __version__,
     }
     return replace(asked, **filled | decided)
+
+
+def _by_network(model: LoadedModel, asked: Enlarging, name: str | None) -> Enlarging:
+    """A second pass, or what comes at the end, with the name and the hash of the network that enlarges.
+
+    Raises RequestError where it is not there, or is another than a recipe names.
+    """
+    if name is None:
+        return asked
+    found = model.find_upscaler(name, asked.upscaler_hash)
+    if asked.upscaler_hash is not None and found.hash != asked.upscaler_hash[:10]:
+        raise RequestError(
+            f"this recipe used the upscaler {name[:60]!r} (hash {asked.upscaler_hash[:10]}), and the one here has the "
+            f"hash {found.hash}; give that file"
+        )
+    return replace(asked, upscaler=found.name, upscaler_hash=found.hash)
+
+
+def _at_hand(model: LoadedModel, request: Request, told: list[str]) -> Request:
+    """A request whose second pass is enlarged by a network that is here. Where another tool's recipe names one that is
+    not, by no hash, Lanczos takes its place, and that is told."""
+    hires = request.hires
+    if hires is None or hires.network is None or hires.upscaler_hash is not None:
+        return request
+    try:
+        model.find_upscaler(hires.network)
+    except RequestError:
+        told.append(
+            f"the second pass is enlarged by Lanczos, not by the upscaler {hires.network[:100]!r}, which is not here; "
+            "give its file by --upscaler"
+        )
+        return replace(request, hires=replace(hires, upscaler="lanczos"))
+    return request
 
 
 def wanted_steps(model: LoadedModel, request: Request) -> int | None:
@@ -172,7 +220,7 @@ def picture_fingerprint(picture: Image.Image) -> str:
 # --- what can't be
 
 
-def _check(model: LoadedModel, request: Request, inputs: Inputs) -> None:
+def _check(model: LoadedModel, request: Request, inputs: Inputs, output: str) -> None:
     """Raise RequestError where what a recipe was made of is missing, or something is said of what isn't there."""
     if request.controls and not inputs.controls:
         names = ", ".join(repr(used.name[:60]) for used in request.controls)
@@ -203,6 +251,10 @@ def _check(model: LoadedModel, request: Request, inputs: Inputs) -> None:
         raise RequestError(f"start is {request.start}, but there are no latents; give those of a picture that stopped")
     if request.noise_level is not None and model.unet.config.num_class_embeds is None:
         raise RequestError(f"noise_level is {request.noise_level}, which only upscaling models take; leave it out")
+    if request.enlarge is not None and output != "pil":
+        raise RequestError(
+            f"the picture is to be enlarged by a network, and output is {output!r}; leave one of them out"
+        )
     if request.cache_interval > 1 and inputs.controls:
         raise RequestError(
             f"cache_interval is {request.cache_interval}, which doesn't go with ControlNets; leave it out, or them"

@@ -5,7 +5,7 @@ and the second pass of a picture that is drawn small first, then larger (A1111's
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch.nn.functional as F
 from PIL import Image
@@ -15,8 +15,10 @@ from ...diffusion.noise import SeededNoise
 from ...diffusion.regions import Windows
 from ...errors import RequestError
 from ...images import latent_size, to_tensor
-from ...request import MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, real
+from ...names import HiresUpscaler
+from ...request import EMBEDDED_UPSCALER, MAX_PIXELS, MAX_SIDE, MIN_SIDE, OF_AN_IMAGE, Request, real
 from ...samplers.state import SamplerState
+from ..enlarge import enlarged_size
 from ..job import Job, Next, ParsedRequest
 from .common import LoadedModel, assemble, noise_of
 from .complete import complete
@@ -155,12 +157,37 @@ def with_second_pass(model: LoadedModel, job: Job, parsed: ParsedRequest) -> Job
     return job
 
 
-def second_pass(model: LoadedModel, parsed: ParsedRequest, first: Image.Image | Tensor) -> Job:
+def enlarged(model: LoadedModel, request: Request, picture: Image.Image) -> Image.Image:
+    """A finished picture, by the network that its recipe names at the end, if it does. Raises RequestError."""
+    asked = request.enlarge
+    if asked is None:
+        return picture
+    return model.find_upscaler(asked.upscaler or EMBEDDED_UPSCALER, asked.upscaler_hash).enlarge(picture, asked.scale)
+
+
+def check_enlarged(job: Job) -> None:
+    """Raise RequestError where a picture would become too large in the end."""
+    if job.request.enlarge is not None:
+        after = None if job.next is None else job.next.parsed.asked
+        width, height = job.size if after is None else (after.width or 1, after.height or 1)
+        if job.composite is not None:
+            width, height = job.composite.picture.size
+        enlarged_size((width, height), job.request.enlarge.scale)
+
+
+def second_pass(model: LoadedModel, coming: Next, first: Image.Image | Tensor) -> Job:
     """The job of a second pass, from what the first one gave: a picture, or a latent [C, h, w].
 
-    A picture is enlarged by Lanczos, and image-to-image does the rest; a latent is enlarged as it is (bilinear).
+    A picture is enlarged by Lanczos or by a network, and image-to-image does the rest; a latent is enlarged as it is
+    (bilinear).
     """
+    parsed = coming.parsed
     if isinstance(first, Image.Image):
+        if coming.upscaler not in get_args(HiresUpscaler):
+            assert parsed.asked.width is not None
+            assert parsed.asked.height is not None
+            upscaler = model.find_upscaler(coming.upscaler)
+            first = upscaler.enlarge(first, size=(parsed.asked.width, parsed.asked.height))
         return from_image(model, replace(parsed, inputs=replace(parsed.inputs, image=first)))
     asked = parsed.asked
     assert asked.width is not None
