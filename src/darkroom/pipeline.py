@@ -106,7 +106,10 @@ class Pipeline(Pieces):
             depth: for depth-to-image models: a map [H, W], or a picture of one, of any size; larger (brighter) is
                 nearer. With image, that is changed with the strength; without, the picture begins with noise.
             hires: darkroom.Hires(scale=2.0, strength=0.7, steps=None, upscaler="latent"): the finished picture is
-                enlarged and drawn over once more. width and height are the first pass's.
+                enlarged and drawn over once more. width and height are the first pass's. `upscaler` may be a network's
+                file as well.
+            enlarge: darkroom.Enlarge(scale=4.0, upscaler=None), or a scale: the finished picture is made larger by a
+                network that does nothing else, a file or "embedded:upscaler" (docs/upscaling.md).
             controls: darkroom.Control(net, image, scale=1.0, start=0.0, stop=1.0), any number: ControlNets that steer
                 every picture of the call (docs/controlnet.md).
             loras: darkroom.Lora(path, scale=1.0), or paths: attached for this call, besides those the prompt names

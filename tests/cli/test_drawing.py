@@ -37,6 +37,7 @@ PYTHON_ALONE = {
 COMMAND_ALONE = {
     "prompts_file", "recipe", "strict", "overwrite", "as_json",  # files in and out
     "control_guess", "embedding_dir",  # of Control; in Python a folder is scanned by scan_embeddings
+    "upscaler",  # Pipeline.upscaler
     "threads",  # torch.set_num_threads
 }  # fmt: skip
 
@@ -46,14 +47,15 @@ def test_python_and_the_command_line_can_say_the_same() -> None:
     options = {option.name: option for option in options_of()}
     declared = {field for option in options.values() for field in (option.fields if not option.inside else ())}
     python = {*inspect.signature(Pipeline.generate).parameters, *inspect.signature(darkroom.load).parameters}
-    python -= {"self", "moved", "hires", *GROUPS, *declared}
+    python -= {"self", "moved", "hires", "enlarge", *GROUPS, *declared}
     python |= {name for name, setting in settings(Request).items() if setting.group and setting.option is None}
     command = set(inspect.signature(generate).parameters)
     said = {CALLED.get(name, name) for name in python - set(PYTHON_ALONE)}
     assert said | set(options) <= command, f"no option for {sorted((said | set(options)) - command)}"
     assert command - said - set(options) == COMMAND_ALONE
     assert not set(PYTHON_ALONE) & command
-    assert {option.fields[0] for option in options.values() if option.inside} == {field.name for field in fields(Hires)}
+    inside = {option.fields[0] for option in options.values() if option.inside}
+    assert inside == {field.name for field in fields(Hires)} - {"upscaler_hash"}  # which a finished recipe tells
     for field in fields(darkroom.Control):  # --control NET=HINT@IMAGE:SCALE:START-STOP, --control-guess
         assert field.name in {"net", "image", "scale", "start", "stop", "guess", "hint"}
 

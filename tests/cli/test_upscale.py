@@ -40,3 +40,35 @@ def test_one_sentence(fox, tiny_folder, capsys, arguments, words):
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == 1
+
+
+def test_by_a_network(tmp_path, capsys):
+    import numpy as np
+    import torch
+
+    from darkroom.formats.upscaler import save_upscaler
+    from darkroom.models.upscaler import Compact, CompactConfig
+
+    config = CompactConfig(width=4, layers=1, scale=2)
+    torch.manual_seed(0)
+    file = str(save_upscaler(tmp_path / "net.safetensors", Compact(config).state_dict(), config))
+    values = np.random.default_rng(0).integers(0, 256, (9, 6, 4)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "small.png")
+    small, large = str(tmp_path / "small.png"), str(tmp_path / "large.png")
+    assert run(["upscale", small, "--upscaler", file, "-o", large]) == 0
+    with Image.open(large) as picture:
+        assert (picture.mode, picture.size) == ("RGBA", (12, 18))
+    assert run(["upscale", small, "--upscaler", file, "-o", str(tmp_path / "a.jpg"), "--scale", "3"]) == 0
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert (picture.mode, picture.size) == ("RGB", (18, 27))
+    for arguments, sentence in (
+        ([small, "--upscaler", file, "--strength", "0.3"], "--strength is given"),
+        ([small, "--upscaler", str(tmp_path / "no.pth")], "there is no upscaler"),
+        ([small, "--upscaler", small], "small.png"),
+        ([small, "--upscaler", file, "--scale", "99"], "scale is 99"),
+    ):
+        capsys.readouterr()
+        assert run(["upscale", *arguments]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert sentence in told

@@ -667,7 +667,7 @@ def test_what_an_infotext_asks_and_is_not_followed() -> None:
     text = (
         "a boat\nNegative prompt: fog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 12, Size: 64x64, RNG: NV, "
         "Variation seed: 3, Variation seed strength: 0.2, Tiling: True, Denoising strength: 0.5, Hires upscale: 2, "
-        "Hires upscaler: R-ESRGAN 4x+, Hires steps: 0, Eta: 0.0, Version: v1.10.1\nTemplate: {boat|ship}"
+        "Hires upscaler: Latent (bicubic), Hires steps: 0, Eta: 0.0, Version: v1.10.1\nTemplate: {boat|ship}"
     )
     found = read(parameters=text)
     assert found.source == "a1111"
@@ -676,7 +676,7 @@ def test_what_an_infotext_asks_and_is_not_followed() -> None:
     assert found.ignored == {
         "Tiling": "True",
         "Hires upscale": "2",
-        "Hires upscaler": "R-ESRGAN 4x+",
+        "Hires upscaler": "Latent (bicubic)",
     }
     plain = "a boat\nSteps: 20, Sampler: Euler a, Seed: 12, Size: 64x64, "
     assert read(parameters=plain + "Version: v1.10.1").ignored == {}

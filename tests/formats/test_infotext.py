@@ -173,9 +173,21 @@ def test_a_second_pass_keeps_its_own_strength() -> None:
     assert found["hires"] == {"scale": 2.0, "strength": 0.7, "upscaler": "latent"}
     assert not found.keys() & {"strength", "extra"}
     assert to_infotext(found).endswith("0.7, RNG: CPU, Hires upscale: 2, Hires upscaler: Latent")
-    other = parse_infotext(line + "R-ESRGAN 4x+")
+    other = parse_infotext(line + "Latent (antialiased)")
     assert not other.keys() & {"strength", "hires"}
-    assert other["extra"] == {"Denoising strength": "0.7", "Hires upscale": "2", "Hires upscaler": "R-ESRGAN 4x+"}
+    assert other["extra"]["Hires upscaler"] == "Latent (antialiased)"
+    network = parse_infotext(line + "R-ESRGAN 4x+")
+    assert network["hires"] == {"scale": 2.0, "strength": 0.7, "upscaler": "R-ESRGAN 4x+"}
+    assert to_infotext(network).endswith("Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+")
+
+
+def test_what_comes_after_a_picture_is_told() -> None:
+    line = "p\nSteps: 20, Seed: 1, Model: m, RNG: CPU, Postprocess upscale by: 4, Postprocess upscaler: 4x-UltraSharp"
+    found = parse_infotext(line)
+    assert found["enlarge"] == {"scale": 4.0, "upscaler": "4x-UltraSharp"}
+    assert to_infotext(found) == line
+    for other in (line.replace("4x-UltraSharp", "Lanczos"), line + ", Postprocess upscaler 2: x"):
+        assert "enlarge" not in parse_infotext(other)
 
 
 def test_controls_are_told_as_their_extension_tells_them() -> None:

@@ -170,7 +170,7 @@ _of_hires = functools.partial(_inside, "hires")
 def _read_enlarge(text: str, pairs: Mapping[str, str], prompt: str) -> Mapping[str, Any] | None:
     """What A1111's postprocessing did to the picture, where a network did it."""
     scale, upscaler = number(pairs.get("Postprocess upscale by")), _upscaler(pairs.get("Postprocess upscaler", ""))
-    if not scale or upscaler is None or "Postprocess upscaler 2" in pairs:
+    if not scale or upscaler is None or upscaler in _UPSCALERS.values() or "Postprocess upscaler 2" in pairs:
         return None
     return {"enlarge": {"scale": scale, "upscaler": upscaler}}
 
