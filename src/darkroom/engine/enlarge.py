@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..embedded import START
 from ..errors import CheckpointError, RequestError
 from ..formats.artifact import kind_of
 from ..formats.ecosystem import named
@@ -32,7 +31,7 @@ from ..formats.weights import digest_of
 from ..images import Picture, open_plain
 from ..kernels.tiles import Step, tiles
 from ..masks import spread
-from ..request import MAX_PIXELS, MAX_SIDE, real
+from ..request import EMBEDDED_UPSCALER, MAX_PIXELS, MAX_SIDE, real
 
 BUDGET = 256 << 20  # bytes that a part of a network holds at one time, about
 KEPT = 1 << 30  # bytes of what an RRDB keeps between its parts, for a picture that is enlarged at once
@@ -174,7 +173,7 @@ def load_upscaler(source: str | Path, device: torch.device | str = "cpu") -> Ups
     """A network that enlarges: a file, "org/name" on the hub, or "embedded:upscaler". Raises CheckpointError."""
     path = resolve(source)
     # What comes with the package keeps that name, by which recipes find it again.
-    name = str(source) if str(source).startswith(START) else path.stem
+    name = EMBEDDED_UPSCALER if str(source) == EMBEDDED_UPSCALER else path.stem
     if path.is_dir():
         open_upscaler(path)  # says that it is none
     kind, seen = kind_of(path).name, Glance(path)
