@@ -13,6 +13,7 @@ export const next = signal<string | null>(null)
 export const loading = signal(false)
 export const readOnce = signal(false)
 const PAGE = 60
+const FURTHER = 200 // whoever scrolls wants more at once
 let turn = 0
 
 const wanted = (): Record<string, string> => ({
@@ -47,7 +48,7 @@ export async function readOn(): Promise<void> {
   const mine = turn
   loading.value = true
   try {
-    const page = await api.pictures({ ...wanted(), before: next.value })
+    const page = await api.pictures({ ...wanted(), limit: String(FURTHER), before: next.value })
     if (mine !== turn) return
     pictures.value = [...pictures.value, ...page.images]
     next.value = page.next

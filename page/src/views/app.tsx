@@ -48,7 +48,7 @@ export function App() {
           {t('lost')}
         </p>
       ) : null}
-      <main class={view.value}>
+      <main class={view.value} tabIndex={-1}>
         {view.value === 'draw' ? (
           <>
             <Compose onGenerate={() => void generate()} />

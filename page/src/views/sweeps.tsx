@@ -31,7 +31,7 @@ function List() {
           <li key={one.id}>
             <a href={`#sweeps/${one.id}`}>{one.prompt || t('noPrompt')}</a>
             <small>
-              {one.axes.map((axis) => `${axis.name} (${axis.labels.length})`).join(' × ')} · {progress(one)} · {moment(one.created)}
+              {one.axes.map((axis) => `${axis.name} (${axis.labels.length})`).join(' × ')} · {progress(one)} · <time>{moment(one.created)}</time>
             </small>
           </li>
         ))}
