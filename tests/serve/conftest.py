@@ -1,4 +1,8 @@
-"""A real server in a process of its own, over real sockets, with the fake engine or the real one."""
+"""A real server in a process of its own, over real sockets, with the fake engine or the real one.
+
+Every test that starts servers by the fixture `serve` runs on SQLite and on PostgreSQL: on the latter only in the soak,
+unless it is marked `postgres`; never if it is marked `sqlite`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -42,7 +47,7 @@ class Running:
 
     def __init__(self, data: Path, options: dict[str, Any], environment: dict[str, str], before: str = "") -> None:
         values = {"data": str(data), "port": 0, "engines": 1, "cores": 1, "max_body": 2**20} | options
-        self.data = data
+        self.data, self.database = data, options.get("database")
         self.log = open(data.parent / f"{data.name}.log", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-c", START.replace("{before}", before), json.dumps(values)],
@@ -103,6 +108,16 @@ class Running:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [int(child) for child in children]
 
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """What a statement finds in its database."""
+        if self.database is None:
+            with contextlib.closing(sqlite3.connect(self.data / "darkroom.sqlite")) as connection:
+                return connection.execute(sql).fetchall()
+        import psycopg
+
+        with psycopg.connect(self.database) as connection:
+            return connection.execute(sql).fetchall()
+
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
         self.process.kill()
@@ -124,13 +139,34 @@ class Running:
             self.log.close()
 
 
+LEASE = 2.0  # seconds, on PostgreSQL
 Start = Callable[..., Running]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "serve" in metafunc.fixturenames:
+        marks = {mark.name for mark in metafunc.definition.iter_markers()}
+        kinds: list[Any] = ["sqlite"]
+        if "sqlite" not in marks:
+            kinds.append(pytest.param("postgres", marks=[] if "postgres" in marks else [pytest.mark.soak]))
+        metafunc.parametrize("serve", kinds, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A PostgreSQL for the tests that want one."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import postgres
+
+    with postgres.running() as server:
+        yield server
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Start]:
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
     """Start servers with the fake engine; those that still run at the end are stopped."""
     running: list[Running] = []
+    databases: dict[str, str] = {}  # of each data folder its own
 
     def start(
         data: str = "data",
@@ -141,6 +177,10 @@ def serve(tmp_path: Path) -> Iterator[Start]:
     ) -> Running:
         if not real:
             options.setdefault("engine_command", [sys.executable, str(FAKE)])
+        if request.param == "postgres":
+            url = databases.get(data) or request.getfixturevalue("postgres_server").new()
+            databases[data] = url
+            options = {"database": url, "lease": LEASE} | options
         server = Running(tmp_path / data, options, environment or {}, before)
         running.append(server)
         return server.ready()

@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": "Judge whether pictures show what the prompts say.",
     "data": "Scan, pack, encode or render training pictures.",
     "serve": "Serve pictures over HTTP: a page, OpenAI's and A1111's dialects.",
+    "worker": "Draw what servers on a shared database take in.",
     "keys": "Make, list and remove a server's API keys.",
     "samplers": "List the samplers.",
     "objects": "List what the embedded model knows.",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from ..errors import RequestError
 from ..request import whole
-from . import complain, options
+from . import INTERRUPTED, complain, options
 from .command import App, Argument, Option
 from .display import Display
 
@@ -79,7 +79,7 @@ def batch(
         except KeyboardInterrupt:
             display.close()
             complain(f"interrupted; {summary.drawn + summary.found} pictures are there, and the same command goes on")
-            raise
+            return INTERRUPTED
         finally:
             whole_batch.close()
         if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ from ..errors import RequestError
 from .command import App, Option
 
 app = App()
+
+DATABASE = "DARKROOM_DATABASE"  # the address in the environment: a command line is seen by everybody on the machine
 
 NEEDED = "the server needs more packages; install them with: pip install 'darkroom-diffusion[serve]'"
 
@@ -27,8 +30,14 @@ def serve(
     ] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    database: Annotated[
+        str | None,
+        Option(metavar="URL", help=f"A PostgreSQL that several share. [default: ${DATABASE}, else SQLite in --data]"),
+    ] = None,
+    lease: Annotated[float, Option(min=1.0, help="With --database: seconds after which others take over.")] = 30.0,
     engines: Annotated[
-        int | None, Option(min=1, max=64, help="Engine processes. [default: what suits model and device]")
+        int | None,
+        Option(min=0, max=64, help="Engine processes; 0: workers draw. [default: what suits model and device]"),
     ] = None,
     max_rows: Annotated[int | None, Option(min=1, max=1024, help="U-Net rows that move together.")] = None,
     model_memory: Annotated[
@@ -59,6 +68,9 @@ def serve(
     except ModuleNotFoundError as error:
         raise RequestError(f"{NEEDED} ({error.name} is missing)") from None
 
+    database = database or os.environ.get(DATABASE)
+    if engines == 0 and database is None:
+        raise RequestError("--engines 0 needs --database, where workers find the jobs; see docs/cluster.md")
     options = ServeOptions(
         data=data,
         host=host,
@@ -67,6 +79,8 @@ def serve(
         models=models,
         device=device,
         dtype=dtype,
+        database=database,
+        lease=lease,
         engines=engines,
         max_rows=max_rows,
         model_memory=(model_memory or 0.0) * 1e9,

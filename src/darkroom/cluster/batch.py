@@ -88,6 +88,7 @@ class Crew:
         workers: engines; None: what suits model and device.
         tell: hears of every line once.
         stepped: hears how many steps were crossed.
+        cores: of the processor, for all engines; None: all that this process may use.
     """
 
     def __init__(
@@ -97,10 +98,12 @@ class Crew:
         workers: int | None,
         tell: Tell,
         stepped: Callable[[int], None] = lambda count: None,
+        cores: int | None = None,
     ) -> None:
         self.drawing, self.folder, self.workers = drawing, folder, workers
         self.tell, self.stepped = tell, stepped
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = cores or there
         self._seats: list[_Seat] = []
         self._waiting: deque[Line] = deque()
         self._deaths: Counter[str] = Counter()

@@ -20,7 +20,7 @@ from .answers import Json, Refused, refusal
 from .guard import Guard
 from .queue import Conflict, TooMuch
 from .server import Closed, Gone, Server
-from .store import StoreFull
+from .store import StoreDown, StoreFull
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TooMuch, 429),
     (Conflict, 409),
     (StoreFull, 507),
+    (StoreDown, 503),
     (Closed, 503),
     (Gone, 499),
     (Error, 422),
@@ -114,7 +115,7 @@ async def _told(request: Request, error: Exception) -> Response:
     headers = {}
     if isinstance(error, TooMuch):
         headers["Retry-After"] = str(max(1, min(120, round(error.seconds))))
-    if isinstance(error, Closed):
+    if isinstance(error, Closed | StoreDown):
         headers["Retry-After"] = "5"
     return refusal(request.url.path, status, sentence, headers=headers)
 

@@ -34,17 +34,20 @@ class DataError(Error):
 
 
 class Data:
-    """Open a server's folder, made if it isn't there; held until `close`. Raises DataError."""
+    """Open a server's folder, made if it isn't there; held until `close`. Raises DataError.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    shared: with others that share a database, too; else by this process alone.
+    """
+
+    def __init__(self, folder: Path, shared: bool = False) -> None:
+        self.folder, self.shared = folder, shared
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise DataError(f"the data folder {str(folder)!r} can't be used: {error.strerror}") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             owner = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._lock)
@@ -64,21 +67,23 @@ class Data:
     def identity(self) -> str:
         """The id in the marker, made where there is none."""
         path = self.folder / MARKER
-        if path.exists():
-            return str(read_json(path, error=DataError).get("id", ""))
-        made = secrets.token_hex(8)
-        self._write(path, json.dumps({"id": made}).encode())
-        return made
+        if not path.exists():
+            with contextlib.suppress(FileExistsError):  # another process was quicker
+                self._write(path, json.dumps({"id": secrets.token_hex(8)}).encode(), overwrite=False)
+        return str(read_json(path, error=DataError).get("id", ""))
 
     # --- pictures
 
-    def keep_picture(self, id: str, data: bytes) -> str:
-        """Write a finished picture; its name below the folder. Raises StoreFull and DataError."""
+    def keep_picture(self, id: str, data: bytes, claim: int = 0) -> str:
+        """Write a finished picture; its name below the folder. Raises StoreFull and DataError.
+
+        claim: sets apart what two workers write of one picture, where the first was taken for dead.
+        """
         day = self.folder / "images" / time.strftime("%Y-%m-%d", time.gmtime())
         if not day.exists():
             day.mkdir(exist_ok=True)
             sync_folder(day.parent)
-        path = day / f"{id}.png"
+        path = day / (f"{id}.{claim}.png" if self.shared else f"{id}.png")
         self._write(path, data)
         return path.relative_to(self.folder).as_posix()
 
@@ -90,7 +95,7 @@ class Data:
     def drop(self, name: str) -> None:
         """Delete a picture's file and its small one."""
         (self.folder / name).unlink(missing_ok=True)
-        self.thumb_path(Path(name).stem).unlink(missing_ok=True)
+        self.thumb_path(Path(name).name.partition(".")[0]).unlink(missing_ok=True)
 
     def thumb_path(self, id: str) -> Path:
         """Where a picture's small one lies, if it was made."""
@@ -135,8 +140,22 @@ class Data:
             return None
 
     def drop_snapshot(self, id: str) -> None:
-        """Forget it."""
-        (self.folder / "snapshots" / id).unlink(missing_ok=True)
+        """Forget it, and how it looked."""
+        for name in (id, f"{id}.jpg"):
+            (self.folder / "snapshots" / name).unlink(missing_ok=True)
+
+    def keep_preview(self, id: str, data: bytes) -> None:
+        """Keep how a picture looks so far, for the other processes of a shared folder."""
+        with contextlib.suppress(OSError), replacing(self.folder / "snapshots" / f"{id}.jpg") as draft:
+            draft.write_bytes(data)
+
+    def preview(self, id: str) -> tuple[int, bytes] | None:
+        """How a picture looks so far, and when that was kept (nanoseconds); None where nobody did."""
+        path = self.folder / "snapshots" / f"{id}.jpg"
+        try:
+            return path.stat().st_mtime_ns, path.read_bytes()
+        except OSError:
+            return None
 
     # --- the whole
 
@@ -171,13 +190,15 @@ class Data:
             return False
         return True
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes, overwrite: bool = True) -> None:
         """Write a file so that it is there, whole and on disk, or not at all."""
         try:
-            with replacing(path) as draft, open(draft, "wb") as file:
+            with replacing(path, overwrite) as draft, open(draft, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        except FileExistsError:
+            raise
         except OSError as error:
             if error.errno in FULL:
                 raise StoreFull("the disk is full; nothing was written") from None

@@ -1,22 +1,23 @@
 """Hands pictures of the queue to engines, and brings back what they tell: files, rows, news.
 
 An engine is given the pictures of lowest rank of the models that it holds, until it holds twice what fits into one of
-its ticks. Pictures that an engine died with are drawn alone, until they are finished or given up.
+its ticks. Pictures that an engine died with are drawn alone, until they are finished or given up. On a database that
+several processes share, each has a dispatcher; what they tell each other is in `together`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from ..embedded import MODEL
+from sqlalchemy import Connection
+
 from ..errors import Error, RequestError
 from . import queue
 from .data import Data, DataError
@@ -28,28 +29,15 @@ from .metrics import Metrics
 from .models import Found, ModelIndex
 from .options import ServeOptions
 from .queue import Claimed
-from .store import Store, StoreFull
-from .tables import models
+from .seats import Seat, shown_model, told_of
+from .store import Answer, Store, StoreDown, StoreFull
+from .tables import clock, models, upsert
+from .together import Together
 
-RENEW = 15.0  # seconds between words to the database that engines live
+BEAT = 0.4  # seconds between words to and from other processes
 PROBE = 5.0  # seconds between looks whether a full disk has room again
-TURN = 10.0  # seconds that a model with work runs before another takes its place in memory
-
-FACTS = ("hash", "size", "task", "defaults", "sampler", "xl", "base", "words", "examples")  # that are shown of a model
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Seat:
-    """An engine, and what it has in hand."""
-
-    link: EngineLink
-    aboard: dict[str, Claimed] = field(default_factory=dict)
-    turn: float = 0.0  # when the model that it draws with was loaded
-    told_watched: set[str] = field(default_factory=set)
-    wanted: str | None = None  # a model that there is no room for yet
-    used: dict[str, float] = field(default_factory=dict)  # model -> when it was last needed
 
 
 class Dispatcher:
@@ -60,28 +48,31 @@ class Dispatcher:
     ) -> None:
         self.store, self.data, self.hub, self.index, self.options = store, data, hub, index, options
         self.metrics = metrics
+        self.together = Together(store, data, hub, options.lease) if store.shared else None
         self.seats: list[Seat] = []
         self.descriptions: dict[str, dict[str, Any]] = {}  # by fingerprint, of all files that engines told of
         self.full = False  # the disk is
         self.stopping = False
         self._handing: set[str] = set()  # pictures on their way from the database to an engine, unless cancelled
+        self._down = False  # the database was, a moment ago
+        self._news = False  # this process has something to tell the others at once
+        self._elsewhere: set[str] = set()  # jobs whose previews are wanted by other processes
+        self._landing: set[str] = set()  # finished pictures whose rows are being written
+        self._steps: dict[str, int] = {}  # pictures that others look at -> how far they are
         self._owed: set[str] = set()  # engines whose pictures must go back once the disk has room
         self._awake = asyncio.Event()
-        self._calls: dict[int, asyncio.Future[Message]] = {}
-        self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._known: dict[str, asyncio.Event] = {}
 
     # --- from start to stop
 
     async def start(self) -> None:
-        """Put back what an earlier server had in progress, and start the engines."""
-        now = time.time()
-        await self.store.write(lambda c: queue.died(c, None, now, "the server was killed"))
+        """Put back what an earlier server had in progress, where nobody else can have it, and start the engines."""
+        if self.together is None:
+            await self.store.write(lambda c: queue.died(c, None, clock(c), "the server was killed"))
         for fingerprint, text in await self.store.read(lambda c: c.execute(models.select()).all()):
             self.descriptions[fingerprint] = json.loads(text)
-        count = self.options.engines or 1
-        for _ in range(count):
+        for _ in range(1 if self.options.engines is None else self.options.engines):
             self._seat()
         self._spawn(self._pump())
 
@@ -93,8 +84,9 @@ class Dispatcher:
             "snapshot_every": self.options.snapshot_every,
             "max_rows": self.options.max_rows,
         }
-        link = EngineLink(str(len(self.seats)), start, self._hear, self._died, self.options.engine_command or COMMAND)
-        self.seats.append(Seat(link))
+        name = str(len(self.seats))
+        link = EngineLink(name, start, self._hear, self._died, self.options.engine_command or COMMAND)
+        self.seats.append(Seat(link, name if self.together is None else f"{self.together.id}.{name}"))
         link.begin()
 
     def _threads(self) -> int | None:
@@ -109,9 +101,16 @@ class Dispatcher:
         tasks = [task for task in self._tasks if task.get_name() != "pump"]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
-        now = time.time()
+        owners = [None] if self.together is None else self._owners
         with contextlib.suppress(Error):
-            await self.store.write(lambda c: queue.released(c, None, now))
+            for owner in owners:
+                await self.store.write(partial(_released, owner=owner))
+            if self.together is not None and self.seats:
+                await self.together.leave()
+
+    @property
+    def _owners(self) -> list[str]:
+        return [seat.owner for seat in self.seats]
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -130,7 +129,8 @@ class Dispatcher:
     @property
     def ready(self) -> bool:
         """Whether an engine with a model is there."""
-        return any(seat.link.alive and seat.link.models for seat in self.seats)
+        here = any(seat.link.alive and seat.link.models for seat in self.seats)
+        return here or bool(self.together and self.together.models)
 
     # --- models
 
@@ -138,11 +138,13 @@ class Dispatcher:
         """What is known of a model; it is loaded where that isn't known yet. Raises RequestError."""
         if (known := self.descriptions.get(found.fingerprint)) is not None:
             return known
-        room = self.room
-        if found.bytes > room:
+        if self.together is not None and not self.seats:
+            self.descriptions[found.fingerprint] = await self.together.described(found.fingerprint, found.name, seconds)
+            return self.descriptions[found.fingerprint]
+        if found.bytes > self.room:
             raise RequestError(
                 f"the model {found.name!r} takes {found.bytes / 1e9:.1f} GB, and an engine's models may take "
-                f"{room / 1e9:.1f}; start the server with more --model-memory, or fewer --engines"
+                f"{self.room / 1e9:.1f}; start the server with more --model-memory, or fewer --engines"
             )
         event = self._known.setdefault(found.name, asyncio.Event())
         for seat in self.seats:
@@ -164,21 +166,9 @@ class Dispatcher:
 
     def told(self, found: Found) -> dict[str, Any]:
         """A model as it is shown: whether there is room for it, how long loading it takes, and what engines told."""
-        links = [seat.link for seat in self.seats]
-        known = self.descriptions.get(found.fingerprint)
-        loaded, loading = (any(found.name in group for group in groups) for groups in (
-            [link.models for link in links], [link.loading for link in links],
-        ))  # fmt: skip
-        paces = [one["load_seconds"] / one["bytes"] for one in self.descriptions.values() if one.get("load_seconds")]
-        seconds = (known or {}).get("load_seconds") or (found.bytes * sum(paces) / len(paces) if paces else None)
-        return {
-            "name": found.name,
-            "bytes": found.bytes,
-            "fits": found.bytes <= self.room,
-            "state": "loaded" if loaded else "loading" if loading else "here",
-            "seconds": seconds,
-            **({} if known is None else {name: known.get(name) for name in FACTS}),
-        }
+        return shown_model(
+            found, self.seats, self.descriptions, self.room, self.together.models if self.together else ()
+        )
 
     @property
     def room(self) -> float:
@@ -191,8 +181,8 @@ class Dispatcher:
         rows = [{"fingerprint": fingerprint, "description": json.dumps(one)} for fingerprint, one in told.items()]
 
         def write(connection: Any) -> None:
-            connection.execute(models.delete().where(models.c.fingerprint.in_(list(told))))
-            connection.execute(models.insert(), rows)
+            for row in rows:
+                upsert(connection, models, ("fingerprint",), row)
 
         if rows:
             with contextlib.suppress(StoreFull):
@@ -201,6 +191,8 @@ class Dispatcher:
     @property
     def bit_exact(self) -> bool:
         """Whether every picture has the bytes that it has alone, on all engines."""
+        if self.together is not None and self.together.workers:
+            return self.together.bit_exact
         told = [d for seat in self.seats for d in seat.link.models.values()]
         return bool(told) and all(d.get("bit_exact", False) for d in told)
 
@@ -211,10 +203,10 @@ class Dispatcher:
         task = asyncio.current_task()
         assert task is not None
         task.set_name("pump")
-        renewed = probed = 0.0
+        probed = looked = 0.0
         while not self.stopping:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.25 if self.hub.live else 1.0):
+                async with asyncio.timeout(0.25 if self.hub.live else 1.0 if self.together is None else 0.5):
                     await self._awake.wait()
             self._awake.clear()
             now = time.monotonic()
@@ -222,65 +214,87 @@ class Dispatcher:
                 if self.full and now - probed > PROBE:
                     probed = now
                     await self._probe()
-                if now - renewed > RENEW:
-                    renewed = now
-                    await self._renew()
+                if self.together is not None and now - looked > BEAT:
+                    looked = now
+                    await self._beat(self.together)
                 for seat in self.seats:
-                    self._tell_watched(seat)
+                    seat.tell_watched(self._is_watched)
                     if seat.link.alive and not self.full and not self.stopping:
                         await self._fill(seat)
+                self._down = False
             except StoreFull:
                 self.disk_full()
+            except StoreDown as error:
+                if not self._down:
+                    log.warning("%s; trying again until it can", error)
+                self._down = True
             except Exception:
                 log.exception("handing out failed; trying again")
 
-    async def _renew(self) -> None:
-        now, names = time.time(), [seat.link.name for seat in self.seats if seat.aboard]
+    async def _beat(self, together: Together) -> None:
+        """Where the database is shared: say that we live, hear what is not ours any more, tell how far pictures are."""
+        if self.seats:
+            for job in await together.say(self._owners, told_of(self.seats, self._loadable), now=self._news):
+                log.warning("job %s goes on without the worker that had it", job)
+            self._news = False
+            aboard = {id: picture for seat in self.seats for id, picture in seat.aboard.items()}
+            news = await together.hear(self._owners, {picture.job for picture in aboard.values()})
+            gone = [id for id, picture in aboard.items() if news.held.get(id) != picture.claim]
+            self.cancel([id for id in gone if id not in self._landing])
+            self._elsewhere = set(news.previewed)
+            looked = {id for id, picture in aboard.items() if picture.job in news.watched}
+            steps = {id: step for id, step in self._steps.items() if id in looked}
+            self._steps = {}
+            await together.tell_steps(self._owners, steps)
+            for fingerprint, name in news.wishes.items():
+                await self._grant(fingerprint, name)
+        await together.look({picture.job for seat in self.seats for picture in seat.aboard.values()})
 
-        def write(connection: Any) -> None:
-            for name in names:
-                queue.renew(connection, name, now)
+    @property
+    def all_engines(self) -> list[dict[str, Any]]:
+        """What there is of engines, in the other processes too, for people."""
+        others = self.together.others() if self.together is not None else []
+        return [seat.shown for seat in self.seats] + [one for told in others for one in told["engines"]]
 
-        if names:
-            await self.store.write(write)
+    @property
+    def _loadable(self) -> set[str]:
+        """The models that this process can draw with."""
+        failed = {name for seat in self.seats for name in seat.link.failed_loads}
+        return set(self.index.found["model"]) - failed
 
-    def _tell_watched(self, seat: Seat) -> None:
-        jobs = {picture.job: picture.key for picture in seat.aboard.values()}
-        watched = {job for job, key in jobs.items() if self.hub.watched(job, key)}
-        for job in watched ^ (seat.told_watched & jobs.keys()):
-            seat.link.send("watch", job=job, on=job in watched)
-        seat.told_watched = watched
+    async def _grant(self, fingerprint: str, name: str) -> None:
+        """Load a model that somebody wants to know of, or tell what it is."""
+        if fingerprint in self.descriptions or name not in self._loadable:
+            return
+        told = next((seat.link.models[name] for seat in self.seats if name in seat.link.models), None)
+        if told is not None:
+            await self.remember({fingerprint: told})
+            return
+        seat = min(self.seats, key=lambda seat: len(seat.aboard))
+        if seat.wanted is None:
+            seat.wanted = name
+
+    def _is_watched(self, job: str, key: str) -> bool:
+        return job in self._elsewhere or self.hub.watched(job, key)
 
     async def _fill(self, seat: Seat) -> None:
         """Give an engine pictures while it has room."""
-        rows = await self.store.read(lambda c: queue.waiting(c, None, 256))
+        loadable = None if self.together is None else self._loadable
+        rows = await self.store.read(lambda c: queue.waiting(c, loadable, 256))
         if not seat.link.alive:
             return  # it died meanwhile, and knows nothing of what would be asked of it
         self._choose_models(seat, [row.model for row in rows])
-        loaded = {} if seat.wanted is not None and not self._may_stay(seat, rows) else seat.link.models
-        chosen: list[str] = []
-        held = sum(picture.width for picture in seat.aboard.values())
-        alone = any(picture.deaths for picture in seat.aboard.values())
-        for row in rows:
-            if row.model not in loaded:
-                continue
-            if alone or (row.deaths and (seat.aboard or chosen)):
-                break  # what an engine died with is drawn with nothing else aboard
-            room = 2 * loaded[row.model]["budget"]
-            width = row.cost / max(row.steps, 1)
-            if held and held + width > room:
-                break
-            held += width
-            chosen.append(row.id)
-            alone = bool(row.deaths)
+        chosen = seat.choose(rows)
         if not chosen:
             return
-        now, life = time.time(), seat.link.restarts
+        life, lease = seat.link.restarts, self.options.lease
         claimed: list[Claimed] = []
         handed = 0
         self._handing.update(chosen)
         try:
-            claimed = await self.store.write(lambda c: queue.claim(c, chosen, seat.link.name, now))
+            claimed = await self.store.write(lambda c: queue.claim(c, chosen, seat.owner, clock(c), lease))
+            if len(claimed) < len(chosen):
+                self.wake()  # another worker was quicker; there may be more
             while handed < len(claimed) and await self._submit(seat, claimed[handed], life):
                 handed += 1
         finally:
@@ -290,11 +304,16 @@ class Dispatcher:
 
     async def _give_back(self, seat: Seat, claimed: list[Claimed]) -> None:
         """Pictures that were claimed for an engine and never reached it wait again."""
-        now = time.time()
+
+        def write(connection: Connection) -> None:
+            now = clock(connection)
+            for picture in claimed:
+                queue.put_back(connection, picture.id, picture.claim, now)
+
         try:
-            await self.store.write(lambda c: [queue.put_back(c, picture.id, picture.claim, now) for picture in claimed])
+            await self.store.write(write)
         except StoreFull:
-            self._owed.add(seat.link.name)
+            self._owed.add(seat.owner)
             self.disk_full()
         for picture in claimed:
             self._changed(picture)
@@ -307,8 +326,8 @@ class Dispatcher:
             wanted, words = wanted_for_engine(picture.request, self.index)
             blobs = [await loop.run_in_executor(None, self.data.input, picture.inputs[role]) for role in roles]
         except (RequestError, DataError) as error:
-            sentence, now = str(error), time.time()
-            await self.store.write(lambda c: queue.fail(c, picture.id, picture.claim, now, sentence))
+            sentence = str(error)
+            await self.store.write(lambda c: queue.fail(c, picture.id, picture.claim, clock(c), sentence))
             self._changed(picture)
             return True
         state = await loop.run_in_executor(None, self.data.snapshot, picture.id)
@@ -316,25 +335,8 @@ class Dispatcher:
             return False
         if picture.id not in self._handing:
             return True
-        seat.aboard[picture.id] = picture
-        seat.used[picture.model] = time.monotonic()
         self._changed(picture)
-        seat.link.send(
-            "submit",
-            *blobs,
-            *([] if state is None else [state]),
-            id=picture.id,
-            claim=picture.claim,
-            job=picture.job,
-            index=picture.index,
-            model=picture.model,
-            wanted=wanted,
-            words=words,
-            roles=roles,
-            rank=picture.rank,
-            snapshot=state is not None,
-            watched=self.hub.watched(picture.job, picture.key),
-        )
+        seat.submit(picture, wanted, words, blobs, state, self._is_watched(picture.job, picture.key))
         return True
 
     # --- which models an engine holds
@@ -350,7 +352,7 @@ class Dispatcher:
             seat.wanted = next((name for name in missing if name not in elsewhere or not seat.aboard), None)
         wanted = seat.wanted
         if wanted is None or link.loading:
-            self._make_room(seat, 0.0)
+            seat.make_room(0.0, self.room)
             return
         if wanted in link.models or wanted in link.failed_loads:
             seat.wanted = None
@@ -362,47 +364,28 @@ class Dispatcher:
             seat.wanted = None
             self._spawn(self._fail_model(wanted, link.failed_loads[wanted]))
             return
-        if not self._make_room(seat, self.descriptions.get(found.fingerprint, {}).get("bytes", found.bytes)):
+        if not seat.make_room(self.descriptions.get(found.fingerprint, {}).get("bytes", found.bytes), self.room):
             return  # what is in progress ends first
-        link.loading[wanted] = time.monotonic()
-        seat.turn = time.monotonic()
-        vae = None if found.vae is None else found.vae.path
-        link.send("load", name=wanted, path=_source(found), vae=vae, lora_dir=self.index.path("lora"))
+        seat.load(found, self.index.path("lora"))
         seat.wanted = None
 
-    def _make_room(self, seat: Seat, need: float) -> bool:
-        """Let models go that have nothing in progress, the least recently needed first, until `need` bytes fit; whether
-        they do. The last model stays while nothing else is needed, and a single one is tried whatever it takes."""
-        held = {name: told["bytes"] for name, told in seat.link.models.items()}
-        busy = {picture.model for picture in seat.aboard.values()}
-        room = self.room
-        for name in sorted(held, key=lambda name: seat.used.get(name, 0.0)):
-            if sum(held.values()) + need <= room or (len(held) == 1 and not need):
-                return True
-            if name not in busy:
-                del held[name]
-                seat.link.models.pop(name)
-                seat.link.send("unload", name=name)
-        return not held or sum(held.values()) + need <= room
-
-    def _may_stay(self, seat: Seat, rows: list[Any]) -> bool:
-        """Whether the models that an engine holds go on being given work while another waits for their place."""
-        has_work = any(row.model in seat.link.models for row in rows)
-        return has_work and time.monotonic() - seat.turn < TURN
-
     async def _fail_model(self, name: str, sentence: str) -> None:
-        """A model can't be loaded: the jobs that name it fail."""
-        now = time.time()
+        """A model can't be loaded: the jobs that name it fail, unless another worker may load it."""
+        self._news = True
+        if self.together is not None and any(name in told["models"] for told in self.together.others()):
+            return
 
         def write(connection: Any) -> list[Claimed]:
-            ids = [row.id for row in queue.waiting(connection, [name], 100_000)]
+            now = clock(connection)
+            ids = [row.id for row in queue.waiting(connection, [name], 1000)]
             taken = queue.claim(connection, ids, "failing", now)
             for picture in taken:
                 queue.fail(connection, picture.id, picture.claim, now, sentence)
             return taken
 
-        for picture in await self.store.write(write):
-            self._changed(picture)
+        while failed := await self._written(write):
+            for picture in failed:
+                self._changed(picture)
 
     # --- what engines tell
 
@@ -412,10 +395,15 @@ class Dispatcher:
         if kind == "progress":
             for id, claim, step, steps in message["items"]:
                 if (picture := seat.aboard.get(id)) is not None and picture.claim == claim:
+                    self._steps[id] = step
                     self.hub.progress(picture.job, picture.key, picture.index, step, steps)
         elif kind == "preview":
             if (picture := seat.aboard.get(message["id"])) is not None:
                 self.metrics.previews.inc()
+                if picture.job in self._elsewhere:
+                    await asyncio.get_running_loop().run_in_executor(
+                        None, self.data.keep_preview, picture.id, message.blobs[0]
+                    )
                 self.hub.preview(picture.job, picture.key, picture.index, message.blobs[0])
         elif kind == "finished":
             if (picture := seat.aboard.get(message["id"])) is not None and picture.claim == message["claim"]:
@@ -428,9 +416,6 @@ class Dispatcher:
                 self._spawn(self._keep(picture, message))
         elif kind in ("loaded", "failed_load"):
             await self._loaded(link, message)
-        elif kind == "answer":
-            if (future := self._calls.pop(message["call"], None)) is not None and not future.done():
-                future.set_result(message)
         elif kind == "stats":
             self.metrics.engine(link.name, message.fields)
         elif kind in ("ready", "unloaded"):
@@ -444,6 +429,7 @@ class Dispatcher:
                 fingerprint = self.index.get("model", name).fingerprint
                 await self.remember({fingerprint: description})
             self._more_engines(link, description)
+            self._news = True
         else:
             log.warning("model %s can't be loaded: %s", name, message["error"])
             self._spawn(self._fail_model(name, f"the model {name!r} can't be used: {message['error']}"))
@@ -466,35 +452,54 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         facts = {name: message[name] for name in ("width", "height", "sha256", "infotext", "recipe")}
         facts["warnings"] = json.dumps(message.fields.get("warnings", []))
+        facts["infotext"] = facts["infotext"].replace("\0", "\ufffd")  # which PostgreSQL has no place for
+        self._landing.add(picture.id)
         try:
-            name = await loop.run_in_executor(None, self.data.keep_picture, picture.id, message.blobs[0])
+            name = await loop.run_in_executor(None, self.data.keep_picture, picture.id, message.blobs[0], picture.claim)
             facts |= {"file": name, "bytes": len(message.blobs[0])}
-            now = time.time()
-            counted = await self.store.write(lambda c: queue.finish(c, picture.id, picture.claim, now, **facts))
+
+            def write(connection: Connection) -> tuple[bool, float]:
+                now = clock(connection)
+                return queue.finish(connection, picture.id, picture.claim, now, **facts), now
+
+            counted, now = await self._written(write)
         except (StoreFull, DataError):
             self.disk_full()
             return
+        finally:
+            self._landing.discard(picture.id)
         seat.aboard.pop(picture.id, None)
         self.hub.landed(picture.job, picture.index)
         if counted:
             self.metrics.finished(now - int(picture.job[:11], 16) / 1000)
         else:  # another worker has it, or it was cancelled
             await loop.run_in_executor(None, self.data.drop, name)
-        await loop.run_in_executor(None, self.data.drop_snapshot, picture.id)
+        if counted or self.together is None:
+            await loop.run_in_executor(None, self.data.drop_snapshot, picture.id)
         self._changed(picture)
         self.wake()
 
+    async def _written(self, statement: Callable[[Connection], Answer]) -> Answer:
+        """What a statement answers, however long the database can't be reached. What it tells is small: a picture's
+        file is on disk before its row, and an engine has no more in hand than two of its ticks."""
+        while True:
+            try:
+                return await self.store.write(statement)
+            except StoreDown:
+                await asyncio.sleep(0.5)
+
     async def _fail(self, seat: Seat, picture: Claimed, message: Message) -> None:
-        sentence, again, now = message["error"], message.fields.get("retry", False), time.time()
+        sentence, again = message["error"], message.fields.get("retry", False)
 
         def write(connection: Any) -> None:
+            now = clock(connection)
             if again:
                 queue.put_back(connection, picture.id, picture.claim, now)
             else:
                 queue.fail(connection, picture.id, picture.claim, now, sentence)
 
         try:
-            await self.store.write(write)
+            await self._written(write)
         except StoreFull:
             self.disk_full()
             return
@@ -518,11 +523,10 @@ class Dispatcher:
         self.metrics.restarts.inc()
         aboard, seat.aboard = seat.aboard, {}
         seat.wanted = None
-        now = time.time()
         try:
-            await self.store.write(lambda c: queue.died(c, link.name, now, reason))
+            await self._written(lambda c: queue.died(c, seat.owner, clock(c), reason))
         except StoreFull:
-            self._owed.add(link.name)
+            self._owed.add(seat.owner)
             self.disk_full()
         for picture in aboard.values():
             self.hub.landed(picture.job, picture.index)
@@ -543,15 +547,16 @@ class Dispatcher:
             for picture in seat.aboard.values():
                 seat.link.send("cancel", id=picture.id, claim=picture.claim)
             if seat.aboard:
-                self._owed.add(seat.link.name)
+                self._owed.add(seat.owner)
             seat.aboard.clear()
 
     async def _probe(self) -> None:
         if not await asyncio.get_running_loop().run_in_executor(None, self.data.has_room):
             return
-        now, owed = time.time(), list(self._owed)
+        owed = list(self._owed)
 
         def write(connection: Any) -> list[str]:
+            now = clock(connection)
             return [job for name in owed for job in queue.released(connection, name, now)]
 
         await self.store.write(write)
@@ -578,22 +583,11 @@ class Dispatcher:
         seat = seat or next((seat for seat in self.seats if seat.link.alive), None)
         if seat is None:
             raise RequestError("no engine is ready; try again in a moment")
-        number = next(self._numbers)
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._calls[number] = future
-        seat.link.send("call", *blobs, call=number, name=name, model=model, arguments=arguments)
-        try:
-            async with asyncio.timeout(seconds):
-                answer = await future
-        except TimeoutError:
-            raise RequestError("the engine did not answer; try again in a moment") from None
-        finally:
-            self._calls.pop(number, None)
+        answer = await seat.link.ask(name, *blobs, model=model, seconds=seconds, arguments=arguments)
         if answer["error"] is not None:
             raise RequestError(answer["error"])
         return answer
 
 
-def _source(found: Found) -> str | None:
-    """What `darkroom.load` is given; None: the embedded model, with what comes with it."""
-    return None if found.path == str(MODEL) else found.path
+def _released(connection: Connection, owner: str | None) -> None:
+    queue.released(connection, owner, clock(connection))

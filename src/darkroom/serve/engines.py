@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import RequestError
 from .messages import Message, receive
 
 COMMAND = (sys.executable, "-m", "darkroom.serve.engine_process")
@@ -53,6 +55,8 @@ class EngineLink:
         self._task: asyncio.Task[None] | None = None
         self._deadline = float("inf")
         self._reason = ""
+        self._asked: dict[int, asyncio.Future[Message]] = {}
+        self._numbers = itertools.count()
 
     def begin(self) -> None:
         """Start the process, and start it again whenever it ends."""
@@ -62,6 +66,20 @@ class EngineLink:
         """Send a message; it is lost where the process has just died, as everything that it had is."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(Message(kind, fields, blobs).packed())
+
+    async def ask(self, name: str, *blobs: bytes, model: str, seconds: float, arguments: Mapping[str, Any]) -> Message:
+        """Its answer to a question beside the pictures. Raises RequestError where none comes."""
+        number = next(self._numbers)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        self.send("call", *blobs, call=number, name=name, model=model, arguments=arguments)
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            raise RequestError("the engine did not answer; try again in a moment") from None
+        finally:
+            self._asked.pop(number, None)
 
     def kill(self, reason: str) -> None:
         """End the process at once."""
@@ -106,6 +124,7 @@ class EngineLink:
             pass_fds=(theirs.fileno(),),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for us; it may come before the engine can ignore it
         )
         theirs.close()
         self.pid = self._process.pid
@@ -121,6 +140,9 @@ class EngineLink:
                 if message.kind == "stats":
                     self._deadline = time.monotonic() + GRACE + 60
                     self.stats = dict(message.fields)
+                elif message.kind == "answer":
+                    if (asked := self._asked.get(message["call"])) is not None and not asked.done():
+                        asked.set_result(message)
                 elif message.kind == "ready":
                     self.alive = True
                 elif message.kind == "loaded":

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+GLANCE = 5.0  # seconds after a question for which its answer is kept up to date
 CHANGED, PROGRESS, PREVIEW = KINDS = "changed", "progress", "preview"
 
 
@@ -74,6 +75,7 @@ class Hub:
         self.live: dict[str, Live] = {}
         self._watchers: set[Watcher] = set()
         self._looks: dict[str, float] = {}  # key -> until when previews of its jobs are wanted
+        self._glances: dict[str, float] = {}  # job -> until when its steps are wanted
 
     def changed(self, job: str, key: str, ended: bool = False) -> None:
         """A job is in another state, or has another picture."""
@@ -120,6 +122,22 @@ class Hub:
         """Somebody asks now and then how a key's jobs look, instead of watching: previews are wanted for a while."""
         self._looks[key] = max(self._looks.get(key, 0.0), time.monotonic() + seconds)
 
+    def glance(self, job: str) -> None:
+        """Somebody asked how far a job is, and may ask again."""
+        self._glances[job] = time.monotonic() + GLANCE
+
+    def looked_at(self, kind: str) -> tuple[set[str], set[str], bool] | None:
+        """The jobs, and the keys all of whose jobs, whose news of a kind are wanted, and whether everybody's are; None
+        where none are. Whoever waits for a job's end wants its steps too."""
+        now = time.monotonic()
+        self._glances = {job: until for job, until in self._glances.items() if until > now}
+        self._looks = {key: until for key, until in self._looks.items() if until > now}
+        those = [w for w in self._watchers if kind != PREVIEW or PREVIEW in w.kinds]
+        found = {w.job for w in those if w.job is not None} | (set() if kind == PREVIEW else set(self._glances))
+        keys = {w.key for w in those if w.job is None and w.key is not None} | set(self._looks)
+        all = any(w.job is None and w.key is None for w in those)
+        return (found, keys, all) if found or keys or all else None
+
     def watched(self, job: str, key: str) -> bool:
         """Whether somebody wants to see a job's previews."""
         if self._looks.get(key, 0.0) > time.monotonic():
@@ -144,7 +162,8 @@ class Awaited:
         self._lock = threading.Lock()
 
     def begin(self, state: MutableMapping[str, Any], job: str) -> None:
-        """A request waits for a job."""
+        """A request waits for a job, and for no other that it may have waited for."""
+        self.end(state)
         with self._lock:
             state["awaits"] = job
             self._counts[job] += 1

@@ -16,7 +16,10 @@ class ServeOptions:
 
     Attributes:
         data: its folder; model, models: a model by path or name, and a folder of models (`models.ModelIndex`).
-        engines: engine processes; None: one, or on a processor one a core for small models.
+        database: the address of a PostgreSQL database that other processes share; None: SQLite in the folder.
+        lease: seconds after which another process takes over what one that is not heard of had.
+        engines: engine processes; None: one, or on a processor one a core for small models; 0, on a shared database:
+            none, others draw.
         max_rows: U-Net rows of a tick; None: what suits the device.
         model_memory: bytes that models may take in all engines together.
         snapshot_every: seconds of a picture's running time between snapshots.
@@ -33,6 +36,8 @@ class ServeOptions:
     models: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
+    database: str | None = None
+    lease: float = 30.0
     engines: int | None = None
     max_rows: int | None = None
     model_memory: float = 0.0

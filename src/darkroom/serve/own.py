@@ -426,10 +426,7 @@ async def server_info(request: Request) -> Response:
             "key": owner.name or None,
             "keys_needed": server.keys.needed,
             "queue": await server.store.read(queue.counts),
-            "engines": [
-                {"alive": seat.link.alive, "models": list(seat.link.models), "aboard": len(seat.aboard)}
-                for seat in server.dispatcher.seats
-            ],
+            "engines": server.dispatcher.all_engines,
         }
     )
 

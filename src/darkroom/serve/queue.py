@@ -10,21 +10,21 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-import time
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, select, update
 
 from ..engine.scheduler import rank
 from ..errors import Error
 from .engines import DEATHS_ALONE, deaths_after, given_up
-from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, job_inputs, jobs, pictures
+from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, clock, job_inputs, jobs, one_at_a_time, pictures
 
 REPEATED = 900.0  # seconds after its end in which a job is still what a repeated request gets
 IDEMPOTENT = 86400.0  # seconds that an Idempotency-Key stands for its job
-LEASE = 60.0  # seconds that a worker's claim holds without a word from it
+LEASE = 30.0  # seconds that a worker's claim holds without a word from it
 
 _sequence = itertools.count(secrets.randbelow(1 << 12))
 
@@ -80,6 +80,7 @@ class NewJob:
 def admit(connection: Connection, new: NewJob, limits: Limits, now: float) -> str:
     """Write a job and its pictures; its id. Raises TooMuch and Conflict, and then nothing is written."""
     live = jobs.c.state.in_(LIVE)
+    one_at_a_time(connection, f"admit {new.key}")
     if (
         new.alias is not None
         and connection.execute(select(jobs.c.id).where(jobs.c.key == new.key, jobs.c.alias == new.alias, live)).first()
@@ -97,15 +98,16 @@ def admit(connection: Connection, new: NewJob, limits: Limits, now: float) -> st
         raise TooMuch(f"you have {count:,} unfinished jobs, as many as you may; wait for one", seconds / max(count, 1))
     if count and cost + new.cost > limits.cost:
         raise TooMuch(f"your unfinished jobs cost {cost:,.0f} of {limits.cost:,.0f}; wait for them", seconds)
-    id = new_id(now)
+    id, place = new_id(now), rank(now, new.seconds, seconds)
     connection.execute(
         insert(jobs).values(
             id=id,
             key=new.key,
             dialect=new.dialect,
             state=QUEUED,
-            rank=rank(now, new.seconds, seconds),
+            rank=place,
             created=now,
+            changed=now,
             version=new.version,
             request=new.request,
             model=new.model,
@@ -127,6 +129,7 @@ def admit(connection: Connection, new: NewJob, limits: Limits, now: float) -> st
                 "number": i,
                 "seed": str(seed),
                 "state": QUEUED,
+                "rank": place,
                 "claim": 0,
                 "deaths": 0,
                 "step": 0,
@@ -190,60 +193,80 @@ def waiting(connection: Connection, models: Iterable[str] | None, most: int) -> 
         (jobs.c.cost / jobs.c.n).label("cost"),
         (jobs.c.seconds / jobs.c.n).label("seconds"),
         pictures.c.steps,
-        jobs.c.rank,
+        pictures.c.rank,
     ).join(jobs, jobs.c.id == pictures.c.job)
     wanted = wanted.where(pictures.c.state == QUEUED)
     if models is not None:
         wanted = wanted.where(jobs.c.model.in_(list(models)))
-    return list(connection.execute(wanted.order_by(jobs.c.rank, jobs.c.id, pictures.c.number).limit(most)))
+    return list(connection.execute(wanted.order_by(pictures.c.rank, pictures.c.job, pictures.c.number).limit(most)))
 
 
-def claim(connection: Connection, ids: Sequence[str], owner: str, now: float) -> list[Claimed]:
+def claim(connection: Connection, ids: Sequence[str], owner: str, now: float, lease: float = LEASE) -> list[Claimed]:
     """Take pictures that wait, for a worker; those that another took, or that were cancelled, are left out."""
+    free = select(pictures.c.id).where(pictures.c.id.in_(list(ids)), pictures.c.state == QUEUED)
     taken = connection.execute(
         update(pictures)
-        .where(pictures.c.id.in_(list(ids)), pictures.c.state == QUEUED)
-        .values(state=RUNNING, claim=pictures.c.claim + 1, lease_owner=owner, lease_until=now + LEASE)
+        .where(pictures.c.id.in_(free.with_for_update(skip_locked=True)))
+        .values(state=RUNNING, claim=pictures.c.claim + 1, lease_owner=owner, lease_until=now + lease)
         .returning(pictures.c.id)
     ).scalars()
     rows = connection.execute(
-        select(pictures, jobs.c.rank, jobs.c.model, jobs.c.request, jobs.c.cost, jobs.c.seconds, jobs.c.n)
+        select(pictures, jobs.c.model, jobs.c.request, jobs.c.cost, jobs.c.seconds, jobs.c.n)
         .join(jobs, jobs.c.id == pictures.c.job)
         .where(pictures.c.id.in_(list(taken)))
-        .order_by(jobs.c.rank, jobs.c.id, pictures.c.number)
+        .order_by(pictures.c.rank, pictures.c.job, pictures.c.number)
     ).all()
-    found = []
-    for row in rows:
-        found.append(
-            Claimed(
-                id=row.id,
-                job=row.job,
-                key=row.key,
-                index=row.number,
-                claim=row.claim,
-                deaths=row.deaths,
-                rank=row.rank,
-                model=row.model,
-                request=row.request,
-                inputs=inputs_of(connection, row.job),
-                cost=row.cost / row.n,
-                seconds=row.seconds / row.n,
-                steps=row.steps,
-                of=row.n,
-            )
+    ofs = {row.job for row in rows}
+    made_of: dict[str, dict[str, str]] = {job: {} for job in ofs}
+    for row in connection.execute(select(job_inputs).where(job_inputs.c.job.in_(ofs))):
+        made_of[row.job][row.role] = row.sha256
+    found = [
+        Claimed(
+            id=row.id,
+            job=row.job,
+            key=row.key,
+            index=row.number,
+            claim=row.claim,
+            deaths=row.deaths,
+            rank=row.rank,
+            model=row.model,
+            request=row.request,
+            inputs=made_of[row.job],
+            cost=row.cost / row.n,
+            seconds=row.seconds / row.n,
+            steps=row.steps,
+            of=row.n,
         )
-    for job in {row.job for row in rows}:
-        settle(connection, job, now)
+        for row in rows
+    ]
+    settle(connection, ofs, now)
     return found
 
 
-def renew(connection: Connection, owner: str, now: float) -> None:
-    """A worker's word that it is alive."""
+def renew(connection: Connection, owners: Sequence[str], now: float, lease: float = LEASE) -> None:
+    """A worker's word that it is alive, for all that its engines hold."""
     connection.execute(
         update(pictures)
-        .where(pictures.c.lease_owner == owner, pictures.c.state == RUNNING)
-        .values(lease_until=now + LEASE)
+        .where(pictures.c.lease_owner.in_(list(owners)), pictures.c.state == RUNNING)
+        .values(lease_until=now + lease)
     )
+
+
+def held(connection: Connection, owners: Sequence[str]) -> dict[str, int]:
+    """What a worker's engines hold, by the rows: id -> claim."""
+    mine = (pictures.c.lease_owner.in_(list(owners)), pictures.c.state == RUNNING)
+    return {row.id: row.claim for row in connection.execute(select(pictures.c.id, pictures.c.claim).where(*mine))}
+
+
+def progress(connection: Connection, steps: Mapping[str, int], owners: Sequence[str], now: float) -> None:
+    """How far a worker's pictures are, for those who look from other processes: one statement for all."""
+    if not steps:
+        return
+    mine = (pictures.c.id.in_(list(steps)), pictures.c.lease_owner.in_(list(owners)), pictures.c.state == RUNNING)
+    moved = update(pictures).where(*mine).values(step=case(dict(steps), value=pictures.c.id, else_=pictures.c.step))
+    changed = set(connection.execute(moved.returning(pictures.c.job)).scalars())
+    _lock(connection, changed)
+    connection.execute(update(jobs).where(jobs.c.id.in_(changed)).values(changed=now))
 
 
 # --- what workers report: True if it still counted
@@ -257,7 +280,7 @@ def _report(connection: Connection, id: str, claim: int, now: float, **values: A
         .returning(pictures.c.job)
     ).scalar_one_or_none()
     if changed is not None:
-        settle(connection, changed, now)
+        settle(connection, [changed], now)
     return changed is not None
 
 
@@ -285,10 +308,21 @@ def kept(connection: Connection, id: str, claim: int, step: int) -> bool:
 def died(connection: Connection, owner: str | None, now: float, reason: str) -> list[str]:
     """A worker (None: all that there were) has died: what it had goes back, to be drawn alone, or is given up after
     `DEATHS_ALONE` deaths with nothing else aboard. The jobs that changed."""
-    held = [pictures.c.state == RUNNING] + ([] if owner is None else [pictures.c.lease_owner == owner])
-    rows = connection.execute(select(pictures.c.id, pictures.c.job, pictures.c.deaths).where(*held)).all()
+    return _lost(connection, [] if owner is None else [pictures.c.lease_owner == owner], now, reason)
+
+
+def expired(connection: Connection, now: float) -> list[str]:
+    """Workers that have not been heard of for a lease are taken for dead. The jobs that changed."""
+    return _lost(connection, [pictures.c.lease_until < now], now, "its worker was not heard of any more")
+
+
+def _lost(connection: Connection, which: list[Any], now: float, reason: str) -> list[str]:
+    wanted = select(pictures.c.id, pictures.c.job, pictures.c.deaths, pictures.c.lease_owner)
+    wanted = wanted.where(pictures.c.state == RUNNING, *which).with_for_update(skip_locked=True)
+    rows = connection.execute(wanted).all()
+    aboard = Counter(row.lease_owner for row in rows)
     for row in rows:
-        deaths = deaths_after(row.deaths, alone=len(rows) == 1)
+        deaths = deaths_after(row.deaths, alone=aboard[row.lease_owner] == 1)
         told = {"state": FAILED, "error": given_up(reason)} if deaths > DEATHS_ALONE else {}
         connection.execute(
             update(pictures)
@@ -296,8 +330,7 @@ def died(connection: Connection, owner: str | None, now: float, reason: str) -> 
             .values(**({"state": QUEUED} | told), deaths=deaths, lease_owner=None, lease_until=None)
         )
     changed = list(dict.fromkeys(row.job for row in rows))
-    for job in changed:
-        settle(connection, job, now)
+    settle(connection, changed, now)
     return changed
 
 
@@ -308,8 +341,7 @@ def released(connection: Connection, owner: str | None, now: float) -> list[str]
         update(pictures).where(*held).values(state=QUEUED, lease_owner=None, lease_until=None).returning(pictures.c.job)
     ).scalars()
     jobs_changed = list(dict.fromkeys(changed))
-    for job in jobs_changed:
-        settle(connection, job, now)
+    settle(connection, jobs_changed, now)
     return jobs_changed
 
 
@@ -327,28 +359,47 @@ def cancel(connection: Connection, job: str, now: float, waiting: bool = True) -
         .where(pictures.c.job == job, pictures.c.state.in_(LIVE if waiting else (RUNNING,)))
         .values(state=CANCELLED, lease_owner=None, lease_until=None)
     )
-    settle(connection, job, now)
+    settle(connection, [job], now)
     return running
 
 
-def settle(connection: Connection, job: str, now: float) -> None:
-    """Bring a job's state up to its pictures'."""
-    by_state = select(pictures.c.state, func.count()).where(pictures.c.job == job).group_by(pictures.c.state)
-    counts: dict[str, int] = {row[0]: row[1] for row in connection.execute(by_state)}
-    if RUNNING in counts or (QUEUED in counts and FINISHED in counts):
-        state = RUNNING
-    elif QUEUED in counts:
-        state = QUEUED
-    else:
-        state = next(state for state in (CANCELLED, FAILED, FINISHED) if state in counts)
-    told: dict[str, Any] = {"state": state}
-    if state not in LIVE:
-        told["finished"] = now
+def settle(connection: Connection, ids: Iterable[str], now: float) -> None:
+    """Bring jobs' states up to their pictures'."""
+    wanted = _lock(connection, ids)
+    by_state = select(pictures.c.job, pictures.c.state, func.count()).where(pictures.c.job.in_(wanted))
+    counts: dict[str, dict[str, int]] = {}
+    for job, state, count in connection.execute(by_state.group_by(pictures.c.job, pictures.c.state)):
+        counts.setdefault(job, {})[state] = count
+    settled: dict[str, list[str]] = {}
+    for job, found in counts.items():
+        settled.setdefault(_state(found), []).append(job)
+    for state, members in settled.items():
+        told: dict[str, Any] = {"state": state, "changed": now}
+        if state not in LIVE:
+            told["finished"] = now
         if state == FAILED:
-            told["error"] = connection.execute(
-                select(pictures.c.error).where(pictures.c.job == job, pictures.c.state == FAILED).limit(1)
-            ).scalar_one()
-    connection.execute(update(jobs).where(jobs.c.id == job).values(**told))
+            failed = (pictures.c.job == jobs.c.id, pictures.c.state == FAILED)
+            told["error"] = select(func.min(pictures.c.error)).where(*failed).scalar_subquery()
+        connection.execute(update(jobs).where(jobs.c.id.in_(members)).values(**told))
+
+
+def _state(counts: Mapping[str, int]) -> str:
+    """A job's state from its pictures'."""
+    if RUNNING in counts or (QUEUED in counts and FINISHED in counts):
+        return RUNNING
+    if QUEUED in counts:
+        return QUEUED
+    return next(state for state in (CANCELLED, FAILED, FINISHED) if state in counts)
+
+
+def _lock(connection: Connection, ids: Iterable[str]) -> list[str]:
+    """Hold jobs' rows to the end of the transaction, always in one order; what others did to their pictures before is
+    seen by the next statement. (Two workers that finish a job's last pictures must not both see the other's running.)
+    """
+    wanted = sorted(set(ids))
+    if wanted and connection.dialect.name == "postgresql":
+        connection.execute(select(jobs.c.id).where(jobs.c.id.in_(wanted)).order_by(jobs.c.id).with_for_update())
+    return wanted
 
 
 # --- looking
@@ -369,6 +420,7 @@ def same(connection: Connection, new: NewJob, repeat: bool, awaited: Container[s
     its sender says that it is a repeat: the newest that asked the same, that nobody waits for (`awaited`: who does),
     and that is unfinished or was finished a short while ago.
     """
+    one_at_a_time(connection, f"admit {new.key}")
     if new.idempotency is not None:
         row = connection.execute(
             select(jobs.c.id, jobs.c.digest)
@@ -474,7 +526,7 @@ def counts(connection: Connection) -> dict[str, int]:
 def oldest(connection: Connection) -> float:
     """The age in seconds of the job that has waited longest."""
     since = connection.execute(select(func.min(jobs.c.created)).where(jobs.c.state == QUEUED)).scalar_one()
-    return 0.0 if since is None else max(0.0, time.time() - since)
+    return 0.0 if since is None else max(0.0, clock(connection) - since)
 
 
 def forget(connection: Connection, job: str) -> None:

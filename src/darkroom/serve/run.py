@@ -58,12 +58,17 @@ def run(options: ServeOptions, announce: Callable[[Server], None]) -> int:
 
     announce: called once when requests are answered.
     """
+    log_to_stderr()
+    return asyncio.run(_serve(options, announce))
+
+
+def log_to_stderr() -> None:
+    """Write our log as JSON lines."""
     log = logging.getLogger("darkroom")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    return asyncio.run(_serve(options, announce))
 
 
 async def _serve(options: ServeOptions, announce: Callable[[Server], None]) -> int:

@@ -9,14 +9,12 @@ import asyncio
 import json
 import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from .. import __version__
 from ..errors import RequestError
@@ -33,7 +31,7 @@ from .options import ServeOptions
 from .queue import Limits, NewJob
 from .retention import Retention
 from .store import Store, StoreFull
-from .tables import LIVE, inputs, pictures, preferences
+from .tables import LIVE, clock, inputs, one_at_a_time, pictures, preferences, upsert
 from .uploads import Upload, received
 
 RESCAN = 60.0  # seconds between looks into the models' folder
@@ -60,6 +58,27 @@ class Brought:
             _write_input(connection, key, upload, now)
 
 
+def open_store(options: ServeOptions) -> Store:
+    """The database of a server or worker. Raises StoreError and StoreDown."""
+    if options.database is None:
+        return Store(options.data)
+    from .postgres import PostgresStore
+
+    return PostgresStore(options.database)
+
+
+async def same_folder(store: Store, data: Data) -> str:
+    """See that a folder is the one that its database was begun with, for all processes that share them; the secret of
+    cookies and signed addresses. Raises DataError."""
+    secret, identity = await store.write(lambda c: _own(c, data.identity()))
+    if identity != data.identity():
+        raise DataError(
+            f"{data.folder} is not the folder that its database was begun with; is a disk not mounted, or another "
+            "machine's folder of that name? (its darkroom.json is of another)"
+        )
+    return secret
+
+
 class Closed(Exception):
     """The server is stopping: nothing is taken in any more."""
 
@@ -72,9 +91,9 @@ class Server:
         self.index = ModelIndex(options.models, options.model)
         open_to_others = options.host not in LOOPBACK and options.keys is None
         self.keys = Keys(options.keys, new_key() if open_to_others else None)
-        self.data = Data(options.data)
+        self.data = Data(options.data, shared=options.database is not None)
         try:
-            self.store = Store(options.data)
+            self.store = open_store(options)
         except BaseException:
             self.data.close()
             raise
@@ -98,12 +117,7 @@ class Server:
 
     async def start(self) -> None:
         """Know the folder, put back what was in progress, start the engines. Raises DataError for another's folder."""
-        secret, identity = await self.store.write(lambda c: _own(c, self.data.identity()))
-        if identity != self.data.identity():
-            raise DataError(
-                f"{self.options.data} is not the folder that its database was begun with; "
-                "is a disk not mounted? (its darkroom.json is of another)"
-            )
+        secret = await same_folder(self.store, self.data)
         self.signer = Signer(bytes.fromhex(secret))
         await self.retention.sweep()
         await self.dispatcher.start()
@@ -143,7 +157,7 @@ class Server:
 
     async def keep_input(self, owner: Owner, upload: Upload) -> None:
         """Write an upload's row: from now on its key may name it."""
-        await self.store.write(lambda c: _write_input(c, owner.name, upload, time.time()))
+        await self.store.write(lambda c: _write_input(c, owner.name, upload, clock(c)))
 
     async def input_size(self, owner: Owner, sha256: str) -> tuple[int, int]:
         """The size of an input of a key. Raises RequestError for one that it doesn't have."""
@@ -181,9 +195,9 @@ class Server:
         job = await self.in_pool(priced, wanted, brought.description, brought.sizes, self.index)
         names = {"idempotency": idempotency, "digest": digest, "alias": alias}
         new, limits = self.new_job(owner, dialect, job, brought, **names), self.limits(owner)
-        now = time.time()
 
         def write(connection: Connection) -> str:
+            now = clock(connection)
             id = queue.same(connection, new, repeat, self.awaited, now)
             if id is None:
                 brought.write(connection, owner.name, now)
@@ -261,9 +275,11 @@ class Server:
     def seconds_per_unit(self, description: Mapping[str, Any]) -> float:
         """What a row of a megapixel takes, by what engines measured."""
         told = [seat.link.stats.get("seconds_per_unit") for seat in self.dispatcher.seats]
+        if (together := self.dispatcher.together) is not None:
+            told += [worker["speed"] for worker in together.others()]
         known = [float(value) for value in told if value]
         usual: float = 5e-8 * description["parameters"]  # about a core's speed
-        return (sum(known) / len(known) if known else usual) / max(len(self.dispatcher.seats), 1)
+        return (sum(known) / len(known) if known else usual) / max(len(self.dispatcher.all_engines), 1)
 
     async def view(self, owner: Owner, job: str) -> dict[str, Any] | None:
         """A job as it is told, with how far its pictures in progress are; None where the key has no such job."""
@@ -273,7 +289,10 @@ class Server:
             row = queue.find(connection, job, owner.reach)
             return None if row is None else queue.view(connection, row, live.get(row.id, {}))
 
-        return await self.store.read(read)
+        found = await self.store.read(read)
+        if found is not None and self.store.shared and found["state"] in LIVE:
+            self.hub.glance(found["id"])
+        return found
 
     async def views(self, owner: Owner, states: Sequence[str], most: int = 1000) -> list[dict[str, Any]]:
         """A key's jobs in these states, newest first."""
@@ -324,9 +343,9 @@ class Server:
     async def cancel(self, owner: Owner, job: str, waiting: bool = True) -> bool:
         """End a job's unfinished pictures, or (waiting False) those that are being drawn; False where the key has no
         such job."""
-        now = time.time()
 
         def write(connection: Connection) -> tuple[str, str, list[str]] | None:
+            now = clock(connection)
             row = queue.find(connection, job, owner.reach)
             if row is None:
                 return None
@@ -369,11 +388,11 @@ class Server:
 
         def write(connection: Connection) -> None:
             for name, value in values.items():
-                mine = (preferences.c.key == f"key:{owner.name}", preferences.c.name == name)
-                connection.execute(preferences.delete().where(*mine))
-                if value is not None:
-                    row = {"key": f"key:{owner.name}", "name": name, "value": json.dumps(value)}
-                    connection.execute(preferences.insert().values(**row))
+                mine = {"key": f"key:{owner.name}", "name": name}
+                if value is None:
+                    connection.execute(preferences.delete().filter_by(**mine))
+                else:
+                    upsert(connection, preferences, ("key", "name"), mine | {"value": json.dumps(value)})
 
         await self.store.write(write)
 
@@ -384,16 +403,16 @@ class Gone(Exception):
 
 def _own(connection: Connection, identity: str) -> tuple[str, str]:
     """The server's secret and its folder's id, made at the first start."""
+    one_at_a_time(connection, "own")
     wanted = select(preferences.c.name, preferences.c.value).where(preferences.c.key == SERVER)
     known = {row.name: row.value for row in connection.execute(wanted)}
     for name, value in (("secret", secrets.token_hex(32)), ("identity", identity)):
         if name not in known:
             known[name] = value
-            connection.execute(preferences.insert().values(key=SERVER, name=name, value=value))
+            upsert(connection, preferences, ("key", "name"), {"key": SERVER, "name": name, "value": value})
     return known["secret"], known["identity"]
 
 
 def _write_input(connection: Connection, key: str, upload: Upload, now: float) -> None:
     row = {"width": upload.width, "height": upload.height, "bytes": len(upload.png), "created": now}
-    statement = upsert(inputs).values(key=key, sha256=upload.sha256, **row)
-    connection.execute(statement.on_conflict_do_update(index_elements=["key", "sha256"], set_={"created": now}))
+    upsert(connection, inputs, ("key", "sha256"), {"key": key, "sha256": upload.sha256, **row}, created=now)

@@ -32,8 +32,18 @@ class StoreFull(Error):
     """The disk is full: nothing was written."""
 
 
+class StoreDown(Error):
+    """The database can't be reached now: nothing was written, or nobody knows whether; asked again it may."""
+
+
 class Store:
-    """Open a database below `folder`, which must exist, and bring it to the newest version. Raises StoreError."""
+    """Open a database below `folder`, which must exist, and bring it to the newest version. Raises StoreError.
+
+    Attributes:
+        shared: other processes may use the database, too.
+    """
+
+    shared = False
 
     def __init__(self, folder: Path) -> None:
         self._engine = _sqlite(folder / "darkroom.sqlite")
@@ -120,10 +130,15 @@ def _told(error: BaseException) -> BaseException:
     """A fault of the database in our words."""
     if not isinstance(error, OperationalError):
         return error
-    text = str(error.orig)
+    text = told_of_text(error)
     if "disk is full" in text or "disk I/O error" in text:
         return StoreFull("the disk is full; nothing was written")
     return StoreError(f"the database can't be used: {text}")
+
+
+def told_of_text(error: BaseException) -> str:
+    """What a database's driver says, in one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:300]
 
 
 def _sqlite(path: Path) -> Engine:

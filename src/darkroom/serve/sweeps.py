@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import io
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -34,7 +33,7 @@ from .jobs import Priced, Wanted, body_schema, priced, read_wanted
 from .keys import Owner
 from .own import job_body
 from .server import Brought, Server
-from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, jobs, pictures, sweeps
+from .tables import CANCELLED, FAILED, FINISHED, LIVE, QUEUED, RUNNING, clock, jobs, pictures, sweeps
 
 MOST = 400  # cells
 LISTED = 200  # sweeps of one answer
@@ -76,9 +75,10 @@ async def new_sweep(request: Request) -> Response:
     brought = await server.bring(owner, wanted)
     cells = await server.in_pool(_priced, sweep, wanted, brought, server)
     new = [server.new_job(owner, "own", job, brought) for job in cells]
-    limits, now = server.limits(owner), time.time()
+    limits = server.limits(owner)
 
     def write(connection: Connection) -> tuple[str, list[str]]:
+        now = clock(connection)
         brought.write(connection, owner.name, now)
         ids = [queue.admit(connection, one, limits, now) for one in new]
         id = queue.new_id(now)

@@ -7,7 +7,9 @@ as they came; texts hold no lone surrogates (requests are ASCII JSON).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -21,17 +23,21 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
     insert,
     inspect,
     select,
+    text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import Error
 
 QUEUED, RUNNING, FINISHED, FAILED, CANCELLED = "queued", "running", "finished", "failed", "cancelled"
 LIVE = (QUEUED, RUNNING)
 
+LOCK = 0x6461726B  # of PostgreSQL's advisory locks: ours
 metadata = MetaData()
 
 schema = Table("schema", metadata, Column("version", Integer, nullable=False))
@@ -65,7 +71,13 @@ jobs = Table(
     Column("digest", String(64)),  # of what was asked, to know a repeat
     Column("alias", String(300)),  # another name that its sender gave it
     Column("error", Text),
+    # Where several processes share the database (`together`), by its clock: when the job last changed, and until when
+    # somebody looks at its steps, or at its previews.
+    Column("changed", Float, nullable=False, server_default="0"),
+    Column("watched", Float, nullable=False, server_default="0"),
+    Column("previewed", Float, nullable=False, server_default="0"),
     Index("jobs_by_key", "key", "state", "created"),
+    Index("jobs_by_change", "changed"),
     Index("jobs_by_rank", "state", "rank"),
     Index("jobs_by_digest", "key", "digest"),
     Index("jobs_by_idempotency", "key", "idempotency"),
@@ -81,11 +93,12 @@ pictures = Table(
     Column("number", Integer, nullable=False),  # 0 to n - 1, in its job
     Column("seed", String(20), nullable=False),  # up to 2^64, which no integer column holds
     Column("state", String(20), nullable=False),
+    Column("rank", Float, nullable=False, server_default="0"),  # the job's
     Column("claim", Integer, nullable=False),  # rises with every claim: a fencing token
     Column("deaths", Integer, nullable=False),  # of engines and servers with it aboard
     Column("lease_owner", String(100)),
     Column("lease_until", Float),
-    Column("step", Integer, nullable=False),  # of its newest snapshot
+    Column("step", Integer, nullable=False),  # of its newest snapshot, or as far as is known
     Column("steps", Integer, nullable=False),
     Column("file", String(300)),  # below DATA; empty again when the file was let go
     Column("bytes", BigInteger),
@@ -102,7 +115,8 @@ pictures = Table(
     Column("created", Float),  # when it was finished
     Column("deleted", Float),
     Index("pictures_by_job", "job", "number"),
-    Index("pictures_by_state", "state"),
+    Index("pictures_by_rank", "state", "rank", "job", "number"),
+    Index("pictures_by_owner", "lease_owner"),
     Index("pictures_by_time", "key", "state", "created", "id"),
 )
 
@@ -148,6 +162,24 @@ preferences = Table(
     Column("value", Text, nullable=False),
 )
 
+# Processes with engines on a database that several share; `told`: what they have and are, as JSON.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(100), primary_key=True),
+    Column("seen", Float, nullable=False),
+    Column("told", Text, nullable=False),
+)
+
+# Models that somebody wants to know of, for a worker to load.
+wishes = Table(
+    "wishes",
+    metadata,
+    Column("fingerprint", String(200), primary_key=True),  # under which it shall be told
+    Column("model", String(300), nullable=False),
+    Column("asked", Float, nullable=False),
+)
+
 
 class StoreError(Error):
     """The database can't be used: of a newer version, broken, or held by another server."""
@@ -161,12 +193,30 @@ def _sweeps(connection: Connection) -> None:
     sweeps.create(connection, checkfirst=True)
 
 
+def _together(connection: Connection) -> None:
+    """Ranks on pictures, so that the next ones are found by an index; what processes tell each other."""
+    metadata.create_all(connection)
+    there = inspect(connection)
+    for table, names in ((jobs, ("changed", "watched", "previewed")), (pictures, ("rank",))):
+        known = {column["name"] for column in there.get_columns(table.name)}
+        for name in names:
+            if name not in known:
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} FLOAT NOT NULL DEFAULT 0"))
+    connection.execute(
+        update(pictures).values(rank=select(jobs.c.rank).where(jobs.c.id == pictures.c.job).scalar_subquery())
+    )
+    connection.execute(text("DROP INDEX IF EXISTS pictures_by_state"))
+    for index in (*jobs.indexes, *pictures.indexes):
+        index.create(connection, checkfirst=True)
+
+
 # A database is brought up by the functions behind its version, each in one transaction. Only ever append.
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first, _sweeps)
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first, _sweeps, _together)
 
 
 def migrate(connection: Connection) -> None:
     """Bring a database to the newest version, in the transaction that is open. Raises StoreError for a newer one."""
+    one_at_a_time(connection, "migrate")
     found = 0
     if inspect(connection).has_table("schema"):
         found = connection.execute(select(schema.c.version)).scalar_one()
@@ -180,3 +230,23 @@ def migrate(connection: Connection) -> None:
         connection.execute(insert(schema).values(version=len(MIGRATIONS)))
     elif found < len(MIGRATIONS):
         connection.execute(update(schema).values(version=len(MIGRATIONS)))
+
+
+def clock(connection: Connection) -> float:
+    """Seconds since 1970 by the clock that all who share the database see: its own."""
+    if connection.dialect.name != "postgresql":
+        return time.time()
+    return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+
+
+def one_at_a_time(connection: Connection, what: str) -> None:
+    """To the end of its transaction, nobody else is past this line for the same purpose. SQLite has one writer."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(LOCK, func.hashtext(what))))
+
+
+def upsert(connection: Connection, table: Table, keys: Sequence[str], row: Mapping[str, Any], **changed: Any) -> None:
+    """Insert a row, or change what is `changed` (nothing: all of it) of the one that has these keys already."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(**row)
+    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed or dict(row)))
