@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { asked, EMPTY, fromRecipe, merged, shown, tagged, weighed } from '../src/state/recipe'
+import { dragged, laidOut } from '../src/state/border'
 import { bare } from '../src/state/png'
 import { fitted, held, placed, zoomed } from '../src/zoom'
 
@@ -113,5 +114,28 @@ describe('an original', () => {
   it('lies where it was extended from', () => {
     expect(placed(128, 64, [32, 0, 0, 16])).toEqual([0.25, 0, 0.75, 0.75])
     expect(placed(128, 64, null)).toEqual([0, 0, 1, 1])
+  })
+})
+
+describe('a border', () => {
+  const picture = { width: 100, height: 60 }
+  const most = { side: 256, pixels: 200 * 200 }
+  const none = [0, 0, 0, 0] as const
+  it('goes outwards on a grid of 8, and not into the picture', () => {
+    expect(dragged(none, [1, 0], [21, 999], picture, most)).toEqual([0, 0, 24, 0])
+    expect(dragged([16, 8, 0, 0], [-1, -1], [-99, 5], picture, most)).toEqual([0, 16, 0, 0])
+    expect(dragged(none, [0, 1], [50, -5], picture, most)).toEqual(none)
+  })
+  it('ends at what the server draws', () => {
+    expect(dragged(none, [1, 0], [9999, 0], picture, most)).toEqual([0, 0, 152, 0])
+    const [left, top, right, bottom] = dragged(none, [1, 1], [9999, 9999], picture, most)
+    expect((100 + left + right) * (60 + top + bottom)).toBeLessThanOrEqual(most.pixels)
+    expect(right % 8 || bottom % 8).toBe(0)
+  })
+  it('is shown whole, with the picture where it is', () => {
+    const { scale, x, y } = laidOut(picture, [20, 0, 0, 40], { width: 240, height: 240 })
+    expect(scale).toBe(240 / 144)
+    expect(x - 20 * scale).toBeCloseTo(240 - (x + 100 * scale))
+    expect(y).toBeCloseTo(240 - (y + 100 * scale))
   })
 })

@@ -150,3 +150,48 @@ def test_a_mask_is_loaded_turned_around_saved_and_painted_by_a_pen(
     assert mask.crop((0, 0, 48, 64)).getextrema() == (255, 255)
     light, hard = (sum(value > 0 for value in mask.crop((x, 0, x + 24, 64)).tobytes()) for x in (48, 72))
     assert 0 < 4 * light < hard
+
+
+def test_a_border_is_dragged_outwards_and_that_is_drawn(serve: Callable[..., Running], browse: Opened) -> None:
+    server = serve()
+    server.ended(server.post(prompt="an owl", width=96, height=64)["id"])
+    page = browse(server, "/#gallery", ".cells li")
+    page.click(".cells [data-at]")
+    page.click("dialog.viewer >> text=Start from it")
+    page.click("summary >> text=Extend the picture")
+    page.wait_for_selector(".extend .handle")
+    until(page, "document.querySelector('.extend img').getBoundingClientRect().width > 50")
+    page.locator(".extend").scroll_into_view_if_needed()
+    scale = page.locator(".extend img").bounding_box()["width"] / 96
+
+    def drag(selector: str, dx: float, dy: float) -> None:
+        box = page.locator(selector).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + dx, y + dy, steps=3)
+        assert (
+            abs(page.locator(selector).bounding_box()["x"] - box["x"] - dx) <= 4 * scale + 1
+        )  # it follows the pointer
+        page.mouse.up()
+
+    drag('.handle[aria-label$="Right"]', 33 * scale, 5)
+    page.wait_for_selector("text=It becomes 128 × 64 pixels.")
+    page.locator('.handle[aria-label$="Top"]').focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector("text=It becomes 128 × 128 pixels.")
+    scale = page.locator(".extend img").bounding_box()["width"] / 96
+    drag(".handle.corner >> nth=3", -17 * scale, 8 * scale)  # left and below
+    assert [page.input_value(f"#field-{side}") for side in ("left", "top", "right", "bottom")] == [
+        "16",
+        "64",
+        "32",
+        "8",
+    ]
+    draw(page, "a fox")
+    page.wait_for_selector('.canvas a img[alt="a fox"]')
+    job = server.client.get("/api/jobs?state=finished").json()["jobs"][0]
+    assert job["request"]["outpaint"] == [16, 64, 32, 8]
+    assert (job["images"][0]["width"], job["images"][0]["height"]) == (144, 136)

@@ -7,11 +7,12 @@ import { controls, image, inputOf, mask, setControl, setImage, setMask, type Con
 import { server } from '../state/server'
 import { tellProblem } from '../state/ui'
 import { sent } from '../state/uploads'
-import { Fault, NumberField, Range } from './fields'
+import { Fault, Range } from './fields'
 import { FilePick } from './filepick'
 import { masking } from './masking'
 
 const MaskEditor = lazy(() => import('../mask/editor').then((found) => found.MaskEditor))
+const Outpaint = lazy(() => import('./outpaint').then((found) => found.Outpaint))
 
 export async function chooseImage(file: Blob): Promise<void> {
   try {
@@ -35,6 +36,8 @@ export async function addControlNet(file: Blob): Promise<void> {
 /** The starting picture, its mask, and what the ControlNets see. */
 export function Inputs() {
   const own = image.value
+  const { left, top, right, bottom } = draft.value
+  const extending = useSignal(Boolean(left || top || right || bottom))
   return (
     <div class="inputs">
       {own ? (
@@ -76,14 +79,9 @@ export function Inputs() {
               {t('onlyMasked')}
             </label>
           ) : null}
-          <details>
+          <details open={extending.value} onToggle={(event) => (extending.value = event.currentTarget.open)}>
             <summary>{t('extend')}</summary>
-            <div class="grid">
-              <NumberField name="left" label={t('left')} placeholder="0" min={0} step={8} />
-              <NumberField name="top" label={t('top')} placeholder="0" min={0} step={8} />
-              <NumberField name="right" label={t('right')} placeholder="0" min={0} step={8} />
-              <NumberField name="bottom" label={t('bottom')} placeholder="0" min={0} step={8} />
-            </div>
+            {extending.value ? <Outpaint picture={own} /> : null}
           </details>
           <Fault name="image" />
           <Fault name="mask" />
