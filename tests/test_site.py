@@ -90,7 +90,7 @@ def test_a_translation_has_the_code_of_its_original(page: str) -> None:
 def test_every_public_name_is_on_one_page_of_the_reference() -> None:
     import darkroom
 
-    named = [name for _, _, names in reference.API.values() for name in names]
+    named = [name for _, _, _, names in reference.api_pages() for name in names]
     assert sorted(named) == sorted(set(darkroom.__all__) - {"__version__"})
 
 

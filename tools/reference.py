@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# The API's pages: title, what it is about, public names. A test keeps that every public name is on one.
+# The API's pages: title, what it is about, public names.
 API = {
     "api-drawing": (
         "Drawing",
@@ -38,6 +38,11 @@ API = {
         "Many pictures at once, driven by a program of your own.",
         ["Engine", "Request", "Inputs", "Progress", "Finished", "Failed"],
     ),
+    "api-training": (
+        "Training and measuring",
+        "What `darkroom train` and `darkroom evaluate` do, as calls.",
+        [],  # every public name that is on no other page
+    ),
     "api-errors": (
         "Errors",
         "All that a user can cause ends in one sentence: a subclass of `darkroom.Error`.",
@@ -48,11 +53,21 @@ API = {
 
 def pages() -> dict[str, str]:
     """The pages of the reference, Markdown by name."""
-    made = {f"{name}.md": api(*told) for name, told in API.items()}
+    made = {f"{name}.md": api(title, about, names) for name, title, about, names in api_pages()}
     return made | {"commands.md": commands(), "settings.md": drawing_settings(), "training-settings.md": recipes()}
 
 
 # --- the API
+
+
+def api_pages() -> Iterator[tuple[str, str, str, list[str]]]:
+    """(name, title, what it is about, public names) of the API's pages: every public name is on one."""
+    import darkroom
+
+    told = {name for _, _, names in API.values() for name in names}
+    rest = sorted(set(darkroom.__all__) - told - {"__version__"}, key=lambda name: (name[0].isupper(), name))
+    for name, (title, about, names) in API.items():
+        yield name, title, about, names or rest
 
 
 def api(title: str, about: str, names: list[str]) -> str:
