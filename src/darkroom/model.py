@@ -67,6 +67,11 @@ class Model:
         """All networks."""
         return {"unet": self.unet, "autoencoder": self.autoencoder, **self.text_encoders}
 
+    @property
+    def grid(self) -> int:
+        """Of what a side of a picture must be a multiple, in pixels (64 for Stable Diffusion)."""
+        return self.unet.config.grid * self.autoencoder.config.downscale
+
     @cached_property
     def schedule(self) -> Schedule:
         """The noise levels that the U-Net was trained at."""

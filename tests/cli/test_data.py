@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from darkroom.errors import TrainingError
+from darkroom.formats.picture import write_png
 from darkroom.toy.glyphs import find_font
 from darkroom.toy.objects import OBJECTS
 from darkroom.toy.scenes import draw_scene, render_scene, triple_held_out
@@ -125,11 +126,47 @@ def test_scan_says_what_there_is(command: Command, tmp_path: Path) -> None:
     assert "broken.png: can't be read" in plain
 
 
+def test_scan_tells_the_size_that_training_uses(command: Command, model: Path, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    assert "\nlearned at 128 pixels a side; 2 smaller ones are enlarged\n" in command("data", "scan", data).out
+    told = command("data", "scan", data, "--buckets").out
+    assert "learned at 128 pixels squared, in buckets" in told
+    assert "\n     96 x 160 " in told  # in steps of 32, the embedded model's
+    own = json.loads(command("data", "scan", data, "--model", model, "--json").out)
+    assert own["sizes"] == [{"width": own["size"], "height": own["size"], "pictures": 3}]
+    assert own["size"] == 64
+    assert "learned at 256 pixels a side; 3 smaller" in command("data", "scan", data, "--size", 256).out
+    assert "does not exist" in command("data", "scan", data, "--model", tmp_path / "none").sentence
+
+
+def test_scan_finds_what_is_nearly_the_same_and_offers_prompts(command: Command, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, i in (("a", 1), ("b", 2)):
+        Image.fromarray(render_scene(draw_scene(5, i))).save(data / f"{name}.png")
+        (data / f"{name}.txt").write_text(f"caption {name}")
+    with Image.open(data / "a.png") as picture:
+        picture.resize((256, 256)).save(data / "c.png")
+    write_png(Image.new("RGB", (64, 64), "teal"), data / "d.png", {"prompt": "a teal\nsquare", "seed": 1})
+    told = json.loads(command("data", "scan", data, "--json").out)
+    assert told["alike"] == [[str(data / "a.png"), str(data / "c.png")]]
+    assert told["prompts"] == {str(data / "d.png"): "a teal square"}
+    said = command("data", "scan", data).out
+    assert f"2 are nearly the same as another:\n  {data / 'a.png'}, {data / 'c.png'}\n" in said
+    assert "1 of those hold the prompt that they were made from; --captions writes it beside them:" in said
+    assert f"  {data / 'd.png'}: a teal square\n" in said
+    assert not (data / "d.txt").exists()
+    assert "are written beside them" in command("data", "scan", data, "--captions").out
+    assert (data / "d.txt").read_text() == "a teal square\n"
+    assert not (data / "c.txt").exists()
+    assert json.loads(command("data", "scan", data, "--json").out)["prompts"] == {}
+
+
 def test_scan_and_pack_refuse_in_a_sentence(command: Command, tmp_path: Path) -> None:
     data = pictures(tmp_path / "data")
     for arguments in (
         ("scan", tmp_path / "none"), ("scan", data, "--size", 8), ("scan", data, "--aspect", 0.2),
-        ("scan", data, "--size", 40, "--buckets"), ("pack", data, "-o", data),
+        ("scan", data, "--size", 20, "--buckets"), ("pack", data, "-o", data),
         ("pack", tmp_path / "x.tar", "-o", tmp_path / "y"),
         ("encode", data, "-o", tmp_path / "run", "--for", "autoencoder"),
         ("encode", data, "-o", tmp_path / "run", "--for", "nothing"),

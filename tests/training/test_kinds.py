@@ -41,7 +41,7 @@ def test_kinds_are_listed_without_torch() -> None:
 
 
 def test_a_small_model_learns_an_object_where_nothing_is_said() -> None:
-    """What `test_plain_lora` of the long tests proves: the embedded model learns a new object by these numbers."""
+    """What `test_plain_lora.py`, a long test, proves: the embedded model learns a new object by these numbers."""
     recipe = KINDS["lora"].recipe_of()
     assert {name: getattr(recipe, name) for name in OBJECT} == OBJECT
     assert recipe == KINDS["lora"].recipe_of("object") == KINDS["lora"].recipe_of("cpu", "object", model=str(MODEL))

@@ -7,13 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..errors import RequestError, TrainingError, visible
+from ..data.examples import fault_of
+from ..errors import Error, RequestError, TrainingError, clip, visible
+from ..files import whole_file
 from ..request import choice, whole
-from . import INTERRUPTED, complain, options
+from . import INTERRUPTED, complain, completion, options
 from .command import App, Argument, Option
 
 if TYPE_CHECKING:
-    from ..data.dataset import Dataset
+    from ..data.dataset import Dataset, FileDataset
 
 app = App("Training pictures: look at your own, pack and encode them; render the built-in scenes.")
 
@@ -21,49 +23,116 @@ KINDS = ("single", "count", "relation")
 METADATA = "metadata.jsonl"
 SHARDS = "shards.json"
 _MOST = 1_000_000
+_SHOWN = 8  # groups of like pictures, and pictures of one
 
 
 @app.command()
 def scan(
     data: Annotated[str, Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
+    model: Annotated[
+        str | None,
+        Option(metavar="M", help="What will be tuned. [default: the embedded model]", complete=completion.models),
+    ] = None,
     size: Annotated[
-        int, Option(metavar="N", parser=options.whole_number, help="Side in pixels that will be trained at.")
-    ] = 512,
+        int | None,
+        Option(metavar="N", parser=options.whole_number, help="Side in pixels to train at. [default: the model's own]"),
+    ] = None,
     buckets: Annotated[bool, Option("--buckets", help="Several sizes, by the pictures' shapes.")] = False,
     grid: Annotated[
-        int, Option(metavar="N", parser=options.whole_number, help="Sides of buckets are multiples of it.")
-    ] = 64,
+        int | None,
+        Option(
+            metavar="N",
+            parser=options.whole_number,
+            help="Sides of buckets are multiples of it. [default: the model's]",
+        ),
+    ] = None,
     aspect: Annotated[float, Option(metavar="X", help="The longest side of a bucket, in its shortest.")] = 2.0,
     enlarge: Annotated[bool, Option("--enlarge/--no-enlarge", help="Without: pictures are never made larger.")] = True,
+    captions: Annotated[
+        bool,
+        Option("--captions", help="Write the prompts that pictures without a caption were made from beside them."),
+    ] = False,
     as_json: Annotated[bool, Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
-    """Say what there is to learn from, what would be left out and why, which captions are missing, which sizes come.
+    """Say what there is to learn from, at which size, what would be left out and why, which captions are missing, and
+    which pictures are nearly the same.
 
-    darkroom data scan my-pictures/ --size 512 --buckets
+    darkroom data scan my-pictures/
+
+    darkroom data scan my-pictures/ --model v1-5/ --buckets
     """
     with options.named_as_options():
-        whole("--size", size, 16, 8192)
-        whole("--grid", grid, 1, 1024)
+        if size is not None:
+            whole("--size", size, 16, 8192)
+        if grid is not None:
+            whole("--grid", grid, 1, 1024)
     from ..data.buckets import Cut
-    from ..data.dataset import open_dataset
+    from ..data.dataset import FileDataset, open_dataset
+    from ..data.duplicates import MOST, groups, miniatures
 
-    cut = Cut(buckets=buckets, grid=grid, aspect=aspect, enlarge=enlarge)
-    dataset = open_dataset(data, (size, size), cut)
+    if size is None or grid is None:
+        from ..training.finetune import picture_sides
+
+        side, step = picture_sides(model)
+        size, grid = size or side, grid or step
+    dataset = open_dataset(data, (size, size), Cut(buckets=buckets, grid=grid, aspect=aspect, enlarge=enlarge))
+    assert isinstance(dataset, FileDataset)
+    alike = [[dataset.name(i) for i in group] for group in groups(miniatures(dataset.examples[:MOST]))]
+    offered = _prompts(dataset)
     if as_json:
-        print(json.dumps(_told(data, dataset), indent=2))
-        return
-    draws = sum(dataset.repeats)
-    print(f"{len(dataset):,} pictures to learn from" + (f", {draws:,} in a round" if draws > len(dataset) else ""))
-    without = [dataset.name(i) for i in range(len(dataset)) if not dataset.captions[i]]
-    if without:
-        print(f"{len(without):,} without a caption, {visible(without[0])} the first")
+        print(json.dumps({**_told(data, dataset), "size": size, "alike": alike, "prompts": offered}, indent=2))
+    else:
+        _print(dataset, size, alike, offered, captions)
+    if captions:
+        for name, prompt in offered.items():
+            with whole_file(Path(name).with_suffix(".txt"), TrainingError) as draft:
+                draft.write_text(prompt + "\n", encoding="utf-8")
+
+
+def _print(dataset: FileDataset, size: int, alike: list[list[str]], offered: dict[str, str], captions: bool) -> None:
+    """What `scan` says to people."""
+    draws, n = sum(dataset.repeats), len(dataset)
+    print(f"{n:,} pictures to learn from" + (f", {draws:,} in a round" if draws > n else ""))
+    small = sum((e.width < w or e.height < h) for e, (w, h) in zip(dataset.examples, dataset.sizes, strict=True))
+    larger = f"; {small:,} smaller ones are enlarged" if small else ""
+    print(f"learned at {size} pixels" + (" squared, in buckets" if dataset.cut.buckets else " a side") + larger)
     bar = max(Counter(dataset.sizes).values())
     for (width, height), count in sorted(Counter(dataset.sizes).items()):
         print(f"  {width:>5} x {height:<5} {count:>7,}  {'#' * -(-40 * count // bar)}")
+    without = [dataset.name(i) for i in range(n) if not dataset.captions[i]]
+    if without:
+        print(f"{len(without):,} without a caption, {visible(without[0])} the first")
+    if offered:
+        name, prompt = next(iter(offered.items()))
+        done = "their prompts are written beside them" if captions else "--captions writes it beside them"
+        print(f"{len(offered):,} of those hold the prompt that they were made from; {done}:")
+        print(f"  {visible(name)}: {visible(clip(prompt, 100))}")
+    if alike:
+        print(f"{sum(map(len, alike)):,} are nearly the same as another:")
+    for names in alike[:_SHOWN]:
+        print(f"  {', '.join(visible(name) for name in names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}")
+    if len(alike) > _SHOWN:
+        print(f"  and {len(alike) - _SHOWN:,} more groups; --json has them all")
     if dataset.left_out:
         print(f"{len(dataset.left_out):,} left out:")
     for path, why in dataset.left_out:
         print(f"  {visible(str(path))}: {visible(why)}")
+
+
+def _prompts(dataset: FileDataset) -> dict[str, str]:
+    """The prompts in the recipes of pictures that have no caption, by the pictures' files."""
+    from ..formats.picture import read_metadata
+
+    found = {}
+    for example in dataset.examples:
+        if not example.caption and not example.member:
+            try:
+                prompt = read_metadata(example.path).recipe.get("prompt")
+            except Error:
+                continue  # it is decoded all the same: what it carries is damaged
+            if isinstance(prompt, str) and prompt.strip() and fault_of(prompt) is None:
+                found[example.name] = " ".join(prompt.split())
+    return found
 
 
 def _told(data: str, dataset: Dataset) -> dict[str, Any]:

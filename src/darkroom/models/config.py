@@ -338,6 +338,11 @@ class UNetConfig(Config):
             )
 
     @property
+    def grid(self) -> int:
+        """Of what a side of a latent must be a multiple, so that every level can halve it (8 for Stable Diffusion)."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
     def size_conditioning(self) -> bool:
         """Whether each row needs a pooled text and sizes (SDXL's "micro-conditioning", arXiv 2307.01952, sec. 2.2)."""
         return self.addition_time_embed_dim is not None

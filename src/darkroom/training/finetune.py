@@ -68,6 +68,16 @@ def dreambooth(preset: str = "cpu", small: bool = False) -> FinetuneRecipe:
     return on(replace(recipe, steps=500, batch_size=24, lr=5e-4) if small else recipe, preset)
 
 
+def picture_sides(model: str | None = None) -> tuple[int, int]:
+    """The side in pixels of the squares that a model is made for, and of what a side must be a multiple.
+
+    Raises CheckpointError.
+    """
+    found = open_checkpoint(MODEL if model is None else model)
+    pixels = found.autoencoder_config.downscale
+    return found.unet_config.sample_size * pixels, found.unet_config.grid * pixels
+
+
 def unet_size(model: str | None = None) -> int:
     """The parameters of a model's U-Net, by its configuration. Raises CheckpointError."""
     config = open_checkpoint(MODEL if model is None else model).unet_config

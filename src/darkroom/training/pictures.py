@@ -191,7 +191,8 @@ class PictureStage(Stage):
         pipe = cls.model(recipe, source)
         if report is not None and recipe.class_prompt and not recipe.class_data:
             draw_class(pipe, recipe.class_prompt, recipe.class_pictures, recipe.seed, class_folder(output), report)
-        return cls(recipe, pipe, dataset_at(recipe, source, pipe.size[0], grid_of(pipe), output, cls.called(recipe)))
+        side, grid, caption = pipe.size[0], pipe.model.grid, cls.called(recipe)
+        return cls(recipe, pipe, dataset_at(recipe, source, side, grid, output, caption))
 
     @classmethod
     def model(cls, recipe: Any, source: Source) -> Pipeline:
@@ -421,7 +422,7 @@ class PictureStage(Stage):
         if not recipe.compare:
             return use.command(cls.prompts(recipe, [cls.called(recipe)])[0], source.model), None
         pipe = darkroom.load(source.model if use.begun else made, device=recipe.device)
-        dataset = dataset_at(recipe, source, pipe.size[0], grid_of(pipe), output, cls.called(recipe))
+        dataset = dataset_at(recipe, source, pipe.size[0], pipe.model.grid, output, cls.called(recipe))
         prompts = cls.prompts(recipe, dataset.captions)
         shown = Image.fromarray(dataset.picture(0)) if use.paints or use.control else None
         drawn = before_and_after(use, pipe, prompts[: recipe.compare], shown, recipe, output, report)
@@ -504,11 +505,6 @@ class PictureStage(Stage):
         crop = self.dataset.crop(i, self.dataset.version(i, step, self.config.seed))
         (width, height), (left, top), size = crop.original, crop.corner, self.dataset.sizes[i]
         return (height, width, top, left, size[1], size[0])
-
-
-def grid_of(pipe: Pipeline) -> int:
-    """The pixels of which a side of a picture must be a multiple, so that every level of the U-Net can halve it."""
-    return int(pipe.autoencoder.config.downscale * 2 ** (len(pipe.unet.config.block_out_channels) - 1))
 
 
 def autoencoder_like(config: AutoencoderConfig) -> Autoencoder | TinyAutoencoder:

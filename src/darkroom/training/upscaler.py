@@ -199,7 +199,7 @@ class UpscalerStage(Stage):
     """A training of a network that enlarges. `distance` counts by the weight `perceptual`; None: it is left out."""
 
     title: ClassVar[str] = "upscaler"
-    afterwards: ClassVar[Sequence[str]] = ("upscale", "picture.png", "--model", "{}")
+    afterwards: ClassVar[Sequence[str]] = ("upscale", "picture.png", "--upscaler", "{}")
     others: ClassVar[Mapping[str, str]] = {
         "key": "was trained on other pictures, or they have changed",
         "network": "began with another network",
