@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from .errors import CheckpointError
 
 try:
@@ -41,13 +43,13 @@ Fault = Callable[[str], Exception]  # an error's class, given its sentence
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $DARKROOM_CACHE, or `darkroom` in $XDG_CACHE_HOME or ~/.cache.
+    """Where what can be made again is kept: $DARKROOM_CACHE, or where the system keeps caches: ~/.cache/darkroom (or in
+    $XDG_CACHE_HOME), ~/Library/Caches/darkroom on a Mac, %LOCALAPPDATA%\\darkroom\\Cache on Windows.
 
     It need not be there.
     """
     own = os.environ.get("DARKROOM_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "darkroom"
+    return Path(own) if own else user_cache_path("darkroom", appauthor=False)
 
 
 # --- reading
