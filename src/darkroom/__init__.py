@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe, read_recipe
     from .request import Enlarge, Hires, Request
     from .result import Result
+    from .training.start import Trained, TrainingProgress, train, training_recipe
     from .version import __version__
 
     def samplers() -> list[
@@ -57,12 +58,16 @@ _WHERE = {
     "SizeConditioning": "arguments",
     "Speed": "arguments",
     "Tiling": "arguments",
+    "Trained": "training.start",
+    "TrainingProgress": "training.start",
     "__version__": "version",
     "evaluate": "evaluate",
     "hints": "hints",
     "load": "loading",
     "read_recipe": "recipe",
     "samplers": "samplers",
+    "train": "training.start",
+    "training_recipe": "training.start",
 }
 
 __all__ = [
@@ -92,13 +97,17 @@ __all__ = [
     "SizeConditioning",
     "Speed",
     "Tiling",
+    "Trained",
     "TrainingError",
+    "TrainingProgress",
     "__version__",
     "evaluate",
     "hints",
     "load",
     "read_recipe",
     "samplers",
+    "train",
+    "training_recipe",
 ]
 
 

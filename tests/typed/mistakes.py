@@ -24,3 +24,7 @@ darkroom.load(dtype="float17")  # refused
 darkroom.load(backend="onnx")  # refused
 darkroom.Engine(3)  # refused
 darkroom.evaluate(pipe, metrics="fud")  # refused
+darkroom.training_recipe("lra")  # refused
+print(darkroom.training_recipe("lora").ranks)  # refused
+darkroom.train("lora", "pictures/", "runs/a", preset="tpu")  # refused
+darkroom.train("lra", "pictures/", "runs/a")  # refused

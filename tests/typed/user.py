@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import assert_type
 
 from PIL import Image
@@ -76,3 +77,12 @@ found = darkroom.evaluate(
     pipe, ("adherence", "reconstruction"), count=8, on_progress=lambda progress: print(progress.task)
 )
 print(found, found["categories"], found.get("fid"))
+
+
+def trained() -> None:
+    """A LoRA, by a typed recipe and by the kind's name."""
+    recipe = replace(darkroom.training_recipe("lora", "gpu", rank=8), steps=500, lr=2e-3)
+    assert_type(recipe.rank, int)
+    made = darkroom.train(recipe, "pictures/", "runs/style", on_progress=lambda p: print(p.stage, p.step, p.loss))
+    pipe("a fox", loras=[made.path, darkroom.train("lora", "more/", "runs/more", steps=100).path])
+    print(made.log()[-1]["loss"], made.output)

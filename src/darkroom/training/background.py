@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from ..errors import check_room
@@ -23,6 +24,26 @@ def endings() -> list[signal.Signals]:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup; not on Windows
         found.append(signal.SIGHUP)
     return found
+
+
+_stop: ContextVar[Callable[[], bool] | None] = ContextVar("darkroom.training.stop", default=None)  # of this thread
+
+
+@contextmanager
+def stopped_by(question: Callable[[], bool]) -> Iterator[None]:
+    """While this lasts, what this thread does that is `interruptible` stops as soon as `question` is answered by yes,
+    as it does after a signal."""
+    token = _stop.set(question)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
+
+
+def stop_asked() -> bool:
+    """Whether `stopped_by` asks to stop."""
+    question = _stop.get()
+    return question is not None and question()
 
 
 @contextmanager
@@ -48,7 +69,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is threading.main_thread():
         old = {n: signal.signal(n, ask) for n in endings()}
     try:
-        yield asked.is_set
+        yield lambda: asked.is_set() or stop_asked()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler or signal.SIG_DFL)

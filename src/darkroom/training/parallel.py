@@ -42,7 +42,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from ..errors import Error, TrainingError
 from ..models.autoencoder import Autoencoder
 from ..models.layers import Block
-from .background import endings
+from .background import endings, stop_asked
 
 Rows = TypeVar("Rows", Tensor, range)
 
@@ -60,6 +60,7 @@ class Rank:
 
 
 _now = Rank()
+LOOK_EVERY = 1.0  # seconds between looks whether the processes that share a work shall stop
 _LONG = datetime.timedelta(days=7)  # ranks may wait that long for rank 0, which encodes pictures, say
 
 
@@ -104,8 +105,9 @@ def launch(work: Callable[..., Any], workers: int, *args: Any) -> None:
             logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # we tell of every failure once
             context = spawn(_work, (workers, folder, work, args), nprocs=workers, join=False)  # type: ignore[no-untyped-call]
             signals.processes = context.processes
-            while not context.join():
-                pass
+            while not context.join(timeout=LOOK_EVERY):
+                if stop_asked() and not signals.came:
+                    signals.handle(signal.SIGTERM, None)
         except (ProcessRaisedException, ProcessExitedException) as error:
             for sentence in _told(folder):
                 raise TrainingError(sentence.read_text(encoding="utf-8")) from error
