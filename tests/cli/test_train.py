@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +84,13 @@ def test_settings_are_listed(command: Command, tmp_path: Path, monkeypatch: pyte
 def test_what_is_set_and_changes_nothing_is_said(command: Command, tmp_path: Path) -> None:
     answer = command("train", "unet", "-o", tmp_path, "--show-recipe", *settings("shift=3"))
     assert answer.err.startswith("darkroom: shift is set and changes nothing: it is for prediction=flow\n")
+
+
+def test_what_is_set_for_another_setting_is_said(command: Command, tmp_path: Path) -> None:
+    given = settings("cooldown=0.3", "schedule=constant", "tensorboard=false")
+    answer = command("train", "lora", "-o", tmp_path, "--show-recipe", *given)
+    assert answer.code == 0
+    assert "cooldown is set and changes nothing: it is for schedule=stable" in answer.err
 
 
 def test_a_u_net_from_the_command_line(command: Command, model: Path, tmp_path: Path) -> None:
@@ -163,54 +169,46 @@ def test_warnings_of_a_training_are_told_in_a_pipe_too(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "darkroom: 3 pictures are left out\n"
 
 
-def test_the_progress_line(tmp_path: Path) -> None:
+def test_the_progress_line() -> None:
     from darkroom.cli.progress import progress
+    from darkroom.training.start import TrainingProgress
 
-    assert progress("encoding scenes", None, 0) == "encoding scenes ..."
-    assert progress("unet", tmp_path, 100) == "unet ..."
-    rows = [{"step": s, "loss": 0.5, "samples_per_second": 41.6, "left": 6000.0 - s * 60} for s in (10, 20)]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert progress("unet", tmp_path, 100) == "unet  step 20 of 100  loss 0.5000  42 samples/s  1:20:00 left"
-    more = {"step": 30, "loss": 0.4, "psnr": 31.26, "samples_per_second": 4.25, "utilisation": 0.384, "left": 59.6}
-    (tmp_path / "log.jsonl").write_text(json.dumps({**more, "validation": 0.5, "skipped": 3}) + "\n")
-    assert progress("unet", tmp_path, 100) == (
+    def told(step: int = 0, **figures: float) -> str:
+        return progress(TrainingProgress("unet", step, 100, figures=figures))
+
+    assert told() == "unet ..."
+    assert progress(TrainingProgress("")) == ""
+    assert told(20, loss=0.5, samples_per_second=41.6, left=4800.0) == (
+        "unet  step 20 of 100  loss 0.5000  42 samples/s  1:20:00 left"
+    )
+    more = {"loss": 0.4, "psnr": 31.26, "samples_per_second": 4.25, "utilisation": 0.384, "left": 59.6}
+    assert told(30, **more, validation=0.5, skipped=3) == (
         "unet  step 30 of 100  loss 0.4000  held out 0.5000  31.3 dB  4.2 samples/s  38% of the device  3 skipped  "
         "1:00 left"
     )
 
 
-def test_the_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is cut to the terminal's width, a shorter one covers a longer one, and a warning stands on a line alone."""
     from darkroom.cli import progress
     from darkroom.training.kinds import log
+    from darkroom.training.start import TrainingProgress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    terminal, shown = Terminal(), threading.Event()
-    show = progress.Line._show
-
-    def noticed(self: progress.Line, text: str) -> None:
-        show(self, text)
-        if text:
-            shown.set()
-
-    monkeypatch.setattr(progress.Line, "_show", noticed)
+    terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((12, 24)))
     with progress.Line() as line:
-        line.stage("encoding scenes", None, 0)
-        assert shown.wait(60)
-        line.stage("", None, 0)  # so that the thread shows nothing more
+        line.show(TrainingProgress("encoding scenes"))
         log.warning("odd")
-    text = terminal.getvalue()
-    assert text.startswith("\rencoding sc")
-    assert "\r" + " " * 11 + "\r" + "darkroom: odd\n" in text
-    assert text.endswith("\r")
-    line._show("encoding")
-    line._show("unet")
-    assert terminal.getvalue().endswith("\rencoding\runet    ")
+        line.show(TrainingProgress("encoding"))
+        line.show(TrainingProgress("x"))
+    assert terminal.getvalue() == (
+        "\rencoding sc\r" + " " * 11 + "\rdarkroom: odd\n\rencoding ..\rx ...      \r     \r"
+    )
 
 
 def test_help_has_the_kinds_and_a_kind_s_settings(command: Command) -> None:

@@ -48,6 +48,8 @@ def test_a_lora_is_trained_told_of_and_used(data: Path, model: Path, tmp_path: P
     assert all(p.loss is not None and p.loss > 0 and p.seconds_left is not None for p in steps)
     assert [dict(p.figures) for p in steps] == made.log()
     assert told[0].step == 0
+    assert made.next.startswith("darkroom generate ")
+    assert all(picture.is_file() for picture in made.pictures)
     assert {p.run for p in steps} == {tmp_path / "run"}
     pipe = darkroom.load(model)
     assert pipe.generate("a red fox", steps=1, seed=1, loras=[made.path]).requests[0].loras[0].name == "lora"
@@ -108,13 +110,12 @@ def test_ctrl_c_stops_it_with_all_saved_and_the_same_call_goes_on(data: Path, mo
     [
         ({"recipe": "lra"}, "kind is 'lra'; it must be one of .*did you mean 'lora'", RequestError),
         ({"recipe": 3}, "recipe is '3'; it must be one of embedded, .* or what training_recipe gives", RequestError),
-        ({"output": None}, "output is not given; name a folder for the run", RequestError),
         ({"stepz": 3}, "the recipe has no setting 'stepz'; did you mean 'steps'", TrainingError),
         ({"steps": "many"}, "steps is 'many'; it must be a whole number", TrainingError),
         ({"recipe": "unet", "model": None, "workers": 0}, "workers is 0", RequestError),
         ({"recipe": "text-encoder"}, "model is for autoencoder, .*; text-encoder starts from nothing", RequestError),
         ({"recipe": "embedded", "model": None}, "data is for .*; embedded is trained on the built-in", RequestError),
-        ({"data": "nowhere"}, "nowhere", TrainingError),
+        ({"data": "nowhere"}, "data is 'nowhere', which does not exist", RequestError),
         ({"model": "/nowhere/at/all"}, "/nowhere/at/all", CheckpointError),
         ({"preset": "tpu"}, "preset is 'tpu'", RequestError),
     ],

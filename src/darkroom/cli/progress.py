@@ -5,56 +5,47 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..training.kinds import log
 from . import complain
+
+if TYPE_CHECKING:
+    from ..training.start import TrainingProgress
 
 
 class Line(logging.Handler):
     """One line on a terminal: the stage, its step, loss, samples a second, time left. Nothing in a pipe.
 
-    It reads the run's log, which is written by whichever process trains. What a training warns of is told above it, in
-    a pipe too.
+    What a training warns of is told above it, in a pipe too.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._text = ""
-        self._run: Path | None = None
-        self._steps = 0
         self._width = 0
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._shown = False
 
     def __enter__(self) -> Line:
         log.addHandler(self)
-        if sys.stderr.isatty():
-            self._thread = threading.Thread(target=self._work, daemon=True, name="darkroom-progress")
-            self._thread.start()
+        self._shown = sys.stderr.isatty()
         return self
 
     def __exit__(self, *_: object) -> None:
         log.removeHandler(self)
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._shown:
             self._show("")
+        self._shown = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tell of a warning."""
-        if self._thread is not None:
+        if self._shown:
             self._show("")
         complain(record.getMessage())
 
-    def stage(self, text: str, run: Path | None, steps: int) -> None:
-        """A stage begins: `run` has its log, if it is one."""
-        self._text, self._run, self._steps = text, run, steps
-
-    def _work(self) -> None:
-        while not self._done.wait(0.5):
-            self._show(progress(self._text, self._run, self._steps))
+    def show(self, now: TrainingProgress) -> None:
+        """What a training tells of itself."""
+        if self._shown:
+            self._show(progress(now))
 
     def _show(self, text: str) -> None:
         text = text[: shutil.get_terminal_size((80, 24)).columns - 1]
@@ -62,20 +53,17 @@ class Line(logging.Handler):
         self._width = len(text)
 
 
-def progress(text: str, run: Path | None, steps: int) -> str:
+def progress(now: TrainingProgress) -> str:
     """What the line says of a stage."""
-    from ..training.log import read_log
-
-    rows = read_log(run) if run is not None else []
-    if not rows:
-        return f"{text} ..." if text else ""
-    row = rows[-1]
+    row = now.figures
+    if not row:
+        return f"{now.stage} ..." if now.stage else ""
     speed = float(row.get("samples_per_second", 0))
     parts = [
-        text,
-        f"step {row['step']:,} of {steps:,}",
+        now.stage,
+        f"step {now.step:,} of {now.steps:,}",
         f"loss {row.get('loss', float('nan')):.4f}",
-        next((f"held out {r['validation']:.4f}" for r in reversed(rows) if "validation" in r), ""),
+        f"held out {row['validation']:.4f}" if "validation" in row else "",
         f"{row['psnr']:.1f} dB" if "psnr" in row else "",
         f"{speed:.0f} samples/s" if speed >= 10 else f"{speed:.1f} samples/s",
         f"{row['utilisation']:.0%} of the device" if "utilisation" in row else "",

@@ -7,14 +7,17 @@ of a kind is in its own file.
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import TrainingError
+from ..errors import RequestError, TrainingError
+from ..formats.hub import check_source
+from ..request import choice, whole
 
 Report = Callable[[str, Path | None, int], None]  # told of a stage's name, its run folder (if it is a run), its steps
 PRESETS = ("cpu", "gpu")  # every kind has a recipe for each: two cores; one large GPU
@@ -98,6 +101,24 @@ class Kind:
     def conclude(self, recipe: Any, source: Source, output: Path, made: Path, report: Report = silent) -> Any:
         """What is told when a run is over, a `run.Ending`: what to type next, a sheet of before and after, the loss."""
         return _found(self.ending)(recipe, source, output, made, report)
+
+
+def check_asked(name: str, presets: Iterable[str], source: Source, workers: int | None) -> None:
+    """Raise RequestError for what a kind of training can't be asked for, before anything of it is imported."""
+    kind = KINDS[name]
+    for preset in presets:
+        choice("preset", preset, kind.presets)
+    if workers is not None:
+        whole("workers", workers, 1, 256)
+    for what, instead in (("model", "starts from nothing"), ("data", "is trained on the built-in scenes")):
+        if getattr(source, what) is not None and not getattr(kind, what):
+            takers = ", ".join(name for name, other in KINDS.items() if getattr(other, what))
+            raise RequestError(f"{what} is for {takers}; {name} {instead}")
+    if source.model is not None:
+        check_source(source.model)
+    data = source.data
+    if data is not None and not os.path.exists(data) and not set(data) & set("*?[{"):
+        raise RequestError(f"data is {data[:200]!r}, which does not exist; give a folder of pictures, or shards")
 
 
 def default_output(kind: str, data: str | None) -> Path:

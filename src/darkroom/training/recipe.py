@@ -206,7 +206,7 @@ class LoopConfig:
     )
     log_every: int = setting(50, whole("1 or more", lambda v: v >= 1), "Steps between log lines.", free=True)
     tensorboard: bool = setting(
-        False, flag(), "Write the log for TensorBoard too.", free=True, needs=("tensorboard", "train")
+        False, flag(), "Write the log for TensorBoard too.", free=True, library=("tensorboard", "train")
     )
     keep: int = setting(2, whole("1 or more", lambda v: v >= 1), "Checkpoints kept.", free=True)
     device: str = setting("cpu", text(), "cpu, cuda, cuda:1 or mps.", free=True)
@@ -257,15 +257,15 @@ def check_early(assignments: Iterable[str]) -> None:
     """Raise TrainingError for what is wrong with "key=value" whatever is trained: said before torch is imported."""
     declared = settings.settings(LoopConfig)
     for assignment in assignments:
-        key, _, text = (part.strip() for part in assignment.partition("="))
+        key, equals, text = (part.strip() for part in assignment.partition("="))
         known = declared.get(TRAINING.ours(key) or key)
-        if known is None:
+        if known is None or not equals:
             continue
         try:
             value = known.kind.check(key, known.kind.read(key, text))
         except SettingError as wrong:
             raise TrainingError(str(wrong)) from None
-        module, extra = known.extra.get("needs", ("", ""))
+        module, extra = known.extra.get("library", ("", ""))
         if value and module and importlib.util.find_spec(module) is None:
             raise TrainingError(
                 f"{key} is {text}, and {module} isn't installed; pip install 'darkroom-diffusion[{extra}]', or leave it"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-from ..errors import RequestError, TrainingError
+from ..errors import Error, RequestError, TrainingError
 from ..files import owned
 from ..names import Training
-from ..request import choice, whole
+from ..request import choice
 from . import recipe as recipes
 from . import state
 from .background import stopped_by
-from .kinds import KINDS, PRESETS, Kind, Source, log
+from .kinds import KINDS, Kind, Source, check_asked, default_output, log
 from .log import NAME as LOG
 from .memory import device_memory, gigabytes
 from .parallel import launched
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from .unet import UNetRecipe
     from .upscaler import UpscalerRecipe
 
-Preset = Literal["cpu", "gpu"]
+Preset = Literal["cpu", "gpu", "object", "style"]
+Place = str | Path
 MOST_WORKERS = 8  # more processes than this share a batch of a small network badly
 LOOK_EVERY = 0.5  # seconds between looks into a run's log
 
@@ -79,15 +80,19 @@ class Trained:
             (`darkroom.load(path)`, `darkroom.Control(path, picture)`).
         output: the run's folder; the same call goes on in it, with more `steps` for one.
         recipe: what it was trained by.
+        pictures: what there is to look at: a sheet of before and after, the loss.
+        next: the command that uses what was made.
     """
 
     path: Path
     output: Path
     recipe: Any
+    pictures: tuple[Path, ...] = ()
+    next: str = ""
 
     def log(self) -> list[dict[str, float]]:
         """The rows of the run's log, in order; none for a training of several runs, whose folders have them."""
-        from .card import read_log
+        from .log import read_log
 
         return read_log(self.output)
 
@@ -99,46 +104,67 @@ Tell = Callable[[TrainingProgress], None]
 
 
 @overload
-def training_recipe(kind: Literal["embedded"], preset: Preset = "cpu", **settings: Any) -> EmbeddedRecipe: ...
-@overload
-def training_recipe(kind: Literal["autoencoder"], preset: Preset = "cpu", **settings: Any) -> AutoencoderRecipe: ...
-@overload
-def training_recipe(kind: Literal["text-encoder"], preset: Preset = "cpu", **settings: Any) -> TextEncoderRecipe: ...
-@overload
-def training_recipe(kind: Literal["unet"], preset: Preset = "cpu", **settings: Any) -> UNetRecipe: ...
+def training_recipe(
+    kind: Literal["embedded"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> EmbeddedRecipe: ...
 @overload
 def training_recipe(
-    kind: Literal["finetune", "dreambooth"], preset: Preset = "cpu", **settings: Any
+    kind: Literal["autoencoder"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> AutoencoderRecipe: ...
+@overload
+def training_recipe(
+    kind: Literal["text-encoder"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> TextEncoderRecipe: ...
+@overload
+def training_recipe(
+    kind: Literal["unet"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> UNetRecipe: ...
+@overload
+def training_recipe(
+    kind: Literal["finetune", "dreambooth"], *presets: Preset, model: Place | None = None, **settings: Any
 ) -> FinetuneRecipe: ...
 @overload
 def training_recipe(
-    kind: Literal["lora", "dreambooth-lora"], preset: Preset = "cpu", **settings: Any
+    kind: Literal["lora", "dreambooth-lora"], *presets: Preset, model: Place | None = None, **settings: Any
 ) -> LoraRecipe: ...
 @overload
-def training_recipe(kind: Literal["textual-inversion"], preset: Preset = "cpu", **settings: Any) -> InversionRecipe: ...
+def training_recipe(
+    kind: Literal["textual-inversion"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> InversionRecipe: ...
 @overload
-def training_recipe(kind: Literal["distill"], preset: Preset = "cpu", **settings: Any) -> DistillRecipe: ...
+def training_recipe(
+    kind: Literal["distill"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> DistillRecipe: ...
 @overload
-def training_recipe(kind: Literal["controlnet"], preset: Preset = "cpu", **settings: Any) -> ControlNetRecipe: ...
+def training_recipe(
+    kind: Literal["controlnet"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> ControlNetRecipe: ...
 @overload
-def training_recipe(kind: Literal["upscaler"], preset: Preset = "cpu", **settings: Any) -> UpscalerRecipe: ...
+def training_recipe(
+    kind: Literal["upscaler"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> UpscalerRecipe: ...
 @overload
-def training_recipe(kind: Literal["inpainting"], preset: Preset = "cpu", **settings: Any) -> InpaintingRecipe: ...
-def training_recipe(kind: Training, preset: Preset = "cpu", **settings: Any) -> Any:
+def training_recipe(
+    kind: Literal["inpainting"], *presets: Preset, model: Place | None = None, **settings: Any
+) -> InpaintingRecipe: ...
+def training_recipe(kind: Training, *presets: Preset, model: Place | None = None, **settings: Any) -> Any:
     """The recipe of a kind of training: a frozen dataclass, to be looked at, changed by `dataclasses.replace`, and
     given to `train`.
 
     Args:
         kind: "lora", "textual-inversion", "finetune", ...: what `darkroom train --help` lists.
-        preset: for two cores, or for one large GPU.
+        presets: "cpu" for two cores (or none), "gpu" for a large one; and what a LoRA is for, "object" or "style".
+        model: what will be trained from: a small model has other numbers (`train` says what may be given).
         settings: what is otherwise, by name: rank=8, lr=1e-3. Of a recipe of several parts with "unet.steps" in a
             dictionary: **{"unet.steps": 100}.
 
     Raises RequestError, TrainingError, with the nearest name.
     """
     choice("kind", kind, get_args(Training))
-    choice("preset", preset, PRESETS)
-    return recipes.override(KINDS[kind].recipe_of(preset), [f"{name}={_written(v)}" for name, v in settings.items()])
+    for preset in presets:
+        choice("preset", preset, KINDS[kind].presets)
+    recipe = KINDS[kind].recipe_of(*presets, model=None if model is None else str(model))
+    return recipes.override(recipe, [f"{name}={_written(value)}" for name, value in settings.items()])
 
 
 def _written(value: Any) -> str:
@@ -161,6 +187,11 @@ def kind_of(recipe: Any) -> Kind:
     return found[0]
 
 
+def name_of(kind: Kind) -> str:
+    """What a kind is called."""
+    return next(name for name, other in KINDS.items() if other is kind)
+
+
 # --- a run
 
 
@@ -178,9 +209,6 @@ class Plan:
     def of(cls, kind: Kind, recipe: Any, source: Source, output: Path, workers: int | None) -> Self:
         """`workers` None: as many as there are cores and the batches can be shared by. Raises RequestError,
         TrainingError."""
-        check_source(kind, source)
-        if workers is not None:
-            whole("workers", workers, 1, 256)
         there = next((place for place in (output, *output.absolute().parents) if place.exists()), output)
         if not there.is_dir():
             raise RequestError(f"{str(there)!r} is not a folder; choose another output")
@@ -235,14 +263,11 @@ class Plan:
             raise TrainingError(f"{where!r} can't be used: {error.strerror or error}") from error
         return Trained(made, self.output, self.recipe)
 
-
-def check_source(kind: Kind, source: Source) -> None:
-    """Raise RequestError where a kind takes no model, or no data."""
-    name = next(name for name, other in KINDS.items() if other is kind)
-    for what, instead in (("model", "starts from nothing"), ("data", "is trained on the built-in scenes")):
-        if getattr(source, what) is not None and not getattr(kind, what):
-            takers = ", ".join(name for name, other in KINDS.items() if getattr(other, what))
-            raise RequestError(f"{what} is for {takers}; {name} {instead}")
+    def conclude(self, trained: Trained, tell: Tell) -> Trained:
+        """The same with what there is to look at, and what to type next. Raises what drawing raises."""
+        with Watch(tell) as watch:
+            ending = self.kind.conclude(self.recipe, self.source, self.output, trained.path, watch.stage)
+        return replace(trained, pictures=ending.pictures, next=ending.next)
 
 
 def started(workers: int | None) -> int | None:
@@ -367,10 +392,11 @@ def train(
     output: str | Path | None = None,
     *,
     model: str | Path | None = None,
-    preset: Preset = "cpu",
+    preset: Preset | Sequence[Preset] = (),
     workers: int | None = 1,
     resume: bool = True,
     skip_damaged: bool = False,
+    conclude: bool = True,
     on_progress: Tell | None = None,
     **settings: Any,
 ) -> Trained:
@@ -382,13 +408,14 @@ def train(
     Args:
         recipe: a kind ("lora", "textual-inversion", "finetune", ...), or the recipe itself (`training_recipe`).
         data: a folder of pictures with captions, or shards (docs/training-data.md); None: the built-in scenes.
-        output: the run's folder. A run that is in it already goes on.
+        output: the run's folder; None: runs/KIND-DATA. A run that is in it already goes on.
         model: what to start from, as `load` takes it; None: the embedded model.
-        preset: of a kind: "cpu" or "gpu".
+        preset: of a kind, one or several: "cpu" or "gpu"; "object" or "style" of a LoRA.
         workers: processes that share every batch; None: as the command, a core each. With more than one the program
             must be a file whose work is under `if __name__ == "__main__":`.
         resume: False: refuse a folder that holds a run.
         skip_damaged: go on from the newest checkpoint that is whole.
+        conclude: draw a sheet of before and after, and the loss, into the run's folder.
         on_progress: called with TrainingProgress(stage, step, steps, run, figures), mostly from another thread. What it
             raises stops the training after the step, which is saved, and is raised here.
         settings: of the recipe, by name: steps=500, rank=8.
@@ -396,15 +423,19 @@ def train(
     SIGINT and SIGTERM stop it, all saved, with `training.loop.Stopped`, a KeyboardInterrupt: the same call goes on.
     Raises RequestError, TrainingError and CheckpointError, in one sentence each.
     """
+    source = Source(None if model is None else str(model), None if data is None else str(data))
+    presets = (preset,) if isinstance(preset, str) else preset
+    named = isinstance(recipe, str)
+    check_asked(choice("kind", recipe, KINDS) if named else name_of(kind_of(recipe)), presets, source, workers)
     if isinstance(recipe, str):
-        recipe = training_recipe(recipe, preset, **settings)
+        recipe = training_recipe(recipe, *presets, model=model, **settings)
     else:
-        kind_of(recipe)
         recipe = recipes.override(recipe, [f"{name}={_written(v)}" for name, v in settings.items()])
     kind = kind_of(recipe)
+    for sentence in recipes.unused(recipe, settings):
+        log.warning("%s", sentence)
     if output is None:
-        raise RequestError("output is not given; name a folder for the run, such as runs/my-style")
-    source = Source(None if model is None else str(model), None if data is None else str(data))
+        output = default_output(name_of(kind), source.data)
     plan = Plan.of(kind, recipe, source, Path(output), workers)
     if not resume:
         plan.refuse_old()
@@ -414,4 +445,12 @@ def train(
     log.info("%s", told)
     for sentence in too_much:
         log.warning("%s", sentence)
-    return plan.train(on_progress or (lambda progress: None))
+    tell = on_progress or (lambda progress: None)
+    trained = plan.train(tell)
+    if not conclude:
+        return trained
+    try:
+        return plan.conclude(trained, tell)
+    except Error as error:
+        log.warning("there is no sheet of before and after: %s", error)
+        return trained
