@@ -302,3 +302,26 @@ def test_every_mutant_is_a_program_with_one_change(tmp_path: Path) -> None:
 def test_a_room_has_its_tests() -> None:
     assert mutants.tests_of(SOURCE / "samplers" / "state.py") == ["tests/samplers"]
     assert mutants.tests_of(SOURCE / "request.py") == ["tests/test_request.py"]
+
+
+# --- sentences
+
+
+def test_errors_speak_in_one_manner() -> None:
+    """A sentence follows "darkroom: " or a name: it begins with a small letter and ends without a full stop."""
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
+                continue
+            name = ast.unparse(node.exc.func).rpartition(".")[2]
+            parts = getattr(node.exc.args[0], "values", [node.exc.args[0]])
+            first, last = (part.value if isinstance(part, ast.Constant) else "" for part in (parts[0], parts[-1]))
+            if name not in ERRORS or not isinstance(first, str) or not isinstance(last, str):
+                continue
+            if re.match(r"(The|There|A|An|This|That|It|No|Only|Give) ", first) or re.search(r"[^.]\.$", last):
+                wrong.append(f"{path.relative_to(SOURCE)}:{node.lineno}: {ast.unparse(node.exc.args[0])}")
+    assert not wrong
+
+
+ERRORS = {"Error", "RequestError", "CheckpointError", "ImageError", "TrainingError", "SettingError", "PictureExists"}

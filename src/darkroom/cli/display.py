@@ -45,8 +45,7 @@ class Display:
         """Say what is being done, where that is not the next step of many."""
         if self._bar is None:
             return
-        self._bar.set_description(task)
-        self._bar.refresh()
+        self._bar.set_description_str(task if self._bar.bar_format is not None else f"{task}: ")
 
     def steps(self, done: int, total: int, description: str) -> None:
         """Show `done` of `total` steps."""

@@ -126,8 +126,6 @@ def options_of(owner: type = Request) -> list[Option]:
     found: list[tuple[int, Option]] = []
     groups = [None, *GROUPS]
     for _, names, declared in joined(owner):
-        if len(names) > 1:  # width and height, where people know them as two
-            found += [(0, _alone(owner, name)) for name in names]
         group = declared.group and declared.group.partition(".")[0]
         if is_dataclass(declared.kind.of) and declared.kind.count == 1:
             inner = joined(declared.kind.of)
@@ -135,6 +133,8 @@ def options_of(owner: type = Request) -> list[Option]:
             found += [(groups.index(group), part) for part in parts]
         elif declared.option is not None:
             found.append((groups.index(group), Option(declared, names, default(owner, names[0]))))
+        if len(names) > 1:  # width and height, where people know them as two
+            found += [(groups.index(group), _alone(owner, name)) for name in names]
     return [option for _, option in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -155,8 +155,8 @@ def request(**given: Any) -> Request:
     for option in _OPTIONS:
         if option.inside is None:
             said = option.read(given[option.name])
-            if twice := said.keys() & values.keys():
-                raise RequestError(f"--size is given, and --{twice.pop()} too; give one of them")
+            if said.keys() & values.keys():
+                raise RequestError(f"--size is given, and {option.declared.option} too; give one of them")
             values |= said
             continue
         first.setdefault(option.inside, option)
@@ -191,8 +191,8 @@ class DrawingOptions:
 def drawing(
     model: options.Model = None,
     *,
-    request: Request,
     inputs: options.Reader,
+    request: Request,
     upscaler: options.Upscalers = None,
     lora_dir: options.LoraDir = None,
     vae: options.Vae = None,

@@ -103,7 +103,7 @@ def open_upscaler(source: str | Path) -> UpscalerFile:
     """
     path = resolve(source)
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; an upscaler is a file, .pth or .safetensors.")
+        raise CheckpointError(f"{path} is a folder; an upscaler is a file, .pth or .safetensors")
     with open_tensors(path) as file:
         everything = {name: file.shape(name) for name in file.names()}
     start = _start(everything)
@@ -111,7 +111,7 @@ def open_upscaler(source: str | Path) -> UpscalerFile:
     found = _layout(shapes)
     if found is None:
         told = named(everything) or f"a file of tensors called {', '.join(list(everything)[:3]) or 'nothing'}"
-        raise CheckpointError(f"{path} is no upscaler but {told}.")
+        raise CheckpointError(f"{path} is no upscaler but {told}")
     network, layout = found
     with sentences(str(path)):
         try:
@@ -121,7 +121,7 @@ def open_upscaler(source: str | Path) -> UpscalerFile:
             else:
                 config = _compact(shapes) if network == "compact" else _span(shapes)
         except (KeyError, IndexError):
-            raise CheckpointError(f"{path} holds parts of an upscaler only: download it again.") from None
+            raise CheckpointError(f"{path} holds parts of an upscaler only: download it again") from None
     weights = Weights(path, layout, start=start or None)
     return UpscalerFile(path=path, kind=config.architecture, configs={PART: config}, weights={PART: weights})
 
@@ -187,7 +187,7 @@ def save_upscaler(path: str | Path, state: State, config: UpscalerConfig, dtype:
     """
     target = Path(os.path.abspath(path))
     if target.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{path}: an upscaler is written as safetensors; end the name in .safetensors.")
+        raise CheckpointError(f"{path}: an upscaler is written as safetensors; end the name in .safetensors")
     metadata = {
         "format": "pt",
         METADATA: json.dumps({PART: {"architecture": config.architecture, "scale": config.scale}}),
