@@ -102,8 +102,8 @@ def test_what_changes_nothing_gives_the_picture_back(generate: Command, line: st
     ("line", "said"),
     [
         ("--image p.png --mask wide.png", "the mask is 50x20 pixels and the image 64x64"),
-        ("--image p.png --mask text.png", "can't be read as a picture"),
-        ("--image p.png --mask zero.png", "can't be read as a picture"),
+        ("--image p.png --mask text.png", "--mask: 'text.png' is not a PNG"),
+        ("--image p.png --mask zero.png", "--mask: 'zero.png' is not a PNG"),
         ("--image p.png --strength nan", "--strength is nan; it must be from 0 to 1"),
         ("--image p.png --strength 1.01", "--strength is 1.01; it must be from 0 to 1"),
         ("--image 1x1.png", "would be 1x1 pixels, and its sides must be from 8 to 8192"),

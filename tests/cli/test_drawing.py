@@ -35,7 +35,7 @@ PYTHON_ALONE = {
     "preview": "no preview is shown",
 }
 COMMAND_ALONE = {
-    "prompts_file", "recipe", "strict", "overwrite", "as_json",  # files in and out
+    "prompts_file", "more", "sheet", "in_terminal", "recipe", "strict", "overwrite", "as_json",  # files in and out
     "control_guess", "embedding_dir",  # of Control; in Python a folder is scanned by scan_embeddings
     "upscaler",  # Pipeline.upscaler
     "threads",  # torch.set_num_threads

@@ -413,5 +413,6 @@ def test_a_terminal_sees_progress(model: Path, tmp_path: Path) -> None:
     assert process.stdout.read().decode() == f"{tmp_path / 'a-fox-1.png'}\n"
     process.stdout.close()
     assert process.wait() == 0
-    assert b"loading the model" in shown
+    assert b"loading " + os.fsencode(model) in shown
+    assert b"encoding the prompt" in shown
     assert b"3/3" in shown

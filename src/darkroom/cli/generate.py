@@ -72,7 +72,7 @@ def generate(
     sheet: Annotated[
         bool, Option("--sheet", panel=OUTPUT, help="Also all of them on one labelled sheet; with -o FILE that alone.")
     ] = False,
-    preview: options.Preview = False,
+    in_terminal: options.Preview = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:
@@ -102,7 +102,7 @@ def generate(
         gathered.append((image, recipe))
         return None if alone else write(image, recipe)
 
-    show = shower(preview)
+    show = shower(in_terminal)
     with Display(f"loading {asked.model or 'the model'}") as display:
         pipe = asked.load()
         from ..engine import Engine

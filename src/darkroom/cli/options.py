@@ -16,12 +16,12 @@ import click
 
 from ..elsewhere import DRAWING
 from ..embedded import place_of
-from ..errors import RequestError, did_you_mean
+from ..errors import ImageError, RequestError, did_you_mean
 from ..formats.picture import check_picture
 from ..request import MAX_LORA_SCALE, Request, real, whole
 from ..settings import joined
 from . import completion
-from .command import ADAPTERS, DEVICE, OUTPUT, PICTURE, SPEED, Option
+from .command import ADAPTERS, DEVICE, LARGE, OUTPUT, PICTURE, SPEED, Option
 
 if TYPE_CHECKING:
     from ..engine import Control, Inputs
@@ -262,7 +262,7 @@ Upscalers = Annotated[
     list[str] | None,
     Option(
         "--upscaler",
-        panel="Large pictures",
+        panel=LARGE,
         metavar="FILE",
         help="A network that enlarges, or embedded:upscaler, for --upscale and recipes. May come several times.",
     ),
@@ -351,7 +351,10 @@ def given(
         if file is not None:
             if not Path(path(file)).exists():
                 raise RequestError(f"{option} is {file[:200]!r}, which does not exist; check the path")
-            check_picture(file)
+            try:
+                check_picture(file)
+            except ImageError as error:
+                raise ImageError(f"{option}: {error}") from None
 
     def read(pipe: Pipeline, requests: Iterable[Request]) -> Inputs:
         from ..adapters import Lora

@@ -33,7 +33,7 @@ def upscale(
     output: options.Output = ".",
     *,
     asked: DrawingOptions,
-    preview: options.Preview = False,
+    in_terminal: options.Preview = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:
@@ -55,8 +55,8 @@ def upscale(
     times = ""
     write = writer(output, 1, overwrite, lambda recipe: _name(picture, times))
     if asked.upscalers:
-        return _by_network(picture, prompt, scale, asked, output, overwrite, as_json)
-    show = shower(preview)
+        return _by_network(picture, prompt, scale, asked, output, overwrite, as_json, in_terminal)
+    show = shower(in_terminal)
     with Display(f"loading {asked.model or 'the model'}") as display:
         from ..engine import Engine
         from ..engine.prepare.upscale import upscaling
@@ -86,6 +86,7 @@ def _by_network(
     output: str,
     overwrite: bool,
     as_json: bool,
+    in_terminal: bool,
 ) -> int:
     """Enlarge by a network alone. A recipe that the picture holds stays with it, and says that it was enlarged."""
     said = ["prompt"] if prompt else [name for name in changed(asked.request) if name != "prompt"]
@@ -94,6 +95,7 @@ def _by_network(
         raise RequestError(f"{told} is given, and a network enlarges by itself; leave out --upscaler, or that")
     times = ""
     write = writer(output, 1, overwrite, lambda recipe: _name(picture, times))
+    show = shower(in_terminal)
     with Display("enlarging") as display:
         from ..engine.enlarge import load_upscaler
         from ..images import normalise
@@ -108,6 +110,7 @@ def _by_network(
         path = write(large, recipe)
         answer = {"images": [{"path": str(path), "recipe": recipe}]}
         display.answer(json.dumps(answer, indent=2) if as_json else str(path))
+    show(large)
     return 0
 
 
