@@ -181,7 +181,7 @@ def load_upscaler(source: str | Path, device: torch.device | str = "cpu") -> Ups
         return _own(open_upscaler(path), name, torch.device(device))
     told = named(seen.shapes)
     if kind not in ("other", "model") or (told is not None and "upscaler" not in told):
-        raise CheckpointError(f"{path} is no upscaler but {told or f'a {kind}'}.")
+        raise CheckpointError(f"{path} is no upscaler but {told or f'a {kind}'}")
     return _foreign(path, torch.device(device))
 
 
@@ -189,7 +189,7 @@ def _own(file: UpscalerFile, name: str, device: torch.device) -> Upscaler:
     config = file.upscaler_config
     if config.in_channels != config.out_channels or config.in_channels not in (1, 3):
         raise CheckpointError(
-            f"{file.path} makes {config.out_channels} channels of {config.in_channels}; pictures have 3, or 1."
+            f"{file.path} makes {config.out_channels} channels of {config.in_channels}; pictures have 3, or 1"
         )
     network = file.build(PART, device, torch.float32)
     return Upscaler(
@@ -205,22 +205,22 @@ def _foreign(path: Path, device: torch.device) -> Upscaler:
     except ImportError:
         raise CheckpointError(
             f"{path} is none of the networks that Darkroom enlarges with by itself (ESRGAN, Compact, SPAN); the "
-            "library spandrel opens forty others: pip install 'darkroom-diffusion[spandrel]'."
+            "library spandrel opens forty others: pip install 'darkroom-diffusion[spandrel]'"
         ) from None
     except Exception as error:  # torchvision of another build of torch raises what it likes
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is opened by spandrel, which can't be imported here ({reason}).") from None
+        raise CheckpointError(f"{path} is opened by spandrel, which can't be imported here ({reason})") from None
     with open_tensors(path) as file:
         state = {name: file.load(name) for name in file.names()}
     try:
         found = ModelLoader(device).load_from_state_dict(state)
     except UnsupportedModelError:
-        raise CheckpointError(f"{path} is no network that Darkroom or spandrel enlarges with.") from None
+        raise CheckpointError(f"{path} is no network that Darkroom or spandrel enlarges with") from None
     except Exception as error:  # a broken file makes any architecture fail in its own way
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} can't be opened by spandrel ({reason}).") from None
+        raise CheckpointError(f"{path} can't be opened by spandrel ({reason})") from None
     if not isinstance(found, ImageModelDescriptor) or found.input_channels != found.output_channels:
-        raise CheckpointError(f"{path} is a network of spandrel's that enlarges no ordinary pictures.")
+        raise CheckpointError(f"{path} is a network of spandrel's that enlarges no ordinary pictures")
     found.model.float().eval()
     grid = found.size_requirements.multiple_of or 1
 
