@@ -20,7 +20,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak floors clients page check format docs site pictures bench bench-smoke embedded clean
+.PHONY: help demo test soak floors clients page page-pictures check format docs site pictures bench bench-smoke embedded clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ clients: $(CLIENTS)/.installed  ## Install other people's clients of the server,
 page: page/node_modules/.installed  ## Check and build the server's page (needs node; what is built is kept in git)
 	@[ ! -e $(VENV)/.tested ] || $(RUN) tools/page_types.py
 	cd page && npm run --silent check && npm test --silent && npm run --silent build
+
+page-pictures: $(VENV)/.tested  ## Write screenshots of the page's views into out/page, to be looked at (needs chromium)
+	$(RUN) tools/page_pictures.py $(OUT)/page
 
 soak: $(VENV)/.tested  ## Run the long forms of tests (an hour and more)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m soak

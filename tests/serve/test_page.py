@@ -52,9 +52,9 @@ def test_a_picture_is_drawn_with_previews_and_found_again(serve: Callable[..., R
 
 
 def test_a_reload_in_the_middle_and_a_killed_server_lose_nothing(serve: Callable[..., Running], browse: Opened) -> None:
-    server = serve(environment={"FAKE_TICK": "0.05"})
+    server = serve(environment={"FAKE_TICK": "0.2"})
     page = browse(server)
-    for i in range(3):
+    for i in range(5):
         draw(page, f"owl {i}, slow")
         until(page, f"document.querySelectorAll('.queue li').length === {i + 1}")
     page.fill("#field-prompt", "not sent yet")
@@ -65,8 +65,8 @@ def test_a_reload_in_the_middle_and_a_killed_server_lose_nothing(serve: Callable
     page.wait_for_selector(".banner")
     again = serve(port=server.port, environment={"FAKE_TICK": "0.005"})
     page.wait_for_selector(".banner", state="detached")
-    again.until(lambda: len(again.client.get("/api/images").json()["images"]) == 3)
-    until(page, "document.querySelectorAll('.cells li').length === 3")
+    again.until(lambda: len(again.client.get("/api/images").json()["images"]) == 5)
+    until(page, "document.querySelectorAll('.cells li').length === 5")
     assert page.locator(".queue li").count() == 0
 
 
@@ -292,11 +292,14 @@ def test_a_picture_guides_a_control_net(serve: Callable[..., Running], browse: O
     page.locator("label.filepick", has_text="Add a ControlNet").locator("input").set_input_files([picture])
     page.click("text=Show what it follows")
     until(page, "document.querySelector('fieldset .thumb img')?.src.startsWith('blob:')")
+    page.locator("label.filepick", has_text="Add a ControlNet").locator("input").set_input_files([picture])
+    page.wait_for_selector("text=Show what it follows >> nth=1")
     draw(page, "a fox")
     finished(page, "a fox")
     page.reload()  # the draft's pictures are kept, too
-    page.wait_for_selector("text=Show what it follows")
+    page.wait_for_selector("text=Show what it follows >> nth=1")
     job = server.client.get("/api/jobs?state=finished").json()["jobs"][0]
+    assert [control["net"] for control in job["controls"]] == ["edges", "edges"]
     again = server.post(f"/api/jobs/{job['id']}/rerun")  # with the same control
     assert server.ended(again["id"])["state"] == "finished"
     assert len([path for path in (server.data / "inputs").rglob("*") if path.is_file()]) == 1
