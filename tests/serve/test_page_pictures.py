@@ -54,6 +54,13 @@ def test_results_are_compared_with_the_original_and_one_is_kept(serve: Callable[
     page.wait_for_selector('.canvas img[alt="a fox"]')
     page.click(".stage >> text=Start from it")
     until(page, "document.querySelector('.inputs .thumb img').naturalWidth === 128")
+    page.reload()  # the strip is there again, without what was deleted
+    page.wait_for_selector(".strip li >> nth=2")
+    page.click(".strip li:nth-child(2) button")
+    page.click(".canvas a")
+    page.click("dialog.viewer >> text=Delete")
+    page.click("dialog.viewer >> text=Close")
+    until(page, "document.querySelectorAll('.strip li').length === 2")
 
 
 def test_a_picture_is_drawn_larger_and_goes_out_with_or_without_its_recipe(

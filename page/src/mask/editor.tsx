@@ -27,6 +27,7 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
   const corners = useSignal<{ x: number; y: number; toX: number; toY: number } | null>(null)
   const pointer = useSignal<{ x: number; y: number } | null>(null)
 
+  const stripe = Math.max(2, Math.round(Math.max(width, height) / 60))
   const draw = ({ x, y, width: w, height: h }: Box) => {
     changed.value++
     if (!w || !h) return
@@ -34,9 +35,9 @@ export function MaskEditor(props: { picture: Input; mask: Input | null; onDone: 
     for (let row = 0; row < h; row++) {
       for (let column = 0; column < w; column++) {
         const i = 4 * (row * w + column)
-        out.data[i] = 255
-        out.data[i + 1] = 70
-        out.data[i + 2] = 60
+        // Stripes of two colours: one of them shows on any picture.
+        const colour = ((y + row + x + column) / stripe) & 1 ? [255, 40, 90] : [40, 60, 255]
+        out.data.set(colour, i)
         out.data[i + 3] = mask.data[(y + row) * width + x + column]! * 0.6
       }
     }

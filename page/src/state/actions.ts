@@ -38,6 +38,7 @@ export async function generate(): Promise<void> {
     put(job)
     watched.value = job.id
     said.value = t('saidQueued')
+    if (matchMedia('(pointer: coarse)').matches) document.querySelector('.stage')?.scrollIntoView({ block: 'nearest' }) // far below, on a phone
   } catch (error) {
     refused(error)
   } finally {

@@ -1,7 +1,7 @@
 import { effect, signal } from '@preact/signals'
 import { api, type Picture } from '../api'
 import { t } from '../i18n'
-import { onPicture } from './queue'
+import { changed, onPicture } from './queue'
 import { locked } from './server'
 import { closePicture, opened, tell, tellProblem } from './ui'
 
@@ -74,6 +74,8 @@ export async function remove(id: string): Promise<void> {
     const { undo_seconds: seconds } = await api.remove(id)
     const at = pictures.value.findIndex((one) => one.id === id)
     const beside = pictures.value[at + 1] ?? pictures.value[at - 1]
+    const job = pictures.value[at]?.job
+    if (job) changed(job)
     pictures.value = pictures.value.filter((one) => one.id !== id)
     if (opened.value === id) {
       if (beside) opened.value = beside.id
@@ -88,6 +90,7 @@ export async function remove(id: string): Promise<void> {
 async function restore(id: string, at: number): Promise<void> {
   try {
     const back = await api.change(id, { deleted: false })
+    changed(back.job)
     pictures.value = pictures.value.toSpliced(Math.max(at, 0), 0, back)
   } catch (error) {
     tellProblem(error)

@@ -61,6 +61,15 @@ export function reconcile(ids: readonly string[]): void {
   }
 }
 
+/** A picture of a job was deleted, or came back. */
+export function changed(id: string): void {
+  if (!jobs.value.has(id)) return
+  api.job(id).then(
+    (job) => (jobs.value = new Map(jobs.value).set(id, job)),
+    () => undefined,
+  )
+}
+
 export function preview(job: string, jpeg: string): void {
   const known = jobs.value.get(job)
   if (!known || !alive(known)) return

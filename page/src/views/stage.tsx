@@ -1,5 +1,6 @@
 import { useSignal } from '@preact/signals'
-import { fileOf } from '../api'
+import { useEffect } from 'preact/hooks'
+import { api, fileOf, type Job } from '../api'
 import { t } from '../i18n'
 import { pictures } from '../state/gallery'
 import { image } from '../state/inputs'
@@ -11,16 +12,29 @@ import { Results } from './results'
 
 const Compare = lazy(() => import('./compare').then((found) => found.Compare))
 
+/** The job of the newest picture, whose results are shown again when the page was opened anew. */
+function useEarlier(id: string | null): Job | undefined {
+  const found = useSignal<Job | null>(null)
+  const there = pictures.value.filter((one) => one.job === id).length // one was deleted, or came back
+  useEffect(() => {
+    let current = true
+    if (id !== null) api.job(id).then((job) => current && (found.value = job), () => undefined)
+    return () => void (current = false)
+  }, [id, there])
+  return found.value?.id === id ? (found.value ?? undefined) : undefined
+}
+
 /** The picture that is being drawn, or was last. */
 export function Stage() {
   const comparing = useSignal(false)
-  const job = watched.value ? jobs.value.get(watched.value) : undefined
+  const latest = pictures.value[0]
+  const earlier = useEarlier(watched.value ? null : (latest?.job ?? null))
+  const job = watched.value ? jobs.value.get(watched.value) : earlier
   const chosen = useSignal<string | null>(null)
   const drawing = job && alive(job)
   const done = job?.images ?? []
   const shown = done.find((one) => one.id === chosen.value) ?? done.at(drawing ? -1 : 0)
   const preview = job ? previews.value.get(job.id) : undefined
-  const latest = pictures.value[0]
   const prompt = String(job?.request.prompt ?? '') || t('noPrompt')
   const width = job?.request.width
   const height = job?.request.height

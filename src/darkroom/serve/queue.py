@@ -486,7 +486,7 @@ def view(connection: Connection, row: Row[Any], live: Mapping[int, int]) -> dict
             {"id": p.id, "index": p.number, "seed": p.seed, "width": p.width, "height": p.height, "sha256": p.sha256}
             | {"warnings": json.loads(p.warnings or "[]")}
             for p in shown
-            if p.state == FINISHED
+            if p.state == FINISHED and p.deleted is None
         ],
         "n": row.n,
         "error": row.error,
