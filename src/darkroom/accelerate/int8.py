@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from ..models.unet import UNet
 
 LEVELS = 254  # steps of an activation in 0..255; one less, so that the largest never goes over when it is rounded
 PIECE = 2**20  # activations that are rounded at a time: fewer are not faster, and wait for each other's threads more
-FEW = 64  # positions below which rounding costs more than the products
+# A float32 of this size has no bits for fractions: the sum is rounded to a whole number, which its lowest byte tells.
+# torch is slow to make bytes of floats, and quick to make them of whole numbers.
+MAGIC = 1.5 * 2**23
+FEW = 16  # positions below which rounding costs more than the products
 
 
 @cache
@@ -52,20 +55,42 @@ class _Rounded:
         return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
 
-def _int8(
-    layer: Int8Linear | Int8Conv2d, pack: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The packed weight, its scales and zero points [O], and the bias in float32."""
+class _Form(NamedTuple):
+    """What a rounded layer multiplies by."""
+
+    packed: Tensor
+    scales: Tensor  # [O]
+    zeros: Tensor  # [O]
+    sums: Tensor  # [O], of the weights as they are rounded: what an input that is 1 everywhere gives
+    bias: Tensor | None  # [O], float32
+
+
+def _int8(layer: Int8Linear | Int8Conv2d, pack: Callable[[Tensor, Tensor], Tensor]) -> _Form:
+    """A layer's form, made anew when its weight has changed."""
     weight, bias = layer.weight, layer.bias
-    state = (weight.data_ptr(), weight._version, None if bias is None else bias._version)
+    state = [(one.data_ptr(), one._version, one.dtype) for one in (weight, bias) if one is not None]
     if layer._made is None or layer._made[0] != state:
         plain = weight.detach().float()
         scales = plain.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / largest()
         rounded = (plain / scales.view(-1, *[1] * (plain.ndim - 1))).round().to(torch.int8)
+        sums = rounded.flatten(1).sum(1, dtype=torch.int32) * scales
         zeros = torch.zeros(len(scales), dtype=torch.int32)
-        layer._made = state, (pack(rounded, scales), scales, zeros, None if bias is None else bias.detach().float())
-    made: tuple[Tensor, Tensor, Tensor, Tensor | None] = layer._made[1]
+        form = _Form(pack(rounded, scales), scales, zeros, sums, None if bias is None else bias.detach().float())
+        # What was rounded is held: nothing else can come to lie at its address.
+        layer._made = state, form, weight.detach(), None if bias is None else bias.detach()
+    made: _Form = layer._made[1]
     return made
+
+
+def _multiplied(layer: Int8Linear | Int8Conv2d, x: Tensor) -> Tensor:
+    """A linear layer: [..., I] -> [..., O], with the rows of x one behind the other in memory."""
+    ops = torch.ops.onednn
+    form = _int8(layer, lambda weight, _: ops.qlinear_prepack(weight.flatten(1), None))
+    rounded, scale, zero = _rounded(x.reshape(-1, x.shape[-1]))
+    y: Tensor = ops.qlinear_pointwise(
+        rounded, scale, zero, form.packed, form.scales, form.zeros, form.bias, 1.0, 0, x.dtype, "none", [], ""
+    )
+    return y.view(*x.shape[:-1], len(form.scales))
 
 
 class Int8Linear(_Rounded, nn.Linear):
@@ -74,56 +99,79 @@ class Int8Linear(_Rounded, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.numel() < FEW * self.in_features:
             return super().forward(x)
-        ops = torch.ops.onednn
-        packed, scales, zeros, bias = _int8(self, lambda weight, _: ops.qlinear_prepack(weight, None))
-        rounded, scale, zero = _rounded(x.reshape(-1, self.in_features))
-        y: Tensor = ops.qlinear_pointwise(
-            rounded, scale, zero, packed, scales, zeros, bias, 1.0, 0, x.dtype, "none", [], ""
-        )
-        return y.view(*x.shape[:-1], self.out_features)
+        return _multiplied(self, x)
 
 
 class Int8Conv2d(_Rounded, nn.Conv2d):
-    """[N, C, H, W] -> [N, O, H', W']."""
+    """[N, C, H, W] -> [N, O, H', W'], with the channels last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.numel() < FEW * self.in_channels:
             plain: Tensor = super().forward(x)
             return plain
+        assert not isinstance(self.padding, str)
+        alone = self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        if alone:  # a linear layer on every pixel; oneDNN is slow to see that
+            return _multiplied(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         ops = torch.ops.onednn
-        shape = [list(self.stride), list(self.padding), list(self.dilation), self.groups]
-        packed, scales, zeros, bias = _int8(
-            self, lambda weight, scales: ops.qconv_prepack(weight, scales, 1.0, 0, *shape, None)
-        )
-        rounded, scale, zero = _rounded(x)
+        shape = [list(self.stride), [0, 0], list(self.dilation), self.groups]
+        form = _int8(self, lambda weight, scales: ops.qconv_prepack(weight, scales, 1.0, 0, *shape, None))
+        rounded, scale, zero = _rounded(x.contiguous(memory_format=torch.channels_last))
+        # oneDNN would take what stands for 0 out of its sums by adding up all weights in each call, which takes as long
+        # as the products of a small picture. It is the same for all pixels once the border is there, and so a bias.
+        bias = form.sums * (-scale * zero)
         y: Tensor = ops.qconv_pointwise(
-            rounded, scale, zero, packed, scales, zeros, bias, *shape, 1.0, 0, x.dtype, "none", [], ""
+            _bordered(rounded, self.padding, zero),
+            scale,
+            0,
+            form.packed,
+            form.scales,
+            form.zeros,
+            bias if form.bias is None else bias.add_(form.bias),
+            *shape,
+            1.0,
+            0,
+            x.dtype,
+            "none",
+            [],
+            "",
         )
         return y
 
 
+def _bordered(x: Tensor, padding: tuple[int, ...], zero: int) -> Tensor:
+    """Rounded activations [N, C, H, W] with what stands for 0 around them."""
+    down, across = padding
+    if not (down or across):
+        return x
+    n, c, h, w = x.shape
+    room = torch.full((n, h + 2 * down, w + 2 * across, c), zero, dtype=x.dtype)
+    room[:, down : down + h, across : across + w] = x.permute(0, 2, 3, 1)
+    return room.permute(0, 3, 1, 2)
+
+
 def _rounded(x: Tensor) -> tuple[Tensor, float, int]:
     """Activations as 0..255, their scale and what stands for 0: x is about scale * (rounded - zero)."""
-    least, most = (float(end) for end in x.aminmax())
+    if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()
+    numbers = _flat(x)
     # 0 must be one of the steps: the zeros of padding stay exact.
+    least, most = (float(end) for end in numbers.aminmax())
     least, most = min(least, 0.0), max(most, 0.0)
     scale = max((most - least) / LEVELS, 1e-12)
     zero = round(-least / scale)
-    if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
-        x = x.contiguous()
     rounded = torch.empty_like(x, dtype=torch.uint8)
     # A piece at a time, which stays in the cache: a float32 copy of all of it costs more than the products.
-    pieces = zip(_pieces(x), _pieces(rounded), strict=True)
     room = torch.empty(min(PIECE, x.numel()))
-    for piece, answer in pieces:
-        numbers = room[: len(piece)].copy_(piece)
-        answer.copy_(numbers.mul_(1 / scale).add_(zero + 0.5))  # a half more, and cut off: that rounds
+    for piece, answer in zip(torch.split(numbers, PIECE), torch.split(_flat(rounded), PIECE), strict=True):
+        steps = room[: len(piece)].copy_(piece).mul_(1 / scale).add_(MAGIC + zero)
+        answer.copy_(steps.view(torch.int32))  # the lowest byte
     return rounded, scale, zero
 
 
-def _pieces(x: Tensor) -> tuple[Tensor, ...]:
-    """Views of all values, in the order of memory."""
-    return torch.split(x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1), PIECE)
+def _flat(x: Tensor) -> Tensor:
+    """All values in the order of memory: torch goes through this view faster than through one of four dimensions."""
+    return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
 
 
 def to_int8(unet: UNet) -> int:
