@@ -115,10 +115,7 @@ def build(folder: Path) -> Path:
     for name in ("pages", "pages-ko", "site"):
         shutil.rmtree(folder / name, ignore_errors=True)
     put_together(folder / "pages", folder / "pages-ko")
-    nav = told["project"]["nav"] = _expanded(told["project"]["nav"])
-    missing = sorted(set(_docs()) - set(_named(nav)))
-    if missing:
-        raise SystemExit(f"{', '.join(f'docs/{each}' for each in missing)}: not in `nav` of tools/site.toml")
+    told["project"]["nav"] = expanded(told["project"]["nav"])
     english = told["project"] | {"docs_dir": "pages", "site_dir": "site"}
     english["plugins"] = english.get("plugins", {}) | {"mkdocstrings": {"handlers": {"python": _python(told)}}}
     korean = _merged(told["project"], told["korean"]) | {"docs_dir": "pages-ko", "site_dir": "site/ko"}
@@ -133,12 +130,6 @@ def build(folder: Path) -> Path:
     return site
 
 
-def _docs() -> Iterator[str]:
-    """The pages of docs/ that people should be led to."""
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        yield path.name
-
-
 def _named(nav: Any) -> Iterator[str]:
     if isinstance(nav, str):
         yield nav
@@ -146,13 +137,23 @@ def _named(nav: Any) -> Iterator[str]:
         yield from _named(part)
 
 
-def _expanded(nav: Any) -> Any:
-    """The same, with "folder/*" as the list of that folder's pages."""
-    if isinstance(nav, str) and nav.endswith("/*"):
-        return sorted(f"{nav[:-1]}{path.name}" for path in (ROOT / "docs" / nav[:-2]).glob("*.md"))
-    if isinstance(nav, list):
-        return [_expanded(part) for part in nav]
-    return {key: _expanded(part) for key, part in nav.items()} if isinstance(nav, dict) else nav
+def expanded(nav: Any) -> Any:
+    """The navigation with "folder/*" as the list of that folder's pages, and "*" as those of docs/ not named in it.
+
+    A section for which nothing is left goes.
+    """
+    rest = sorted({path.name for path in (ROOT / "docs").glob("*.md")} - set(_named(nav)))
+
+    def put(part: Any) -> Any:
+        if part == "*":
+            return rest
+        if isinstance(part, str) and part.endswith("/*"):
+            return sorted(f"{part[:-1]}{path.name}" for path in (ROOT / "docs" / part[:-2]).glob("*.md"))
+        if isinstance(part, list):
+            return [each for each in map(put, part) if each]
+        return {key: made for key, value in part.items() if (made := put(value))} if isinstance(part, dict) else part
+
+    return put(nav)
 
 
 def _python(told: dict[str, Any]) -> dict[str, Any]:
