@@ -155,3 +155,13 @@ SamplerName = Literal[
     "TCDScheduler",
     "LCMScheduler",
 ]
+
+# What A1111 calls the networks that it downloads by itself -> their files' names.
+A1111_UPSCALERS = {
+    "R-ESRGAN 4x+": "RealESRGAN_x4plus",
+    "R-ESRGAN 4x+ Anime6B": "RealESRGAN_x4plus_anime_6B",
+    "R-ESRGAN 2x+": "RealESRGAN_x2plus",
+    "R-ESRGAN General 4xV3": "realesr-general-x4v3",
+    "R-ESRGAN General WDN 4xV3": "realesr-general-wdn-x4v3",
+    "R-ESRGAN AnimeVideo": "realesr-animevideov3",
+}

@@ -28,13 +28,12 @@ from .formats.control import open_controlnet
 from .formats.embedding import Embedding, learned_words
 from .formats.lora_store import LoraStore
 from .formats.save import save_folder, save_single_file
-from .formats.upscaler import A1111_NAMES
 from .formats.writer import saved_type
 from .images import Picture, open_picture, pad_to_grid, to_pil, to_tensor
 from .model import Model
 from .models.autoencoder import Autoencoder
 from .models.controlnet import ControlNet
-from .names import DType
+from .names import A1111_UPSCALERS, DType
 from .prompts.encoder import encoder_of
 from .prompts.explain import Explanation
 from .prompts.explain import explain as explain_prompt
@@ -202,8 +201,8 @@ class Pieces:
         if name in self.upscalers:
             return self.upscalers[name]
         called = {found.name: found for found in known}
-        if name in called or A1111_NAMES.get(name) in called:
-            return called[name] if name in called else called[A1111_NAMES[name]]
+        if name in called or A1111_UPSCALERS.get(name) in called:
+            return called[name] if name in called else called[A1111_UPSCALERS[name]]
         if name == EMBEDDED_UPSCALER:
             return self.upscaler(name)
         raise RequestError(

@@ -39,15 +39,6 @@ if TYPE_CHECKING:
 
 PART: Part = "upscaler"
 _STARTS = ("params_ema.", "params.", "")
-# What A1111 calls the networks that it downloads by itself -> their files' names.
-A1111_NAMES: Mapping[str, str] = {
-    "R-ESRGAN 4x+": "RealESRGAN_x4plus",
-    "R-ESRGAN 4x+ Anime6B": "RealESRGAN_x4plus_anime_6B",
-    "R-ESRGAN 2x+": "RealESRGAN_x2plus",
-    "R-ESRGAN General 4xV3": "realesr-general-x4v3",
-    "R-ESRGAN General WDN 4xV3": "realesr-general-wdn-x4v3",
-    "R-ESRGAN AnimeVideo": "realesr-animevideov3",
-}
 _BODY = re.compile(r"body\.(\d+)\.(weight|bias)\Z")
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -333,6 +333,7 @@ class Worker:
         pipe, arguments = None if model is None else model.pipe, message["arguments"]
         asked: Mapping[str, Callable[[], Any]] = {
             "explain": lambda: questions.explained(pipe, arguments),
+            "enlarge": lambda: questions.enlarged(message.blobs[0], arguments),
             "adapters": lambda: questions.adapters(arguments["files"]),
         }
 
@@ -378,6 +379,8 @@ def _opened(pipe: Pipeline, message: Message) -> tuple[Request, Inputs]:
     fields = dict(wanted["request"])
     if wanted.get("upscale") is not None:
         fields = _upscaled(pipe, fields, wanted["upscale"], pictures)
+    for name, path in wanted.get("upscalers", {}).items():
+        pipe.upscalers[name] = pipe.upscaler(path)
     request = Request.from_dict(fields).seeded().numbered(message["index"])
     texts = (request.prompt, request.negative_prompt)
     inputs = pipe.inputs(

@@ -17,7 +17,7 @@ from ..diffusion import AUTOMATIC, spacing_name
 from ..errors import RequestError, did_you_mean, shown
 from ..formats.picture import dump_recipe
 from ..prompts.grammar import Prompt, parse
-from ..request import MAX_CONTROL, MAX_IMAGES, Request, real, whole
+from ..request import EMBEDDED_UPSCALER, MAX_CONTROL, MAX_IMAGES, Request, real, whole
 from ..samplers import entry
 from ..settings import Setting, default, settings
 from .models import ModelIndex
@@ -229,6 +229,8 @@ def priced(
         index.get("lora", lora.name)
     for control in wanted.controls:
         index.get("controlnet", control.net)
+    for name in upscalers_of(request):
+        index.upscaler(name)
     _check_pictures(request, sizes, wanted)
     _check_texts(request, index)
     steps, width, evaluations = _work(request, wanted, description, sizes)
@@ -336,7 +338,15 @@ def wanted_for_engine(document: str, index: ModelIndex) -> tuple[dict[str, Any],
         control["path"] = index.get("controlnet", control["net"]).path
     for lora in wanted["loras"]:
         lora["path"] = index.get("lora", lora["name"]).path
+    named = upscalers_of(Request.from_dict(wanted["request"]))
+    wanted["upscalers"] = {name: index.upscaler(name).path for name in named}
     return wanted, {name: one.path for name, one in index.found["embedding"].items()}
+
+
+def upscalers_of(request: Request) -> list[str]:
+    """The networks that a request names and that are looked up here."""
+    names = [request.hires and request.hires.network, request.enlarge and request.enlarge.upscaler]
+    return [name for name in names if name and name != EMBEDDED_UPSCALER]
 
 
 def roles_in_order(inputs: Mapping[str, str]) -> Sequence[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..embedded import HOME, MODEL
 from ..errors import RequestError, did_you_mean, nearest
+from ..names import A1111_UPSCALERS
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> A1111's and ComfyUI's names of its folder
@@ -110,6 +111,11 @@ class ModelIndex:
         what = {"lora": "LoRA", "vae": "VAE", "controlnet": "ControlNet"}.get(kind, kind)
         told = did_you_mean(plain[:60], known) if 0 < len(known) <= 8 else nearest(plain[:60], known)
         raise RequestError(f"there is no {what} {plain[:60]!r} here{told}")
+
+    def upscaler(self, name: str) -> Found:
+        """A network that enlarges, by its name here or by what A1111 calls it. Raises RequestError."""
+        known = A1111_UPSCALERS.get(name, name)
+        return self.get("upscaler", known if known in self.found["upscaler"] else name)
 
     def path(self, kind: str) -> str | None:
         """The folder of a kind, if there is one: where prompts' <lora:...> are looked up."""

@@ -4,12 +4,18 @@ words are for. Needs torch, as the readers of those files do.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..embedded import EXAMPLES
+from ..engine.enlarge import Upscaler, load_upscaler
 from ..errors import Error, RequestError
 from ..formats.embedding import read_embedding
 from ..formats.lora import family, open_lora
@@ -30,6 +36,21 @@ def explained(pipe: Pipeline | None, arguments: Mapping[str, Any]) -> Any:
     if pipe is None:
         raise RequestError("no model is loaded yet; try again in a moment")
     return pipe.explain(arguments["prompt"], arguments.get("style", "a1111")).to_dict()
+
+
+def enlarged(picture: bytes, arguments: Mapping[str, Any]) -> str:
+    """A picture's file made larger by the network at `path` to cover `size`: a PNG as base64. Raises darkroom.Error."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        large = _upscaler(arguments["path"], arguments["fingerprint"]).enlarge(opened, size=tuple(arguments["size"]))
+    buffer = io.BytesIO()
+    large.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@functools.lru_cache(maxsize=2)
+def _upscaler(path: str, fingerprint: str) -> Upscaler:
+    """Read once; a file that has changed has another fingerprint."""
+    return load_upscaler(path)
 
 
 def vocabulary(pipe: Pipeline) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def config_of(recipe: UpscalerRecipe) -> UpscalerConfig:
 
 
 def network(config: UpscalerConfig, seed: int) -> nn.Module:
-    """An untrained one. It begins as what repeats pixels, or close to it: its last layer is small."""
+    """An untrained one. Its last layer is zero, so that Compact begins as what repeats pixels: what begins with noise
+    learns first to be silent, and its last activations may never speak again (docs/LOG.md)."""
     torch.manual_seed(step_seed(seed, -1))
     built: nn.Module = CLASSES[type(config)](config)
     for module in built.modules():
@@ -173,7 +174,7 @@ def network(config: UpscalerConfig, seed: int) -> nn.Module:
                 nn.init.zeros_(module.bias)
     last = [module for module in built.modules() if isinstance(module, nn.Conv2d)][-1]
     with torch.no_grad():
-        last.weight.mul_(0.1)
+        last.weight.zero_()
     return built
 
 

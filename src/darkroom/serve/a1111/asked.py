@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...diffusion import spacing_name
-from ...errors import shown
+from ...errors import RequestError, shown
 from ...formats.foreign import recognise
 from ...formats.sampler_names import draws_of, has_torchsde, own_schedule, read_sampler, read_schedule
 from ...request import MAX_IMAGES, MAX_MERGING, Hires, Request, whole
@@ -85,7 +85,8 @@ def with_infotext(given: Mapping[str, Any], ignored: dict[str, str]) -> dict[str
     told: dict[str, Any] = {theirs: recipe[ours] for ours, theirs in names.items() if recipe.get(ours) is not None}
     if isinstance(hires := recipe.get("hires"), Mapping):
         told |= {"enable_hr": True, "hr_scale": hires["scale"], "denoising_strength": hires["strength"]}
-        told |= {"hr_upscaler": hires["upscaler"].title(), "hr_second_pass_steps": hires.get("steps") or 0}
+        how = {"latent": LATENT, "lanczos": LANCZOS}.get(hires["upscaler"], hires["upscaler"])
+        told |= {"hr_upscaler": how, "hr_second_pass_steps": hires.get("steps") or 0}
     settings = {"CLIP_stop_at_last_layers": recipe.get("clip_skip"), "randn_source": recipe.get("noise")}
     settings |= {"eta_noise_seed_delta": recipe.get("ensd"), "token_merging_ratio": recipe.get("token_merging")}
     overridden = given.get("override_settings") or {}
@@ -134,7 +135,7 @@ def read(
     if kind == "img2img":
         fields |= _image(f, pictures, description, max_pixels)
     elif f.flag("enable_hr"):
-        fields["hires"] = _hires(f, fields)
+        fields["hires"] = _hires(f, fields, index)
     size = (fields.get("width"), fields.get("height"))
     units = read_units(f, size, pictures.get("image"), index, max_pixels)
     pictures |= {f"control.{i}": unit.hint for i, unit in enumerate(units)}
@@ -212,7 +213,7 @@ def _noise(f: Fields, sampler: str) -> dict[str, Any]:
     return fields
 
 
-def _hires(f: Fields, fields: Mapping[str, Any]) -> Hires:
+def _hires(f: Fields, fields: Mapping[str, Any], index: ModelIndex) -> Hires:
     """A second pass."""
     scale, wide, high = f.number("hr_scale"), f.whole("hr_resize_x"), f.whole("hr_resize_y")
     if wide or high:
@@ -220,9 +221,12 @@ def _hires(f: Fields, fields: Mapping[str, Any]) -> Hires:
         if wide and high and wide * fields["height"] != high * fields["width"]:
             f.ignore("hr_resize_x, hr_resize_y", "the second pass has the first one's shape, and is not cut to another")
     upscaler = f.text("hr_upscaler") or LATENT
-    latent = upscaler.startswith(LATENT)
+    how = "latent" if upscaler.startswith(LATENT) else "lanczos"
     if upscaler not in (LATENT, LANCZOS):
-        f.ignore("hr_upscaler", f"there is no {upscaler[:60]}; {LATENT if latent else LANCZOS} is taken")
+        try:
+            how = index.upscaler(upscaler).name
+        except RequestError:
+            f.ignore("hr_upscaler", f"there is no {upscaler[:60]}; {LATENT if how == 'latent' else LANCZOS} is taken")
     for name in ("hr_prompt", "hr_negative_prompt"):
         if f.text(name) not in ("", f.text(name.removeprefix("hr_"))):
             f.ignore(name, "the second pass has the first one's prompts")
@@ -230,7 +234,7 @@ def _hires(f: Fields, fields: Mapping[str, Any]) -> Hires:
         scale=scale,
         strength=f.number("denoising_strength"),
         steps=f.whole("hr_second_pass_steps") or None,
-        upscaler="latent" if latent else "lanczos",
+        upscaler=how,
     )
 
 

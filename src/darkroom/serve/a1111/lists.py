@@ -73,7 +73,7 @@ def _schedulers(server: Server) -> Any:
 def _upscalers(server: Server) -> Any:
     return [
         {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 1 if name == "None" else 4}
-        for name in UPSCALERS
+        for name in (*UPSCALERS, *server.index.found["upscaler"])
     ]
 
 

@@ -75,17 +75,23 @@ def fitted(picture: Image.Image, how: str, size: Size, border: str = "edge") -> 
     return canvas
 
 
-def enlarged(picture: Image.Image, upscaler: str, mode: int, factor: float, size: Size, crop: bool) -> Image.Image:
-    """A picture as A1111's extras make it: by a factor (mode 0), or to cover a size (mode 1). Raises RequestError."""
-    if upscaler == "None":
-        return picture
+def target(given: Size, mode: int, factor: float, size: Size) -> Size:
+    """The size that a picture is enlarged to: by a factor (mode 0), to cover a size (mode 1). Raises RequestError."""
     if mode == 1:
-        factor = max(size[0] / picture.width, size[1] / picture.height)
-    wide, high = (max(1, round(side * factor)) for side in picture.size)
+        factor = max(size[0] / given[0], size[1] / given[1])
+    wide, high = (max(1, round(side * factor)) for side in given)
     if max(wide, high) > MAX_SIDE or wide * high > MAX_PIXELS:
         raise RequestError(
             f"the picture would be {wide}x{high} pixels; sides may have {MAX_SIDE:,}, and all {MAX_PIXELS:,}"
         )
+    return wide, high
+
+
+def enlarged(picture: Image.Image, upscaler: str, mode: int, factor: float, size: Size, crop: bool) -> Image.Image:
+    """A picture as A1111's extras make it: by a factor (mode 0), or to cover a size (mode 1). Raises RequestError."""
+    if upscaler == "None":
+        return picture
+    wide, high = target(picture.size, mode, factor, size)
     how = Image.Resampling.NEAREST if upscaler == "Nearest" else LANCZOS
     large = picture.resize((wide, high), how)
     if mode == 1 and crop:
