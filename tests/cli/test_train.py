@@ -219,3 +219,22 @@ def test_help_has_the_kinds_and_a_kind_s_settings(command: Command) -> None:
         told = command("train", *arguments).out
         assert "\n  rank=8 " in told
         assert "\n  --preset NAME" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "cores", "processes"),
+    [
+        ("lora", [], 2, 1), ("lora", ["batch_size=16"], 2, 2), ("lora", ["batch_size=15"], 2, 1), ("unet", [], 2, 2),
+        ("unet", ["batch_size=128"], 64, 8), ("unet", ["batch_size=30"], 8, 3), ("unet", [], 1, 1),
+        ("embedded", [], 2, 2), ("embedded", ["autoencoder.batch_size=8"], 2, 1),
+    ],
+)  # fmt: skip
+def test_a_process_is_worth_eight_rows(
+    kind: str, changes: list[str], cores: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from darkroom.training.kinds import KINDS
+    from darkroom.training.recipe import override
+    from darkroom.training.start import default_workers
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    assert default_workers(override(KINDS[kind].recipe_of(), changes)) == processes

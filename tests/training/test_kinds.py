@@ -107,7 +107,7 @@ def test_what_settings_need_is_there(name: str) -> None:
     for part in parts(KINDS[name].recipe_of()):
         declared = settings(part)
         for setting in declared.values():
-            assert {need for need, *_ in setting.extra.get("needs", ())} <= declared.keys()
+            assert {need for need, *_ in setting.extra.get("beside", ())} <= declared.keys()
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,14 @@ def test_settings_that_change_nothing_are_told(kind: str, assignments: list[str]
     found = unused(override(KINDS[kind].recipe_of(), assignments), assigned(assignments))
     assert len(found) == len(said)
     assert all(sentence.startswith(start) for sentence, start in zip(found, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "data"),
+    [("lora", "scenes", True), ("lora", "flip", False), ("autoencoder", "collages", True), ("unet", "scenes", True)],
+)
+def test_settings_of_other_pictures_are_told(kind: str, name: str, data: bool) -> None:
+    (sentence,) = unused(KINDS[kind].recipe_of(), [name], data)
+    wanted = "the built-in scenes" if data else "one's own pictures (--data)"
+    assert sentence == f"{name} is set and changes nothing: it is for {wanted}"
+    assert unused(KINDS[kind].recipe_of(), [name], not data) == []

@@ -190,7 +190,9 @@ def pack(
 @app.command()
 def encode(
     data: Annotated[str, Argument(metavar="DATA", help="A folder of pictures, or WebDataset shards.")],
-    output: Annotated[str, Option("--output", "-o", metavar="DIR", help="Where the run will live.")],
+    output: Annotated[
+        str | None, Option("--output", "-o", metavar="DIR", help="Where the run will live. [default: runs/KIND-DATA]")
+    ] = None,
     kind: Annotated[str, Option("--for", metavar="KIND", help="What will be trained.")] = "lora",
     model: Annotated[str | None, Option(metavar="M", help="What will be tuned. [default: the embedded model]")] = None,
     settings: Annotated[
@@ -206,7 +208,7 @@ def encode(
     darkroom data encode my-pictures/ --for lora -o runs/my-style --workers 2
     """
     from ..training.kinds import KINDS as TRAININGS
-    from ..training.kinds import Source
+    from ..training.kinds import Source, default_output
 
     with options.named_as_options():
         choice("--for", kind, tuple(TRAININGS))
@@ -217,10 +219,10 @@ def encode(
     from ..training.recipe import override
     from ..training.run import CACHE, prepare
 
-    recipe: Any = override(TRAININGS[kind].recipe_of(), settings or [])
+    recipe: Any = override(TRAININGS[kind].recipe_of(model=model), settings or [])
     if not getattr(getattr(recipe, "stage", None), "encoding", ""):
         raise RequestError(f"{kind} trains on no latents of pictures; nothing is to be encoded for it")
-    folder = Path(options.path(output))
+    folder = Path(options.path(output)) if output is not None else default_output(kind, data)
     try:
         stage: Any = prepare(recipe, Source(model, data), folder, workers)
         stage.take(folder / CACHE, ahead=True)

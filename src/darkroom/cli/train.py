@@ -99,7 +99,7 @@ def train(
             aliases=_also("workers"),
             metavar="N",
             parser=options.whole_number,
-            help="Processes that share every batch. [default: a core each]",
+            help="Processes that share every batch. [default: a core each, of 8 rows or more]",
         ),
     ] = None,
     model: Annotated[
@@ -159,7 +159,7 @@ def train(
     if listed:
         print(settings_text(kind, recipe))
         return 0
-    for sentence in recipes.unused(recipe, recipes.assigned(settings or [])):
+    for sentence in recipes.unused(recipe, recipes.assigned(settings or []), data is not None):
         complain(sentence)
     if show:
         print(json.dumps(asdict(recipe), indent=2))

@@ -73,7 +73,7 @@ WIDEST = 2.0  # the longest side of a picture's bucket, in its shortest
 SHOWN = 8  # pictures that are looked at on the way, where none are held out
 UNSEEN = 10_000_000  # the scene from which those are counted that nothing learns from
 SCALINGS = ("folded", "factor", "kept")
-game = partial(setting, needs=(("adversarial",),))  # of the discriminator
+game = partial(setting, beside=(("adversarial",),))  # of the discriminator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class AutoencoderRecipe(LoopConfig):
     # The pictures.
     size: int = setting(128, whole(), "Side of the square whose pixels a whole picture has about as many of.")
     crop: int = setting(64, whole(), "Side of the crops until `whole_from`.")
-    flip: bool = setting(False, flag(), "Mirror half of one's own pictures.")
+    flip: bool = setting(False, flag(), "Mirror half of one's own pictures.", of="pictures")
     whole_from: float = setting(
         0.8, FRACTION, "Fraction of the run after which whole pictures are used (as many pixels a batch)."
     )
@@ -98,14 +98,14 @@ class AutoencoderRecipe(LoopConfig):
         1.0, FRACTION, "Fraction of the run after which only the decoder goes on, and the latents are final."
     )
     held_out: int = setting(0, COUNT, "Pictures that are never learned from, for `validate_every` and `sample_every`.")
-    collages: float = setting(0.2, FRACTION, "Fraction of pictures off the grid, with emoji not of ours (scenes).")
+    collages: float = setting(0.2, FRACTION, "Fraction of pictures off the grid, with emoji not of ours.", of="scenes")
     # The loss.
     kl: float = setting(1e-6, number("0 or more", lambda v: v >= 0), "Weight of the KL term, a sum over a latent.")
     l2: float = setting(1.0, WEIGHT, "Weight of the mean squared error.")
     l1: float = setting(0.1, WEIGHT, "Weight of the mean absolute error.")
     perceptual: float = setting(0.0, WEIGHT, "Weight of the distance in features.")
     features: str = setting(
-        OWN, text(), "Whose: \"own\" (the embedded model's), or LPIPS' vgg.pth,vgg16.pth.", needs=(("perceptual",),)
+        OWN, text(), "Whose: \"own\" (the embedded model's), or LPIPS' vgg.pth,vgg16.pth.", beside=(("perceptual",),)
     )
     adversarial: float = setting(
         0.0, WEIGHT, "Weight of the discriminator beside the reconstruction, times the adaptive one."

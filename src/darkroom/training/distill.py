@@ -66,12 +66,12 @@ class DistillRecipe(PictureRecipe):
         0.95, BELOW_ONE, "Decay of the student that is aimed at; 0: the student itself, without gradients."
     )
     huber: float = setting(0.001, ABOVE_ZERO, "Below differences of this size the loss is a square, above a distance.")
-    rank: int = setting(64, RANK, 'Of "lora".', needs=(("student", "lora"),))
+    rank: int = setting(64, RANK, 'Of "lora".', beside=(("student", "lora"),))
     alpha: float = setting(
-        64.0, ABOVE_ZERO, 'Of "lora": the difference is multiplied by alpha / rank.', needs=(("student", "lora"),)
+        64.0, ABOVE_ZERO, 'Of "lora": the difference is multiplied by alpha / rank.', beside=(("student", "lora"),)
     )
     targets: tuple[str, ...] = setting(
-        ("all",), TARGETS, 'Of "lora": the layers it changes (`lora.chooser`).', needs=(("student", "lora"),)
+        ("all",), TARGETS, 'Of "lora": the layers it changes (`lora.chooser`).', beside=(("student", "lora"),)
     )
     save_dtype: str = again(FinetuneRecipe, "save_dtype")
 

@@ -50,7 +50,7 @@ class LoraRecipe(PictureRecipe):
         0,
         whole("between 0 and 1024", lambda v: 0 <= v <= 1024),
         "Of convolutions of more than one pixel; 0: as the others.",
-        needs=(("targets", "convolutions", "all", "*"),),
+        beside=(("targets", "convolutions", "all", "*"),),
     )
     rslora: bool = setting(False, flag(), "Multiply by alpha / sqrt(rank) instead.")
     targets: tuple[str, ...] = setting(("attention",), TARGETS, "The layers it changes: see `chooser`.")

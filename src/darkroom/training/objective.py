@@ -87,20 +87,20 @@ class DenoisingRecipe(LoopConfig):
         5.0,
         ABOVE_ZERO,
         'Where the weights "min-snr" and "snr-plus-one" are cut off.',
-        needs=(("weight", "min-snr", "snr-plus-one"),),
+        beside=(("weight", "min-snr", "snr-plus-one"),),
     )
     times: str = setting("uniform", either(TIMES), "How timesteps are drawn (see `times_of`).")
     times_mean: float = setting(
         0.0,
         number("between -10 and 10", lambda v: -10 <= v <= 10),
         'Of "logit-normal": below 0, low noise comes more.',
-        needs=(("times", "logit-normal"),),
+        beside=(("times", "logit-normal"),),
     )
     times_std: float = setting(
         1.0,
         number("above 0, at most 10", lambda v: 0 < v <= 10),
         'Of "logit-normal".',
-        needs=(("times", "logit-normal"),),
+        beside=(("times", "logit-normal"),),
     )
     times_from: float = setting(
         0.0, FRACTION, "Timesteps are of this part of the schedule: 0 is the least noise, 1 the most."

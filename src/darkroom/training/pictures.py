@@ -80,7 +80,7 @@ class PictureRecipe(DenoisingRecipe):
         named(("float32", "bfloat16")),
         'In which latents are made; "bfloat16" is quicker, and enough for many pictures.',
     )
-    scenes: int = setting(20_000, SCENES, "How many of the built-in scenes, where no data is given.")
+    scenes: int = setting(20_000, SCENES, "How many of the built-in scenes, where no data is given.", of="scenes")
     size: int = setting(
         0,
         whole("a side in pixels up to 8192, or 0 for the model's own", lambda v: 0 <= v <= 8192),
@@ -93,16 +93,18 @@ class PictureRecipe(DenoisingRecipe):
         2.0,
         number("between 1 and 16", lambda v: 1 <= v <= 16),
         "The longest side a bucket may have, in its shortest.",
-        needs=(("buckets",),),
+        beside=(("buckets",),),
     )
-    enlarge: bool = setting(True, flag(), "Without: a picture smaller than its bucket gets a smaller one.")
-    cut: str = setting("centre", CUT, "Where a picture is cut.")
-    flip: bool = setting(False, flag(), "Mirror half of the pictures' appearances.")
+    enlarge: bool = setting(
+        True, flag(), "Without: a picture smaller than its bucket gets a smaller one.", of="pictures"
+    )
+    cut: str = setting("centre", CUT, "Where a picture is cut.", of="pictures")
+    flip: bool = setting(False, flag(), "Mirror half of the pictures' appearances.", of="pictures")
     variants: int = setting(
         4,
         whole("between 0 and 1024", lambda v: 0 <= v <= 1024),
         "Where cuts are random or pictures mirrored: how many versions of each there are; 0: no end.",
-        needs=(("cut", "random"), ("flip",)),
+        beside=(("cut", "random"), ("flip",)),
     )
     template: str = setting(
         "{}",
@@ -112,7 +114,7 @@ class PictureRecipe(DenoisingRecipe):
     prefix: str = setting("", text(), "Before every caption.")
     shuffle: bool = setting(False, flag(), "Put tags (between commas) in another order each time.")
     keep_tags: int = setting(
-        0, COUNT, "That many first tags stay where they are.", needs=(("shuffle",), ("tag_dropout",))
+        0, COUNT, "That many first tags stay where they are.", beside=(("shuffle",), ("tag_dropout",))
     )
     tag_dropout: float = setting(0.0, FRACTION, "Fraction of tags left out.")
     chunks: int = setting(
@@ -131,22 +133,22 @@ class PictureRecipe(DenoisingRecipe):
         "", text(), 'Prior preservation: what the subject is one of, such as "a photo of a dog".'
     )
     class_data: str = setting(
-        "", text(), "A folder of pictures of that; none: the model itself draws them.", needs=(("class_prompt",),)
+        "", text(), "A folder of pictures of that; none: the model itself draws them.", beside=(("class_prompt",),)
     )
     class_pictures: int = setting(
         100,
         whole("between 1 and 100000", lambda v: 1 <= v <= 100_000),
         "How many it draws.",
-        needs=(("class_prompt",),),
+        beside=(("class_prompt",),),
     )
     prior_weight: float = setting(
-        1.0, WEIGHT, "Of class pictures in the loss, against the subject's.", needs=(("class_prompt",),)
+        1.0, WEIGHT, "Of class pictures in the loss, against the subject's.", beside=(("class_prompt",),)
     )
     held_out: int = setting(
         0,
         COUNT,
         "Pictures that are never learned from, for the losses of `validate_every`.",
-        needs=(("validate_every",),),
+        beside=(("validate_every",),),
     )
     prompts: tuple[str, ...] = setting(
         (), several(text()), "Of the sheets of samples, and of the one at the end; none: some captions.", free=True

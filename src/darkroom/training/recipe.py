@@ -152,7 +152,7 @@ class LoopConfig:
         'whole run; "restarts": falling as a cosine `cycles` times.',
     )
     cycles: int = setting(
-        1, whole("between 1 and 1000", lambda v: 1 <= v <= 1000), 'Of "restarts".', needs=(("schedule", "restarts"),)
+        1, whole("between 1 and 1000", lambda v: 1 <= v <= 1000), 'Of "restarts".', beside=(("schedule", "restarts"),)
     )
     warmup: int = setting(200, COUNT, "Steps over which the learning rate rises.")
     cooldown: float = setting(
@@ -160,7 +160,7 @@ class LoopConfig:
         FRACTION,
         'The fraction of a "stable" run over which the learning rate falls to zero.',
         free=True,
-        needs=(("schedule", "stable"),),
+        beside=(("schedule", "stable"),),
     )
     clip: float = setting(1.0, ABOVE_ZERO, "Largest norm of the gradient.")
     accumulate: int = setting(
@@ -176,7 +176,7 @@ class LoopConfig:
         "Power-function averages to keep snapshots of, such as 0.05,0.1.",
     )
     snapshot_every: int = setting(
-        1000, whole("1 or more (steps)", lambda v: v >= 1), "Steps between those.", needs=(("ema_lengths",),)
+        1000, whole("1 or more (steps)", lambda v: v >= 1), "Steps between those.", beside=(("ema_lengths",),)
     )
     ema_length: float = setting(
         0.0,
@@ -403,18 +403,24 @@ def listing(recipe: Any, prefix: str = "") -> list[Listed]:
     return found
 
 
-def unused(recipe: Any, given: Iterable[str]) -> list[str]:
+def unused(recipe: Any, given: Iterable[str], data: bool = True) -> list[str]:
     """A sentence for each of the settings `given`, by name, that changes nothing in this recipe: what it `needs` is
-    not asked for. A need is (name, values that will do) or (name,), which must be set; one of several is enough."""
+    not asked for, or it is `of` the built-in "scenes", or of one's own "pictures", and the run has the other (`data`:
+    it has one's own). A need is (name, values that will do) or (name,), which must be set; one of several is enough.
+    """
     sentences = []
     for name in given:
         first, dot, rest = name.partition(".")
         if dot:
-            sentences += [f"{first}.{sentence}" for sentence in unused(getattr(recipe, first), [rest])]
+            sentences += [f"{first}.{sentence}" for sentence in unused(getattr(recipe, first), [rest], data)]
             continue
         declared = settings.settings(recipe)
         known = name if name in declared else TRAINING.ours(name) or name
-        needs = declared[known].extra.get("needs", ())
+        needs, of = declared[known].extra.get("beside", ()), declared[known].extra.get("of")
+        if of == ("scenes" if data else "pictures"):
+            wanted = "the built-in scenes" if data else "one's own pictures (--data)"
+            sentences.append(f"{name} is set and changes nothing: it is for {wanted}")
+            continue
         if needs and not any(_met(getattr(recipe, other), values) for other, *values in needs):
             wanted = " or ".join("=".join((n, "|".join(map(str, values)))) if values else n for n, *values in needs)
             sentences.append(f"{name} is set and changes nothing: it is for {wanted}")

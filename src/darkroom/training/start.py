@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Preset = Literal["cpu", "gpu", "object", "style"]
 Place = str | Path
 MOST_WORKERS = 8  # more processes than this share a batch of a small network badly
+ROWS = 8  # of a step, that a process of its own is worth
 LOOK_EVERY = 0.5  # seconds between looks into a run's log
 
 
@@ -279,14 +280,16 @@ def started(workers: int | None) -> int | None:
 
 
 def default_workers(recipe: Any) -> int:
-    """As many processes as there are cores and the batches can be shared by; one on a GPU."""
+    """As many processes as there are cores and the batches can be shared by, each with `ROWS` rows or more; one on a
+    GPU. With fewer rows the processes wait for each other longer than the threads of one do."""
     runs = recipes.parts(recipe)
     for part in runs:
         recipes.check(part)
     if any(part.device != "cpu" for part in runs):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for workers in range(min(cores, MOST_WORKERS), 1, -1):
+    enough = min(part.batch_size for part in runs) // ROWS
+    for workers in range(min(cores, enough, MOST_WORKERS), 1, -1):
         try:
             for part in runs:
                 recipes.check(part, workers)
@@ -411,8 +414,8 @@ def train(
         output: the run's folder; None: runs/KIND-DATA. A run that is in it already goes on.
         model: what to start from, as `load` takes it; None: the embedded model.
         preset: of a kind, one or several: "cpu" or "gpu"; "object" or "style" of a LoRA.
-        workers: processes that share every batch; None: as the command, a core each. With more than one the program
-            must be a file whose work is under `if __name__ == "__main__":`.
+        workers: processes that share every batch; None: as the command, a core each, of 8 rows or more. With more than
+            one the program must be a file whose work is under `if __name__ == "__main__":`.
         resume: False: refuse a folder that holds a run.
         skip_damaged: go on from the newest checkpoint that is whole.
         conclude: draw a sheet of before and after, and the loss, into the run's folder.
@@ -432,7 +435,7 @@ def train(
     else:
         recipe = recipes.override(recipe, [f"{name}={_written(v)}" for name, v in settings.items()])
     kind = kind_of(recipe)
-    for sentence in recipes.unused(recipe, settings):
+    for sentence in recipes.unused(recipe, settings, source.data is not None):
         log.warning("%s", sentence)
     if output is None:
         output = default_output(name_of(kind), source.data)

@@ -88,7 +88,7 @@ class UNetRecipe(PictureRecipe):
         1.0,
         number("between 0.001 and 1000", lambda v: 1e-3 <= v <= 1e3),
         "Of a flow model's times: above 1 high noise comes more often.",
-        needs=(("prediction", "flow"),),
+        beside=(("prediction", "flow"),),
     )
     save_dtype: str = again(FinetuneRecipe, "save_dtype")
 
