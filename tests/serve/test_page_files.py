@@ -72,7 +72,8 @@ def test_the_page_makes_no_html_of_texts() -> None:
     forbidden = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc")
     assert len(SOURCES) > 20
     assert [path.name for path in SOURCES if forbidden.search(path.read_text())] == []
-    assert {path.name: n for path in SOURCES if (n := path.read_text().count("\n")) > 250} == {}
+    written = [path for path in SOURCES if path.name != "types.ts"]  # that one is made by tools/page_types.py
+    assert {path.name: n for path in written if (n := path.read_text().count("\n")) > 250} == {}
 
 
 def test_the_server_hands_it_out_packed_and_for_good(fake: Running) -> None:
