@@ -4,6 +4,7 @@
     controlnet-NAME/         a ControlNet for it
     lora/NAME.safetensors    a LoRA
     word/NAME.safetensors    a learned word (textual inversion)
+    upscaler.safetensors     a network that makes its pictures four times as large
 
 All but the learned word's file are ordinary folders and files that other tools open too.
 """
@@ -23,7 +24,7 @@ EXAMPLES = ("a large fox on a yellow background", "a small owl", "a red apple on
 def extras() -> dict[str, Path]:
     """Name -> place of the embedded model and what comes with it."""
     nets = {path.name.removeprefix("controlnet-"): path for path in sorted(HOME.glob("controlnet-*"))}
-    files = {path.stem: path for kind in ("lora", "word") for path in sorted((HOME / kind).glob("*.safetensors"))}
+    files = {path.stem: path for kind in ("lora", "word", ".") for path in sorted((HOME / kind).glob("*.safetensors"))}
     return nets | files | {"model": HOME / "model"}
 
 

@@ -143,8 +143,8 @@ def upscaler(preset: str = "cpu") -> UpscalerRecipe:
             reconstructed=0.5, perceptual=0.02, perceptual_from=0.5, ema=0.999, device="cuda",
         )  # fmt: skip
     return UpscalerRecipe(
-        steps=6000, batch_size=4, lr=2e-3, optimizer="adamw", reconstructed=0.5, perceptual=0.02, perceptual_from=0.6,
-        warmup=100, ema=0.998,
+        steps=800, batch_size=4, lr=1e-3, optimizer="adamw", reconstructed=0.3, degraded=0.15, l2=2.0, warmup=30,
+        ema=0.998,
     )  # fmt: skip
 
 
