@@ -51,7 +51,7 @@ Data.snapshot = lambda self, id: time.sleep(0.3) or plain(self, id)
 def test_pictures_claimed_for_an_engine_that_died_before_it_had_them_wait_again(serve: Callable[..., Running]) -> None:
     server = serve(before=SLOW_SNAPSHOTS)
     jobs = [server.post(prompt="a fox, slow", seed=i) for i in range(6)]
-    server.until(lambda: any(state == "running" for state, _, _ in states(server.data)))
+    server.until(lambda: any(state == "running" for state, _, _ in states(server)))
     os.kill(server.engines()[0], signal.SIGKILL)  # some were claimed, and are not there yet
     assert all(server.ended(job["id"])["state"] == "finished" for job in jobs)
 
@@ -59,7 +59,7 @@ def test_pictures_claimed_for_an_engine_that_died_before_it_had_them_wait_again(
 def test_a_picture_cancelled_on_its_way_to_an_engine_never_reaches_it(serve: Callable[..., Running]) -> None:
     server = serve(before=SLOW_SNAPSHOTS)
     job = server.post(prompt="a fox, hang")
-    server.until(lambda: states(server.data)[0][0] == "running")
+    server.until(lambda: states(server)[0][0] == "running")
     server.client.delete(f"/api/jobs/{job['id']}")
     assert server.ended(server.post(prompt="an owl")["id"], 20)["state"] == "finished"
 
