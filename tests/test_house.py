@@ -127,6 +127,7 @@ SHORT = {
     "__main__.py": "python -m darkroom",
     "version.py": "every room may use it",
     "cli/convert.py": "a command is a file",
+    "cli/cluster.py": "a command is a file",
     "cli/keys.py": "a command is a file",
     "serve/metrics.py": "what is counted, and nothing that counts it",
     "cli/samplers.py": "a command is a file",

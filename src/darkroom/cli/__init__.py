@@ -40,6 +40,7 @@ COMMANDS = {
     "data": "Scan, pack, encode or render training pictures.",
     "serve": "Serve pictures over HTTP: a page, OpenAI's and A1111's dialects.",
     "worker": "Draw what servers on a shared database take in.",
+    "cluster": "Make a Ray cluster's token, and say what is wrong with one.",
     "keys": "Make, list and remove a server's API keys.",
     "samplers": "List the samplers.",
     "objects": "List what the embedded model knows.",

@@ -25,6 +25,9 @@ def batch(
         int | None,
         Option(metavar="N", parser=options.whole_number, help="Engines. [default: what suits model and device]"),
     ] = None,
+    ray: Annotated[
+        str | None, Option(metavar="HOST:PORT", help='Draw by the machines of a Ray cluster; "local": one made here.')
+    ] = None,
     model: options.Model = None,
     vae: options.Vae = None,
     lora_dir: options.LoraDir = None,
@@ -72,7 +75,12 @@ def batch(
         import asyncio
 
         try:
-            asyncio.run(drawing.draw_here(whole_batch, asked, workers, moved))
+            if ray is not None:
+                from ..cluster.ray_batch import draw_through_ray
+
+                draw_through_ray(whole_batch, asked, ray, workers, moved)
+            else:
+                asyncio.run(drawing.draw_here(whole_batch, asked, workers, moved))
         except drawing.DiskFull as error:
             display.complain(str(error))
             code = DISK_FULL

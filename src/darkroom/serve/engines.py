@@ -102,7 +102,11 @@ class EngineLink:
         failures = 0
         while not self.stopping:
             began = time.monotonic()
-            reason = await self._run_once()
+            try:
+                reason = await self._run_once()
+            except Exception as error:  # no process, no memory: as if it had ended
+                log.exception("engine %s can't be run", self.name)
+                reason = f"it can't be run: {error}"
             if self.stopping:
                 return
             failures = failures + 1 if time.monotonic() - began < 60 else 1
