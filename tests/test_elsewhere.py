@@ -53,7 +53,8 @@ def test_a_call_by_their_names_draws_the_same(tiny_pipe: Pipeline, theirs: dict,
         ({"num_inference_steps": 3, "steps": 4}, "num_inference_steps is steps, which is given too"),
         ({"generator": None}, "there is no argument 'generator': give the seed itself"),
         ({"crops_coords_top_left": (0, 0)}, r"write it as crop \(left, top\); there it is \(top, left\)"),
-        ({"zebra": 1}, "there is no argument 'zebra'"),
+        ({"zebra": 1}, "there is no argument 'zebra'$"),
+        ({"num_inference_stepz": 1}, "did you mean 'steps'"),
     ],
 )
 def test_what_is_not_the_same_is_said(tiny_pipe: Pipeline, given: dict, said: str) -> None:

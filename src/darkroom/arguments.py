@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import RequestError, nearest, shown
+from .elsewhere import DRAWING
+from .errors import RequestError, closest, shown
 from .names import Fill, NoiseSource
 from .request import Request
 from .settings import Brief, SettingError, joined, settings
@@ -220,7 +221,10 @@ def check_known(given: Iterable[str], known: Iterable[str]) -> None:
     known = [*known, *_PLACES]
     for name in given:
         if name not in known:
-            raise RequestError(f"there is no argument {name!r}{nearest(name, known)}")
+            theirs = {other: ours for ours in known for other in DRAWING.of(ours)}
+            near = closest(name.lower(), [*known, *theirs])
+            meant = f"; did you mean {(near if near in known else theirs[near])!r}?" if near else ""
+            raise RequestError(f"there is no argument {name!r}{meant}")
 
 
 # What several fields say together -> them, and what may be said.
