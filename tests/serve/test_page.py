@@ -117,7 +117,7 @@ def test_a_mask_is_sent_as_it_was_painted(serve: Callable[..., Running], browse:
     server.ended(server.post(prompt="an owl", width=96, height=64)["id"])
     page = browse(server, device_scale_factor=2)
     page.click(".cells button")
-    page.click("text=Repaint a part")
+    page.click("dialog.viewer >> text=Repaint a part")
     page.wait_for_selector("dialog.masking canvas")
     page.click("summary >> text=Rectangle by numbers")
     for label, value in (("Left", 10), ("Top", 5), ("Width", 30), ("Height", 20)):

@@ -88,7 +88,7 @@ def test_axe_finds_nothing(serve: Callable[..., Running], browse: Opened, scheme
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     visit(page, "viewer", sweep)
-    page.click("text=Repaint a part")
+    page.click("dialog.viewer >> text=Repaint a part")
     page.wait_for_selector("dialog.masking canvas")
     page.click("summary >> text=Rectangle")
     check("mask")
