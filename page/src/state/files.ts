@@ -43,4 +43,10 @@ async function onClipboard(put: (clipboard: Clipboard) => Promise<void>): Promis
 export const copyRecipe = (info: PictureInfo) => onClipboard((clipboard) => clipboard.writeText(info.infotext))
 
 /** Put a picture on the clipboard; browsers take its pixels alone. */
-export const copyPicture = (id: string) => onClipboard((clipboard) => clipboard.write([new ClipboardItem({ 'image/png': fileBlob(id) })]))
+export function copyPicture(id: string): Promise<void> {
+  return onClipboard(async (clipboard) => {
+    const file = fileBlob(id) // given as a promise: after waiting, some browsers take the click for too long ago
+    file.catch(() => undefined) // a clipboard that refuses at once doesn't look at it
+    await clipboard.write([new ClipboardItem({ 'image/png': file })])
+  })
+}
