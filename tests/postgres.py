@@ -76,6 +76,11 @@ def running() -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix="darkroom-postgres-"))
     if user is not None:
         shutil.chown(folder, user)
+    # Whatever ends us, the pipe closes, and this ends the server and clears up.
+    after = f"read x; kill -QUIT $(head -1 {folder}/db/postmaster.pid); sleep 2; rm -rf {folder}"
+    watcher = subprocess.Popen(
+        ["sh", "-c", after], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     server = None
     try:
         server = Postgres(folder, PROGRAMS[-1], user)
@@ -84,3 +89,4 @@ def running() -> Iterator[Postgres]:
         if server is not None:
             server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+        watcher.communicate()
