@@ -182,13 +182,18 @@ def test_what_a_recipe_asks_and_is_not_followed_is_said_or_refused(generate: Com
     written("theirs.png", line + asks)
     answer = generate("--recipe", "theirs.png")
     assert answer.code == 0
-    assert answer.sentence == (
-        "of the recipe in 'theirs.png' this is not followed: Tiling: True, Hires upscale: 2, "
-        "Hires upscaler: R-ESRGAN 4x+"
-    )
+    assert answer.err.splitlines() == [
+        "darkroom: of the recipe in 'theirs.png' this is not followed: Tiling: True",
+        "darkroom: the second pass is enlarged by Lanczos, not by the upscaler 'R-ESRGAN 4x+', which is not here; "
+        "give its file by --upscaler",
+    ]
     refused = generate("--recipe", "theirs.png", "--strict")
     assert (refused.code, refused.out) == (2, "")
-    assert "can't be followed in full: Tiling: True, Hires upscale: 2" in refused.sentence
+    assert "can't be followed in full: Tiling: True; or leave out --strict" in refused.sentence
+    written("enlarged.png", line + asks.replace("Tiling: True, ", ""))
+    refused = generate("--recipe", "enlarged.png", "--strict")
+    assert (refused.code, refused.out) == (2, "")
+    assert "there is no upscaler 'R-ESRGAN 4x+' here; give its file" in refused.sentence
     written("plain.png", line + "RNG: CPU, Model: tiny")
     answer = generate("--recipe", "plain.png", "--strict")
     assert (answer.code, answer.err) == (0, "")

@@ -107,6 +107,9 @@ def generate(
         pipe = asked.load()
         from ..engine import Engine
 
+        if strict and first.hires is not None and first.hires.network is not None:
+            pipe.find_upscaler(first.hires.network, first.hires.upscaler_hash)  # else Lanczos takes its place
+
         # On a CPU a wider batch gains nothing, and alone each picture has the same bits as when it is drawn again.
         on_cpu = pipe.device.type == "cpu"
         engine = Engine(pipe, deterministic=on_cpu)
