@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from ..errors import TrainingError
-from ..images import FORMATS
-from ..picture_headers import check
+from ..picture_headers import FORMATS, check
 from ..request import MAX_PIXELS, MAX_SIDE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
