@@ -94,6 +94,17 @@ def test_what_is_no_argument_is_said(tiny_pipe: Pipeline, wrong: dict[str, Any],
         tiny_pipe.generate("a fox", steps=1, **wrong)
 
 
+def test_what_overrides_generate_may_pass_any_keyword_on(tiny_pipe: Pipeline) -> None:
+    class Quick(Pipeline):
+        def generate(self, *given: Any, **asked: Any) -> Any:
+            return super().generate(*given, steps=1, **asked)
+
+    quick = Quick(tiny_pipe.model)
+    assert quick.generate("a fox", seed=1).requests[0].steps == 1
+    with pytest.raises(RequestError, match="there is no argument 'sede'; did you mean 'seed'"):
+        quick.generate("a fox", sede=1)
+
+
 def test_a_size_is_a_width_and_a_height(tiny_pipe: Pipeline) -> None:
     assert ungrouped({"size": (512, 768), "steps": 3}) == {"width": 512, "height": 768, "steps": 3}
     assert ungrouped({"size": "512x768"}) == {"width": 512, "height": 768}

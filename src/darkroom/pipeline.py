@@ -139,7 +139,7 @@ class Pipeline(Pieces):
         count = len(prompts) * whole("num_images", num_images, 1, MAX_IMAGES)
         if count > MAX_IMAGES:
             raise RequestError(f"{count:,} pictures are asked for at once; ask for {MAX_IMAGES:,} or fewer a call")
-        check_known(asked, inspect.signature(self.generate).parameters)
+        check_known(asked, _TAKEN)
         first = Request(prompt=prompts[0], negative_prompt=negatives[0], **ungrouped(asked))
         if first.hires is not None and first.hires.network is not None:
             self.upscaler(first.hires.network)
@@ -357,3 +357,7 @@ class Pipeline(Pieces):
             if isinstance(event, Progress) and on_progress is not None:
                 on_progress(replace(event, index=places[cell.place]))
         return sweep
+
+
+# Taken here, once: what overrides or wraps `generate` may have another signature, and passes keywords on to it.
+_TAKEN = list(inspect.signature(Pipeline.generate).parameters)[1:]  # without self
