@@ -207,7 +207,10 @@ def test_what_cant_be_is_said(tiny_folder: Path, folder: Path, tmp_path: Path) -
         ("targets=", "targets is"),
         ("targets=atention", "targets is .*'atention'"),
         ("form=a1111", "form is 'a1111'"),
-        ("text_lr=0.1", "train is 'unet', so no text encoder learns"),
+        (
+            "train=unet",
+            "train is 'unet', so no text encoder learns; set train=both, or text_lr=0",
+        ),  # the preset has one
         ("lora_dropout=1", "lora_dropout is 1"),
         ("train=vae", "train is 'vae'"),
         ("sharding=fsdp", "too small to be sharded"),

@@ -160,7 +160,9 @@ def rebuilt(pipe: Pipeline, **parts: Any) -> Pipeline:
 def check_text_lr(train: str, text_lr: float) -> None:
     """Raise TrainingError for a learning rate of text encoders where none learns."""
     if train == "unet" and text_lr:
-        raise TrainingError(f"text_lr is {text_lr:g} and train is 'unet', so no text encoder learns; set train=both")
+        raise TrainingError(
+            f"text_lr is {text_lr:g} and train is 'unet', so no text encoder learns; set train=both, or text_lr=0"
+        )
 
 
 def check_zero_snr(prediction: str, zero_snr: bool) -> None:
