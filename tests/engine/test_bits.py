@@ -163,7 +163,8 @@ def test_without_the_rules_it_is_rounding(tiny_pipe: Pipeline, pool: list[Wanted
     found = drawn(engine, pool, order, chance)
     for number in order:
         expected = alone(tiny_pipe, pool, number)
-        assert (found[number] - expected).abs().max() < 1e-5 * expected.abs().max().clamp_min(1), number
+        # 1e-5 on most processors; a network of random weights makes more of it (2.1e-5 seen with AVX-512).
+        assert (found[number] - expected).abs().max() < 5e-5 * expected.abs().max().clamp_min(1), number
 
 
 def test_who_keeps_the_bits(tiny_pipe: Pipeline) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from darkroom.adapters.updates import pointwise
 from darkroom.kernels.attention import attend
-from darkroom.kernels.exact import MANY, GroupNorm, SameBits, attention, exact, group_norm, paired, same_bits
+from darkroom.kernels.exact import MANY, GroupNorm, SameBits, attention, exact, group_norm, paired, same_bits, silu
 from darkroom.kernels.packed import available, product
 from darkroom.pipeline import Pipeline
 
@@ -90,6 +90,27 @@ def test_normalisation_of_many_pixels() -> None:
         torch.testing.assert_close(layer(many), expected)
         assert torch.equal(layer(many), group_norm(many, 4, layer.weight, layer.bias, layer.eps))
         assert torch.equal(layer(many[:1]), layer(many)[:1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 5, 9), (5, 16, 7, 7), (3, 40), (7, 24, 41, 37), (2, 64, 32, 32), (0, 16, 5, 5)]
+)
+def test_silu_is_the_same_whatever_is_beside_it(shape: tuple[int, ...], threads: int) -> None:
+    """Of numbers that don't fill a vector torch computes the exponential in another way."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for laid in [x] + ([x.contiguous(memory_format=torch.channels_last)] if x.ndim == 4 else []):
+            with SameBits():
+                y = silu(laid)
+                assert y.stride() == laid.stride() or not len(x)
+                for row in range(len(x)):
+                    assert torch.equal(y[row], silu(torch.cat([laid[row : row + 1]] * 2))[0]), row
+            torch.testing.assert_close(y, F.silu(x))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_one_row_is_asked_about_twice() -> None:

@@ -3,8 +3,9 @@
 Measured (docs/determinism.md): in float32, a row of a call of two rows or more has the same bits in any such call, of
 whatever size and with 1, 2 or 4 threads, but for some kernels: attention with few queries, group normalisation of many
 pixels with the channels last, and products of a BLAS. While `SameBits` is active in a thread, the first is computed by
-plain sums, the second by sums over a row of pixels at a time, and what products are not packed go to oneDNN. A call of
-one row is another matter: oneDNN has other convolutions for it. So whoever asks a network asks for two: see `paired`.
+plain sums, the second by sums over a row of pixels at a time, and what products are not packed go to oneDNN. SiLU is
+filled up to whole vectors: of what is left over, torch computes the exponential by another formula. A call of one row
+is another matter: oneDNN has other convolutions for it. So whoever asks a network asks for two: see `paired`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 FEW = 32  # queries up to which the attention kernel's bits were seen to vary
 MANY = 1024  # pixels from which on the normalisation's do
+VECTORS = 32  # numbers that torch's elementwise kernels take at once: two vectors of 16, on the widest processors
+SHARE = 32768  # numbers that are worth a thread to them
 _here = local()  # .on: whether this thread is in a `SameBits`
 
 
@@ -92,6 +95,26 @@ def group_norm(
     shift = (zeros if bias is None else bias.double()).view(groups, -1) - mean * scale
     scale, shift = (y.float().view(n, 1, 1, c) for y in (scale, shift))
     return torch.addcmul(shift, pixels, scale).permute(0, 3, 1, 2)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) (Hendrycks & Gimpel 2016, arXiv 1606.08415, sec. 2), with constant bits in a `SameBits`."""
+    if not exact() or _whole(x.numel()):
+        return F.silu(x)
+    pixels = x.permute(0, 2, 3, 1) if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x
+    count = filled = x.numel()
+    while not _whole(filled):
+        filled += VECTORS - filled % VECTORS
+    room = x.new_zeros(filled)
+    room[:count] = pixels.reshape(-1)
+    y = F.silu(room, inplace=True)[:count].view(pixels.shape)
+    return y if pixels is x else y.permute(0, 3, 1, 2)
+
+
+def _whole(count: int) -> bool:
+    """Whether torch's elementwise kernels have nothing left over: in no thread's share of so many numbers."""
+    shares = min(torch.get_num_threads(), -(-count // SHARE))
+    return shares == 0 or (-(-count // shares) % VECTORS == 0 and count % VECTORS == 0)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attend
-from ..kernels.exact import GroupNorm
+from ..kernels.exact import GroupNorm, silu
 from ..kernels.packed import ready
 from ..kernels.strips import MEMORY, Attend, Convolve, Step, resnets, run_steps, use_strips
 from .config import AutoencoderConfig, TinyAutoencoderConfig
@@ -120,7 +120,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        y: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        y: Tensor = self.conv_out(silu(self.norm_out(self.mid(x))))
         return y
 
     def steps(self) -> list[Step]:
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         z = self.mid(self.conv_in(z))
         for level in self.up:
             z = level(z)
-        y: Tensor = self.conv_out(F.silu(self.norm_out(z)))
+        y: Tensor = self.conv_out(silu(self.norm_out(z)))
         return y
 
     def steps(self) -> list[Step]:

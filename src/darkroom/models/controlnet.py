@@ -11,9 +11,9 @@ from dataclasses import fields
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.exact import silu
 from ..kernels.packed import ready
 from .config import ControlNetConfig, UNetConfig
 from .unet import Encoder, UNet
@@ -35,9 +35,9 @@ class HintEmbedding(nn.Module):
         self.conv_out = _zero(nn.Conv2d(widths[-1], config.block_out_channels[0], 3, padding=1))
 
     def forward(self, hint: Tensor) -> Tensor:
-        y: Tensor = F.silu(self.conv_in(hint))
+        y: Tensor = silu(self.conv_in(hint))
         for block in self.blocks:
-            y = F.silu(block(y))
+            y = silu(block(y))
         y = self.conv_out(y)
         return y
 

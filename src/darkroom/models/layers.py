@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.doubling import Doubling, enlarged
-from ..kernels.exact import GroupNorm
+from ..kernels.exact import GroupNorm, silu
 
 
 class Block(nn.Module):
@@ -56,11 +55,11 @@ class ResnetBlock(Block):
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         if self.time is not None and time is not None:
             # One number a channel, the same for all pixels: this is how a block knows the noise level.
-            h = h + self.time(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+            h = h + self.time(silu(time))[:, :, None, None]
+        h = self.conv2(silu(self.norm2(h)))
         y: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
         return y
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.attention import attend
-from ..kernels.exact import GroupNorm
+from ..kernels.exact import GroupNorm, silu
 from ..kernels.packed import ready
 from .config import UNetConfig
 from .layers import Block, ResnetBlock, Upsample
@@ -64,7 +64,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, waves: Tensor, cond: Tensor | None = None) -> Tensor:
         if self.cond is not None and cond is not None:
             waves = waves + self.cond(cond)
-        y: Tensor = self.linear2(F.silu(self.linear1(waves)))
+        y: Tensor = self.linear2(silu(self.linear1(waves)))
         return y
 
 
@@ -424,7 +424,7 @@ class UNet(Encoder):
         return self._out(x)
 
     def _out(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        y: Tensor = self.conv_out(silu(self.norm_out(x)))
         return y
 
 
