@@ -163,6 +163,7 @@ def test_a_worker_that_was_given_up_can_t_finish_what_another_took_over(tmp_path
         assert not await store.write(lambda c: queue.finish(c, ids[0], first.claim, 5.0, file="old.png"))
         assert not await store.write(lambda c: queue.kept(c, ids[0], first.claim, 3))
         assert await store.write(lambda c: queue.finish(c, ids[0], second.claim, 6.0, file="new.png"))
+        assert await store.write(lambda c: queue.finish(c, ids[0], second.claim, 7.0, file="new.png"))  # said again
         assert not await store.write(lambda c: queue.finish(c, ids[0], second.claim, 7.0, file="twice.png"))
         [row] = await store.read(lambda c: queue.pictures_of(c, id))
         assert (row.state, row.file) == ("finished", "new.png")

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,6 +257,26 @@ def test_models_are_those_that_each_worker_has(pool: Pool, tmp_path: Path) -> No
     assert server.job(waits)["state"] == "queued"
 
 
+def test_what_is_a_worker_s_by_the_rows_and_aboard_no_engine_waits_again(pool: Pool) -> None:
+    """As where the database goes away while a claim is committed."""
+    server = pool.web()
+    pool.work()
+    server.ready()
+    slow = server.post(prompt="a fox, slow", steps=100)["id"]
+    server.until(lambda: server.job(slow)["state"] == "running")
+    [(owner,)] = server.rows("SELECT lease_owner FROM pictures")
+    lost = server.ended(server.post(prompt="an owl")["id"])["id"]
+    server.rows(
+        f"UPDATE pictures SET state = 'running', claim = 7, lease_owner = '{owner}', lease_until = 2e9"
+        f" WHERE job = '{lost}' RETURNING id"
+    )
+    server.until(
+        lambda: server.rows(f"SELECT state, claim, deaths FROM pictures WHERE job = '{lost}'") == [("finished", 8, 0)]
+    )
+    assert server.ended(slow)["state"] == "finished"
+    assert [row[0] for row in server.rows(f"SELECT deaths FROM pictures WHERE job = '{slow}'")] == [0]
+
+
 # --- the statements
 
 
@@ -296,6 +317,30 @@ def test_many_workers_claim_at_once_and_each_picture_is_one_s(store: Any) -> Non
         assert len(claimed) == len({one.id for one in claimed}) == 160
         # Two that finish a job's last pictures at one moment see each other.
         assert await store.read(queue.counts) == {"finished": 32}
+
+    asyncio.run(run())
+
+
+def test_what_a_dead_engine_had_goes_back_though_its_rows_are_being_written(store: Any) -> None:
+    writing, dead = threading.Event(), threading.Event()
+
+    def keep(connection: Any, picture: queue.Claimed) -> bool:
+        kept = queue.kept(connection, picture.id, picture.claim, 2)
+        writing.set()
+        dead.wait(0.5)  # the row is locked until then
+        return kept
+
+    async def run() -> None:
+        await store.write(lambda c: queue.admit(c, new(n=3), LIMITS, clock(c)))
+        ids = [row.id for row in await store.read(lambda c: queue.waiting(c, None, 9))]
+        [first, *_] = await store.write(lambda c: queue.claim(c, ids, "one", clock(c)))
+        kept = asyncio.create_task(store.write(lambda c: keep(c, first)))
+        await asyncio.to_thread(writing.wait)
+        await store.write(lambda c: queue.died(c, "one", clock(c), "stopped"))
+        dead.set()
+        assert await kept
+        assert await store.read(lambda c: queue.held(c, ["one"])) == {}
+        assert len(await store.read(lambda c: queue.waiting(c, None, 9))) == 3
 
     asyncio.run(run())
 

@@ -29,7 +29,7 @@ from .metrics import Metrics
 from .models import Found, ModelIndex
 from .options import ServeOptions
 from .queue import Claimed
-from .seats import Seat, shown_model, told_of
+from .seats import Seat, astray, shown_model, told_of
 from .store import Answer, Store, StoreDown, StoreFull
 from .tables import clock, models, upsert
 from .together import Together
@@ -238,9 +238,15 @@ class Dispatcher:
                 log.warning("job %s goes on without the worker that had it", job)
             self._news = False
             aboard = {id: picture for seat in self.seats for id, picture in seat.aboard.items()}
+            lives = {seat.owner: seat.link.restarts for seat in self.seats if seat.link.alive}
             news = await together.hear(self._owners, {picture.job for picture in aboard.values()})
-            gone = [id for id, picture in aboard.items() if news.held.get(id) != picture.claim]
+            claims = {id: claim for id, (claim, _) in news.held.items()}
+            gone = [id for id, picture in aboard.items() if claims.get(id) != picture.claim]
             self.cancel([id for id in gone if id not in self._landing])
+            if not self.full and (lost := astray(self.seats, news.held, aboard, lives)):
+                log.warning("%d pictures were claimed and are with no engine; they wait again", len(lost))
+                await self.store.write(partial(_put_back, claims=lost))
+                self.wake()
             self._elsewhere = set(news.previewed)
             looked = {id for id, picture in aboard.items() if picture.job in news.watched}
             steps = {id: step for id, step in self._steps.items() if id in looked}
@@ -304,14 +310,8 @@ class Dispatcher:
 
     async def _give_back(self, seat: Seat, claimed: list[Claimed]) -> None:
         """Pictures that were claimed for an engine and never reached it wait again."""
-
-        def write(connection: Connection) -> None:
-            now = clock(connection)
-            for picture in claimed:
-                queue.put_back(connection, picture.id, picture.claim, now)
-
         try:
-            await self.store.write(write)
+            await self.store.write(partial(_put_back, claims={picture.id: picture.claim for picture in claimed}))
         except StoreFull:
             self._owed.add(seat.owner)
             self.disk_full()
@@ -468,7 +468,7 @@ class Dispatcher:
             return
         finally:
             self._landing.discard(picture.id)
-        seat.aboard.pop(picture.id, None)
+        seat.landed(picture)
         self.hub.landed(picture.job, picture.index)
         if counted:
             self.metrics.finished(now - int(picture.job[:11], 16) / 1000)
@@ -503,7 +503,7 @@ class Dispatcher:
         except StoreFull:
             self.disk_full()
             return
-        seat.aboard.pop(picture.id, None)
+        seat.landed(picture)
         self.hub.landed(picture.job, picture.index)
         if not again:
             self.metrics.failures.inc()
@@ -591,3 +591,9 @@ class Dispatcher:
 
 def _released(connection: Connection, owner: str | None) -> None:
     queue.released(connection, owner, clock(connection))
+
+
+def _put_back(connection: Connection, claims: Mapping[str, int]) -> None:
+    now = clock(connection)
+    for id, claim in claims.items():
+        queue.put_back(connection, id, claim, now)

@@ -252,10 +252,11 @@ def renew(connection: Connection, owners: Sequence[str], now: float, lease: floa
     )
 
 
-def held(connection: Connection, owners: Sequence[str]) -> dict[str, int]:
-    """What a worker's engines hold, by the rows: id -> claim."""
+def held(connection: Connection, owners: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """What a worker's engines hold, by the rows: id -> (claim, owner)."""
     mine = (pictures.c.lease_owner.in_(list(owners)), pictures.c.state == RUNNING)
-    return {row.id: row.claim for row in connection.execute(select(pictures.c.id, pictures.c.claim).where(*mine))}
+    found = connection.execute(select(pictures.c.id, pictures.c.claim, pictures.c.lease_owner).where(*mine))
+    return {row.id: (row.claim, row.lease_owner) for row in found}
 
 
 def progress(connection: Connection, steps: Mapping[str, int], owners: Sequence[str], now: float) -> None:
@@ -284,9 +285,13 @@ def _report(connection: Connection, id: str, claim: int, now: float, **values: A
     return changed is not None
 
 
-def finish(connection: Connection, id: str, claim: int, now: float, **facts: Any) -> bool:
-    """A picture is drawn and its file in place: the same row is the gallery's now."""
-    return _report(connection, id, claim, now, state=FINISHED, created=now, **facts)
+def finish(connection: Connection, id: str, claim: int, now: float, *, file: str, **facts: Any) -> bool:
+    """A picture is drawn and its file in place: the same row is the gallery's now. Said again, where the database went
+    away in the commit and nobody knew, it still counts."""
+    if _report(connection, id, claim, now, state=FINISHED, created=now, file=file, **facts):
+        return True
+    said = (pictures.c.id == id, pictures.c.claim == claim, pictures.c.state == FINISHED, pictures.c.file == file)
+    return connection.execute(select(pictures.c.id).where(*said)).first() is not None
 
 
 def fail(connection: Connection, id: str, claim: int, now: float, error: str) -> bool:
@@ -308,18 +313,20 @@ def kept(connection: Connection, id: str, claim: int, step: int) -> bool:
 def died(connection: Connection, owner: str | None, now: float, reason: str) -> list[str]:
     """A worker (None: all that there were) has died: what it had goes back, to be drawn alone, or is given up after
     `DEATHS_ALONE` deaths with nothing else aboard. The jobs that changed."""
-    return _lost(connection, [] if owner is None else [pictures.c.lease_owner == owner], now, reason)
+    owned = [] if owner is None else [pictures.c.lease_owner == owner]
+    return _lost(connection, owned, now, reason, skip_locked=False)  # a snapshot's row may be on its way: wait for it
 
 
 def expired(connection: Connection, now: float) -> list[str]:
     """Workers that have not been heard of for a lease are taken for dead. The jobs that changed."""
-    return _lost(connection, [pictures.c.lease_until < now], now, "its worker was not heard of any more")
+    which = [pictures.c.lease_until < now]
+    return _lost(connection, which, now, "its worker was not heard of any more", skip_locked=True)  # others look, too
 
 
-def _lost(connection: Connection, which: list[Any], now: float, reason: str) -> list[str]:
+def _lost(connection: Connection, which: list[Any], now: float, reason: str, skip_locked: bool) -> list[str]:
     wanted = select(pictures.c.id, pictures.c.job, pictures.c.deaths, pictures.c.lease_owner)
-    wanted = wanted.where(pictures.c.state == RUNNING, *which).with_for_update(skip_locked=True)
-    rows = connection.execute(wanted).all()
+    wanted = wanted.where(pictures.c.state == RUNNING, *which).order_by(pictures.c.id)
+    rows = connection.execute(wanted.with_for_update(skip_locked=skip_locked)).all()
     aboard = Counter(row.lease_owner for row in rows)
     for row in rows:
         deaths = deaths_after(row.deaths, alone=aboard[row.lease_owner] == 1)

@@ -96,6 +96,11 @@ class Seat:
             watched=watched,
         )
 
+    def landed(self, picture: Claimed) -> None:
+        """It has a picture in hand no more; a later claim of it, taken aboard meanwhile, stays."""
+        if self.aboard.get(picture.id) == picture:
+            del self.aboard[picture.id]
+
     def make_room(self, need: float, room: float) -> bool:
         """Let models go that have nothing in progress, the least recently needed first, until `need` bytes fit into
         `room`; whether they do. The last model stays while nothing else is needed, and a single one is tried whatever
@@ -123,6 +128,27 @@ class Seat:
     def shown(self) -> dict[str, Any]:
         """What there is of it, for people."""
         return {"alive": self.link.alive, "models": list(self.link.models), "aboard": len(self.aboard)}
+
+
+def astray(
+    seats: Iterable[Seat],
+    held: Mapping[str, tuple[int, str]],
+    aboard: Mapping[str, Claimed],
+    lives: Mapping[str, int],
+) -> dict[str, int]:
+    """Pictures that are an engine's by their rows and aboard none: id -> claim. Nobody would ever draw them, and their
+    leases are renewed. (Where the database goes away in a commit, nobody knows whether they were claimed.)
+
+    held: `queue.held`, read while nothing was taken aboard.
+    aboard: what was in hand before that; what ended meanwhile ended in the rows first.
+    lives: the engines that lived before that -> `restarts`. What one had that died since goes back with a death.
+    """
+    steady = {seat.owner for seat in seats if seat.link.alive and lives.get(seat.owner) == seat.link.restarts}
+    return {
+        id: claim
+        for id, (claim, owner) in held.items()
+        if owner in steady and (id not in aboard or aboard[id].claim != claim)
+    }
 
 
 def told_of(seats: Sequence[Seat], models: Iterable[str]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ WISH = 600.0  # seconds that a wish to know of a model holds
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a worker reads twice a second: its pictures by the rows (id -> claim), jobs that are looked at, wishes."""
+    """What a worker reads twice a second: its pictures by the rows (id -> (claim, owner)), jobs looked at, wishes."""
 
-    held: Mapping[str, int]
+    held: Mapping[str, tuple[int, str]]
     watched: Collection[str]
     previewed: Collection[str]
     wishes: Mapping[str, str]  # fingerprint -> name of a model to load
