@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 import darkroom
+from darkroom.serve.messages import Message
 
-from .conftest import Running
+from .conftest import ROOT, Running
 
 
 def pixels(data: bytes) -> Any:
@@ -88,6 +92,24 @@ def test_an_end_in_order_loses_no_step(serve: Callable[..., Running]) -> None:
     server = serve(real=True)
     assert server.until(lambda: server.job(job)["step"], 60) >= 5
     assert server.client.delete(f"/api/jobs/{job}").json()["state"] == "cancelled"
+
+
+def test_an_engine_ends_when_its_server_is_gone_with_something_unread() -> None:
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "darkroom.serve.engine_process", str(theirs.fileno())],
+        pass_fds=(theirs.fileno(),),
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
+    theirs.close()
+    fields = {"device": "cpu", "dtype": "auto", "snapshot_every": 5.0}
+    ours.sendall(Message("start", fields).packed())
+    try:
+        assert ours.recv(1, socket.MSG_PEEK)  # it has said that it is ready, which nobody reads
+        ours.close()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
 
 
 UNENCODABLE = """

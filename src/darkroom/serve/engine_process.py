@@ -455,9 +455,11 @@ def main() -> None:
     worker = Worker(start["device"], start["dtype"], start["snapshot_every"], start.fields.get("max_rows"))
 
     def listen() -> None:
-        while (message := read(stream)) is not None:
-            worker.inbox.put(message)
-        os._exit(0)  # the web process is gone: nobody is left to draw for
+        try:
+            while (message := read(stream)) is not None:
+                worker.inbox.put(message)
+        finally:
+            os._exit(0)  # the web process is gone, however it went: nobody is left to draw for
 
     def speak() -> None:
         while (message := worker.outbox.get()) is not None:

@@ -61,7 +61,10 @@ def read(stream: BinaryIO) -> Message | None:
     """The next message of a buffered stream; None where it has ended, in the middle of a message too."""
 
     def exactly(count: int) -> bytes | None:
-        found = stream.read(count)
+        try:
+            found = stream.read(count)
+        except ConnectionError:  # the other end was killed with something unread
+            return None
         return found if len(found) == count else None
 
     if (prefix := exactly(4)) is None or (header := exactly(_length(prefix))) is None:
