@@ -209,6 +209,8 @@ def test_a_run_says_what_it_did_and_how_to_use_it(tmp_path: Path, command: Run) 
     assert f"use it: darkroom generate '<tiger>' --lora '{run / 'lora.safetensors'}'" in out
     told = command("info", run, "--json").json
     assert told["made"] == [str(run / "lora.safetensors")]
+    (run / "lora.safetensors").rename(run / "upscaler.safetensors")
+    assert f"use it: darkroom upscale PICTURE --upscaler '{run / 'upscaler.safetensors'}'" in command("info", run).out
     (run / "recipe.json").write_text("[")
     assert "recipe.json" in command("info", run).sentence
 

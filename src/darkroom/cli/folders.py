@@ -130,11 +130,12 @@ def _several(field: str, value: tuple[Any, ...], metavar: str) -> str:
 
 # What a run may have made -> how it is used.
 _MADE = {
-    "lora.safetensors": "--lora {0}",
-    "word.safetensors": "--embedding {0}",
-    "controlnet": "--control {0}=HINT@PHOTO",
-    "vae": "--vae {0}",
-    "model": "--model {0}",
+    "lora.safetensors": "generate {prompt} --lora {made}",
+    "word.safetensors": "generate {prompt} --embedding {made}",
+    "controlnet": "generate {prompt} --control {made}=HINT@PHOTO",
+    "vae": "generate {prompt} --vae {made}",
+    "model": "generate {prompt} --model {made}",
+    "upscaler.safetensors": "upscale PICTURE --upscaler {made}",
 }
 
 
@@ -186,7 +187,7 @@ def _use(name: str, path: str, recipe: Mapping[str, Any]) -> str:
     """A command that uses what was made."""
     texts = [*(recipe.get("prompts") or ()), recipe.get("caption"), recipe.get("trigger"), recipe.get("word")]
     prompt = next((text for text in texts if isinstance(text, str) and text and text.isprintable()), "PROMPT")
-    return f"darkroom generate {shlex.quote(prompt)} {_MADE[name].format(shlex.quote(path))}"
+    return f"darkroom {_MADE[name].format(prompt=shlex.quote(prompt), made=shlex.quote(path))}"
 
 
 def run_lines(told: Mapping[str, Any]) -> list[str]:

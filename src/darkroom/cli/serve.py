@@ -17,19 +17,24 @@ DATABASE = "DARKROOM_DATABASE"  # the address in the environment: a command line
 NEEDED = "the server needs more packages; install them with: pip install 'darkroom-diffusion[serve]'"
 
 
+Model = Annotated[str | None, Option(help="The model: a folder, a file or a hub id. [default: the embedded one]")]
+Models = Annotated[Path | None, Option(help="A folder of models, LoRAs, VAEs, words and ControlNets, as A1111 has it.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, Option(help="auto, float32, bfloat16 or float16.")]
+MaxRows = Annotated[int | None, Option(min=1, max=1024, help="U-Net rows that move together.")]
+ModelMemory = Annotated[float | None, Option(min=0.1, help="Gigabytes for models. [default: 60% of what is free]")]
+SnapshotEvery = Annotated[float, Option(min=0.1, help="Seconds between snapshots of a picture in progress.")]
+
+
 @app.command()
 def serve(
     host: Annotated[str, Option(help="The address to listen on; any other than this needs API keys.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 7860,
     data: Annotated[Path, Option(help="The server's folder: queue, gallery, inputs.")] = Path("darkroom-data"),
-    model: Annotated[
-        str | None, Option(help="The model: a folder, a file or a hub id. [default: the embedded one]")
-    ] = None,
-    models: Annotated[
-        Path | None, Option(help="A folder of models, LoRAs, VAEs, words and ControlNets, as A1111 has it.")
-    ] = None,
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    model: Model = None,
+    models: Models = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     database: Annotated[
         str | None,
         Option(metavar="URL", help=f"A PostgreSQL that several share. [default: ${DATABASE}, else SQLite in --data]"),
@@ -39,11 +44,9 @@ def serve(
         int | None,
         Option(min=0, max=64, help="Engine processes; 0: workers draw. [default: what suits model and device]"),
     ] = None,
-    max_rows: Annotated[int | None, Option(min=1, max=1024, help="U-Net rows that move together.")] = None,
-    model_memory: Annotated[
-        float | None, Option(min=0.1, help="Gigabytes for models. [default: 60% of what is free]")
-    ] = None,
-    snapshot_every: Annotated[float, Option(min=0.1, help="Seconds between snapshots of a picture in progress.")] = 5.0,
+    max_rows: MaxRows = None,
+    model_memory: ModelMemory = None,
+    snapshot_every: SnapshotEvery = 5.0,
     api_key_file: Annotated[Path | None, Option(help="Who may use it: see `darkroom keys`.")] = None,
     allow_host: Annotated[list[str] | None, Option(help="A host name that it answers to, beside localhost.")] = None,
     public_url: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from ..errors import RequestError
 from .command import App, Option
-from .serve import DATABASE, NEEDED
+from .serve import DATABASE, NEEDED, Device, Dtype, MaxRows, Model, ModelMemory, Models, SnapshotEvery
 
 app = App()
 
@@ -20,22 +20,16 @@ def worker(
         str | None, Option(metavar="URL", help=f"postgresql://USER@HOST/NAME. [default: ${DATABASE}]")
     ] = None,
     data: Annotated[Path, Option(help="The servers' folder, which all machines see.")] = Path("darkroom-data"),
-    model: Annotated[
-        str | None, Option(help="The model: a folder, a file or a hub id. [default: the embedded one]")
-    ] = None,
-    models: Annotated[
-        Path | None, Option(help="A folder of models, LoRAs, VAEs, words and ControlNets, as A1111 has it.")
-    ] = None,
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    model: Model = None,
+    models: Models = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     engines: Annotated[
         int | None, Option(min=1, max=64, help="Engine processes. [default: what suits model and device]")
     ] = None,
-    max_rows: Annotated[int | None, Option(min=1, max=1024, help="U-Net rows that move together.")] = None,
-    model_memory: Annotated[
-        float | None, Option(min=0.1, help="Gigabytes for models. [default: 60% of what is free]")
-    ] = None,
-    snapshot_every: Annotated[float, Option(min=0.1, help="Seconds between snapshots of a picture in progress.")] = 5.0,
+    max_rows: MaxRows = None,
+    model_memory: ModelMemory = None,
+    snapshot_every: SnapshotEvery = 5.0,
     lease: Annotated[float, Option(min=1.0, help="Seconds without a word after which others take over.")] = 30.0,
 ) -> None:
     """Draw what servers on the same database take in, without HTTP (docs/cluster.md).
